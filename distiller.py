@@ -1,0 +1,164 @@
+"""Membrane distillation (MD-SNN, arXiv 2512.04443): the student learns the teacher's membranes.
+
+    L = CE + alpha · L_logit + beta · L_mem
+
+L_logit = tau² · KL(softmax(z_T/tau) ‖ softmax(z_S/tau)), mean over the batch. L_mem compares the
+membrane potentials u_T of the teacher with the quantized û_S of the student, before reset, and is
+the mean over layers and timesteps of
+    CLK: KL(softmax(u_T) ‖ softmax(û_S)), softmax over a layer's C·H·W neurons, mean over the batch
+    CLM: the mean squared difference
+    CL:  nothing.
+Losses are computed in float32 or wider, also under autocast.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.neuron import THRESHOLD
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _SoftmaxKL(torch.autograd.Function):
+    """Mean over rows of KL(softmax(teacher) ‖ softmax(student)), both (rows, values).
+
+    Its gradient p_S - p_T is written once, in forward; autograd would keep four such tensors.
+    """
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
+        log_p_student = torch.log_softmax(student, dim=1)
+        log_p_teacher = torch.log_softmax(teacher, dim=1)
+        p_teacher = log_p_teacher.exp()
+        kl = torch.sum(p_teacher * log_p_teacher.sub_(log_p_student)) / len(student)
+        ctx.save_for_backward(log_p_student.exp_().sub_(p_teacher).div_(len(student)))
+        return kl
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad * ctx.saved_tensors[0], None
+
+
+def softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return _SoftmaxKL.apply(at_least_float32(student), at_least_float32(teacher))
+
+
+def logit_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
+    """tau² · KL(softmax(teacher/tau) ‖ softmax(student/tau)) of logits (B, K), mean over B."""
+    return tau**2 * softmax_kl(student / tau, teacher / tau)
+
+
+def neurons_by_sample(membrane: Tensor) -> Tensor:
+    """(T, B, C, H, W) as (T·B, C·H·W); a view where the network made it, in channels_last.
+
+    A softmax does not care in which order it sees the neurons.
+    """
+    return membrane.permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)
+
+
+def membrane_kl(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """CLK's L_mem of two lists of membrane potentials (T, B, C, H, W), one tensor a layer."""
+    return mean_over_layers(
+        softmax_kl(neurons_by_sample(u_student), neurons_by_sample(u_teacher))
+        for u_student, u_teacher in zip(student, teacher, strict=True)
+    )
+
+
+def membrane_mse(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """CLM's L_mem of two lists of membrane potentials (T, B, C, H, W), one tensor a layer."""
+    return mean_over_layers(
+        F.mse_loss(at_least_float32(u_student), at_least_float32(u_teacher))
+        for u_student, u_teacher in zip(student, teacher, strict=True)
+    )
+
+
+def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(losses)).mean()
+
+
+MEMBRANE_LOSSES = {"CLK": membrane_kl, "CLM": membrane_mse, "CL": None}
+
+
+class Distiller:
+    """Computes the student's loss against a frozen teacher.
+
+    It is not a module, so the teacher enters neither the student's checkpoint nor its
+    DistributedDataParallel.
+
+    Args:
+        teacher: full-precision network; put into evaluation mode, without gradients.
+        student: the network to train, possibly inside DistributedDataParallel.
+        loss: "CLK", "CLM" or "CL".
+        alpha, beta: weights of L_logit and L_mem.
+        tau: temperature of L_logit.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        loss: str = "CLK",
+        alpha: float = 1.0,
+        beta: float = 10.0,
+        tau: float = 4.0,
+    ):
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.student = student
+        self.membrane_loss = MEMBRANE_LOSSES[loss]
+        self.alpha, self.beta, self.tau = alpha, beta, tau
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """(student's logits (B, K), loss, its unweighted terms "ce", "logit" and "membrane")."""
+        if self.membrane_loss is None:
+            logits = self.student(images)
+            with torch.no_grad():
+                teacher_logits = self.teacher(images)
+        else:
+            logits, membranes = self.student(images, membranes=True)
+            with torch.no_grad():
+                teacher_logits, teacher_membranes = self.teacher(images, membranes=True)
+
+        terms = {
+            "ce": F.cross_entropy(at_least_float32(logits), labels),
+            "logit": logit_kl(logits, teacher_logits, self.tau),
+        }
+        loss = terms["ce"] + self.alpha * terms["logit"]
+        if self.membrane_loss is not None:
+            terms["membrane"] = self.membrane_loss(membranes, teacher_membranes)
+            loss = loss + self.beta * terms["membrane"]
+        return logits, loss, terms
+
+
+@torch.no_grad()
+def distance_to_teacher(
+    teacher: nn.Module, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """How far a student's membranes are from its teacher's, in evaluation mode.
+
+    Returns three (layers, T) tensors, means over all images: "membrane_kl", "membrane_mse" and
+    "differing_spikes", the share of neurons of which one fires and the other does not.
+    """
+    teacher.eval(), student.eval()
+    sums, images_seen = {}, 0
+    for images, _ in batches:
+        _, u_teacher = teacher(images, membranes=True)
+        _, u_student = student(images, membranes=True)
+        for name, per_step in {
+            "membrane_kl": lambda s, t: membrane_kl([s[None]], [t[None]]),
+            "membrane_mse": lambda s, t: membrane_mse([s], [t]),
+            "differing_spikes": lambda s, t: ((s > THRESHOLD) != (t > THRESHOLD)).float().mean(),
+        }.items():
+            batch = torch.tensor(
+                [
+                    [per_step(*step) for step in zip(*layer, strict=True)]
+                    for layer in zip(u_student, u_teacher, strict=True)
+                ]
+            )
+            sums[name] = sums.get(name, 0) + batch * len(images)
+        images_seen += len(images)
+    return {name: total / images_seen for name, total in sums.items()}

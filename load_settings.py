@@ -1,0 +1,402 @@
+"""From the command line to checked settings, networks and the training recipe.
+
+Every mistake in the arguments is found here, before data or networks are touched.
+"""
+
+import argparse
+import math
+import os
+import pickle
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models import MSResNet, QuanMSResNet
+from models.MS_ResNet import BLOCKS
+
+
+class UserError(Exception):
+    """A mistake of the user's: its text is the one line that says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What a network must know of a data set, and its recipe's defaults (DESIGN §5)."""
+
+    num_classes: int
+    in_channels: int
+    image_size: int  # pixels, height and width
+    image_step: float  # what one code of the 8-bit network input stands for
+    time_window: int
+    batch_size: int
+    events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
+
+
+DATA_SETS = {
+    "CIFAR10": DataSet(10, 3, 32, 1 / 255, time_window=4, batch_size=256),
+    "CIFAR100": DataSet(100, 3, 32, 1 / 255, time_window=4, batch_size=256),
+    "TinyImagenet": DataSet(200, 3, 64, 1 / 255, time_window=4, batch_size=256),
+    "ncaltech101": DataSet(101, 2, 48, 1.0, time_window=10, batch_size=32, events=True),
+    "digits": DataSet(10, 1, 16, 1 / 255, time_window=4, batch_size=64),
+}
+PAPER_SETTINGS = ("original", "student", "qamd")
+LOSSES = ("CLK", "CLM", "CL")
+# Weights of the membrane term: KL and squared error differ in size.
+DEFAULT_BETA = {"CLK": 10.0, "CLM": 30.0, "CL": 0.0}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, in plain types: written to settings.json and into checkpoints.
+
+    `bits`, `loss`, `alpha`, `beta` and `tau` are None where the paper setting has no such thing.
+    """
+
+    data: str
+    paper_setting: str
+    model_depth: int
+    width: int
+    time_window: int
+    bits: int | None
+    bn_bits: int | None
+    loss: str | None
+    alpha: float | None
+    beta: float | None
+    tau: float | None
+    init_from_teacher: bool
+    teacher_path: str | None
+    batch_size: int
+    epochs: int
+    lr: float
+    weight_decay: float
+    clip_grad: float
+    seed: int
+    data_path: str
+    save_path: str
+    eval_only: str | None
+    workers: int
+    device: str
+    amp: bool
+    deterministic: bool
+
+
+class Checkpoint(NamedTuple):
+    """What `load_checkpoint` has read and checked; `model` fits `build_network(settings)`."""
+
+    settings: Settings
+    model: dict[str, Tensor]
+    epoch: int
+    accuracy: float
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise UserError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="main.py",
+        description="Train a full-precision teacher (original), a quantized student (student) or "
+        "MD-SNN, a quantized student distilled from the teacher's membrane potentials (qamd).",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--data", choices=DATA_SETS, help="data set")
+    add("--paper_setting", choices=PAPER_SETTINGS, help="what to train")
+    add("--model_depth", type=int, choices=BLOCKS, help="18 or 34 (default 18)")
+    add("--width", type=int, help="channels of the first stage (default 64)")
+    add("--time_window", type=int, help="timesteps T (default 4; ncaltech101 10)")
+    add("--bits", type=int, help="width of weights and membrane potentials, 2 to 8")
+    add("--bn_bits", type=int, help="width of batch norm's scale and shift, 2 to 16 (default 8)")
+    add("--loss", choices=LOSSES, help="only with qamd: CLK (default), CLM or CL")
+    add("--alpha", type=float, help="weight of the logit loss (default 1)")
+    add("--beta", type=float, help="weight of the membrane loss (default CLK 10, CLM 30)")
+    add("--tau", type=float, help="temperature of the logit loss (default 4)")
+    add("--teacher_path", help="checkpoint of an original run, for qamd")
+    add(
+        "--init_from_teacher",
+        action="store_true",
+        help="start the student from the teacher's weights instead of from scratch",
+    )
+    add("--batch_size", type=int, help="global batch, split over the processes")
+    add("--epochs", type=int, default=100)
+    add("--lr", type=float, default=0.1, help="at the start; cosine to 0 (default 0.1)")
+    add("--weight_decay", type=float, default=1e-4, help="none on batch norm and steps")
+    add("--clip_grad", type=float, default=1.0, help="largest gradient norm (default 1; 0: any)")
+    add("--seed", type=int, default=0)
+    add("--data_path", default="./data", help="where the data sets lie")
+    add("--save_path", help="where checkpoints and logs go (default ./checkpoints/RUN)")
+    add("--eval_only", metavar="CKPT", help="print the test accuracy of a checkpoint and stop")
+    add("--workers", type=int, default=4, help="loader processes of each process (default 4)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--amp", action="store_true", help="bf16 autocast; membranes and losses stay in float32")
+    add("--deterministic", action="store_true", help="same seed, same numbers")
+    # torch.distributed.launch passes one of these; the environment says the same.
+    add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Settings:
+    """Checked settings of a command line. Raises UserError for whatever is wrong with it."""
+    args = _parser().parse_args(argv)
+    settings = _training_settings(args) if args.eval_only is None else _evaluation_settings(args)
+    check_settings(settings)
+    if settings.batch_size % world_size:
+        raise UserError(
+            f"--batch_size {settings.batch_size} is the global batch and does not divide evenly "
+            f"over {world_size} processes"
+        )
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no usable GPU; use --device cpu")
+    if settings.eval_only is None:
+        if settings.teacher_path is not None:
+            _check_teacher(settings)
+        check_writable(settings.save_path)
+    return settings
+
+
+def _training_settings(args: argparse.Namespace) -> Settings:
+    for required in ("data", "paper_setting"):
+        if getattr(args, required) is None:
+            raise UserError(f"--{required} is required")
+    quantized, distilled = args.paper_setting != "original", args.paper_setting == "qamd"
+
+    def only_where(allowed: bool, name: str, setting: str) -> None:
+        if not allowed and getattr(args, name) not in (None, False):
+            raise UserError(f"--{name} has no meaning with --paper_setting {setting}: leave it out")
+
+    for name in ("bits", "bn_bits", "init_from_teacher"):
+        only_where(quantized, name, args.paper_setting)
+    for name in ("loss", "alpha", "beta", "tau"):
+        only_where(distilled, name, args.paper_setting)
+    only_where(distilled or args.init_from_teacher, "teacher_path", args.paper_setting)
+    if quantized and args.bits is None:
+        raise UserError(f"--paper_setting {args.paper_setting} needs --bits, 2 to 8")
+    if (distilled or args.init_from_teacher) and args.teacher_path is None:
+        raise UserError("--teacher_path is required: the original-best.pth of an original run")
+
+    def default(name: str, value: Any) -> Any:
+        return value if getattr(args, name) is None else getattr(args, name)
+
+    loss = default("loss", "CLK") if distilled else None
+    data_set = DATA_SETS[args.data]
+    settings = Settings(
+        data=args.data,
+        paper_setting=args.paper_setting,
+        model_depth=default("model_depth", 18),
+        width=default("width", 64),
+        time_window=default("time_window", data_set.time_window),
+        bits=args.bits,
+        bn_bits=default("bn_bits", 8) if quantized else None,
+        loss=loss,
+        alpha=default("alpha", 1.0) if distilled else None,
+        beta=default("beta", DEFAULT_BETA[loss]) if distilled else None,
+        tau=default("tau", 4.0) if distilled else None,
+        init_from_teacher=args.init_from_teacher,
+        teacher_path=args.teacher_path,
+        batch_size=default("batch_size", data_set.batch_size),
+        epochs=args.epochs,
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        clip_grad=args.clip_grad,
+        seed=args.seed,
+        data_path=args.data_path,
+        save_path=args.save_path or "",
+        eval_only=None,
+        workers=args.workers,
+        device=args.device,
+        amp=args.amp,
+        deterministic=args.deterministic,
+    )
+    return replace(settings, save_path=settings.save_path or f"./checkpoints/{run_name(settings)}")
+
+
+def _evaluation_settings(args: argparse.Namespace) -> Settings:
+    """The settings that the checkpoint was trained with, and this command's of how to run."""
+    trained = load_checkpoint(args.eval_only).settings
+    for name in ("data", "paper_setting", "model_depth", "width", "time_window", "bits", "bn_bits"):
+        if getattr(args, name) not in (None, getattr(trained, name)):
+            raise UserError(
+                f"--{name} {getattr(args, name)} does not fit {args.eval_only}: "
+                f"it was trained with {getattr(trained, name)}"
+            )
+    return replace(
+        trained,
+        eval_only=args.eval_only,
+        teacher_path=None,
+        batch_size=args.batch_size or trained.batch_size,
+        data_path=args.data_path,
+        workers=args.workers,
+        device=args.device,
+        amp=args.amp,
+        deterministic=args.deterministic,
+    )
+
+
+def run_name(settings: Settings) -> str:
+    """Name of the default save path: what a person tells runs apart by."""
+    parts = [
+        settings.data,
+        settings.paper_setting,
+        settings.loss,
+        settings.bits and f"{settings.bits}bit",
+        settings.init_from_teacher and "from-teacher",
+        f"depth{settings.model_depth}",
+        f"width{settings.width}",
+        f"T{settings.time_window}",
+        f"seed{settings.seed}",
+    ]
+    return "-".join(part for part in parts if part)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises UserError where a value is outside what the program can do."""
+
+    def require(name: str, fits: bool, expected: str) -> None:
+        if not fits:
+            raise UserError(f"--{name} must be {expected}, got {getattr(settings, name)}")
+
+    for name in ("width", "time_window", "batch_size", "epochs"):
+        require(name, getattr(settings, name) >= 1, "at least 1")
+    for name in ("seed", "workers", "weight_decay", "clip_grad"):
+        require(name, 0 <= getattr(settings, name) < math.inf, "0 or more")
+    require("lr", 0 < settings.lr < math.inf, "a positive number")
+    if settings.bits is not None:
+        require("bits", 2 <= settings.bits <= 8, "2 to 8")
+        require("bn_bits", 2 <= settings.bn_bits <= 16, "2 to 16")
+    if settings.loss is not None:
+        for name in ("alpha", "beta"):
+            require(name, 0 <= getattr(settings, name) < math.inf, "0 or more")
+        require("tau", 0 < settings.tau < math.inf, "a positive number")
+
+
+def _check_teacher(settings: Settings) -> None:
+    teacher = load_checkpoint(settings.teacher_path).settings
+    if teacher.paper_setting != "original":
+        raise UserError(
+            f"--teacher_path {settings.teacher_path} holds a quantized {teacher.paper_setting} "
+            "network: a teacher comes from --paper_setting original"
+        )
+    for name in ("data", "model_depth", "width", "time_window"):
+        if getattr(teacher, name) != getattr(settings, name):
+            raise UserError(
+                f"--teacher_path {settings.teacher_path} was trained with --{name} "
+                f"{getattr(teacher, name)}, this run has --{name} {getattr(settings, name)}"
+            )
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises UserError where `folder` cannot be made and written into; leaves nothing behind."""
+    existing = Path(folder).absolute()
+    while not os.path.lexists(existing):
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {folder} ({error.strerror}): choose another --save_path"
+        ) from None
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read and check a checkpoint of main.py, on the CPU, executing nothing that is in it.
+
+    Raises UserError where it is missing, unreadable, truncated or another program's, or where its
+    weights do not fit the network that its settings describe.
+    """
+    not_ours = f"{path} is not a checkpoint of this program"
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path} ({error.strerror})") from None
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+        raise UserError(f"{not_ours}, or it is truncated") from None
+
+    if not isinstance(content, dict) or not {"settings", "model", "epoch", "accuracy"} <= set(
+        content
+    ):
+        raise UserError(f"{not_ours}: settings, model, epoch or accuracy is missing")
+    settings = _settings_from(content["settings"], not_ours)
+    with torch.device("meta"):
+        expected = {name: x.shape for name, x in build_network(settings).state_dict().items()}
+    model = content["model"]
+    if not isinstance(model, dict):
+        raise UserError(f"{not_ours}: its model is no dict of weights")
+    found = {name: getattr(x, "shape", None) for name, x in model.items()}
+    for name in expected | found:
+        if expected.get(name) != found.get(name):
+            raise UserError(
+                f"{path} does not fit its own settings: {name} should be of shape "
+                f"{expected.get(name)}, found {found.get(name)}"
+            )
+    return Checkpoint(settings, model, content["epoch"], content["accuracy"])
+
+
+def _settings_from(saved: Any, not_ours: str) -> Settings:
+    if not isinstance(saved, dict) or set(saved) != {field.name for field in fields(Settings)}:
+        raise UserError(f"{not_ours}: its settings are not this version's")
+    for field in fields(Settings):
+        if not isinstance(saved[field.name], field.type):
+            raise UserError(f"{not_ours}: its {field.name} is {saved[field.name]!r}")
+    settings = Settings(**saved)
+    if (
+        settings.data not in DATA_SETS
+        or settings.paper_setting not in PAPER_SETTINGS
+        or settings.model_depth not in BLOCKS
+        or (settings.bits is None) != (settings.paper_setting == "original")
+    ):
+        raise UserError(f"{not_ours}: no such network")
+    check_settings(settings)
+    return settings
+
+
+def build_network(settings: Settings) -> MSResNet:
+    """The network of the settings, with fresh weights from torch's random state."""
+    data_set = DATA_SETS[settings.data]
+    shape = (
+        settings.model_depth,
+        data_set.num_classes,
+        settings.time_window,
+        data_set.in_channels,
+        settings.width,
+    )
+    if settings.paper_setting == "original":
+        return MSResNet(*shape)
+    return QuanMSResNet(
+        *shape, bits=settings.bits, bn_bits=settings.bn_bits, image_step=data_set.image_step
+    )
+
+
+def load_network(checkpoint: Checkpoint) -> MSResNet:
+    """The trained network of a checkpoint, in evaluation mode."""
+    network = build_network(checkpoint.settings)
+    network.load_state_dict(checkpoint.model)
+    return network.eval()
+
+
+def start_from_teacher(student: QuanMSResNet, teacher: MSResNet) -> None:
+    """Copy the teacher's weights and batch norms into a student and start its weight steps anew."""
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    student.start_steps_from_weights()
+
+
+def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:
+    """SGD with momentum 0.9; no weight decay on batch norm, biases and quantization steps."""
+    decayed, free = [], []
+    for name, parameter in network.named_parameters():
+        is_free = parameter.dim() <= 1 or name.endswith("quantizer.step")
+        (free if is_free else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)

@@ -1,0 +1,350 @@
+"""Train and evaluate the networks of MD-SNN (arXiv 2512.04443).
+
+    teacher   python main.py --data digits --paper_setting original
+    student   python main.py --data digits --paper_setting student --bits 4
+    MD-SNN    python main.py --data digits --paper_setting qamd --bits 4 --teacher_path TEACHER.pth
+
+On several devices: torchrun --nproc_per_node=2 main.py … (or python -m torch.distributed.launch).
+"""
+
+import csv
+import gc
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from data_loader import evaluation_loader, load_data_sets, set_epoch, train_loader
+from distiller import Distiller, at_least_float32
+from load_settings import (
+    Settings,
+    UserError,
+    build_network,
+    build_optimizer,
+    load_checkpoint,
+    load_network,
+    parse_settings,
+    start_from_teacher,
+)
+from models.neuron import count_spikes
+
+# (images, labels) -> (logits, loss, unweighted terms of the loss)
+LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+
+RANK = int(os.environ.get("RANK", 0))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+FIRST_PROCESS = RANK == 0
+COLUMNS = (
+    "epoch",
+    "lr",
+    "loss",
+    "ce",
+    "logit",
+    "membrane",
+    "train_accuracy",
+    "test_accuracy",
+    "best_accuracy",
+    "spike_rate",
+    "images_per_second",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code: 0, or 2 for a mistake of the user's."""
+    try:
+        settings = parse_settings(argv, WORLD_SIZE)
+        with processes(settings) as device:
+            if settings.eval_only is None:
+                train(settings, device)
+            else:
+                print_accuracy(settings, device)
+    except UserError as error:
+        if FIRST_PROCESS:
+            print(f"main.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+@contextmanager
+def processes(settings: Settings) -> Iterator[torch.device]:
+    """Join the process group where a launcher started several processes; yields the device."""
+    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ:
+        yield device
+        return
+    dist.init_process_group("nccl" if use_cuda else "gloo")
+    try:
+        yield device
+    finally:
+        # gloo's threads abort now and then if a DistributedDataParallel outlives the group.
+        gc.collect()
+        dist.destroy_process_group()
+
+
+def make_deterministic(settings: Settings) -> None:
+    random.seed(settings.seed)
+    torch.manual_seed(settings.seed)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def train(settings: Settings, device: torch.device) -> None:
+    make_deterministic(settings)
+    train_set, test_set = load_data_sets(
+        settings.data, settings.data_path, settings.time_window, settings.seed
+    )
+    shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
+    on_gpu = device.type == "cuda"
+    train_batches = train_loader(train_set, *shard, settings.seed, pin_memory=on_gpu)
+    test_batches = evaluation_loader(test_set, *shard, pin_memory=on_gpu)
+
+    network = build_network(settings)
+    teacher = settings.teacher_path and load_network(load_checkpoint(settings.teacher_path))
+    if settings.init_from_teacher:
+        start_from_teacher(network, teacher)
+    network.to(device)
+    optimizer = build_optimizer(network, settings)
+    steps = settings.epochs * len(train_batches)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    student = network
+    if WORLD_SIZE > 1:
+        # Batch norm statistics are already the same on all processes: nothing to broadcast.
+        student = DistributedDataParallel(network, broadcast_buffers=False)
+    loss_function = cross_entropy(student)
+    if settings.paper_setting == "qamd":
+        loss_function = Distiller(
+            teacher.to(device),
+            student,
+            settings.loss,
+            settings.alpha,
+            settings.beta,
+            settings.tau,
+        )
+
+    log = Log(settings) if FIRST_PROCESS else None
+    best_accuracy = 0.0
+    for epoch in range(1, settings.epochs + 1):
+        set_epoch(train_batches, epoch)
+        network.train()
+        row = {"epoch": epoch, "lr": scheduler.get_last_lr()[0]}
+        row |= train_epoch(loss_function, train_batches, optimizer, scheduler, settings, device)
+        correct, total, row["spike_rate"] = evaluate(network, test_batches, device, settings.amp)
+        row["test_accuracy"] = correct / total
+        is_best = row["test_accuracy"] > best_accuracy or epoch == 1
+        best_accuracy = row["best_accuracy"] = max(best_accuracy, row["test_accuracy"])
+        if log is not None:
+            log.write(row)
+            save_checkpoints(network, optimizer, scheduler, settings, row, is_best)
+    if log is not None:
+        log.close()
+        print(
+            f"best accuracy {best_accuracy:.2%}, last {row['test_accuracy']:.2%}; "
+            f"checkpoints in {settings.save_path}"
+        )
+
+
+def cross_entropy(network: nn.Module) -> LossFunction:
+    """The loss of a network trained without a teacher."""
+
+    def loss_function(images: Tensor, labels: Tensor):
+        logits = network(images)
+        loss = F.cross_entropy(at_least_float32(logits), labels)
+        return logits, loss, {"ce": loss}
+
+    return loss_function
+
+
+def train_epoch(
+    loss_function: LossFunction,
+    batches: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    settings: Settings,
+    device: torch.device,
+) -> dict[str, float]:
+    """One pass over the training data; means over all images and processes."""
+    sums: dict[str, Tensor] = {}
+    images_seen, start = 0, time.perf_counter()
+    bar = tqdm(batches, desc="train", leave=False, disable=not FIRST_PROCESS)
+    for images, labels in bar:
+        images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+            logits, loss, terms = loss_function(images, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        if settings.clip_grad:
+            # Surrogate gradients through many timesteps and layers now and then explode.
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            nn.utils.clip_grad_norm_(parameters, settings.clip_grad)
+        optimizer.step()
+        scheduler.step()
+
+        correct = (logits.argmax(1) == labels).float().mean()
+        for name, mean in (("loss", loss), *terms.items(), ("train_accuracy", correct)):
+            sums[name] = sums.get(name, 0) + mean.detach().double() * len(labels)
+        images_seen += len(labels) * WORLD_SIZE
+        if bar.n % 10 == 0:  # reading a number waits for the GPU
+            bar.set_postfix(
+                loss=f"{loss.item():.3f}",
+                accuracy=f"{correct.item():.1%}",
+                img_per_s=f"{images_seen / (time.perf_counter() - start):.0f}",
+            )
+    totals = add_over_processes(torch.stack(list(sums.values())))
+    speed = images_seen / (time.perf_counter() - start)
+    return dict(zip(sums, (totals / images_seen).tolist(), strict=True)) | {
+        "images_per_second": None if settings.deterministic else round(speed, 1)
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module, batches: DataLoader, device: torch.device, amp: bool
+) -> tuple[int, int, float]:
+    """(correct images, all images, spikes per neuron and timestep) over all processes."""
+    network.eval()
+    counts = torch.zeros(2, dtype=torch.int64, device=device)
+    with count_spikes(network) as spikes:
+        for images, labels in tqdm(batches, "test", leave=False, disable=not FIRST_PROCESS):
+            images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                logits = network(images)
+            counts += torch.stack(
+                [(logits.argmax(1) == labels).sum(), counts.new_tensor(len(labels))]
+            )
+    fired, neurons = add_over_processes(
+        sum(spikes.values(), torch.zeros(2, dtype=torch.float64, device=device))
+    )
+    correct, total = add_over_processes(counts).tolist()
+    return correct, total, (fired / neurons).item()
+
+
+def add_over_processes(x: Tensor) -> Tensor:
+    if WORLD_SIZE > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def print_accuracy(settings: Settings, device: torch.device) -> None:
+    network = load_network(load_checkpoint(settings.eval_only)).to(device)
+    _, test_set = load_data_sets(
+        settings.data, settings.data_path, settings.time_window, settings.seed
+    )
+    batches = evaluation_loader(
+        test_set, settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers
+    )
+    correct, total, spike_rate = evaluate(network, batches, device, settings.amp)
+    if FIRST_PROCESS:
+        print(
+            f"accuracy {correct / total:.2%} ({correct} of {total} test images), "
+            f"spike rate {spike_rate:.2%}"
+        )
+
+
+class Log:
+    """What a run leaves beside its checkpoints: settings.json, metrics.csv, TensorBoard events."""
+
+    def __init__(self, settings: Settings):
+        # Imported here: it takes seconds, and only the first process of a training needs it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = Path(settings.save_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "settings.json").write_text(json.dumps(about_run(settings), indent=2) + "\n")
+        self.metrics = folder / "metrics.csv"
+        with self.metrics.open("w", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writeheader()
+        self.tensorboard = SummaryWriter(folder)
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+        for name, value in row.items():
+            if name != "epoch" and value is not None:
+                self.tensorboard.add_scalar(name, value, row["epoch"])
+        print(
+            f"epoch {row['epoch']}: loss {row['loss']:.4f}, train {row['train_accuracy']:.2%}, "
+            f"test {row['test_accuracy']:.2%}, spike rate {row['spike_rate']:.2%}",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        self.tensorboard.close()
+
+
+def about_run(settings: Settings) -> dict[str, Any]:
+    try:
+        commit = subprocess.run(
+            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None  # not a git checkout, or no git
+    return asdict(settings) | {
+        "world_size": WORLD_SIZE,
+        "git_commit": commit,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def save_checkpoints(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    settings: Settings,
+    row: dict[str, Any],
+    is_best: bool,
+) -> None:
+    """Write SETTING-last.pth and, where this epoch is the best so far, SETTING-best.pth."""
+    checkpoint = {
+        "model": network.state_dict(),
+        "settings": asdict(settings),
+        "epoch": row["epoch"],
+        "accuracy": row["test_accuracy"],
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+        "random_states": {
+            "python": random.getstate(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all(),
+        },
+    }
+    for name in ("last", "best") if is_best else ("last",):
+        save_whole(checkpoint, Path(settings.save_path) / f"{settings.paper_setting}-{name}.pth")
+
+
+def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
+    """Replace the file at `path` or leave it as it was: a reader never sees half a checkpoint."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

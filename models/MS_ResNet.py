@@ -1,0 +1,148 @@
+"""MS-ResNet (Hu et al., arXiv 2112.08954): the full-precision spiking network.
+
+Its residual stream is real-valued: a block adds BN(conv(LIF(BN(conv(LIF(x)))))) to it. Time is
+folded into the batch, so each convolution and batch norm runs once, on (T·B, C, H, W) in
+channels_last, and only the LIF neurons step through time.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.batch_norm import BatchNorm
+from models.neuron import LIF, THRESHOLD, unfold_time
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Constructors of the network's layers: what a quantized network changes, in one place."""
+
+    image: Callable[[], nn.Module] = nn.Identity
+    stem_conv: Callable[..., nn.Module] = nn.Conv2d
+    conv: Callable[..., nn.Module] = nn.Conv2d
+    batch_norm: Callable[..., nn.Module] = BatchNorm
+    lif: Callable[[], nn.Module] = LIF
+    stream: Callable[[], nn.Module] = nn.Identity
+    linear: Callable[..., nn.Module] = nn.Linear
+
+
+FULL_PRECISION = Layers()
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+class Stem(nn.Module):
+    """BN(conv3×3(image)); the same image at every timestep is computed once."""
+
+    def __init__(self, in_channels: int, channels: int, layers: Layers):
+        super().__init__()
+        self.image = layers.image()
+        self.conv = layers.stem_conv(in_channels, channels, 3, padding=1, bias=False)
+        self.bn = layers.batch_norm(channels, THRESHOLD)
+
+    def forward(self, image: Tensor, repeats: int) -> Tensor:
+        x = self.bn(self.conv(self.image(image)), repeats)
+        return torch.cat([x] * repeats)  # x.repeat() would forget channels_last
+
+
+class Shortcut(nn.Module):
+    """BN(conv1×1(x)) of the real-valued stream: no LIF before it."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
+        super().__init__()
+        self.stream = layers.stream()
+        self.conv = layers.conv(in_channels, channels, 1, stride=stride, bias=False)
+        self.bn = layers.batch_norm(channels, THRESHOLD)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(self.stream(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
+        super().__init__()
+        self.lif1 = layers.lif()
+        self.conv1 = layers.conv(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = layers.batch_norm(channels, THRESHOLD)
+        self.lif2 = layers.lif()
+        self.conv2 = layers.conv(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = layers.batch_norm(channels, 0.2 * THRESHOLD)
+        changes_shape = stride != 1 or in_channels != channels
+        self.shortcut = (
+            Shortcut(in_channels, channels, stride, layers) if changes_shape else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, time_window: int, membranes: list[Tensor] | None) -> Tensor:
+        y = self.bn1(self.conv1(self.lif1(x, time_window, membranes)))
+        y = self.bn2(self.conv2(self.lif2(y, time_window, membranes)))
+        return y + self.shortcut(x)
+
+
+class MSResNet(nn.Module):
+    """MS-ResNet-18 or -34 for small images (3×3 stem of stride 1).
+
+    Args:
+        depth: 18 or 34.
+        num_classes: number of logits.
+        time_window: timesteps T.
+        in_channels: 3 for colour images, 1 for grey ones, 2 for event frames.
+        width: channels of the stem and the first stage; the stages have 1, 2, 4, 8 times as many.
+        layers: constructors of the layers (see `QuanMSResNet`).
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        time_window: int,
+        in_channels: int = 3,
+        width: int = 64,
+        layers: Layers = FULL_PRECISION,
+    ):
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"depth must be one of {sorted(BLOCKS)}, got {depth}")
+        self.time_window = time_window
+        self.stem = Stem(in_channels, width, layers)
+        blocks, channels = [], width
+        for stage, count in enumerate(BLOCKS[depth]):
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                out_channels = width * 2**stage
+                blocks.append(Block(channels, out_channels, stride, layers))
+                channels = out_channels
+        self.blocks = nn.ModuleList(blocks)
+        self.lif = layers.lif()
+        self.linear = layers.linear(channels, num_classes)
+        self.apply(_initialize)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self, images: Tensor, membranes: bool = False
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Logits (B, num_classes) of static images (B, C, H, W) or frames (B, T, C, H, W).
+
+        With `membranes`, also the membrane potentials of every LIF layer in forward order, each
+        (T, B, C, H, W). Raises ValueError where frames have another T than the network.
+        """
+        T = self.time_window
+        kept: list[Tensor] | None = [] if membranes else None
+        if images.dim() == 4:
+            x = self.stem(images.contiguous(memory_format=torch.channels_last), repeats=T)
+        elif images.shape[1] == T:
+            frames = images.transpose(0, 1).flatten(0, 1)
+            x = self.stem(frames.contiguous(memory_format=torch.channels_last), repeats=1)
+        else:
+            raise ValueError(f"expected frames of T = {T} timesteps, got {images.shape[1]}")
+        for block in self.blocks:
+            x = block(x, T, kept)
+        spikes = unfold_time(self.lif(x, T, kept), T)
+        logits = self.linear(spikes.mean(dim=(0, 3, 4)))
+        return logits if kept is None else (logits, kept)

@@ -1,0 +1,74 @@
+"""Quan-MS-ResNet: MS-ResNet whose weights, membrane potentials, batch norms and inputs are integers
+times a scale (MD-SNN, arXiv 2512.04443; the choices the paper leaves open are in the README)."""
+
+from functools import partial
+
+from models.batch_norm import BatchNorm
+from models.MS_ResNet import FULL_PRECISION, Layers, MSResNet
+from models.neuron import LIF, THRESHOLD
+from quantization import (
+    OFF,
+    BatchNormQuantizer,
+    ImageQuantizer,
+    MembraneQuantizer,
+    QuanConv2d,
+    QuanLinear,
+    StreamQuantizer,
+)
+
+STEM_BITS = LINEAR_BITS = 8
+
+
+def quantized_layers(bits: int, bn_bits: int, image_step: float) -> Layers:
+    """The layers of Quan-MS-ResNet; the stream's deviation is what its batch norms start with."""
+    return Layers(
+        image=lambda: ImageQuantizer(image_step),
+        stem_conv=partial(QuanConv2d, bits=STEM_BITS),
+        conv=partial(QuanConv2d, bits=bits),
+        batch_norm=lambda channels, weight: BatchNorm(
+            channels, weight, None if bn_bits >= OFF else BatchNormQuantizer(bn_bits)
+        ),
+        lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD)),
+        stream=lambda: StreamQuantizer(bits, deviation=THRESHOLD),
+        linear=partial(QuanLinear, bits=LINEAR_BITS),
+    )
+
+
+class QuanMSResNet(MSResNet):
+    """MS-ResNet with quantized weights, membrane potentials, batch norms and inputs.
+
+    Args:
+        bits: width of weights, membrane potentials and shortcut inputs, 2 to 8; stem and linear
+            weights have 8. With 32 nothing at all is quantized: the network is MSResNet.
+        bn_bits: width of the folded batch norm's scale and shift; 32 leaves them unquantized.
+        image_step: what one code of the 8-bit input stands for: 1/255 for images in [0, 1],
+            1 for event counts.
+
+    Raises ValueError for widths that are neither 2 to 8 (`bn_bits`: 2 to 16) nor 32.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int,
+        time_window: int,
+        in_channels: int = 3,
+        width: int = 64,
+        *,
+        bits: int,
+        bn_bits: int = 8,
+        image_step: float = 1 / 255,
+    ):
+        if bits != OFF and not 2 <= bits <= 8:
+            raise ValueError(f"bits must be 2 to 8, or {OFF} for none; got {bits}")
+        if bn_bits != OFF and not 2 <= bn_bits <= 16:
+            raise ValueError(f"bn_bits must be 2 to 16, or {OFF} for none; got {bn_bits}")
+        layers = FULL_PRECISION if bits == OFF else quantized_layers(bits, bn_bits, image_step)
+        super().__init__(depth, num_classes, time_window, in_channels, width, layers)
+        self.start_steps_from_weights()
+
+    def start_steps_from_weights(self) -> None:
+        """Set the weight steps to suit the weights, as after loading a full-precision network's."""
+        for module in self.modules():
+            if isinstance(module, QuanConv2d | QuanLinear):
+                module.quantizer.start_from(module.weight)

@@ -1,0 +1,116 @@
+"""Batch norm over (T, B, H, W) and over all processes, optionally quantized.
+
+torch's SyncBatchNorm needs a GPU; this one runs wherever torch.distributed does, so that one
+process and many with the same global batch train the same network.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from quantization import BatchNormQuantizer
+
+AXES = (0, 2, 3)  # all but the channels
+
+
+def several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def per_channel(x: Tensor) -> Tensor:
+    return x[:, None, None]
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x·scale + shift per channel, in the dtype of x."""
+    return torch.addcmul(per_channel(shift), x, per_channel(scale)).to(x.dtype)
+
+
+@torch.no_grad()
+def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and biased variance (C,) of x (N, C, H, W) over all processes; the count of values."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    var, mean = torch.var_mean(x, AXES, correction=0)
+    count = torch.full_like(mean[:1], x.numel() // x.shape[1], dtype=torch.float64)
+    if not several_processes():
+        return mean, var, count
+    # In float64 the second moments can be added without losing the variance to cancellation.
+    first, second = mean.double(), var.double() + mean.double().square()
+    sums = torch.cat([count * first, count * second, count])
+    dist.all_reduce(sums)
+    count = sums[-1:]
+    first, second = (sums[:-1] / count).chunk(2)
+    return first.to(mean), (second - first.square()).to(var), count
+
+
+class _BatchNorm(torch.autograd.Function):
+    """x·scale + shift, whose backward knows that both depend on the batch of all processes.
+
+    Gradients are those of weight·normalized(x) + bias, straight-through where scale and shift are
+    quantized.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, scale, shift, mean, inverse_std, count):
+        ctx.save_for_backward(x, scale, mean, inverse_std, count)
+        return affine(x, scale, shift)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, scale, mean, inverse_std, count = ctx.saved_tensors
+        if not several_processes():
+            grads = torch.ops.aten.native_batch_norm_backward(
+                *(grad, x, scale / inverse_std, None, None, mean, inverse_std),
+                train=True,
+                eps=0.0,  # inverse_std has it already
+                output_mask=[True, True, True],
+            )
+            return *grads, None, None, None, None, None
+        normalized = (x - per_channel(mean)) * per_channel(inverse_std)
+        grad_weight, grad_bias = (grad * normalized).sum(AXES), grad.sum(AXES)
+        sums = torch.stack([grad_weight, grad_bias]).double()
+        dist.all_reduce(sums)
+        mean_product, mean_grad = (sums / count).to(mean)
+        centred = grad - per_channel(mean_grad) - normalized * per_channel(mean_product)
+        grad_x = (centred * per_channel(scale)).to(x.dtype)
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """y = scale·x + shift per channel, with scale = weight/√(var + eps), shift = bias - scale·mean.
+
+    With a quantizer both folded numbers are quantized, in training (batch statistics) as in
+    evaluation (running ones), so that both see the same rounding.
+    """
+
+    def __init__(self, channels: int, weight: float, quantizer: BatchNormQuantizer | None = None):
+        super().__init__(channels)
+        self.quantizer = quantizer
+        self.num_batches_tracked = None  # nothing reads it: the momentum is fixed
+        nn.init.constant_(self.weight, weight)
+
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        """Normalize x (N, C, H, W), each image standing for `repeats` equal timesteps."""
+        plain = self.quantizer is None and not several_processes()
+        if plain and (not self.training or repeats == 1):
+            return super().forward(x)
+        if not self.training:
+            return affine(x, *self.fold(self.running_mean, self.running_var))
+        mean, var, count = global_statistics(x)
+        self._update_running_statistics(mean, var, count * repeats)
+        scale, shift = self.fold(mean, var)
+        inverse_std = torch.rsqrt(var + self.eps)
+        return _BatchNorm.apply(x, self.weight, self.bias, scale, shift, mean, inverse_std, count)
+
+    @torch.no_grad()
+    def fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,) for the given statistics, quantized where there is a quantizer."""
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - scale * mean
+        return (scale, shift) if self.quantizer is None else self.quantizer(scale, shift)
+
+    @torch.no_grad()
+    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        unbiased = var * (count / (count - 1)).to(var)
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)

@@ -1,0 +1,16 @@
+# Sourced by the other scripts: makes .venv where it is missing or out of date, and uses it.
+# Nothing is installed and no network is needed when .venv already holds the tested versions.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+wanted=$(cat requirements.txt scripts/tested_versions.txt)
+if [[ ! -x .venv/bin/python || "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]]; then
+    if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "Python 3.11 or newer is needed: set PYTHON to one" >&2
+        exit 2
+    fi
+    echo "installing the tested versions into .venv (about 5 GB, a few minutes) ..."
+    "${PYTHON:-python3}" -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+        -r requirements.txt pytest hypothesis ruff -c scripts/tested_versions.txt
+    echo "$wanted" > .venv/installed
+fi
+export PATH="$PWD/.venv/bin:$PATH"

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The paper's story on scikit-learn's digits: a full-precision teacher, a quantized student and
+# MD-SNN of the same size and bits, their SpikeSim reports, a table and plots in runs/quickstart/.
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+out=runs/quickstart bits=2 seed=1234
+options=(--data digits --model_depth 18 --width 8 --epochs 25 --seed "$seed" --workers 0)
+
+rm -rf "$out"
+python main.py "${options[@]}" --paper_setting original --save_path "$out/teacher"
+teacher=$out/teacher/original-best.pth
+python main.py "${options[@]}" --paper_setting student --bits "$bits" --save_path "$out/student"
+python main.py "${options[@]}" --paper_setting qamd --bits "$bits" --loss CLK \
+    --teacher_path "$teacher" --save_path "$out/mdsnn"
+
+python -m spikesim_eval report --checkpoint "$teacher" --out "$out/teacher/edap" > /dev/null
+for run in student/student mdsnn/qamd; do
+    python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$teacher" \
+        --out "$out/${run%/*}/edap" > /dev/null
+done
+python scripts/quickstart_table.py "$out"

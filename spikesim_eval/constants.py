@@ -1,0 +1,67 @@
+"""Every published number the estimate uses: value, unit, what it is, where it stands.
+
+The energy and area tables share their component names, which are the names in the reports.
+"""
+
+from typing import NamedTuple
+
+TOOL = "SpikeSim, ela_spikesim.py at commit c2627bc (arXiv 2210.12899)"
+MD_SNN = "MD-SNN, abstract (arXiv 2512.04443)"
+
+
+class Constant(NamedTuple):
+    value: float
+    unit: str
+    meaning: str
+    source: str
+
+
+# X is the side of a crossbar; a PE has X/8 ADCs, one for every eight columns.
+ENERGY = {
+    "crossbar_rram": Constant(1.76423, "pJ", "8 columns of a 64-row crossbar, RRAM", TOOL),
+    "crossbar_sram": Constant(671.089, "pJ", "the same, SRAM; repeats the SRAM area", TOOL),
+    "adc": Constant(2.03084, "pJ", "one 4-bit conversion", TOOL),
+    "mux": Constant(0.094245, "pJ", "one switch of an ADC's column multiplexer", TOOL),
+    "subtractor": Constant(1.15e-6, "pJ", "one subtraction, 16 per ADC and PE cycle", TOOL),
+    "temp_buffer": Constant(0.2, "pJ", "temporary buffer, per ADC and PE cycle", TOOL),
+    "htree": Constant(19.64 * 8, "pJ", "H-tree, 8 transfers of 19.64 pJ per PE cycle", TOOL),
+    "fetch": Constant(4.64, "pJ", "memory fetch per PE cycle", TOOL),
+    "neuron": Constant(1.274 * 4, "pJ", "LIF module, 4 steps of 1.274 pJ per PE cycle", TOOL),
+    "tile_buffer": Constant(397.0, "pJ", "tile buffer access per PE cycle", TOOL),
+}
+AREA = {
+    "crossbar_rram": Constant(26.2144, "um^2", "one 64 x 64 crossbar, RRAM", TOOL),
+    "crossbar_sram": Constant(671.089, "um^2", "one 64 x 64 crossbar, SRAM", TOOL),
+    "adc": Constant(693.633, "um^2", "one 4-bit ADC", TOOL),
+    "mux": Constant(45.9, "um^2", "multiplexer of one ADC", TOOL),
+    "subtractor": Constant(13411.41498, "um^2", "subtractors of a tile, per X/8", TOOL),
+    "temp_buffer": Constant(484.643999, "um^2", "temporary buffer of a tile", TOOL),
+    "tile_buffer": Constant(0.7391 * 64 * 128, "um^2", "tile buffer of 64 x 128 bits", TOOL),
+    "htree": Constant(216830.0 * 2, "um^2", "H-tree of a tile", TOOL),
+    "memory_bit": Constant(0.7391, "um^2", "one bit of buffer or membrane memory", TOOL),
+}
+STRUCTURE = {
+    "columns_per_adc": Constant(8, "columns", "crossbar columns that share one ADC", TOOL),
+    "reference_side": Constant(64, "cells", "crossbar side the crossbar figures belong to", TOOL),
+    "reference_adc_bits": Constant(4, "bit", "resolution the ADC figures belong to", TOOL),
+    "subtractions": Constant(16, "", "subtractions per ADC and PE cycle", TOOL),
+    "state_bits": Constant(22, "bit", "width of a value in input buffer and membrane", TOOL),
+    "state_layers": Constant(5, "layers", "leading layers whose membrane is counted", TOOL),
+    "clocks_per_cycle": Constant(26, "clocks", "clock cycles of one PE cycle", TOOL),
+    "overlap": Constant(0.75, "", "part of a layer done when its successor starts", TOOL),
+}
+# How many times better than floating point the paper reports its network on N-Caltech101.
+PUBLISHED_RATIO = {
+    "edap": Constant(14.85, "x", "energy-delay-area product", MD_SNN),
+    "tops_per_watt": Constant(2.64, "x", "operations per energy", MD_SNN),
+    "tops_per_mm2": Constant(6.19, "x", "throughput per area", MD_SNN),
+}
+
+
+def _values(table: dict[str, Constant]) -> dict[str, float]:
+    return {name: constant.value for name, constant in table.items()}
+
+
+ENERGY_PJ = _values(ENERGY)
+AREA_UM2 = _values(AREA)
+REFERENCE = _values(STRUCTURE)

@@ -1,0 +1,249 @@
+"""The list of layers an estimate works from, and how it is read from JSON (docs/layer_list.md)."""
+
+import json
+import reprlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from graphlib import CycleError, TopologicalSorter
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from .constants import REFERENCE
+
+LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
+MAX_BITS = 64
+
+_SHORT = reprlib.Repr()  # unlike repr() it also ends well on a list nested a thousand deep
+_SHORT.maxlevel = 2
+_SHORT.maxstring = 60
+
+
+class InputError(ValueError):
+    """A mistake of the user; its text is one line that says what is wrong."""
+
+
+def show(value: object) -> str:
+    """A short, one-line repr for error messages."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_int(value: object, what: str, high: int = LARGEST) -> None:
+    """Raise InputError unless `value` is a whole number in 1..high (True and 4.0 are not)."""
+    if type(value) is not int or not 1 <= value <= high:
+        raise InputError(f"{what} must be a whole number from 1 to {high}, got {show(value)}")
+
+
+def check_number(value: object, what: str, low: float, high: float) -> None:
+    """Raise InputError unless `value` is an int or float in low..high (so never NaN)."""
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise InputError(f"{what} must be a number from {low:g} to {high:g}, got {show(value)}")
+
+
+def check_xbar_size(value: object) -> None:
+    """Raise InputError unless `value` is a crossbar side whose columns fill whole ADCs."""
+    check_int(value, "xbar_size")
+    if value % REFERENCE["columns_per_adc"]:
+        raise InputError(f"xbar_size must be a multiple of 8 (columns per ADC), got {value}")
+
+
+def check_clock(value: object, what: str) -> None:
+    """Raise InputError unless `value` is a clock in MHz, from 1 kHz to 1 THz."""
+    check_number(value, what, 1e-3, 1e6)
+
+
+def check_sizes(value: object, what: str, count: int) -> None:
+    """Raise InputError unless `value` is a list of `count` positive whole numbers."""
+    if not isinstance(value, list | tuple) or len(value) != count:
+        raise InputError(f"{what} must be a list of {count} whole numbers, got {show(value)}")
+    for size in value:
+        check_int(size, what)
+
+
+def check_keys(
+    entry: object, what: str, required: Iterable[str], optional: Iterable[str] = ()
+) -> None:
+    """Raise InputError unless `entry` is a mapping with the required keys and no unknown one."""
+    if not isinstance(entry, Mapping):
+        raise InputError(f"{what} must be a JSON object, got {show(entry)}")
+    required = list(required)
+    unknown = [key for key in entry if key not in {*required, *optional}]
+    if unknown:
+        raise InputError(f"{what} has an unknown key: {show(unknown[0])}")
+    missing = [key for key in required if key not in entry]
+    if missing:
+        raise InputError(f"{what} lacks the key {show(missing[0])}")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution, or the linear classifier. Sizes are (height, width) in pixels.
+
+    `in_size` is the plane the layer reads; for a linear layer the plane that is pooled before it.
+    `input_bits` is 1 for spikes, 8 for an image; None for a linear layer (see Network.input_bits).
+    `spike_rate` is the measured share of ones in the input, None where it was not measured.
+    `weight_bits` None takes the network's. `after` names the layers this one waits for.
+    """
+
+    name: str
+    kernel: int
+    in_channels: int
+    out_channels: int
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    input_bits: int | None
+    after: tuple[str, ...] = ()
+    spike_rate: float | None = None
+    weight_bits: int | None = None
+    linear: bool = False
+
+    def __post_init__(self) -> None:
+        # Printable, because the name stands in a CSV cell and in a Markdown table.
+        if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
+            raise InputError(f"a layer's name must be printable text, got {show(self.name)}")
+        here = f"layer {show(self.name)}: "
+        for field in ("kernel", "in_channels", "out_channels"):
+            check_int(getattr(self, field), here + field)
+        check_sizes(self.in_size, here + "in_size", 2)
+        check_sizes(self.out_size, here + "out_size", 2)
+        if not isinstance(self.linear, bool):
+            raise InputError(f"{here}linear must be true or false, got {show(self.linear)}")
+        if self.linear and (self.kernel != 1 or tuple(self.out_size) != (1, 1)):
+            raise InputError(f"{here}a linear layer has kernel 1 and out_size [1, 1]")
+        if not self.linear:
+            check_int(self.input_bits, here + "input_bits", MAX_BITS)
+        if self.weight_bits is not None:
+            check_int(self.weight_bits, here + "weight_bits", MAX_BITS)
+        if self.spike_rate is not None:
+            check_number(self.spike_rate, here + "spike_rate", 0, 1)
+        if not isinstance(self.after, list | tuple):
+            raise InputError(f"{here}after must be a list of layer names, got {show(self.after)}")
+
+
+@dataclass(frozen=True)
+class Network:
+    """All layers of a network, in any order, and what they share.
+
+    `lif` holds the (channels, height, width) of every LIF population with a membrane memory.
+    Raises InputError where the layers do not form one acyclic graph of uniquely named layers.
+    """
+
+    time_steps: int
+    weight_bits: int
+    membrane_bits: int
+    layers: tuple[Layer, ...]
+    lif: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        check_int(self.time_steps, "time_steps")
+        check_int(self.weight_bits, "weight_bits", MAX_BITS)
+        check_int(self.membrane_bits, "membrane_bits", MAX_BITS)
+        if not isinstance(self.lif, list | tuple):
+            raise InputError(f"lif must be a list of [C, H, W], got {show(self.lif)}")
+        for shape in self.lif:
+            check_sizes(shape, "an entry of lif", 3)
+        if not self.layers:
+            raise InputError("a network needs at least one layer")
+        name, count = Counter(layer.name for layer in self.layers).most_common(1)[0]
+        if count > 1:
+            raise InputError(f"two layers have the name {show(name)}")
+        names = {layer.name for layer in self.layers}
+        for layer in self.layers:
+            for before in layer.after:
+                if not isinstance(before, str) or before not in names:
+                    raise InputError(
+                        f"layer {show(layer.name)} comes after {show(before)}, which is no layer"
+                    )
+        try:
+            self.in_order()
+        except CycleError as error:
+            raise InputError(f"layers wait for one another: {show(error.args[1])}") from None
+
+    def in_order(self) -> list[Layer]:
+        """The layers, each one behind every layer it waits for."""
+        by_name = {layer.name: layer for layer in self.layers}
+        graph = TopologicalSorter({layer.name: layer.after for layer in self.layers})
+        return [by_name[name] for name in graph.static_order()]
+
+    def time_steps_of(self, layer: Layer) -> int:
+        """How often the layer runs: at every timestep; a linear layer once, on spike counts."""
+        return 1 if layer.linear else self.time_steps
+
+    def input_bits(self, layer: Layer) -> int:
+        """Bits of one input value, fed one after another.
+
+        A linear layer reads the spikes counted over time and over the pooled plane, 0..T·H·W,
+        which need ceil(log2(T·H·W + 1)) bits.
+        """
+        if layer.linear:
+            return (self.time_steps * prod(layer.in_size)).bit_length()
+        return layer.input_bits
+
+    def weight_bits_of(self, layer: Layer) -> int:
+        return self.weight_bits if layer.weight_bits is None else layer.weight_bits
+
+    def to_json(self) -> dict[str, Any]:
+        """The layer list as plain containers; `network_from_json` reads it back unchanged."""
+        return json.loads(json.dumps(asdict(self)))
+
+
+LAYER_KEYS = ("name", "kernel", "in_channels", "out_channels", "in_size", "out_size", "after")
+LAYER_OPTIONS = ("spike_rate", "weight_bits", "linear")
+NETWORK_KEYS = ("time_steps", "weight_bits", "membrane_bits", "layers", "lif")
+
+
+def _tuple(value: object) -> object:
+    """A JSON list as the tuple the dataclasses hold; anything else is left for their checks."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _layer_from_json(entry: object, index: int) -> Layer:
+    here = f"layers[{index}]"
+    if isinstance(entry, dict) and entry.get("linear") is True:
+        check_keys(entry, here, LAYER_KEYS, (*LAYER_OPTIONS, "input_bits"))
+        entry = entry | {"input_bits": None}  # computed from T, H and W, whatever the file says
+    check_keys(entry, here, (*LAYER_KEYS, "input_bits"), LAYER_OPTIONS)
+    return Layer(**{key: _tuple(value) for key, value in entry.items()})
+
+
+def network_from_json(data: object) -> Network:
+    """The network that a layer list describes; raises InputError where it is not one."""
+    check_keys(data, "the layer list", NETWORK_KEYS)
+    layers, lif = data["layers"], data["lif"]
+    if not isinstance(layers, list):
+        raise InputError(f"layers must be a list, got {show(layers)}")
+    return Network(
+        time_steps=data["time_steps"],
+        weight_bits=data["weight_bits"],
+        membrane_bits=data["membrane_bits"],
+        layers=tuple(_layer_from_json(entry, i) for i, entry in enumerate(layers)),
+        lif=tuple(map(_tuple, lif)) if isinstance(lif, list) else lif,
+    )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON allows a key twice and Python keeps the last; a size given twice is a mistake."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise InputError(f"the key {show(key)} stands twice in one JSON object")
+    return entry
+
+
+def read_json(path: str | Path) -> Any:
+    """The contents of a JSON file; raises InputError where it cannot be read."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{str(path)!r} is not JSON that can be read: {error}") from None
+
+
+def load_layer_list(path: str | Path) -> Network:
+    """The network in the layer-list file at `path`; raises InputError for every mistake in it."""
+    return network_from_json(read_json(path))

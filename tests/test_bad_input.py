@@ -1,0 +1,255 @@
+"""Mistakes of the user: one line on stderr, exit code 2, no traceback, nothing written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from conftest import REPOSITORY
+from load_settings import UserError, check_writable
+from stand_in_data import write_ncaltech101
+
+QAMD = ["--data", "digits", "--width", "2", "--paper_setting", "qamd", "--bits", "4"]
+STUDENT = ["--data", "digits", "--width", "2", "--paper_setting", "student", "--bits", "4"]
+ORIGINAL = ["--data", "digits", "--width", "2", "--paper_setting", "original"]
+
+
+def files_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
+    """The one line that main.py prints for wrong arguments, run in an otherwise empty folder."""
+    monkeypatch.chdir(folder)
+    before = files_below(folder)
+    code = main.main(arguments)
+    out, err = capfd.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.startswith("main.py: error: ")
+    assert err.count("\n") == 1
+    assert files_below(folder) == before
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--data"),
+        (["--data", "MNIST", "--paper_setting", "original"], "MNIST"),
+        (["--data", "digits", "--paper_setting", "teacher"], "teacher"),
+        (["--data", "digits"], "--paper_setting"),
+        ([*ORIGINAL, "--learning_rate", "1"], "--learning_rate"),
+        ([*ORIGINAL, "--model_depth", "50"], "50"),
+        ([*ORIGINAL, "--width", "0"], "--width"),
+        ([*ORIGINAL, "--time_window", "0"], "--time_window"),
+        ([*ORIGINAL, "--time_window", "four"], "four"),
+        ([*ORIGINAL, "--batch_size", "0"], "--batch_size"),
+        ([*ORIGINAL, "--batch_size", "-64"], "--batch_size"),
+        ([*ORIGINAL, "--epochs", "0"], "--epochs"),
+        ([*ORIGINAL, "--lr", "0"], "--lr"),
+        ([*ORIGINAL, "--lr", "nan"], "--lr"),
+        ([*ORIGINAL, "--weight_decay", "-1"], "--weight_decay"),
+        ([*ORIGINAL, "--clip_grad", "inf"], "--clip_grad"),
+        ([*ORIGINAL, "--seed", "-1"], "--seed"),
+        ([*ORIGINAL, "--workers", "-1"], "--workers"),
+        ([*ORIGINAL, "--bits", "4"], "--bits"),
+        ([*ORIGINAL, "--bn_bits", "8"], "--bn_bits"),
+        ([*ORIGINAL, "--loss", "CLK"], "--loss"),
+        ([*ORIGINAL, "--init_from_teacher"], "--init_from_teacher"),
+        (["--data", "digits", "--paper_setting", "student"], "--bits"),
+        ([*STUDENT[:-1], "1"], "--bits"),
+        ([*STUDENT[:-1], "9"], "--bits"),
+        ([*STUDENT, "--bn_bits", "1"], "--bn_bits"),
+        ([*STUDENT, "--loss", "CLK"], "--loss"),
+        ([*STUDENT, "--alpha", "1"], "--alpha"),
+        ([*STUDENT, "--teacher_path", "t.pth"], "--teacher_path"),
+        ([*STUDENT, "--init_from_teacher"], "--teacher_path"),
+        (QAMD, "--teacher_path"),
+        ([*QAMD, "--loss", "KL"], "KL"),
+        ([*QAMD, "--teacher_path", "absent.pth"], "absent.pth does not exist"),
+        ([*QAMD, "--teacher_path", "."], "cannot read"),
+        (["--eval_only", "absent.pth"], "absent.pth does not exist"),
+        (["--data", "TinyImagenet", "--paper_setting", "original"], "tiny-imagenet-200"),
+        (["--data", "ncaltech101", "--paper_setting", "original"], "N-Caltech101"),
+        (["--data", "CIFAR10", "--paper_setting", "original", "--data_path", "d"], "cifar-10"),
+        (["--data", "CIFAR100", "--paper_setting", "original", "--data_path", "d"], "cifar-100"),
+        ([*ORIGINAL, "--save_path", "/proc/runs"], "/proc/runs"),
+        ([*ORIGINAL, "--save_path", f"{__file__}/run"], "cannot write"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, expected, tmp_path, capfd, monkeypatch):
+    assert expected in complaint(arguments, tmp_path, capfd, monkeypatch)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_asking_for_a_gpu_where_there_is_none_is_one_line(tmp_path, capfd, monkeypatch):
+    assert "GPU" in complaint([*ORIGINAL, "--device", "cuda"], tmp_path, capfd, monkeypatch)
+
+
+def broken_teachers(trained: dict[str, Path]) -> dict[str, object]:
+    """What a file given as teacher may hold, by the words that say what is wrong with it."""
+    whole = trained["original"].read_bytes()
+    good = torch.load(trained["original"], weights_only=True)
+
+    def changed(**settings) -> dict:
+        return good | {"settings": good["settings"] | settings}
+
+    model = dict(good["model"])
+    fewer_classes = model | {"linear.weight": model["linear.weight"][:5]}
+    return {
+        "truncated": whole[: len(whole) // 2],
+        "is not a checkpoint": b"not a checkpoint",
+        "or it is truncated": b"",
+        "is not a checkpoint of this program": torch.zeros(3),
+        "accuracy is missing": {"model": good["model"], "state_dict": 1},
+        "its settings are not": good | {"settings": {"data": "digits"}},
+        "its width is 'two'": changed(width="two"),
+        "no such network": changed(data="MNIST"),
+        "does not fit its own settings": changed(width=4),
+        "stem.conv.weight should be": good | {"model": {"weight": torch.zeros(3)}},
+        "linear.weight should be": good | {"model": fewer_classes},
+        "its model is no dict": good | {"model": [1, 2]},
+    }
+
+
+@pytest.mark.parametrize(
+    "expected",
+    [
+        "truncated",
+        "is not a checkpoint",
+        "or it is truncated",
+        "is not a checkpoint of this program",
+        "accuracy is missing",
+        "its settings are not",
+        "its width is 'two'",
+        "no such network",
+        "does not fit its own settings",
+        "stem.conv.weight should be",
+        "linear.weight should be",
+        "its model is no dict",
+    ],
+)
+def test_a_broken_checkpoint_is_one_line(expected, trained, tmp_path, capfd, monkeypatch):
+    content = broken_teachers(trained)[expected]
+    path = tmp_path / "broken.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    for arguments in ([*QAMD, "--teacher_path", "broken.pth"], ["--eval_only", "broken.pth"]):
+        line = complaint(arguments, tmp_path, capfd, monkeypatch)
+        assert "broken.pth" in line
+        assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--model_depth", "34"), ("--width", "4"), ("--time_window", "2"), ("--data", "CIFAR10")],
+)
+def test_a_teacher_of_another_network_is_one_line(
+    option, value, trained, tmp_path, capfd, monkeypatch
+):
+    arguments = [*QAMD, option, value, "--teacher_path", str(trained["original"])]
+    line = complaint(arguments, tmp_path, capfd, monkeypatch)
+    assert f"this run has {option} {value}" in line
+
+
+@pytest.mark.parametrize("setting", ["student", "qamd"])
+def test_a_student_given_as_teacher_is_one_line(setting, trained, tmp_path, capfd, monkeypatch):
+    arguments = [*QAMD, "--teacher_path", str(trained[setting])]
+    assert "holds a quantized" in complaint(arguments, tmp_path, capfd, monkeypatch)
+
+
+def test_an_option_that_contradicts_the_evaluated_checkpoint_is_one_line(
+    trained, tmp_path, capfd, monkeypatch
+):
+    arguments = ["--eval_only", str(trained["student"]), "--bits", "8"]
+    assert "was trained with 4" in complaint(arguments, tmp_path, capfd, monkeypatch)
+
+
+@pytest.mark.parametrize("damage", ["other T", "other T inside", "no frames", "truncated"])
+def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, capfd, monkeypatch):
+    folder = write_ncaltech101(tmp_path, time_window=4, classes=2, per_class=3)
+    file = sorted(folder.rglob("*.npz"))[-1]
+    time_window = "10" if damage == "other T" else "4"
+    if damage == "other T inside":
+        np.savez(file, frames=np.zeros((3, 2, 180, 240)))
+    elif damage == "no frames":
+        np.savez(file, images=np.zeros((4, 2, 180, 240)))
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    arguments = ["--data", "ncaltech101", "--paper_setting", "original", "--data_path", "."]
+    line = complaint([*arguments, "--time_window", time_window], tmp_path, capfd, monkeypatch)
+    expected = {"other T": "frames_number_4", "no frames": "named frames"}
+    assert expected.get(damage, file.name) in line
+
+
+def test_two_processes_complain_once(tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2"]
+    for wrong, expected in (
+        (["--batch_size", "33"], "does not divide evenly"),
+        (["--data", "TinyImagenet"], "tiny-imagenet-200"),
+    ):
+        arguments = [*ORIGINAL, *wrong, "--save_path", str(tmp_path / "run")]
+        result = subprocess.run(
+            [*launch, str(REPOSITORY / "main.py"), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        ours = [line for line in result.stderr.splitlines() if "main.py: error:" in line]
+        assert len(ours) == 1
+        assert expected in ours[0]
+        assert files_below(tmp_path) == set()
+
+
+def test_the_command_itself_exits_with_2_and_prints_no_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(REPOSITORY / "main.py"), *ORIGINAL, "--bits", "4"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("setting", ["truncated", "other"])
+def test_the_hardware_report_refuses_what_is_not_our_checkpoint(setting, trained, tmp_path):
+    path = tmp_path / "net.pth"
+    if setting == "truncated":
+        path.write_bytes(trained["qamd"].read_bytes()[:1000])
+    else:
+        torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, path)
+    source = ["--checkpoint", str(path), "--out", str(tmp_path / "out")]
+    result = subprocess.run(
+        [sys.executable, "-m", "spikesim_eval", "report", *source],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "net.pth is not a checkpoint of this program" in result.stderr
+    assert files_below(tmp_path) == {path}
+
+
+def test_a_failed_run_leaves_the_checkpoints_of_an_earlier_one(trained, tmp_path):
+    folder = trained["original"].parent
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    assert main.main([*ORIGINAL, "--save_path", str(folder), "--bits", "4"]) == 2
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_checking_a_save_path_leaves_nothing(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    assert files_below(tmp_path) == set()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError):
+        check_writable(tmp_path / "file" / "b")

@@ -1,0 +1,229 @@
+"""The commands of DESIGN §1 as users type them, on tiny data in the real formats, and what they
+leave on disk."""
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from conftest import DIGITS
+from load_settings import load_checkpoint, load_network
+from stand_in_data import (
+    cifar_environment,
+    write_cifar,
+    write_ncaltech101,
+    write_tiny_imagenet,
+)
+
+LAUNCH = "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node=2"
+COMMON = "--seed 1234 --data_path ./data"
+RUNS = {  # save path: DESIGN's command
+    "teacher-cifar": f"{LAUNCH} main.py --data CIFAR100 --paper_setting original "
+    f"--model_depth 18 --time_window 4 --batch_size 256 {COMMON}",
+    "teacher-tiny": f"{LAUNCH} main.py --data TinyImagenet --paper_setting original "
+    f"--model_depth 34 --time_window 4 --batch_size 256 {COMMON}",
+    "teacher-ncaltech": f"{LAUNCH} main.py --data ncaltech101 --paper_setting original "
+    f"--model_depth 18 --time_window 10 --batch_size 32 {COMMON}",
+    "mdsnn-cifar": f"{LAUNCH} main.py --data CIFAR100 --paper_setting qamd --model_depth 18 "
+    f"--time_window 4 --batch_size 256 --bits 4 --loss CLK {COMMON} "
+    "--teacher_path teacher-cifar/original-best.pth",
+    "mdsnn-ncaltech": f"{LAUNCH} --master_port 2345 main.py --data ncaltech101 "
+    "--paper_setting qamd --model_depth 18 --time_window 10 --batch_size 32 --bits 8 --loss CLK "
+    f"{COMMON} --teacher_path teacher-ncaltech/original-best.pth",
+    "student-cifar": f"{LAUNCH} main.py --data CIFAR100 --paper_setting student "
+    f"--model_depth 18 --time_window 4 --batch_size 256 --bits 4 {COMMON}",
+}
+
+
+def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result
+
+
+@pytest.fixture(scope="module")
+def published_runs(clone, shell_environment) -> dict[str, dict]:
+    """All six commands, one epoch each; the written settings and metrics by save path."""
+    data = clone / "data"
+    write_cifar(data, "CIFAR100", train=12, test=5)
+    write_tiny_imagenet(data, classes=2, per_class=4, val_per_class=2)
+    write_ncaltech101(data, time_window=10, classes=2, per_class=5)
+    environment = shell_environment | {
+        name: value
+        for name, value in cifar_environment(data).items()
+        if name in ("CIFAR_STAND_IN", "PYTHONPATH")
+    }
+    written = {}
+    for save_path, command in RUNS.items():
+        run(f"{command} --epochs 1 --workers 0 --save_path {save_path}", clone, environment)
+        folder = clone / save_path
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        written[save_path] = {
+            "settings": json.loads((folder / "settings.json").read_text()),
+            "rows": rows,
+            "files": {path.name for path in folder.iterdir()},
+        }
+    return written
+
+
+def test_all_six_published_commands_train_evaluate_and_write_their_files(published_runs):
+    for save_path, run_ in published_runs.items():
+        setting = run_["settings"]["paper_setting"]
+        assert {f"{setting}-best.pth", f"{setting}-last.pth", "metrics.csv"} < run_["files"]
+        assert any(name.startswith("events.out.tfevents") for name in run_["files"])
+        assert run_["settings"]["world_size"] == 2
+        assert run_["settings"]["versions"]["torch"] == torch.__version__
+        (row,) = run_["rows"]
+        terms = {"original": ("ce",), "student": ("ce",), "qamd": ("ce", "logit", "membrane")}
+        for name in ("loss", *terms[setting], "images_per_second"):
+            assert float(row[name]) > 0, (save_path, name)
+        for name in ("train_accuracy", "test_accuracy", "spike_rate"):
+            assert 0 <= float(row[name]) <= 1
+
+
+def test_the_hardware_report_reads_their_checkpoints(published_runs, clone, shell_environment):
+    for student, teacher in (
+        ("mdsnn-cifar/qamd-best.pth", "teacher-cifar/original-best.pth"),
+        ("mdsnn-ncaltech/qamd-best.pth", "teacher-ncaltech/original-best.pth"),
+    ):
+        out = f"report-{student.split('/')[0]}"
+        run(
+            f"python -m spikesim_eval report --checkpoint {student} --baseline {teacher} "
+            f"--out {out}",
+            clone,
+            shell_environment,
+        )
+        report = json.loads((clone / out / "report.json").read_text())
+        assert {path.name for path in (clone / out).iterdir()} == {
+            "report.json",
+            "report.csv",
+            "report.md",
+        }
+        assert all(report["ratio"][name] > 1 for name in ("edap", "energy", "area", "delay"))
+        assert not any(layer["rate_is_measured"] for layer in report["layers"])
+    run(
+        "python -m spikesim_eval report --checkpoint teacher-tiny/original-best.pth "
+        "--data_path ./data --out report-tiny",
+        clone,
+        shell_environment,
+    )
+    report = json.loads((clone / "report-tiny" / "report.json").read_text())
+    # stem, 2 convolutions in 16 blocks, 3 shortcuts, the linear layer
+    assert len(report["layers"]) == 1 + 32 + 3 + 1
+    measured = [layer for layer in report["layers"] if layer["rate_is_measured"]]
+    assert len(measured) == 32  # all that read spikes
+    assert all(0 <= layer["spike_rate"] < 1 for layer in measured)
+
+
+def test_the_report_measures_the_spike_rate_that_the_training_logged(
+    trained, clone, shell_environment
+):
+    out = clone / "report-digits"
+    run(
+        f"python -m spikesim_eval report --checkpoint {trained['qamd']} "
+        f"--baseline {trained['original']} --out {out}",
+        clone,
+        shell_environment,
+    )
+    report = json.loads((out / "report.json").read_text())
+    by_name = {layer["name"]: layer for layer in report["layers"]}
+    assert by_name["stem.conv"]["input_bits"] == 8
+    assert by_name["stem.conv"]["weight_bits"] == by_name["linear"]["weight_bits"] == 8
+    assert by_name["blocks.0.conv1"]["weight_bits"] == 4
+    assert by_name["blocks.0.conv1"]["input_bits"] == 1
+    assert by_name["blocks.2.shortcut.conv"]["input_bits"] == 4
+    assert by_name["blocks.3.conv1"]["after"] == ["blocks.2.conv2", "blocks.2.shortcut.conv"]
+    assert by_name["linear"]["input_bits"] == 5  # counts up to T·H·W = 4·2·2
+    # The same network evaluated by main.py fires as often: layers weigh by their neurons.
+    rates = [layer["spike_rate"] for layer in report["layers"] if layer["rate_is_measured"]]
+    assert len(rates) == 16
+    with (trained["qamd"].parent / "metrics.csv").open(newline="") as file:
+        logged = float(next(csv.DictReader(file))["spike_rate"])
+    assert 0 < min(rates) < logged < max(rates)
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    ["python", "torchrun --standalone --nproc_per_node=2", "torchrun --nproc_per_node=1"],
+)
+def test_a_teacher_trains_with_and_without_a_launcher_and_is_evaluated_to_the_same_accuracy(
+    launcher, clone, shell_environment
+):
+    save_path = clone / "launched" / launcher.replace(" ", "")
+    options = " ".join(DIGITS)
+    result = run(
+        f"{launcher} main.py {options} --paper_setting original --save_path {save_path}",
+        clone,
+        shell_environment,
+    )
+    assert "best accuracy" in result.stdout
+    checkpoint = load_checkpoint(save_path / "original-last.pth")
+    evaluation = run(
+        f"{launcher} main.py --eval_only {save_path / 'original-last.pth'}",
+        clone,
+        shell_environment,
+    )
+    # 360 test images, each counted once whatever the number of processes
+    assert f"({round(checkpoint.accuracy * 360)} of 360 test images)" in evaluation.stdout
+
+
+def test_the_default_save_path_names_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.main([*DIGITS, "--paper_setting", "student", "--bits", "3"]) == 0
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert folder.name == "digits-student-3bit-depth18-width2-T4-seed0"
+
+
+def test_a_checkpoint_holds_plain_types_and_the_student_alone(trained):
+    for setting, path in trained.items():
+        content = torch.load(path, weights_only=True)
+        assert content["settings"]["paper_setting"] == setting
+        assert {"model", "epoch", "accuracy", "optimizer", "scheduler", "random_states"} < set(
+            content
+        )
+        assert set(content["model"]) == set(load_network(load_checkpoint(path)).state_dict())
+
+
+def test_training_for_some_epochs_on_digits_learns_them(tmp_path):
+    options = ["--data", "digits", "--width", "4", "--epochs", "6", "--workers", "0"]
+    arguments = [*options, "--paper_setting", "original", "--save_path", str(tmp_path)]
+    assert main.main(arguments) == 0
+    assert load_checkpoint(tmp_path / "original-best.pth").accuracy > 0.8
+
+
+def test_a_student_can_start_from_its_teacher(trained, tmp_path):
+    # a learning rate of next to nothing: the weights stay the teacher's
+    options = [*DIGITS, "--paper_setting", "student", "--bits", "8", "--lr", "1e-9"]
+    start = ["--init_from_teacher", "--teacher_path", str(trained["original"])]
+    assert main.main([*options, *start, "--save_path", str(tmp_path)]) == 0
+    teacher = load_checkpoint(trained["original"])
+    student = load_checkpoint(tmp_path / "student-last.pth").model
+    for name in ("stem.conv.weight", "blocks.3.bn2.weight", "linear.bias"):
+        torch.testing.assert_close(student[name], teacher.model[name], atol=1e-6, rtol=1e-4)
+
+
+def test_deterministic_runs_of_one_seed_are_bitwise_the_same_with_any_number_of_workers(tmp_path):
+    written = []
+    for run_, workers in enumerate(("0", "2")):
+        folder = tmp_path / str(run_)
+        options = [*DIGITS, "--deterministic", "--workers", workers, "--save_path", str(folder)]
+        assert main.main([*options, "--paper_setting", "student", "--bits", "4"]) == 0
+        written.append((load_checkpoint(folder / "student-last.pth").model, folder / "metrics.csv"))
+    torch.use_deterministic_algorithms(False)
+    (one, one_csv), (other, other_csv) = written
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert one_csv.read_text() == other_csv.read_text()
+
+
+def test_bfloat16_autocast_trains(tmp_path):
+    options = [*DIGITS, "--amp", "--paper_setting", "student", "--bits", "4"]
+    assert main.main([*options, "--save_path", str(tmp_path)]) == 0
+    model = load_checkpoint(tmp_path / "student-last.pth").model
+    assert all(x.isfinite().all() and x.dtype != torch.bfloat16 for x in model.values())

@@ -1,0 +1,598 @@
+"""The data sets as a user gets them, read from files in their real formats (stand_in_data)."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100
+
+import data_loader
+import stand_in_data
+from data_loader import ImageSet, evaluation_loader, load_data_sets, set_epoch, train_loader
+from load_settings import UserError
+
+T = 4
+CIFAR = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """No test waits for a network, or finds one."""
+
+    def fail(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("originals")
+    stand_in_data.write_tiny_imagenet(folder)
+    stand_in_data.write_ncaltech101(folder, T)
+    for name in CIFAR:
+        stand_in_data.write_cifar(folder, name)
+    return folder
+
+
+@pytest.fixture
+def data_path(originals, tmp_path, monkeypatch) -> Path:
+    """Stand-ins for every data set, for a test to damage; CIFAR's are accepted in this process."""
+    shutil.copytree(originals, tmp_path, dirs_exist_ok=True)
+    for cifar in CIFAR.values():
+        for attribute, value in stand_in_data.cifar_md5_lists(cifar, tmp_path).items():
+            monkeypatch.setattr(cifar, attribute, value)
+    return tmp_path
+
+
+def one_line_error(data: str, data_path: Path, time_window: int = T) -> str:
+    with pytest.raises(UserError) as caught:
+        load_data_sets(data, data_path, time_window)
+    text = str(caught.value)
+    assert text.isprintable()  # so it is a single line
+    return text
+
+
+def indices(data_set: ImageSet) -> ImageSet:
+    """A data set of the same length whose labels are its indices, to see what a loader reads."""
+    blank = torch.zeros(len(data_set), 1, 1, 1, dtype=torch.uint8)
+    return ImageSet(blank, range(len(data_set)), torch.nn.Identity())
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "classes", "sizes"),
+    [
+        ("CIFAR10", (3, 32, 32), 4, (100, 40)),
+        ("CIFAR100", (3, 32, 32), 4, (100, 40)),
+        ("TinyImagenet", (3, 64, 64), 4, (32, 16)),
+        ("ncaltech101", (T, 2, 48, 48), 3, (27, 3)),
+        ("digits", (1, 16, 16), 10, (1437, 360)),
+    ],
+)
+def test_every_item_is_a_float_image_and_an_int_label(data, shape, classes, sizes, data_path):
+    for part, size in zip(load_data_sets(data, data_path, T), sizes, strict=True):
+        assert len(part) == size
+        items = [part[i] for i in range(size)]
+        assert {image.shape for image, _ in items} == {shape}
+        assert {image.dtype for image, _ in items} == {torch.float32}
+        assert {type(label) for _, label in items} == {int}
+        assert {label for _, label in items} == set(range(classes))
+        images = torch.stack([image for image, _ in items])
+        if data == "ncaltech101":
+            assert images.equal(images.round())
+            assert images.min() == 0
+            assert images.max() > 1
+        else:
+            assert images.min() >= 0
+            assert 0.5 < images.max() <= 1
+            assert images.equal((images * 255).round() / 255)  # exactly 8-bit pixels
+
+
+@pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100"])
+def test_cifar_images_are_the_pixels_of_the_files_in_order(data, data_path):
+    train, test = load_data_sets(data, data_path, T)
+    folder = data_path / CIFAR[data].base_folder
+    for part, files in ((train, CIFAR[data].train_list), (test, CIFAR[data].test_list)):
+        batches = [pickle.loads((folder / file).read_bytes()) for file, _ in files]
+        pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        assert part.items.dtype == torch.uint8
+        assert torch.equal(part.items, torch.from_numpy(pixels))
+        key = "labels" if data == "CIFAR10" else "fine_labels"
+        assert list(part.labels) == [label for batch in batches for label in batch[key]]
+    assert torch.equal(test[7][0], torch.from_numpy(pixels[7]) / 255)
+
+
+def test_tiny_imagenet_labels_are_the_places_of_sorted_wnids(data_path):
+    train, test = load_data_sets("TinyImagenet", data_path, T)
+    root = data_path / "tiny-imagenet-200"
+    wnids = sorted((root / "wnids.txt").read_text().split())
+    for path, label in zip(train.items, train.labels, strict=True):
+        assert Path(path).parent.parent.name == wnids[label]
+    annotated = dict(line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").open())
+    for path, label in zip(test.items, test.labels, strict=True):
+        assert annotated[Path(path).name] == wnids[label]
+
+
+def test_a_grayscale_jpeg_is_read_as_three_equal_channels(data_path):
+    _, test = load_data_sets("TinyImagenet", data_path, T)
+    assert Image.open(test.items[0]).mode == "L"
+    red, green, blue = test[0][0]
+    assert torch.equal(red, green)
+    assert torch.equal(red, blue)
+    assert not torch.equal(*test[1][0][:2])
+
+
+def test_ncaltech101_holds_out_the_last_tenth_of_each_class_in_sorted_order(tmp_path):
+    folder = stand_in_data.write_ncaltech101(tmp_path, 1, classes=2, per_class=20)
+    stand_in_data.write_ncaltech101(tmp_path / "few", 1, classes=3, per_class=3)
+    (tmp_path / "few/N-Caltech101" / folder.name / "accordion").rename(folder / "accordion")
+    train, test = load_data_sets("ncaltech101", tmp_path, 1)
+
+    def names(part):
+        return [(label, Path(p).stem) for p, label in zip(part.items, part.labels, strict=True)]
+
+    assert names(test) == [
+        (0, "image_0019"),
+        (0, "image_0020"),
+        (1, "image_0019"),
+        (1, "image_0020"),
+        (2, "image_0003"),
+    ]
+    assert names(train) == sorted(names(train))
+    assert not set(names(train)) & set(names(test))
+    assert len(train) == 18 + 18 + 2
+
+
+def test_ncaltech101_test_frames_are_event_counts_of_the_file(data_path):
+    _, test = load_data_sets("ncaltech101", data_path, T)
+    frames = np.load(test.items[0])["frames"]
+    # Nearest neighbour keeps, of 180 rows and 240 columns, number ⌊i·180/48⌋ and 5·i.
+    kept = frames[:, :, np.arange(48) * 180 // 48][..., np.arange(48) * 5]
+    assert torch.equal(test[0][0], torch.from_numpy(kept).float())
+
+
+def test_digits_are_enlarged_bilinearly_and_split_by_class():
+    train, test = load_data_sets("digits", "unused", T)
+    share = [torch.bincount(torch.tensor(part.labels)) for part in (train, test)]
+    assert torch.allclose(share[1] / (share[0] + share[1]), torch.tensor(0.2), atol=0.01)
+    # A corner pixel of the enlarged image is the corner of the 8×8 one, for align_corners=False.
+    from sklearn.datasets import load_digits
+
+    corners = {tuple(d[::7, ::7].ravel()) for d in (load_digits().images * 255 / 16).round()}
+    for part in (train, test):
+        assert all(tuple(image[0, ::15, ::15].ravel().tolist()) in corners for image in part.items)
+
+
+@pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
+def test_augmentation_is_the_same_for_any_number_of_workers_and_new_in_each_epoch(data, data_path):
+    train, _ = load_data_sets(data, data_path, T, seed=3)
+
+    def epoch_images(workers, epoch):
+        loader = train_loader(train, 4, 0, 1, workers, seed=3)
+        set_epoch(loader, epoch)
+        return torch.cat([images for images, _ in loader])
+
+    def image(epoch, index):
+        train.epoch = epoch
+        return train[index][0]
+
+    assert torch.equal(epoch_images(0, 1), epoch_images(2, 1))
+    assert not torch.equal(image(1, 0), image(2, 0))
+    other_seed, _ = load_data_sets(data, data_path, T, seed=4)
+    assert any(not torch.equal(image(0, i), other_seed[i][0]) for i in range(5))
+
+
+def test_set_epoch_reaches_the_workers_of_a_loader_that_was_used_before(data_path):
+    train, _ = load_data_sets("CIFAR10", data_path, T)
+    loader = train_loader(train, 100, 0, 1, 2, seed=0)
+    passes = {}
+    for epoch in (0, 1, 0):
+        set_epoch(loader, epoch)
+        images, _ = next(iter(loader))
+        if epoch in passes:
+            assert torch.equal(images, passes[epoch])
+        passes[epoch] = images
+    # The same images in another order would have equal sums.
+    assert not torch.allclose(
+        passes[0].sum((1, 2, 3)).sort()[0], passes[1].sum((1, 2, 3)).sort()[0]
+    )
+
+
+def test_reading_an_augmented_image_leaves_the_random_state_alone(data_path):
+    train, _ = load_data_sets("CIFAR10", data_path, T)
+    before = torch.get_rng_state()
+    _ = train[0]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_augmentation_treats_all_frames_of_a_sample_alike(data_path):
+    train, _ = load_data_sets("ncaltech101", data_path, T)
+    first = train.read(train.items[0])[:1]
+    train.items, train.read = [first.expand(T, -1, -1, -1)] * len(train), torch.nn.Identity()
+    for index in range(len(train)):
+        frames, _ = train[index]
+        assert all(torch.equal(frame, frames[0]) for frame in frames)
+
+
+def test_ncaltech101_is_rolled_rotated_or_sheared_by_what_the_recipe_says(data_path):
+    train, _ = load_data_sets("ncaltech101", data_path, T)
+    point = torch.zeros(1, 1, 48, 48)
+    point[..., 24, 40] = 1  # right of the centre, on its row
+    seen = {"rolled": 0, "rotated": 0, "sheared": 0}
+    for seed in range(300):
+        torch.manual_seed(seed)
+        which = int(torch.multinomial(torch.ones(3), 1))
+        torch.manual_seed(seed)
+        rows, columns = train.augment(point)[0, 0].nonzero(as_tuple=True)
+        if len(rows) != 1:
+            continue  # nearest neighbour may double or lose a single pixel
+        down, right = int(rows[0]) - 24, int(columns[0]) - 40
+        if which == 0:
+            assert abs(down) <= 3
+            assert abs(right) <= 3
+        elif which == 1:
+            assert abs(down) <= 16.5 * np.sin(np.radians(15)) + 1
+            assert -2 <= right <= 1
+        else:
+            assert down == 0
+            assert abs(right) <= 1
+        seen[["rolled", "rotated", "sheared"][which]] += 1
+    assert min(seen.values()) > 50
+
+
+def test_cifar_crops_move_by_at_most_four_pixels_and_half_are_flipped(data_path):
+    train, _ = load_data_sets("CIFAR10", data_path, T)
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    image[:, 10, 10] = 255
+    places = []
+    for seed in range(400):
+        torch.manual_seed(seed)
+        places.append(train.augment(image)[0].nonzero()[0].tolist())
+    rows, columns = torch.tensor(places).T
+    assert set(rows.tolist()) == set(range(6, 15))
+    assert set(columns.tolist()) == set(range(6, 15)) | set(range(31 - 14, 31 - 5))
+    assert 140 < (columns > 15).sum() < 260
+
+
+@pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
+def test_test_images_are_not_augmented(data, data_path):
+    _, test = load_data_sets(data, data_path, T)
+    first = test[0][0]
+    test.epoch = 5
+    assert torch.equal(first, test[0][0])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_covers_every_test_image_exactly_once(world_size, data_path):
+    test = indices(load_data_sets("CIFAR10", data_path, T)[1])
+    seen = []
+    for rank in range(world_size):
+        for _, labels in evaluation_loader(test, 6, rank, world_size, workers=0):
+            seen += labels.tolist()
+    assert sorted(seen) == list(range(len(test)))
+
+
+@pytest.mark.parametrize("size", [63, 64, 65, 100])
+def test_a_global_batch_is_the_same_set_of_images_on_1_2_or_4_processes(size):
+    data_set = ImageSet(torch.zeros(size, 1, 1, 1), range(size), torch.nn.Identity())
+
+    def global_batches(world_size):
+        shares = []
+        for rank in range(world_size):
+            loader = train_loader(data_set, 16 // world_size, rank, world_size, 0, seed=1234)
+            set_epoch(loader, 2)
+            shares.append([labels.tolist() for _, labels in loader])
+        return [sorted(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)]
+
+    alone = global_batches(1)
+    assert len(alone) == size // 16
+    assert len(set(chain.from_iterable(alone))) == 16 * len(alone)
+    assert alone == global_batches(2) == global_batches(4)
+
+
+def test_a_data_set_below_one_global_batch_is_kept_as_one_partial_batch():
+    data_set = ImageSet(torch.zeros(10, 1, 1, 1), range(10), torch.nn.Identity())
+    for world_size in (1, 2, 4):
+        seen = []
+        for rank in range(world_size):
+            (batch,) = train_loader(data_set, 16, rank, world_size, 0, seed=0)
+            seen.append(batch[1].tolist())
+        assert set(chain.from_iterable(seen)) == set(range(10))
+        assert len({len(share) for share in seen}) == 1
+
+
+def test_training_order_depends_on_seed_and_epoch_only():
+    data_set = ImageSet(torch.zeros(64, 1, 1, 1), range(64), torch.nn.Identity())
+
+    def order(seed, epoch):
+        loader = train_loader(data_set, 64, 0, 1, 0, seed)
+        set_epoch(loader, epoch)
+        return next(iter(loader))[1].tolist()
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "folder", "source"),
+    [
+        ("CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
+        ("CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz"),
+        ("TinyImagenet", "tiny-imagenet-200", "cs231n.stanford.edu/tiny-imagenet-200.zip"),
+        ("ncaltech101", "N-Caltech101/frames_number_4_split_by_number", "NCaltech101("),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False], ids=["empty path", "missing path"])
+def test_missing_data_are_named_with_folder_and_source_and_nothing_is_left(
+    data, folder, source, there, tmp_path
+):
+    data_path = tmp_path if there else tmp_path / "not" / "there"
+    text = one_line_error(data, data_path)
+    assert str(data_path / folder) in text
+    assert source in text
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100"])
+def test_a_damaged_cifar_file_is_an_error_that_leaves_the_copy_alone(data, data_path):
+    folder = data_path / CIFAR[data].base_folder
+    for file in (CIFAR[data].test_list[0][0], CIFAR[data].meta["filename"]):
+        whole = (folder / file).read_bytes()
+        (folder / file).write_bytes(whole[:-20])
+        before = tree(data_path)
+        assert str(folder) in one_line_error(data, data_path)
+        assert tree(data_path) == before
+        (folder / file).write_bytes(whole)
+    load_data_sets(data, data_path, T)
+
+
+@pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100"])
+def test_a_download_that_breaks_off_leaves_nothing(data, tmp_path, monkeypatch):
+    def break_off(url, root, filename, md5):
+        Path(root).mkdir(parents=True, exist_ok=True)
+        (Path(root) / filename).write_bytes(b"half of")
+        (Path(root) / CIFAR[data].base_folder).mkdir()
+        raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", break_off)
+    one_line_error(data, tmp_path / "new")
+    assert tree(tmp_path) == {}
+
+
+def test_outside_the_test_environment_the_real_md5_sums_refuse_stand_ins(tmp_path):
+    for data in CIFAR:
+        folder = stand_in_data.write_cifar(tmp_path, data)
+        assert str(folder) in one_line_error(data, tmp_path)
+
+
+def test_a_command_in_the_cifar_environment_accepts_stand_ins(tmp_path):
+    for data in CIFAR:
+        stand_in_data.write_cifar(tmp_path, data)
+    code = (
+        "import sys; assert 'torchvision' not in sys.modules\n"
+        "from data_loader import load_data_sets\n"
+        "print([len(p) for d in ('CIFAR10', 'CIFAR100') for p in load_data_sets(d, '.', 4)])"
+    )
+    environment = stand_in_data.cifar_environment(tmp_path)
+    environment["PYTHONPATH"] += os.pathsep + str(Path(data_loader.__file__).parent)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.stdout == "[100, 40, 100, 40]\n", result.stderr
+
+
+def no_wnids(folder):
+    (folder / "wnids.txt").unlink()
+
+
+def no_train(folder):
+    (folder / "train").rename(folder / "elsewhere")
+
+
+def empty_train(folder):
+    for image in folder.glob("train/*/images/*"):
+        image.unlink()
+
+
+def too_many_wnids(folder):
+    (folder / "wnids.txt").write_text("\n".join(f"n{i:08d}" for i in range(201)))
+
+
+def unknown_wnid(folder):
+    with (folder / "val/val_annotations.txt").open("a") as file:
+        file.write("val_0.JPEG\tn99999999\t0\t0\t1\t1\n")
+
+
+def malformed_annotation(folder):
+    (folder / "val/val_annotations.txt").write_text("val_0.JPEG\n")
+
+
+def absent_val_image(folder):
+    (folder / "val/images/val_3.JPEG").unlink()
+
+
+def no_annotations(folder):
+    (folder / "val/val_annotations.txt").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (no_wnids, "wnids.txt is missing"),
+        (no_train, "train is missing"),
+        (empty_train, "holds no training image"),
+        (too_many_wnids, "names 201 classes"),
+        (unknown_wnid, "n99999999"),
+        (malformed_annotation, "gives val_0.JPEG the class ''"),
+        (absent_val_image, "val_3.JPEG"),
+        (no_annotations, "val_annotations.txt is empty"),
+    ],
+)
+def test_a_damaged_tiny_imagenet_is_one_clear_line(damage, named, data_path):
+    damage(data_path / "tiny-imagenet-200")
+    text = one_line_error("TinyImagenet", data_path)
+    assert named in text
+    assert "tiny-imagenet-200.zip" in text
+
+
+def wrong_t(file):
+    np.savez_compressed(file, frames=np.zeros((T + 1, 2, 180, 240)))
+
+
+def no_frames(file):
+    np.savez_compressed(file, events=np.zeros(3))
+
+
+def wrong_shape(file):
+    np.savez_compressed(file, frames=np.zeros((T, 3, 180, 240)))
+
+
+def pickled(file):
+    np.savez_compressed(file, frames=np.full((T, 2, 1, 1), None))
+
+
+def truncated(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def not_a_zip(file):
+    file.write_bytes(b"frames")
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (wrong_t, f"holds frames of another T: got {T + 1}, --time_window says {T}"),
+        (no_frames, "no array named frames"),
+        (wrong_shape, f"shape ({T}, 3, 180, 240)"),
+        (pickled, "holds object"),
+        (truncated, "cannot be read"),
+        (not_a_zip, "cannot be read"),
+    ],
+)
+def test_a_bad_frames_file_is_named_before_anything_is_loaded(damage, named, data_path):
+    file = sorted(data_path.glob("N-Caltech101/*/*/*.npz"))[-1]
+    damage(file)
+    text = one_line_error("ncaltech101", data_path)
+    assert str(file) in text
+    assert named in text
+
+
+def test_frames_of_another_time_window_are_named_with_the_way_to_convert(data_path):
+    text = one_line_error("ncaltech101", data_path, time_window=10)
+    assert "found there: frames_number_4_split_by_number" in text
+    assert "data_type='frame', frames_number=10, split_by='number'" in text
+
+
+def test_an_unfinished_conversion_is_refused(data_path):
+    (data_path / "N-Caltech101" / "frames_number_4_split_by_number.building").touch()
+    assert ".building" in one_line_error("ncaltech101", data_path)
+
+
+def test_more_than_101_classes_of_events_are_refused(data_path):
+    for number in range(99):
+        (data_path / f"N-Caltech101/frames_number_4_split_by_number/c{number}").mkdir()
+    assert "holds 102 classes" in one_line_error("ncaltech101", data_path)
+
+
+def test_an_empty_class_or_a_test_set_without_files_is_refused(tmp_path):
+    folder = stand_in_data.write_ncaltech101(tmp_path, T, classes=2, per_class=1)
+    assert "no class of two files" in one_line_error("ncaltech101", tmp_path)
+    (folder / "new").mkdir()
+    assert f"{folder / 'new'} holds no frames" in one_line_error("ncaltech101", tmp_path)
+
+
+def cut_in_the_middle(file):
+    content = bytearray(file.read_bytes())
+    half = len(content) // 2
+    content[half : half + 200] = bytes(200)
+    file.write_bytes(content)
+
+
+def thumbnail(file):
+    Image.new("RGB", (32, 32)).save(file)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("data", "damage"),
+    [
+        ("ncaltech101", cut_in_the_middle),
+        ("TinyImagenet", not_a_zip),
+        ("TinyImagenet", truncated),
+        ("TinyImagenet", thumbnail),
+    ],
+)
+def test_a_file_found_damaged_while_reading_is_named_in_one_line(data, damage, workers, data_path):
+    _, test = load_data_sets(data, data_path, T)
+    damage(Path(test.items[1]))
+    batches = iter(evaluation_loader(test, 2, 0, 1, workers))
+    with pytest.raises(UserError) as caught:
+        list(batches)
+    if workers:  # left to the garbage collector after an error, they take torch 10 s to stop
+        batches._shutdown_workers()
+    text = str(caught.value)
+    assert text.isprintable()
+    assert text.startswith(test.items[1])
+
+
+def test_an_unknown_name_is_refused(tmp_path):
+    assert "MNIST" in one_line_error("MNIST", tmp_path)
+
+
+PREPARE = """
+import sys
+import torch.distributed as dist
+from data_loader import first_process_first
+from load_settings import UserError
+
+rank, address = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+try:
+    with first_process_first():
+        print("entered", flush=True)
+        raise UserError("no data")
+except UserError as error:
+    print(error)
+with first_process_first():
+    open("prepared", "x" if rank == 0 else "r").close()
+    print("prepared")
+dist.destroy_process_group()
+"""
+
+
+def test_the_first_process_prepares_before_the_others_which_learn_if_it_failed(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(data_loader.__file__).parent)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PREPARE, str(rank), f"file://{tmp_path}/rendezvous"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    results = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    assert results[0][0] == "entered\nno data\nprepared\n"
+    assert results[1][0] == "no data\nprepared\n"

@@ -1,0 +1,173 @@
+"""The two networks against a naive float64 implementation, and what DESIGN says of them."""
+
+import pytest
+import torch
+
+import reference
+from models import MSResNet, QuanMSResNet
+from models.batch_norm import BatchNorm
+from models.neuron import LIF
+from quantization import BatchNormQuantizer, QuanConv2d, QuanLinear
+
+T = 3
+
+
+def small(depth: int = 18, **options) -> MSResNet:
+    torch.manual_seed(0)
+    return MSResNet(depth, 5, T, in_channels=2, width=4, **options).double()
+
+
+def images(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+@pytest.mark.parametrize("static", [True, False])
+def test_the_whole_network_equals_the_naive_one_in_values_and_gradients(depth, static):
+    network = small(depth)
+    x = images(3, 2, 8, 8) if static else images(3, T, 2, 8, 8)
+    steps = [x] * T if static else list(x.unbind(dim=1))
+    weights = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
+
+    logits, membranes = network(x, membranes=True)
+    naive_logits, naive_membranes = reference.ms_resnet(weights, depth, steps)
+    torch.testing.assert_close(logits, naive_logits, rtol=1e-7, atol=1e-9)
+    for u, naive in zip(membranes, naive_membranes, strict=True):
+        assert u.shape == naive.shape
+        torch.testing.assert_close(u, naive, rtol=1e-7, atol=1e-9)
+
+    for z, us in ((logits, membranes), (naive_logits, naive_membranes)):
+        (z.square().sum() + sum(u.square().mean() for u in us)).backward()
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, weights[name].grad, rtol=1e-7, atol=1e-10, msg=f"gradient of {name}"
+        )
+
+
+def test_a_static_image_gives_what_the_same_frame_repeated_gives():
+    x = images(3, 2, 8, 8)
+    static, frames = small(), small()
+    torch.testing.assert_close(static(x), frames(x[:, None].repeat(1, T, 1, 1, 1)))
+    for one, other in zip(static.buffers(), frames.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # running statistics too
+    static.eval(), frames.eval()
+    torch.testing.assert_close(static(x), frames(x[:, None].repeat(1, T, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_with_32_bits_the_quantized_network_is_ms_resnet_exactly(training):
+    torch.manual_seed(0)
+    plain = MSResNet(18, 5, T, 2, 4).train(training)
+    torch.manual_seed(0)
+    quantized = QuanMSResNet(18, 5, T, 2, 4, bits=32).train(training)
+    x = images(3, 2, 8, 8).float()
+    for (one, u), (other, v) in [(plain(x, membranes=True), quantized(x, membranes=True))]:
+        assert torch.equal(one, other)
+        assert all(map(torch.equal, u, v))
+    assert plain.state_dict().keys() == quantized.state_dict().keys()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_every_layer_of_a_quantized_network_sees_integers_times_a_scale(bits):
+    torch.manual_seed(0)
+    network = QuanMSResNet(18, 5, T, 2, 4, bits=bits).eval()
+    widths = {}
+    for name, module in network.named_modules():
+        if isinstance(module, QuanConv2d | QuanLinear):
+            codes, _ = module.quantizer.codes(module.weight)
+            widths[name] = module.quantizer.bits
+            assert codes.abs().max() <= 2 ** (widths[name] - 1) - 1
+    assert widths.pop("stem.conv") == widths.pop("linear") == 8
+    assert set(widths.values()) == {bits}
+
+    seen = {}
+    for name, module in network.named_modules():
+        if isinstance(module, QuanConv2d):
+            module.register_forward_hook(lambda m, x, y, name=name: seen.__setitem__(name, x[0]))
+    _, membranes = network(images(3, 2, 8, 8).float(), membranes=True)
+    codes_of_image = seen.pop("stem.conv") * 255
+    torch.testing.assert_close(codes_of_image, codes_of_image.round(), atol=1e-4, rtol=0)
+    for name, x in seen.items():
+        # a shortcut reads the b-bit stream, every other convolution reads spikes
+        most = 2**bits if "shortcut" in name else 2
+        assert len(x.unique()) <= most, name
+    for u in membranes:
+        assert len(u.unique()) <= 2**bits
+
+
+def test_a_quantized_batch_norm_rounds_alike_in_training_and_evaluation():
+    torch.manual_seed(0)
+    bn = BatchNorm(6, 0.5, BatchNormQuantizer(8)).double()
+    with torch.no_grad():
+        bn.weight.uniform_(0.2, 1.5), bn.bias.uniform_(-1, 1)
+    x = torch.randn(8, 6, 5, 5, dtype=torch.float64) * 3 + 1
+    trained = bn(x)
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    bn.running_mean.copy_(mean), bn.running_var.copy_(var)
+    torch.testing.assert_close(bn.eval()(x), trained, rtol=1e-9, atol=1e-9)
+    scale, shift = bn.fold(mean, var)
+    by_hand = x * scale[:, None, None] + shift[:, None, None]
+    torch.testing.assert_close(trained, by_hand, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_a_quantized_batch_norm_are_straight_through():
+    torch.manual_seed(0)
+    x = torch.randn(8, 6, 5, 5, dtype=torch.float64)
+    weight = torch.randn(8, 6, 5, 5, dtype=torch.float64)
+    gradients = []
+    for quantizer in (None, BatchNormQuantizer(16)):  # fine steps: as good as none
+        bn = BatchNorm(6, 0.5, quantizer).double()
+        leaf = x.clone().requires_grad_()
+        torch.sum(bn(leaf) * weight).backward()
+        gradients.append((leaf.grad, bn.weight.grad, bn.bias.grad))
+    for plain, quantized in zip(*gradients, strict=True):
+        torch.testing.assert_close(quantized, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norms_start_as_designed():
+    network = small()
+    for name, module in network.named_modules():
+        if isinstance(module, BatchNorm):
+            start = 0.1 if name.endswith("bn2") else 0.5
+            assert module.weight.tolist() == pytest.approx([start] * len(module.weight)), name
+            assert (module.bias == 0).all()
+
+
+def test_membranes_come_in_forward_order_with_time_first():
+    network = small()
+    order = []
+    for name, module in network.named_modules():
+        if isinstance(module, LIF):
+            module.register_forward_hook(lambda *_, name=name: order.append(name))
+    _, membranes = network(images(3, 2, 8, 8), membranes=True)
+    assert order[:3] == ["blocks.0.lif1", "blocks.0.lif2", "blocks.1.lif1"]
+    assert order[-1] == "lif"
+    assert [tuple(u.shape) for u in membranes[:1] + membranes[-1:]] == [
+        (T, 3, 4, 8, 8),
+        (T, 3, 32, 1, 1),
+    ]
+
+
+def test_sizes_of_the_published_networks():
+    def parameters(depth):
+        return sum(p.numel() for p in MSResNet(depth, 100, 4).parameters())
+
+    # ResNet-18 and -34 of CIFAR size: 11.2 and 21.3 million
+    assert parameters(18) == pytest.approx(11.22e6, rel=0.01)
+    assert parameters(34) == pytest.approx(21.33e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: MSResNet(50, 10, 4),
+        lambda: QuanMSResNet(18, 10, 4, bits=1),
+        lambda: QuanMSResNet(18, 10, 4, bits=9),
+        lambda: QuanMSResNet(18, 10, 4, bits=4, bn_bits=1),
+        lambda: small()(images(3, T + 1, 2, 8, 8)),
+    ],
+)
+def test_a_network_that_cannot_be_is_a_value_error(build):
+    with pytest.raises(ValueError, match=r"must be|expected"):
+        build()

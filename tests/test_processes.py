@@ -1,0 +1,48 @@
+"""One process and two with the same global batch train the same network."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name("train_in_float64.py")
+
+
+def train(processes: int, folder: Path, setting: str, *options: str) -> dict[str, torch.Tensor]:
+    """The weights after three steps of 16 digits each."""
+    save_path = folder / f"{setting}-{processes}"
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *launcher, str(WORKER), "--paper_setting", setting]
+    result = subprocess.run(
+        [*command, *options, "--save_path", str(save_path)], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return torch.load(save_path / f"{setting}-last.pth", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def teachers(folder) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    return train(1, folder, "original"), train(2, folder, "original")
+
+
+@pytest.mark.parametrize("setting", ["original", "student", "qamd"])
+def test_one_and_two_processes_give_the_same_weights(setting, folder, teachers):
+    if setting == "original":
+        one, two = teachers
+    else:
+        options = ["--bits", "4"]
+        if setting == "qamd":
+            options += ["--teacher_path", str(folder / "original-1" / "original-last.pth")]
+        one, two = (train(processes, folder, setting, *options) for processes in (1, 2))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9, msg=name)
+    started = torch.load(folder / f"{setting}-1" / f"{setting}-last.pth", weights_only=True)
+    assert started["scheduler"]["last_epoch"] == 3  # steps

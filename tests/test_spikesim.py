@@ -1,0 +1,796 @@
+"""The hardware estimate: the published figures, the network model by hand, and the command."""
+
+import copy
+import csv
+import json
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikesim_eval.__main__ import main
+from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.layers import InputError, Layer, Network, load_layer_list, network_from_json
+from spikesim_eval.published import estimate_published
+from spikesim_eval.report import ratios
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = json.loads((ROOT / "tests/data/spikesim_golden.json").read_text())["cases"]
+GOLDEN_IDS = [case["name"] for case in GOLDEN]
+RRAM_64 = [
+    case
+    for case in GOLDEN
+    if case["inputs"]["xbar_size"] == 64 and case["inputs"]["device"] == "rram"
+]
+CYCLE_NS = 104.0  # 26 clocks at 250 MHz
+
+
+def command(*args: object) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", "spikesim_eval", *map(str, args)]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def conv(name: str, **changes) -> Layer:
+    """A 3x3 convolution of 64 channels on 4x4 pixels with spike input."""
+    values = {
+        "kernel": 3,
+        "in_channels": 64,
+        "out_channels": 64,
+        "in_size": (4, 4),
+        "out_size": (4, 4),
+        "input_bits": 1,
+    }
+    return Layer(name=name, **(values | changes))
+
+
+def net(*layers: Layer, time_steps=1, weight_bits=4, membrane_bits=4, lif=()) -> Network:
+    return Network(time_steps, weight_bits, membrane_bits, layers, lif)
+
+
+def by_name(network: Network, chip: Chip | None = None) -> dict[str, dict]:
+    return {row["name"]: row for row in estimate(network, chip or Chip()).layers}
+
+
+def residual_block() -> dict:
+    """A layer list as a file holds it: stem, two convolutions, 1x1 shortcut, classifier."""
+    text = (ROOT / "docs/layer_list.md").read_text(encoding="utf-8")
+    return json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
+
+
+def published_chain(case: dict) -> Network:
+    """A golden case as a layer list: a chain of spike-fed layers with one-cell weights."""
+    inputs = case["inputs"]
+    rows = zip(*(inputs[key] for key in ("in_ch", "out_ch", "in_dim", "out_dim")), strict=True)
+    layers = [
+        conv(
+            f"conv{i}",
+            kernel=inputs["kernel_size"],
+            in_channels=in_ch,
+            out_channels=out_ch,
+            in_size=(in_dim, in_dim),
+            out_size=(out_dim, out_dim),
+            after=(f"conv{i - 1}",) if i else (),
+        )
+        for i, (in_ch, out_ch, in_dim, out_dim) in enumerate(rows)
+    ]
+    return net(*layers, time_steps=inputs["time_steps"])
+
+
+# The published tool.
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=GOLDEN_IDS)
+def test_compat_command_prints_every_published_figure(case, tmp_path):
+    path = tmp_path / "case.json"
+    path.write_text(json.dumps(case["inputs"]))
+    result = command("compat", path)
+    assert (result.returncode, result.stderr) == (0, "")
+
+    printed, expected = json.loads(result.stdout), case["expected"]
+    assert printed.keys() == expected.keys()
+    for key, value in expected.items():
+        assert printed[key] == pytest.approx(value, rel=1e-12, abs=0), key
+
+
+def test_compat_latency_rounds_three_quarters_of_a_layer_down():
+    # No golden case has a layer whose number of outputs is not a multiple of four.
+    lists = {"in_ch": [1, 3], "out_ch": [3, 1], "in_dim": [1, 1], "out_dim": [1, 1]}
+    case = GOLDEN[0]["inputs"] | lists | {"time_steps": 2}
+    assert estimate_published(case)["latency_ns"] == 2 * CYCLE_NS * (2 + 1)
+
+
+@pytest.mark.parametrize("periphery", ["per_group", "per_pe"])
+@pytest.mark.parametrize("case", RRAM_64, ids=[case["name"] for case in RRAM_64])
+def test_network_model_gives_the_published_layer_energies_where_they_apply(case, periphery):
+    result = estimate(published_chain(case), Chip(periphery=periphery))
+    energies = [row["energy_pj"] for row in result.layers]
+    assert energies == pytest.approx(case["expected"]["layer_energy_pj"], rel=1e-12)
+    assert result.total["pes"] == case["expected"]["pes"]
+
+
+def test_network_model_gives_the_published_latency_of_vgg9():
+    case = GOLDEN[0]
+    delay = estimate(published_chain(case), Chip()).total["delay_ns"]
+    assert delay == pytest.approx(case["expected"]["latency_ns"], rel=1e-12)
+
+
+def test_network_model_agrees_with_the_spikingjelly_profiler_on_vgg9():
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("spikingjelly")
+    from spikingjelly.activation_based import neuron
+    from spikingjelly.activation_based.op_counter.spikesim import SpikeSimEnergyProfiler
+
+    network = published_chain(GOLDEN[0])
+    modules = []
+    for layer in network.layers:
+        stride = layer.in_size[0] // layer.out_size[0]
+        modules += [
+            torch.nn.Conv2d(layer.in_channels, layer.out_channels, 3, stride, 1, bias=False),
+            neuron.IFNode(),
+        ]
+    vgg9 = torch.nn.Sequential(*modules).eval()
+    with torch.no_grad(), SpikeSimEnergyProfiler() as profiler:
+        for _ in range(network.time_steps):
+            vgg9(torch.ones(1, 3, 32, 32))
+
+    energy = estimate(network, Chip()).total["energy_pj"]
+    assert profiler.get_total() == pytest.approx(15_906_934.026240, rel=1e-12)
+    assert energy == pytest.approx(profiler.get_total(), rel=1e-12)
+
+
+# The network model, by hand.
+
+
+def test_weight_slices_multiply_pes_but_not_the_groups_that_share_periphery():
+    layer = conv("a", in_channels=256, out_channels=96)
+    row = by_name(net(layer, weight_bits=8), Chip(cell_bits=4))["a"]
+    assert row["slices"] == 2
+    assert row["pes"] == 4 * 3  # 4 row groups, 96 x 2 columns in 3 crossbars
+    assert row["groups"] == 4 * 2  # the 96 outputs alone need 2
+
+
+def test_a_1x1_layer_packs_its_row_groups_into_the_crossbars_of_one_pe():
+    wide = conv("wide", kernel=1, in_channels=640, input_bits=4)
+    rows = by_name(net(conv("big"), wide))
+    assert rows["big"]["pes"] == 1
+    assert rows["wide"]["pes"] == 2  # 10 row groups of one crossbar, 9 crossbars a PE
+    assert by_name(net(wide))["wide"]["pes"] == 10  # alone, it makes PEs of one crossbar
+
+
+def test_every_energy_component_of_a_layer_equals_the_one_worked_out_by_hand():
+    layer = conv("a", kernel=1, in_channels=128, out_channels=96, input_bits=2, spike_rate=0.25)
+    network = net(conv("big"), layer, time_steps=3, weight_bits=8)
+    chip = Chip(xbar_size=32, cell_bits=4, adc_bits=6)
+    # g = 4, K = 9, m = 96·2/32 = 6, m1 = 3: n = 1·6 PEs, n1 = 3 groups; q = 16·3·2 cycles; f = 4
+    cycles, pes, groups, adcs = 96, 6, 3, 4
+    expected = {
+        "crossbar": cycles * 8 * (4 * 6) * 1.76423 * 0.25 * 0.25,
+        "adc": cycles * 8 * pes * adcs * 2.03084 * 4,
+        "mux": cycles * 8 * pes * adcs * 0.094245,
+        "subtractor": cycles * pes * adcs * 16 * 1.15e-6,
+        "temp_buffer": cycles * pes * adcs * 0.2,
+        "htree": cycles * groups * 157.12,
+        "fetch": cycles * groups * 4.64,
+        "neuron": cycles * groups * 5.096,
+        "tile_buffer": cycles * groups * 397,
+    }
+    row = by_name(network, chip)["a"]
+    assert (row["cycles"], row["pes"], row["groups"]) == (cycles, pes, groups)
+    assert row["energy_by_component"] == pytest.approx(expected, rel=1e-12)
+    assert row["energy_pj"] == pytest.approx(sum(expected.values()), rel=1e-12)
+
+
+def test_periphery_per_pe_charges_every_slice():
+    network = net(conv("a"), weight_bits=16)
+    shared = by_name(network)["a"]["energy_by_component"]
+    each = by_name(network, Chip(periphery="per_pe"))["a"]["energy_by_component"]
+    for component, energy in shared.items():
+        times = 4 if component in ("htree", "fetch", "neuron", "tile_buffer") else 1
+        assert each[component] == pytest.approx(times * energy, rel=1e-12), component
+
+
+def test_the_linear_layer_runs_once_on_spike_counts():
+    layer = conv("fc", kernel=1, out_channels=10, out_size=(1, 1), input_bits=None, linear=True)
+    row = by_name(net(layer, time_steps=4))["fc"]
+    assert row["input_bits"] == row["cycles"] == 7  # counts 0..4·4·4 = 64 need 7 bits
+    assert row["ops"] == 2 * 64 * 10
+    assert row["delay_ns"] == pytest.approx(10 * 7 * CYCLE_NS)
+
+
+def test_input_bits_given_for_a_linear_layer_are_ignored():
+    data = residual_block()
+    data["layers"][4]["input_bits"] = 3
+    given = network_from_json(data)
+    assert (
+        estimate(given, Chip()).total == estimate(network_from_json(residual_block()), Chip()).total
+    )
+    assert given.input_bits(given.layers[4]) == 11  # 0..4·16·16
+
+
+def test_an_addition_waits_for_both_branches_and_the_last_finish_is_the_delay():
+    size = {"in_channels": 4, "out_channels": 4, "in_size": (2, 2), "out_size": (2, 2)}
+    network = net(
+        conv("next", **size | {"out_channels": 8}, after=("conv2", "shortcut")),
+        conv("stem", **size, input_bits=8),
+        conv("conv1", **size, after=("stem",)),
+        conv("conv2", **size, after=("conv1",)),
+        conv("shortcut", **size, kernel=1, input_bits=4, after=("stem",)),
+    )
+    rows = by_name(network)
+    in_cycles = {name: row["start_ns"] / CYCLE_NS for name, row in rows.items()}
+    # delays in cycles: stem 4·4·8 = 128, conv1 and conv2 16, shortcut 64, next 32
+    assert in_cycles == pytest.approx(
+        {"stem": 0, "conv1": 96, "shortcut": 96, "conv2": 108, "next": 96 + 48}
+    )
+    assert estimate(network, Chip()).total["delay_ns"] == pytest.approx((144 + 32) * CYCLE_NS)
+
+
+def test_the_delay_counts_a_slow_branch_that_finishes_after_the_last_layer():
+    network = net(
+        conv("last", out_channels=1, kernel=1, out_size=(1, 1), after=("slow",)), conv("slow")
+    )
+    rows = by_name(network)
+    assert rows["last"]["finish_ns"] < rows["slow"]["finish_ns"]
+    assert estimate(network, Chip()).total["delay_ns"] == rows["slow"]["finish_ns"]
+
+
+def test_pixel_serial_takes_no_cycle_per_output_channel():
+    network = net(conv("a", input_bits=4), time_steps=2)
+    chip = Chip(delay="pixel_serial", clk_mhz=500)
+    assert estimate(network, chip).total["delay_ns"] == pytest.approx(16 * 2 * 4 * CYCLE_NS / 2)
+    assert by_name(network)["a"]["delay_ns"] == pytest.approx(64 * 16 * 2 * 4 * CYCLE_NS)
+
+
+def test_area_is_the_sum_worked_out_by_hand():
+    network = net(
+        conv("a", out_channels=128, input_bits=8),
+        conv("b", in_channels=128, in_size=(8, 8)),
+        membrane_bits=6,
+        lif=((64, 4, 4), (2, 3, 5)),
+    )
+    chip = Chip(xbar_size=32, pe_per_tile=3, adc_bits=5, cell_bits=4)
+    # PEs: 2·4 and 4·2, so 6 tiles of 3; K = 9
+    pe = 9 * 26.2144 / 4 + 4 * (693.633 * 2 + 45.9)
+    tile = 4 * 13411.41498 + 484.643999 + 0.7391 * 64 * 128 + 433660 + 3 * pe
+    bits = 64 * 16 * 8 + 128 * 64 * 1 + (64 * 16 + 30) * 6
+    result = estimate(network, chip)
+    assert result.total["tiles"] == 6
+    assert result.total["area_um2"] == pytest.approx(6 * tile + 0.7391 * bits, rel=1e-12)
+    assert sum(result.area_by_component.values()) == pytest.approx(result.total["area_um2"])
+
+
+def test_efficiencies_are_tera_operations_per_joule_and_per_second_and_square_millimetre():
+    total = estimate(net(conv("a"), conv("b"), time_steps=5), Chip()).total
+    assert total["ops"] == 2 * (2 * 64 * 64 * 9 * 16) * 5
+    joule, second, mm2 = total["energy_pj"] / 1e12, total["delay_ns"] / 1e9, total["area_um2"] / 1e6
+    assert total["tops_per_watt"] == pytest.approx(total["ops"] / joule / 1e12)
+    assert total["tops_per_mm2"] == pytest.approx(total["ops"] / second / mm2 / 1e12)
+    product = total["energy_pj"] * total["delay_ns"] * total["area_um2"]
+    assert total["edap_pj_ns_um2"] == pytest.approx(product)
+
+
+def test_ratios_above_one_mean_better_than_the_baseline():
+    keys = ("edap_pj_ns_um2", "energy_pj", "delay_ns", "area_um2", "tops_per_watt", "tops_per_mm2")
+    ours = dict(zip(keys, (1, 2, 4, 8, 6, 9), strict=True))
+    baseline = dict(zip(keys, (10, 8, 8, 4, 2, 3), strict=True))
+    assert ratios(ours, baseline) == {
+        "edap": 10,
+        "energy": 4,
+        "delay": 2,
+        "area": 0.5,
+        "tops_per_watt": 3,
+        "tops_per_mm2": 3,
+    }
+
+
+def test_the_network_model_refuses_sram_for_want_of_a_sourced_energy():
+    with pytest.raises(InputError, match="sram"):
+        estimate(net(conv("a")), Chip(cell="sram"))
+
+
+# What holds for every network.
+
+
+@st.composite
+def networks(draw) -> Network:
+    small = st.integers(1, 6)
+    size = st.tuples(small, small)
+    layers = []
+    for i in range(draw(st.integers(1, 6))):
+        linear = draw(st.booleans()) and i > 0
+        layers.append(
+            Layer(
+                name=f"layer{i}",
+                kernel=1 if linear else draw(st.sampled_from([1, 3, 5])),
+                in_channels=draw(st.integers(1, 200)),
+                out_channels=draw(st.integers(1, 200)),
+                in_size=draw(size),
+                out_size=(1, 1) if linear else draw(size),
+                input_bits=None if linear else draw(st.integers(1, 8)),
+                after=tuple(draw(st.sets(st.sampled_from([f"layer{j}" for j in range(i)]))))
+                if i
+                else (),
+                spike_rate=draw(st.none() | st.floats(0, 1)),
+                weight_bits=draw(st.none() | st.integers(1, 16)),
+                linear=linear,
+            )
+        )
+    lif = draw(st.lists(st.tuples(small, small, small), max_size=3))
+    return Network(draw(small), draw(st.integers(1, 31)), draw(small), tuple(layers), tuple(lif))
+
+
+@settings(deadline=None, max_examples=50)
+@given(networks(), st.randoms(use_true_random=False))
+def test_the_order_of_layers_in_the_file_changes_no_total(network, random):
+    data = network.to_json()
+    random.shuffle(data["layers"])
+    shuffled = estimate(network_from_json(data), Chip())
+    assert shuffled.total == estimate(network, Chip()).total
+
+
+@settings(deadline=None, max_examples=50)
+@given(networks())
+def test_a_layer_list_written_and_read_back_is_the_same_network(network):
+    assert network_from_json(json.loads(json.dumps(network.to_json()))) == network
+
+
+@settings(deadline=None, max_examples=50)
+@given(networks())
+def test_more_weight_bits_never_cost_less(network):
+    totals = []
+    for weight_bits in (network.weight_bits, network.weight_bits + 1):
+        data = network.to_json() | {"weight_bits": weight_bits}
+        totals.append(estimate(network_from_json(data), Chip()).total)
+    for key in ("pes", "tiles", "energy_pj", "area_um2"):
+        assert totals[1][key] >= totals[0][key]
+
+
+@settings(deadline=None, max_examples=50)
+@given(networks(), st.floats(0, 1), st.floats(0, 1))
+def test_more_spikes_never_cost_less_and_an_unmeasured_rate_costs_most(network, one, other):
+    energies = []
+    for rate in (min(one, other), max(one, other), None):
+        data = network.to_json()
+        for layer in data["layers"]:
+            layer["spike_rate"] = rate
+        energies.append(estimate(network_from_json(data), Chip()).total["energy_pj"])
+    assert energies == sorted(energies)
+
+
+@settings(deadline=None, max_examples=50)
+@given(networks())
+def test_the_delay_lies_between_the_longest_layer_and_all_layers_in_a_row(network):
+    result = estimate(network, Chip())
+    delays = [row["delay_ns"] for row in result.layers]
+    assert max(delays) <= result.total["delay_ns"] <= sum(delays) * (1 + 1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(networks())
+def test_layers_and_components_add_up_to_the_totals(network):
+    result = estimate(network, Chip())
+    energies = [sum(row["energy_by_component"].values()) for row in result.layers]
+    assert sum(energies) == pytest.approx(result.total["energy_pj"])
+    assert sum(row["pes"] for row in result.layers) == result.total["pes"]
+
+
+# The report command.
+
+
+@pytest.fixture
+def layer_file(tmp_path) -> Path:
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps(residual_block()))
+    return path
+
+
+@pytest.fixture
+def baseline_file(tmp_path) -> Path:
+    """The same network in 32-bit fixed point."""
+    data = residual_block() | {"weight_bits": 32, "membrane_bits": 32}
+    for layer in data["layers"]:
+        layer.pop("weight_bits", None)
+    data["layers"][3]["input_bits"] = 32
+    path = tmp_path / "baseline.JSON"
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_report_command_writes_three_files_and_prints_the_totals(layer_file, tmp_path):
+    out = tmp_path / "new" / "out"
+    result = command("report", "--layers", layer_file, "--out", out, "--xbar_size", 128)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == ["report.csv", "report.json", "report.md"]
+
+    report = json.loads((out / "report.json").read_text())
+    expected = estimate(load_layer_list(layer_file), Chip(xbar_size=128))
+    assert report["total"] == expected.total
+    assert report["chip"]["xbar_size"] == 128
+    assert report["chip"]["crossbars_per_pe"] == 9
+    assert {row["name"]: row["rate_is_measured"] for row in report["layers"]} == {
+        "stem": False,
+        "conv1": True,
+        "conv2": True,
+        "shortcut": False,
+        "fc": False,
+    }
+    assert "ratio" not in report
+    assert f"{expected.total['energy_pj']:.6g}" in result.stdout
+    with (out / "report.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer_name"] for row in rows] == [row["name"] for row in report["layers"]]
+    assert sum(float(row["energy_pj"]) for row in rows) == pytest.approx(
+        expected.total["energy_pj"]
+    )
+    assert (
+        float(rows[1]["crossbar_energy_pj"])
+        == (report["layers"][1]["energy_by_component"]["crossbar"])
+    )
+
+
+def test_report_compares_with_a_baseline_and_shows_the_published_ratios(
+    layer_file, baseline_file, tmp_path
+):
+    out = tmp_path / "out"
+    assert main(f"report --layers {layer_file} --baseline {baseline_file} --out {out}".split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["baseline"] == estimate(load_layer_list(baseline_file), Chip()).total
+    assert report["ratio"] == ratios(report["total"], report["baseline"])
+    assert report["ratio"]["energy"] > 1
+    assert report["ratio"]["edap"] > 1
+    assert report["published"] == {"edap": 14.85, "tops_per_watt": 2.64, "tops_per_mm2": 6.19}
+    text = (out / "report.md").read_text()
+    for published in ("14.85", "2.64", "6.19"):
+        assert published in text
+    for sentence in report["assumptions"]:
+        assert sentence in text
+
+
+def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_path):
+    options = (
+        "--xbar_size 32 --pe_per_tile 5 --cell_bits 2 --adc_bits 6 --clk_mhz 500 --cell rram "
+        "--periphery per_pe --delay pixel_serial"
+    )
+    main(f"report --layers {layer_file} --out {tmp_path} {options}".split())
+    report = json.loads((tmp_path / "report.json").read_text())
+    chip = Chip(32, 5, 2, 6, 500.0, "rram", "per_pe", "pixel_serial")
+    assert report["total"] == estimate(load_layer_list(layer_file), chip).total
+
+
+def test_a_pipe_in_a_layer_name_does_not_break_the_markdown_table(tmp_path):
+    path = tmp_path / "net.json"
+    data = residual_block()
+    data["layers"][1]["name"] = data["layers"][2]["after"][0] = 'a|b,"c"'
+    path.write_text(json.dumps(data))
+    assert main(f"report --layers {path} --out {tmp_path}".split()) == 0
+    assert '| a\\|b,"c" | 3 |' in (tmp_path / "report.md").read_text()
+    with (tmp_path / "report.csv").open(newline="") as file:
+        assert [row["layer_name"] for row in csv.DictReader(file)][1] == 'a|b,"c"'
+
+
+def test_compat_and_layer_lists_need_no_torch(layer_file, tmp_path):
+    case = tmp_path / "case.json"
+    case.write_text(json.dumps(GOLDEN[0]["inputs"]))
+    code = (
+        "import sys; from spikesim_eval.__main__ import main; "
+        f"assert main(['compat', {str(case)!r}]) == 0; "
+        f"report = ['report', '--layers', {str(layer_file)!r}, '--out', {str(tmp_path)!r}]; "
+        "assert main(report) == 0; "
+        "assert 'torch' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_checkpoints_are_traced_with_the_data_path_and_their_errors_are_one_line(
+    monkeypatch, tmp_path, layer_file, capsys
+):
+    class UserError(Exception):
+        pass
+
+    def trace_checkpoint(path, data_path=None):
+        if "bad" in path:
+            raise UserError("not a checkpoint\nof ours")
+        assert data_path == "D"
+        return load_layer_list(layer_file)
+
+    fakes = {
+        "load_settings": types.SimpleNamespace(UserError=UserError),
+        "spikesim_eval.trace": types.SimpleNamespace(trace_checkpoint=trace_checkpoint),
+    }
+    for name, module in fakes.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    good, bad, out = tmp_path / "good.pth", tmp_path / "bad.pth", tmp_path / "out"
+    good.touch()
+    bad.touch()
+    assert main(f"report --checkpoint {bad} --out {out}".split()) == 2
+    assert capsys.readouterr().err == "spikesim_eval: error: not a checkpoint of ours\n"
+    assert not out.exists()
+    assert (
+        main(f"report --checkpoint {good} --baseline {good} --data_path D --out {out}".split()) == 0
+    )
+    assert json.loads((out / "report.json").read_text())["ratio"]["edap"] == 1
+
+
+# Mistakes of the user.
+
+
+def changed(*path_and_value) -> dict:
+    """The good layer list with one value replaced; `...` removes the key."""
+    data = residual_block()
+    *path, last, value = path_and_value
+    entry = data
+    for key in path:
+        entry = entry[key]
+    if value is ...:
+        del entry[last]
+    else:
+        entry[last] = value
+    return data
+
+
+NAN, INF = float("nan"), float("inf")
+BAD_LAYER_LISTS = {
+    "no JSON": "{",
+    "empty": "",
+    "not UTF-8": b"\xff\xfe\x00",
+    "nested too deeply": "[" * 100_000,
+    "an integer of 5000 digits": json.dumps(residual_block()).replace(
+        '"time_steps": 4', '"time_steps": ' + "9" * 5000
+    ),
+    "a key twice": json.dumps(residual_block()).replace("{", '{"time_steps": 2, ', 1),
+    "a list": [],
+    "null": None,
+    "unknown key": changed("timesteps", 4),
+    "missing time_steps": changed("time_steps", ...),
+    "missing lif": changed("lif", ...),
+    "bool time_steps": changed("time_steps", True),
+    "float time_steps": changed("time_steps", 4.0),
+    "text time_steps": changed("time_steps", "4"),
+    "null time_steps": changed("time_steps", None),
+    "zero time_steps": changed("time_steps", 0),
+    "huge time_steps": changed("time_steps", 10**9 + 1),
+    "zero weight_bits": changed("weight_bits", 0),
+    "65 weight_bits": changed("weight_bits", 65),
+    "65 membrane_bits": changed("membrane_bits", 65),
+    "layers not a list": changed("layers", {}),
+    "no layers": changed("layers", []),
+    "a layer that is a number": changed("layers", 0, 7),
+    "unknown key of a layer": changed("layers", 0, "stride", 1),
+    "unknown key of a linear layer": changed("layers", 4, "bias", True),
+    "missing kernel": changed("layers", 0, "kernel", ...),
+    "missing after": changed("layers", 0, "after", ...),
+    "missing input_bits": changed("layers", 0, "input_bits", ...),
+    "null input_bits": changed("layers", 0, "input_bits", None),
+    "zero input_bits": changed("layers", 0, "input_bits", 0),
+    "zero kernel": changed("layers", 0, "kernel", 0),
+    "negative channels": changed("layers", 0, "in_channels", -3),
+    "bool channels": changed("layers", 0, "out_channels", True),
+    "huge channels": changed("layers", 0, "out_channels", 10**12),
+    "NaN channels": changed("layers", 0, "out_channels", NAN),
+    "one number as size": changed("layers", 0, "in_size", 32),
+    "three sizes": changed("layers", 0, "in_size", [32, 32, 32]),
+    "zero size": changed("layers", 0, "out_size", [0, 32]),
+    "text size": changed("layers", 0, "out_size", ["32", 32]),
+    "bool size": changed("layers", 0, "out_size", [True, 32]),
+    "spike_rate above 1": changed("layers", 1, "spike_rate", 1.01),
+    "spike_rate below 0": changed("layers", 1, "spike_rate", -0.1),
+    "NaN spike_rate": changed("layers", 1, "spike_rate", NAN),
+    "infinite spike_rate": changed("layers", 1, "spike_rate", INF),
+    "bool spike_rate": changed("layers", 1, "spike_rate", True),
+    "text spike_rate": changed("layers", 1, "spike_rate", "0.5"),
+    "float weight_bits of a layer": changed("layers", 0, "weight_bits", 8.0),
+    "linear not true or false": changed("layers", 4, "linear", 1),
+    "linear with a kernel": changed("layers", 4, "kernel", 3),
+    "linear with a plane": changed("layers", 4, "out_size", [2, 2]),
+    "name not text": changed("layers", 0, "name", ["stem"]),
+    "empty name": changed("layers", 0, "name", ""),
+    "name of two lines": changed("layers", 0, "name", "a\nb"),
+    "name that no file can hold": changed("layers", 0, "name", "\ud800"),
+    "duplicate name": changed("layers", 1, "name", "stem"),
+    "after not a list": changed("layers", 1, "after", "stem"),
+    "after a number": changed("layers", 1, "after", [0]),
+    "after a list": changed("layers", 1, "after", [["stem"]]),
+    "unknown predecessor": changed("layers", 1, "after", ["stern"]),
+    "a cycle": changed("layers", 0, "after", ["conv2"]),
+    "after itself": changed("layers", 0, "after", ["stem"]),
+    "lif not a list": changed("lif", 3),
+    "lif of two sizes": changed("lif", [[64, 32]]),
+    "lif with a zero": changed("lif", [[64, 0, 32]]),
+    "lif with a bool": changed("lif", [[64, True, 32]]),
+}
+
+
+def one_error_line(stderr: str) -> bool:
+    return bool(re.fullmatch(r"spikesim_eval: error: [^\n]+\n", stderr)) and len(stderr) < 400
+
+
+def write(path: Path, content: object) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+@pytest.mark.parametrize("content", BAD_LAYER_LISTS.values(), ids=BAD_LAYER_LISTS.keys())
+def test_a_bad_layer_list_gives_one_error_line_and_writes_nothing(content, tmp_path, capsys):
+    path, out = tmp_path / "net.json", tmp_path / "out"
+    write(path, content)
+    assert main(["report", "--layers", str(path), "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert one_error_line(captured.err), captured.err
+    assert captured.out == ""
+    assert not out.exists()
+
+
+def test_a_value_nested_at_any_depth_gives_one_error_line(tmp_path, capsys):
+    # Around the recursion limit a value is still read, but may be too deep for repr().
+    path = tmp_path / "net.json"
+    text = json.dumps(changed("time_steps", "HERE"))
+    for depth in range(sys.getrecursionlimit() - 200, sys.getrecursionlimit() + 10):
+        write(path, text.replace('"HERE"', "[" * depth + "]" * depth))
+        assert main(["report", "--layers", str(path), "--out", str(tmp_path / "out")]) == 2
+        assert one_error_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (changed("timesteps", 4), "'timesteps'"),
+        (changed("layers", 0, "stride", 1), "'stride'"),
+        (changed("layers", 0, "kernel", ...), "'kernel'"),
+        (changed("layers", 1, "after", ["stern"]), "'stern'"),
+        (changed("layers", 1, "name", "stem"), "'stem'"),
+        (changed("layers", 0, "after", ["conv2"]), "'conv2'"),
+        (changed("layers", 1, "spike_rate", 1.5), "1.5"),
+    ],
+)
+def test_the_error_names_what_is_wrong(content, words, tmp_path, capsys):
+    path = tmp_path / "net.json"
+    write(path, content)
+    assert main(["report", "--layers", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert words in capsys.readouterr().err
+
+
+BAD_COMMANDS = {
+    "no command": "",
+    "unknown command": "estimate",
+    "no source": "report --out OUT",
+    "two sources": "report --layers NET --checkpoint NET --out OUT",
+    "no out": "report --layers NET",
+    "unknown option": "report --layers NET --out OUT --baseline_layers NET",
+    "missing file": "report --layers MISSING --out OUT",
+    "missing checkpoint": "report --checkpoint MISSING --out OUT",
+    "folder as layer list": "report --layers FOLDER --out OUT",
+    "folder as checkpoint": "report --checkpoint FOLDER --out OUT",
+    "missing baseline list": "report --layers NET --baseline MISSING.json --out OUT",
+    "missing baseline checkpoint": "report --layers NET --baseline MISSING.pth --out OUT",
+    "data path without checkpoint": "report --layers NET --data_path FOLDER --out OUT",
+    "out below a file": "report --layers NET --out NET/OUT",
+    "out is a file": "report --layers NET --out NET",
+    "sram": "report --layers NET --out OUT --cell sram",
+    "unknown cell": "report --layers NET --out OUT --cell dram",
+    "unknown periphery": "report --layers NET --out OUT --periphery none",
+    "text xbar_size": "report --layers NET --out OUT --xbar_size big",
+    "zero xbar_size": "report --layers NET --out OUT --xbar_size 0",
+    "xbar_size no multiple of 8": "report --layers NET --out OUT --xbar_size 60",
+    "negative xbar_size": "report --layers NET --out OUT --xbar_size=-64",
+    "zero pe_per_tile": "report --layers NET --out OUT --pe_per_tile 0",
+    "zero cell_bits": "report --layers NET --out OUT --cell_bits 0",
+    "65 adc_bits": "report --layers NET --out OUT --adc_bits 65",
+    "zero clock": "report --layers NET --out OUT --clk_mhz 0",
+    "NaN clock": "report --layers NET --out OUT --clk_mhz nan",
+    "infinite clock": "report --layers NET --out OUT --clk_mhz inf",
+    "compat without a case": "compat",
+    "compat of a missing file": "compat MISSING",
+    "compat of a layer list": "compat NET",
+}
+
+
+def filled(line: str, net_file: Path, tmp_path: Path) -> list[str]:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    names = {"NET": net_file, "OUT": tmp_path / "out", "MISSING": tmp_path / "no", "FOLDER": folder}
+    line = line.replace("NET/OUT", f"{net_file}/out")
+    return [str(names.get(word, word.replace("MISSING", "no"))) for word in line.split()]
+
+
+@pytest.mark.parametrize("line", BAD_COMMANDS.values(), ids=BAD_COMMANDS.keys())
+def test_a_bad_command_line_gives_one_error_line_and_writes_nothing(
+    line, layer_file, tmp_path, capsys
+):
+    before = layer_file.read_bytes()
+    assert main(filled(line, layer_file, tmp_path)) == 2
+    captured = capsys.readouterr()
+    assert one_error_line(captured.err), captured.err
+    assert captured.out == ""
+    assert not (tmp_path / "out").exists()
+    assert layer_file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "report --layers NET --out NET/OUT", "report --layers MISSING --out OUT", "compat NET"],
+)
+def test_the_command_itself_ends_with_code_2_and_one_line(line, layer_file, tmp_path):
+    result = command(*filled(line, layer_file, tmp_path))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert one_error_line(result.stderr), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def bad_case(**changes) -> dict:
+    case = copy.deepcopy(GOLDEN[0]["inputs"]) | changes
+    return {key: value for key, value in case.items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        bad_case(bits=4),
+        bad_case(device=...),
+        bad_case(device="dram"),
+        bad_case(device=["rram"]),
+        bad_case(in_ch=[]),
+        bad_case(in_ch=3),
+        bad_case(in_ch=[3]),
+        bad_case(out_dim=[32, 16, 16, 8, 8, 8, 0]),
+        bad_case(in_dim=[32, 16, 16, 8, 8, 8, True]),
+        bad_case(xbar_size=60),
+        bad_case(kernel_size=3.0),
+        bad_case(time_steps=True),
+        bad_case(pe_per_tile=0),
+        bad_case(clk_freq_mhz=0),
+        bad_case(clk_freq_mhz=NAN),
+        bad_case(clk_freq_mhz="250"),
+        GOLDEN[0],
+    ],
+)
+def test_a_bad_compat_case_gives_one_error_line(case, tmp_path, capsys):
+    path = tmp_path / "case.json"
+    write(path, case)
+    assert main(["compat", str(path)]) == 2
+    captured = capsys.readouterr()
+    assert one_error_line(captured.err), captured.err
+    assert captured.out == ""
+
+
+def test_an_error_leaves_an_earlier_report_as_it_was(layer_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(f"report --layers {layer_file} --out {out}".split()) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    write(layer_file, changed("time_steps", 0))
+    assert main(f"report --layers {layer_file} --out {out}".split()) == 2
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_no_file_is_written_where_one_of_the_three_cannot_be(layer_file, tmp_path, capsys):
+    blocked = tmp_path / "out" / "report.md"
+    blocked.mkdir(parents=True)
+    assert main(f"report --layers {layer_file} --out {blocked.parent}".split()) == 2
+    assert one_error_line(capsys.readouterr().err)
+    assert list(blocked.parent.iterdir()) == [blocked]
+
+
+def test_the_largest_numbers_allowed_still_give_finite_figures(tmp_path):
+    data = residual_block() | {"time_steps": 10**9, "weight_bits": 64}
+    big = 10**9
+    data["layers"][0] |= {
+        "kernel": big,
+        "in_channels": big,
+        "out_channels": big,
+        "in_size": [big, big],
+        "out_size": [big, big],
+        "input_bits": 64,
+        "weight_bits": 64,
+    }
+    path = tmp_path / "net.json"
+    write(path, data)
+    options = "--xbar_size 8 --cell_bits 1 --adc_bits 64 --clk_mhz 0.001"
+    assert main(f"report --layers {path} --out {tmp_path} {options}".split()) == 0
