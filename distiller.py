@@ -82,6 +82,8 @@ def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:
 
 
 MEMBRANE_LOSSES = {"CLK": membrane_kl, "CLM": membrane_mse, "CL": None}
+ALPHA, TAU = 0.1, 4.0
+BETA = {"CLK": 30.0, "CLM": 30.0, "CL": 0.0}
 
 
 class Distiller:
@@ -94,7 +96,7 @@ class Distiller:
         teacher: full-precision network; put into evaluation mode, without gradients.
         student: the network to train, possibly inside DistributedDataParallel.
         loss: "CLK", "CLM" or "CL".
-        alpha, beta: weights of L_logit and L_mem.
+        alpha, beta: weights of L_logit and L_mem; beta None is the loss's own default.
         tau: temperature of L_logit.
     """
 
@@ -103,14 +105,14 @@ class Distiller:
         teacher: nn.Module,
         student: nn.Module,
         loss: str = "CLK",
-        alpha: float = 1.0,
-        beta: float = 10.0,
-        tau: float = 4.0,
+        alpha: float = ALPHA,
+        beta: float | None = None,
+        tau: float = TAU,
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self.student = student
         self.membrane_loss = MEMBRANE_LOSSES[loss]
-        self.alpha, self.beta, self.tau = alpha, beta, tau
+        self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(student's logits (B, K), loss, its unweighted terms "ce", "logit" and "membrane")."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distiller import ALPHA, BETA, MEMBRANE_LOSSES, TAU
 from models import MSResNet, QuanMSResNet
 from models.MS_ResNet import BLOCKS
 
@@ -45,9 +46,6 @@ DATA_SETS = {
     "digits": DataSet(10, 1, 16, 1 / 255, time_window=4, batch_size=64),
 }
 PAPER_SETTINGS = ("original", "student", "qamd")
-LOSSES = ("CLK", "CLM", "CL")
-# Weights of the membrane term: KL and squared error differ in size.
-DEFAULT_BETA = {"CLK": 10.0, "CLM": 30.0, "CL": 0.0}
 
 
 @dataclass(frozen=True)
@@ -114,10 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--time_window", type=int, help="timesteps T (default 4; ncaltech101 10)")
     add("--bits", type=int, help="width of weights and membrane potentials, 2 to 8")
     add("--bn_bits", type=int, help="width of batch norm's scale and shift, 2 to 16 (default 8)")
-    add("--loss", choices=LOSSES, help="only with qamd: CLK (default), CLM or CL")
-    add("--alpha", type=float, help="weight of the logit loss (default 1)")
-    add("--beta", type=float, help="weight of the membrane loss (default CLK 10, CLM 30)")
-    add("--tau", type=float, help="temperature of the logit loss (default 4)")
+    add("--loss", choices=MEMBRANE_LOSSES, help="only with qamd: CLK (default), CLM or CL")
+    add("--alpha", type=float, help=f"weight of the logit loss (default {ALPHA})")
+    add("--beta", type=float, help=f"weight of the membrane loss (default {BETA})")
+    add("--tau", type=float, help=f"temperature of the logit loss (default {TAU})")
     add("--teacher_path", help="checkpoint of an original run, for qamd")
     add(
         "--init_from_teacher",
@@ -195,9 +193,9 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         bits=args.bits,
         bn_bits=default("bn_bits", 8) if quantized else None,
         loss=loss,
-        alpha=default("alpha", 1.0) if distilled else None,
-        beta=default("beta", DEFAULT_BETA[loss]) if distilled else None,
-        tau=default("tau", 4.0) if distilled else None,
+        alpha=default("alpha", ALPHA) if distilled else None,
+        beta=default("beta", BETA[loss]) if distilled else None,
+        tau=default("tau", TAU) if distilled else None,
         init_from_teacher=args.init_from_teacher,
         teacher_path=args.teacher_path,
         batch_size=default("batch_size", data_set.batch_size),
