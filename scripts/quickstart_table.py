@@ -15,6 +15,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,7 +41,8 @@ def main(folder: Path) -> None:
         run: distance_to_teacher(networks["teacher"], networks[run], test_batches(settings))
         for run in ("student", "mdsnn")
     }
-    rows = table(checkpoints, metrics, reports, distances)
+    epochs = [str(checkpoint.settings.epochs) for checkpoint in checkpoints.values()]
+    rows = [["epochs", *epochs], *table(checkpoints, metrics, reports, distances)]
     write_table(folder, rows, settings)
     plot(folder / "quickstart.png", metrics, distances, reports)
     print(f"\ntable.md, table.csv, quickstart.png and the runs are in {folder}")
@@ -106,7 +108,7 @@ def write_table(folder: Path, rows: list[list[str]], settings: Settings) -> None
     header = ["", *(label for label, *_ in RUNS.values())]
     title = (
         f"{settings.data}, MS-ResNet-{settings.model_depth}, width {settings.width}, "
-        f"T = {settings.time_window}, {settings.epochs} epochs, seed {settings.seed}"
+        f"T = {settings.time_window}, seed {settings.seed}"
     )
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     print(f"\n{title}\n")
@@ -132,20 +134,25 @@ def plot(path: Path, metrics, distances: dict[str, dict[str, Tensor]], reports) 
         label, _, colour = RUNS[run]
         share = 100 * distance["differing_spikes"].mean(dim=1)
         middle.plot(range(1, len(share) + 1), share, marker="o", label=label, color=colour)
-    middle.set(xlabel="LIF layer", ylabel="%", title="spikes that differ from the teacher's")
+    middle.set(
+        xlabel="LIF layer, in forward order",
+        ylabel="%",
+        title="spikes that differ from the teacher's",
+    )
     middle.set_ylim(bottom=0)
+    middle.xaxis.set_major_locator(MaxNLocator(integer=True))
     middle.legend()
 
-    names = list(COSTS)
     for offset, run in ((-0.2, "student"), (0.2, "mdsnn")):
         label, _, colour = RUNS[run]
-        values = [reports[run]["ratio"][name] for name in names]
-        bars = right.bar([i + offset for i in range(len(names))], values, 0.4, label=label)
+        values = [reports[run]["ratio"][name] for name in COSTS]
+        bars = right.bar([i + offset for i in range(len(COSTS))], values, 0.4, label=label)
         for bar in bars:
             bar.set_color(colour)
         right.bar_label(bars, fmt="%.1f", fontsize=8)
-    right.set(yscale="log", title="SpikeSim estimate, times better than full precision")
-    right.set_xticks(range(len(names)), [*names[:-1], "EDAP"])
+    right.axhline(1, color=RUNS["teacher"][2], linestyle="--", label=RUNS["teacher"][0])
+    right.set(ylabel="times better than the teacher", title="SpikeSim estimate")
+    right.set_xticks(range(len(COSTS)), [*COSTS[:-1], "EDAP"])
     right.legend()
     figure.savefig(path, dpi=120)
 
