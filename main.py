@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -306,7 +307,8 @@ def about_run(settings: Settings) -> dict[str, Any]:
     return asdict(settings) | {
         "world_size": WORLD_SIZE,
         "git_commit": commit,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "torchvision", "numpy", "spikingjelly")},
     }
 
 

@@ -1,0 +1,69 @@
+"""The scripts of the README, run in a copy of the repository with the environment of the tests."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import REPOSITORY
+
+ENVIRONMENT = Path(sys.prefix)
+QUICK = ["--epochs", "1", "--width", "2"]
+
+
+@pytest.fixture(scope="module")
+def copy(clone, tmp_path_factory) -> Path:
+    """A clone whose .venv is the one that scripts/environment.sh made and runs these tests."""
+    if not (ENVIRONMENT / "installed").is_file():
+        pytest.skip("the tests do not run in the environment that scripts/environment.sh makes")
+    folder = tmp_path_factory.mktemp("scripts") / "clone"
+    shutil.copytree(clone, folder, ignore=shutil.ignore_patterns("data", "teacher-*", "mdsnn-*"))
+    shutil.copytree(REPOSITORY / "scripts", folder / "scripts")
+    shutil.copy(REPOSITORY / "requirements.txt", folder)
+    (folder / ".venv").symlink_to(ENVIRONMENT)
+    return folder
+
+
+def run(script: str, *arguments: str, folder: Path) -> str:
+    result = subprocess.run(
+        ["bash", f"scripts/{script}", *arguments], cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_the_quickstart_prints_its_table_and_writes_it_with_plots(copy):
+    printed = run("quickstart.sh", *QUICK, folder=copy)
+    assert "installing" not in printed
+    out = copy / "runs" / "quickstart"
+    with (out / "table.csv").open(newline="") as file:
+        table = {row[0]: row[1:] for row in csv.reader(file)}
+    assert table["bits"] == ["32 (float)", "2", "2"]
+    for name in ("accuracy, last epoch", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
+        assert name in printed
+        assert len(table[name]) == 3
+    kl = table["membrane KL to teacher"]
+    assert kl[0] == "-"
+    assert float(kl[1]) > 0
+    assert float(table["EDAP, × better"][2]) > 1
+    assert (out / "table.md").read_text().count("\n") > len(table)
+    assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    for run_ in ("teacher", "student", "mdsnn"):
+        report = json.loads((out / run_ / "edap" / "report.json").read_text())
+        assert any(layer["rate_is_measured"] for layer in report["layers"])
+
+
+def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(copy):
+    run("distill_student.sh", "digits", "1", *QUICK, folder=copy)  # trains the teacher first
+    run("train_student.sh", "digits", "2", *QUICK, folder=copy)
+    printed = run("edap_report.sh", "digits", "--xbar_size", "128", folder=copy)
+    assert "edap, times better" in printed
+    report = json.loads(
+        (copy / "checkpoints" / "digits-mdsnn-4bit" / "edap" / "report.json").read_text()
+    )
+    assert report["chip"]["xbar_size"] == 128
+    assert (copy / "checkpoints" / "digits-student-4bit" / "student-best.pth").is_file()
