@@ -74,7 +74,7 @@ class ImageSet(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.read(self.items[index])
         if self.augment is not None:
-            entropy = (self.seed, self.epoch, index % len(self))
+            entropy = (self.seed, self.epoch, index)
             sample_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would reseed the GPU's generators too, and for good.
@@ -95,7 +95,7 @@ def load_data_sets(
     downloads) before the others. Raises UserError, one line, where data are missing or damaged; it
     names the expected folder and how to fill it.
     """
-    data_path = Path(data_path).expanduser()
+    data_path = Path(data_path)
     with first_process_first():
         try:
             match data:

@@ -50,7 +50,7 @@ def softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 def logit_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     """tau² · KL(softmax(teacher/tau) ‖ softmax(student/tau)) of logits (B, K), mean over B."""
-    return tau**2 * softmax_kl(student / tau, teacher / tau)
+    return tau**2 * softmax_kl(at_least_float32(student) / tau, at_least_float32(teacher) / tau)
 
 
 def neurons_by_sample(membrane: Tensor) -> Tensor:

@@ -4,14 +4,16 @@ Every mistake in the arguments is found here, before data or networks are touche
 """
 
 import argparse
+import errno
 import math
 import os
-import pickle
+import reprlib
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,22 @@ DATA_SETS = {
     "digits": DataSet(10, 1, 16, 1 / 255, time_window=4, batch_size=64),
 }
 PAPER_SETTINGS = ("original", "student", "qamd")
+LIMITS = {  # smallest and largest value; the largest are far above any use
+    "width": (1, 4096),
+    "time_window": (1, 1024),
+    "bits": (2, 8),
+    "bn_bits": (2, 16),
+    "alpha": (0, 1e6),
+    "beta": (0, 1e6),
+    "tau": (1e-3, 1e3),
+    "batch_size": (1, 2**20),
+    "epochs": (1, 10**6),
+    "lr": (1e-12, 1e3),
+    "weight_decay": (0, 1e3),
+    "clip_grad": (0, 1e6),
+    "seed": (0, 2**63 - 1),
+    "workers": (0, 256),
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +95,7 @@ class Settings:
     data_path: str
     save_path: str
     eval_only: str | None
+    integer: bool
     workers: int
     device: str
     amp: bool
@@ -122,16 +141,27 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="start the student from the teacher's weights instead of from scratch",
     )
-    add("--batch_size", type=int, help="global batch, split over the processes")
-    add("--epochs", type=int, default=100)
+    add(
+        "--batch_size",
+        type=int,
+        help="global batch, split over the processes (256; ncaltech101 32, digits 64)",
+    )
+    add("--epochs", type=int, default=100, help="default 100")
     add("--lr", type=float, default=0.1, help="at the start; cosine to 0 (default 0.1)")
     add("--weight_decay", type=float, default=1e-4, help="none on batch norm and steps")
     add("--clip_grad", type=float, default=1.0, help="largest gradient norm (default 1; 0: any)")
-    add("--seed", type=int, default=0)
-    add("--data_path", default="./data", help="where the data sets lie")
+    add("--seed", type=int, default=0, help="default 0")
+    add("--data_path", default="./data", help="where the data sets lie (default ./data)")
     add("--save_path", help="where checkpoints and logs go (default ./checkpoints/RUN)")
     add("--eval_only", metavar="CKPT", help="print the test accuracy of a checkpoint and stop")
-    add("--workers", type=int, default=4, help="loader processes of each process (default 4)")
+    add("--integer", action="store_true", help="with --eval_only: also with integers alone")
+    workers = min(4, os.cpu_count() or 1)
+    add(
+        "--workers",
+        type=int,
+        default=workers,
+        help="loaders of each process (4; fewer cores: less)",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--amp", action="store_true", help="bf16 autocast; membranes and losses stay in float32")
     add("--deterministic", action="store_true", help="same seed, same numbers")
@@ -145,7 +175,7 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
     args = _parser().parse_args(argv)
     settings = _training_settings(args) if args.eval_only is None else _evaluation_settings(args)
     check_settings(settings)
-    if settings.batch_size % world_size:
+    if settings.eval_only is None and settings.batch_size % world_size:
         raise UserError(
             f"--batch_size {settings.batch_size} is the global batch and does not divide evenly "
             f"over {world_size} processes"
@@ -160,6 +190,8 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
 
 
 def _training_settings(args: argparse.Namespace) -> Settings:
+    if args.integer:
+        raise UserError("--integer goes with --eval_only CKPT")
     for required in ("data", "paper_setting"):
         if getattr(args, required) is None:
             raise UserError(f"--{required} is required")
@@ -205,40 +237,46 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         clip_grad=args.clip_grad,
         seed=args.seed,
         data_path=args.data_path,
-        save_path=args.save_path or "",
+        save_path="",
         eval_only=None,
+        integer=False,
         workers=args.workers,
         device=args.device,
         amp=args.amp,
         deterministic=args.deterministic,
     )
-    return replace(settings, save_path=settings.save_path or f"./checkpoints/{run_name(settings)}")
+    default_path = f"./checkpoints/{run_name(settings, args)}"
+    return replace(settings, save_path=args.save_path or default_path)
 
 
 def _evaluation_settings(args: argparse.Namespace) -> Settings:
     """The settings that the checkpoint was trained with, and this command's of how to run."""
     trained = load_checkpoint(args.eval_only).settings
-    for name in ("data", "paper_setting", "model_depth", "width", "time_window", "bits", "bn_bits"):
+    of_network = ("data", "paper_setting", "model_depth", "width", "time_window", "bits", "bn_bits")
+    for name in of_network:
         if getattr(args, name) not in (None, getattr(trained, name)):
             raise UserError(
                 f"--{name} {getattr(args, name)} does not fit {args.eval_only}: "
                 f"it was trained with {getattr(trained, name)}"
             )
+    here = ("eval_only", "integer", "data_path", "workers", "device", "amp", "deterministic")
+    for name, value in vars(args).items():
+        known = (*of_network, *here, "batch_size", "local_rank")
+        if name not in known and value != _parser().get_default(name):
+            raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
+    if args.integer and trained.bits is None:
+        raise UserError(f"--integer: {args.eval_only} is a full-precision network")
+    batch_size = trained.batch_size if args.batch_size is None else args.batch_size
     return replace(
         trained,
-        eval_only=args.eval_only,
+        batch_size=batch_size,
         teacher_path=None,
-        batch_size=args.batch_size or trained.batch_size,
-        data_path=args.data_path,
-        workers=args.workers,
-        device=args.device,
-        amp=args.amp,
-        deterministic=args.deterministic,
+        **{name: getattr(args, name) for name in here},
     )
 
 
-def run_name(settings: Settings) -> str:
-    """Name of the default save path: what a person tells runs apart by."""
+def run_name(settings: Settings, args: argparse.Namespace) -> str:
+    """Name of the default save path: what a person tells runs apart by, and what they changed."""
     parts = [
         settings.data,
         settings.paper_setting,
@@ -248,30 +286,26 @@ def run_name(settings: Settings) -> str:
         f"depth{settings.model_depth}",
         f"width{settings.width}",
         f"T{settings.time_window}",
-        f"seed{settings.seed}",
     ]
-    return "-".join(part for part in parts if part)
+    for name in (
+        *("bn_bits", "alpha", "beta", "tau"),
+        *("batch_size", "epochs", "lr", "weight_decay", "clip_grad"),
+    ):
+        value = getattr(args, name)
+        if value != _parser().get_default(name):
+            parts.append(f"{name.replace('_', '-')}{value}")
+    return "-".join([*(part for part in parts if part), f"seed{settings.seed}"])
 
 
 def check_settings(settings: Settings) -> None:
     """Raises UserError where a value is outside what the program can do."""
-
-    def require(name: str, fits: bool, expected: str) -> None:
-        if not fits:
-            raise UserError(f"--{name} must be {expected}, got {getattr(settings, name)}")
-
-    for name in ("width", "time_window", "batch_size", "epochs"):
-        require(name, getattr(settings, name) >= 1, "at least 1")
-    for name in ("seed", "workers", "weight_decay", "clip_grad"):
-        require(name, 0 <= getattr(settings, name) < math.inf, "0 or more")
-    require("lr", 0 < settings.lr < math.inf, "a positive number")
-    if settings.bits is not None:
-        require("bits", 2 <= settings.bits <= 8, "2 to 8")
-        require("bn_bits", 2 <= settings.bn_bits <= 16, "2 to 16")
-    if settings.loss is not None:
-        for name in ("alpha", "beta"):
-            require(name, 0 <= getattr(settings, name) < math.inf, "0 or more")
-        require("tau", 0 < settings.tau < math.inf, "a positive number")
+    for name, (low, high) in LIMITS.items():
+        value = getattr(settings, name)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"--{name} must be between {low:g} and {high:g}, got {value}")
+    for name in ("data_path", "save_path"):
+        if not getattr(settings, name).isprintable():
+            raise UserError(f"--{name} holds a character that cannot be printed")
 
 
 def _check_teacher(settings: Settings) -> None:
@@ -292,9 +326,12 @@ def _check_teacher(settings: Settings) -> None:
 def check_writable(folder: str | Path) -> None:
     """Raises UserError where `folder` cannot be made and written into; leaves nothing behind."""
     existing = Path(folder).absolute()
-    while not os.path.lexists(existing):
-        existing = existing.parent
     try:
+        while not os.path.lexists(existing):
+            existing = existing.parent
+        longest = max(len(os.fsencode(part)) for part in Path(folder).absolute().parts)
+        if longest > os.pathconf(existing, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -311,50 +348,76 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     not_ours = f"{path} is not a checkpoint of this program"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path} ({error.strerror})") from None
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):
+    except Exception:  # what torch.load raises depends on where the bytes stop making sense
         raise UserError(f"{not_ours}, or it is truncated") from None
 
-    if not isinstance(content, dict) or not {"settings", "model", "epoch", "accuracy"} <= set(
-        content
-    ):
-        raise UserError(f"{not_ours}: settings, model, epoch or accuracy is missing")
+    expected_types = {"settings": dict, "model": dict, "epoch": int, "accuracy": float}
+    for name, expected_type in expected_types.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), expected_type):
+            raise UserError(f"{not_ours}: it holds no {name}, or another type")
     settings = _settings_from(content["settings"], not_ours)
-    with torch.device("meta"):
-        expected = {name: x.shape for name, x in build_network(settings).state_dict().items()}
-    model = content["model"]
-    if not isinstance(model, dict):
-        raise UserError(f"{not_ours}: its model is no dict of weights")
-    found = {name: getattr(x, "shape", None) for name, x in model.items()}
-    for name in expected | found:
-        if expected.get(name) != found.get(name):
-            raise UserError(
-                f"{path} does not fit its own settings: {name} should be of shape "
-                f"{expected.get(name)}, found {found.get(name)}"
-            )
-    return Checkpoint(settings, model, content["epoch"], content["accuracy"])
+    _check_weights(content["model"], settings, path)
+    return Checkpoint(settings, content["model"], content["epoch"], content["accuracy"])
 
 
-def _settings_from(saved: Any, not_ours: str) -> Settings:
-    if not isinstance(saved, dict) or set(saved) != {field.name for field in fields(Settings)}:
+def _settings_from(saved: dict, not_ours: str) -> Settings:
+    if set(saved) != {field.name for field in fields(Settings)}:
         raise UserError(f"{not_ours}: its settings are not this version's")
     for field in fields(Settings):
-        if not isinstance(saved[field.name], field.type):
-            raise UserError(f"{not_ours}: its {field.name} is {saved[field.name]!r}")
+        # type(), because True is an int too; get_args of a plain type is empty
+        if type(saved[field.name]) not in (get_args(field.type) or (field.type,)):
+            raise UserError(f"{not_ours}: its {field.name} is {reprlib.repr(saved[field.name])}")
     settings = Settings(**saved)
+    try:
+        check_settings(settings)
+    except UserError as error:
+        raise UserError(f"{not_ours}: {error}") from None
+    quantized, distilled = settings.paper_setting != "original", settings.paper_setting == "qamd"
     if (
         settings.data not in DATA_SETS
         or settings.paper_setting not in PAPER_SETTINGS
         or settings.model_depth not in BLOCKS
-        or (settings.bits is None) != (settings.paper_setting == "original")
+        or {settings.bits is None, settings.bn_bits is None} != {not quantized}
+        or {x is None for x in (settings.loss, settings.alpha, settings.beta, settings.tau)}
+        != {not distilled}
     ):
         raise UserError(f"{not_ours}: no such network")
-    check_settings(settings)
     return settings
+
+
+def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
+    with torch.device("meta"):
+        network = build_network(settings).state_dict()
+    expected = {name: (x.dtype, tuple(x.shape)) for name, x in network.items()}
+    found = {
+        name: (x.dtype, tuple(x.shape)) if _is_plain_tensor(x) else None
+        for name, x in model.items()
+    }
+    for name in expected | found:
+        if expected.get(name) != found.get(name):
+            raise UserError(
+                f"{path} does not fit its own settings: {reprlib.repr(name)} should be "
+                f"{expected.get(name)}, found {found.get(name)}"
+            )
+    for name, x in model.items():
+        smallest = 0 if name.endswith("running_var") else -math.inf
+        if not (x.isfinite().all() and (x >= smallest).all()):
+            raise UserError(f"{path} holds numbers that no training left: see {name}")
+
+
+def _is_plain_tensor(x: Any) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and not x.is_nested
+        and x.layout == torch.strided
+        and x.device.type == "cpu"
+    )
 
 
 def build_network(settings: Settings) -> MSResNet:
@@ -379,12 +442,6 @@ def load_network(checkpoint: Checkpoint) -> MSResNet:
     network = build_network(checkpoint.settings)
     network.load_state_dict(checkpoint.model)
     return network.eval()
-
-
-def start_from_teacher(student: QuanMSResNet, teacher: MSResNet) -> None:
-    """Copy the teacher's weights and batch norms into a student and start its weight steps anew."""
-    student.load_state_dict(teacher.state_dict(), strict=False)
-    student.start_steps_from_weights()
 
 
 def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:

@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data_loader import evaluation_loader, load_data_sets, set_epoch, train_loader
+from data_loader import DamagedFileError, evaluation_loader, load_data_sets, set_epoch, train_loader
 from distiller import Distiller, at_least_float32
 from load_settings import (
     Settings,
@@ -41,15 +41,23 @@ from load_settings import (
     load_checkpoint,
     load_network,
     parse_settings,
-    start_from_teacher,
 )
-from models.neuron import count_spikes
+from models.neuron import THRESHOLD, count_spikes
+from quantization import IntegerNetwork
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
-RANK = int(os.environ.get("RANK", 0))
-WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+LAUNCHED = "RANK" in os.environ  # by torchrun or torch.distributed.launch
+RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE = (
+    int(os.environ.get(name, default)) if LAUNCHED else default
+    for name, default in (
+        ("RANK", 0),
+        ("WORLD_SIZE", 1),
+        ("LOCAL_RANK", 0),
+        ("LOCAL_WORLD_SIZE", 1),
+    )
+)
 FIRST_PROCESS = RANK == 0
 COLUMNS = (
     "epoch",
@@ -76,8 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 print_accuracy(settings, device)
     except UserError as error:
-        if FIRST_PROCESS:
-            print(f"main.py: error: {error}", file=sys.stderr)
+        # Every process meets the same mistake, but a damaged file only the one that reads it.
+        if FIRST_PROCESS or isinstance(error, DamagedFileError):
+            print("main.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 
@@ -86,11 +95,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def processes(settings: Settings) -> Iterator[torch.device]:
     """Join the process group where a launcher started several processes; yields the device."""
     use_cuda = settings.device != "cpu" and torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
+    device = torch.device("cuda", LOCAL_RANK) if use_cuda else torch.device("cpu")
     if use_cuda:
+        if torch.cuda.device_count() < LOCAL_WORLD_SIZE:
+            raise UserError(
+                f"{LOCAL_WORLD_SIZE} processes need as many GPUs, this machine shows "
+                f"{torch.cuda.device_count()}: start fewer, or use --device cpu"
+            )
         torch.cuda.set_device(device)
-    if "RANK" not in os.environ:
+    if not LAUNCHED:
         yield device
         return
     dist.init_process_group("nccl" if use_cuda else "gloo")
@@ -121,9 +134,11 @@ def train(settings: Settings, device: torch.device) -> None:
     test_batches = evaluation_loader(test_set, *shard, pin_memory=on_gpu)
 
     network = build_network(settings)
-    teacher = settings.teacher_path and load_network(load_checkpoint(settings.teacher_path))
+    teacher = None
+    if settings.teacher_path is not None:
+        teacher = load_network(load_checkpoint(settings.teacher_path))
     if settings.init_from_teacher:
-        start_from_teacher(network, teacher)
+        network.start_from(teacher)
     network.to(device)
     optimizer = build_optimizer(network, settings)
     steps = settings.epochs * len(train_batches)
@@ -189,7 +204,7 @@ def train_epoch(
     sums: dict[str, Tensor] = {}
     images_seen, start = 0, time.perf_counter()
     bar = tqdm(batches, desc="train", leave=False, disable=not FIRST_PROCESS)
-    for images, labels in bar:
+    for step, (images, labels) in enumerate(bar):
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
             logits, loss, terms = loss_function(images, labels)
@@ -206,7 +221,7 @@ def train_epoch(
         for name, mean in (("loss", loss), *terms.items(), ("train_accuracy", correct)):
             sums[name] = sums.get(name, 0) + mean.detach().double() * len(labels)
         images_seen += len(labels) * WORLD_SIZE
-        if bar.n % 10 == 0:  # reading a number waits for the GPU
+        if step % 10 == 0:  # reading a number waits for the GPU
             bar.set_postfix(
                 loss=f"{loss.item():.3f}",
                 accuracy=f"{correct.item():.1%}",
@@ -248,18 +263,44 @@ def add_over_processes(x: Tensor) -> Tensor:
 
 
 def print_accuracy(settings: Settings, device: torch.device) -> None:
+    make_deterministic(settings)
     network = load_network(load_checkpoint(settings.eval_only)).to(device)
     _, test_set = load_data_sets(
         settings.data, settings.data_path, settings.time_window, settings.seed
     )
-    batches = evaluation_loader(
-        test_set, settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers
-    )
+    batch_size = max(1, settings.batch_size // WORLD_SIZE)
+    batches = evaluation_loader(test_set, batch_size, RANK, WORLD_SIZE, settings.workers)
     correct, total, spike_rate = evaluate(network, batches, device, settings.amp)
     if FIRST_PROCESS:
         print(
             f"accuracy {correct / total:.2%} ({correct} of {total} test images), "
             f"spike rate {spike_rate:.2%}"
+        )
+    if settings.integer:
+        print_integer_accuracy(network, batches, device)
+
+
+@torch.no_grad()
+def print_integer_accuracy(network: nn.Module, batches: DataLoader, device: torch.device) -> None:
+    """Evaluate with integers alone and count the spikes that differ from the network's own."""
+    integer_network = IntegerNetwork(network)
+    counts = torch.zeros(4, dtype=torch.int64, device=device)
+    for images, labels in tqdm(batches, "integer", leave=False, disable=not FIRST_PROCESS):
+        images, labels = images.to(device), labels.to(device)
+        _, membranes = network(images, membranes=True)
+        logits, spikes = integer_network(images)
+        differing = sum(
+            ((u > THRESHOLD).flatten(0, 1) != s).sum()
+            for u, s in zip(membranes, spikes, strict=True)
+        )
+        correct = (logits.argmax(1) == labels).sum()
+        seen = counts.new_tensor([len(labels), sum(s.numel() for s in spikes)])
+        counts += torch.stack([correct, seen[0], differing, seen[1]])
+    correct, total, differing, neurons = add_over_processes(counts).tolist()
+    if FIRST_PROCESS:
+        print(
+            f"integers alone: accuracy {correct / total:.2%} ({correct} of {total} test images), "
+            f"{differing} of {neurons} spikes differ"
         )
 
 
@@ -322,7 +363,7 @@ def save_checkpoints(
 ) -> None:
     """Write SETTING-last.pth and, where this epoch is the best so far, SETTING-best.pth."""
     checkpoint = {
-        "model": network.state_dict(),
+        "model": dict(network.state_dict()),
         "settings": asdict(settings),
         "epoch": row["epoch"],
         "accuracy": row["test_accuracy"],

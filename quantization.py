@@ -13,10 +13,16 @@ within one sample. Every quantizer has `codes(x)`, which returns the integers an
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-OFF = 32  # this many bits and more: nothing is quantized
+OFF = 32  # bits of a network that is not quantized
+
+# Every real-valued stream of a quantized network (batch norm outputs, residual sums, membrane
+# potentials) is a multiple of GRID, so that float32 adds them exactly below 2^24 · GRID = 1024 and
+# a chip computes the same with integers. Steps are multiples of 4 · GRID, so that a leak of 1/4
+# keeps a membrane on the grid.
+GRID = 2.0**-14
+STEP_GRID = 4 * GRID
 
 
 def signed_range(bits: int) -> tuple[int, int]:
@@ -46,24 +52,29 @@ def fake_quantize_backward(
     return grad * inside, grad * (codes - scaled * inside)
 
 
-class _FakeQuantize(torch.autograd.Function):
+class _Integers(torch.autograd.Function):
+    """`integer_codes`, differentiated so that codes · step has LSQ's gradients."""
+
     @staticmethod
     def forward(ctx, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
         ctx.save_for_backward(x, step)
         ctx.range = low, high
-        return integer_codes(x, step, low, high) * step
+        return integer_codes(x, step, low, high)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, step = ctx.saved_tensors
-        grad_x, grad_step = fake_quantize_backward(grad, x, step, *ctx.range)
-        return grad_x, grad_step.sum_to_size(step.shape), None, None
+        low, high = ctx.range
+        scaled = x / step
+        grad_x = grad * ((scaled > low) & (scaled < high)) / step
+        return grad_x, -(grad_x * scaled).sum_to_size(step.shape), None, None
 
 
 class Quantizer(nn.Module):
     """A uniform quantizer with one learned step, or one per leading index of `step_shape`.
 
-    The step stays at or above `smallest_step` in the forward pass, whatever the optimizer does.
+    In the forward pass the step is at least `smallest_step`, whatever the optimizer does, and a
+    multiple of `step_grid` where one is given.
     """
 
     def __init__(
@@ -72,27 +83,43 @@ class Quantizer(nn.Module):
         step: float,
         step_shape: tuple[int, ...] = (),
         smallest_step: float = 1e-6,
+        step_grid: float | None = None,
     ):
         super().__init__()
         self.low, self.high = code_range
-        self.smallest_step = smallest_step
+        self.smallest_step, self.step_grid = smallest_step, step_grid
         self.step = nn.Parameter(torch.full(step_shape, step))
 
     def positive_step(self, values_per_step: int) -> Tensor:
         """The step as used, with LSQ's gradient scale for `values_per_step` values."""
-        scale = 1 / math.sqrt(values_per_step * self.high)
-        step = self.step * scale + (self.step * (1 - scale)).detach()
-        return step + (self.smallest_step - step).clamp_min(0).detach()
+        used = self.step.detach().clamp_min(self.smallest_step)
+        if self.step_grid is not None:
+            used = torch.round(used / self.step_grid).clamp_min(1) * self.step_grid
+        # Worth `used` to the last bit: a sum with the difference would round.
+        return _StraightThrough.apply(self.step, used, 1 / math.sqrt(values_per_step * self.high))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Fake-quantize a batch (B, ...) with one step."""
-        return _FakeQuantize.apply(x, self.positive_step(x[0].numel()), self.low, self.high)
+        """Codes of x (B, ...) as whole floats, with straight-through gradients."""
+        return _Integers.apply(x, self.positive_step(x[0].numel()), self.low, self.high)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Integer codes (int32, shape of x) and their scale: x̂ = codes · scale."""
         step = self.positive_step(1)
         return integer_codes(x, step, self.low, self.high).int(), step
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The value of `used` with the gradient of scale · x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, used: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return used.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad * ctx.scale, None, None
 
 
 class WeightQuantizer(Quantizer):
@@ -109,10 +136,6 @@ class WeightQuantizer(Quantizer):
         mean = weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
         self.step.copy_((2 * mean / math.sqrt(self.high)).clamp_min(self.smallest_step))
 
-    def forward(self, weight: Tensor) -> Tensor:
-        step = self.positive_step(weight[0].numel())
-        return _FakeQuantize.apply(weight, step, self.low, self.high)
-
 
 class MembraneQuantizer(Quantizer):
     """b bits, two's complement, one step a layer, started so that the largest code is 2·threshold.
@@ -123,7 +146,10 @@ class MembraneQuantizer(Quantizer):
     def __init__(self, bits: int, threshold: float):
         high = signed_range(bits)[1]
         super().__init__(
-            signed_range(bits), 2 * threshold / high, smallest_step=1.25 * threshold / high
+            signed_range(bits),
+            2 * threshold / high,
+            smallest_step=1.25 * threshold / high,
+            step_grid=STEP_GRID,
         )
 
 
@@ -136,7 +162,7 @@ class StreamQuantizer(Quantizer):
     def __init__(self, bits: int, deviation: float):
         code_range = signed_range(bits)
         mean = deviation * math.sqrt(2 / math.pi)
-        super().__init__(code_range, 2 * mean / math.sqrt(code_range[1]))
+        super().__init__(code_range, 2 * mean / math.sqrt(code_range[1]), step_grid=STEP_GRID)
 
 
 class ImageQuantizer(nn.Module):
@@ -149,18 +175,19 @@ class ImageQuantizer(nn.Module):
         self.step = step
 
     def forward(self, image: Tensor) -> Tensor:
-        return integer_codes(image, self.step, self.low, self.high) * self.step
+        """Codes of the image as whole floats."""
+        return integer_codes(image, self.step, self.low, self.high)
 
     def codes(self, image: Tensor) -> tuple[Tensor, float]:
-        return integer_codes(image, self.step, self.low, self.high).int(), self.step
+        return self(image).int(), self.step
 
 
 class BatchNormQuantizer(nn.Module):
     """Quantizes a folded batch norm y = scale·x + shift, both (C,), to `bits` symmetric bits.
 
-    A layer's scales share one step and its shifts another: the smallest power of two (a binary
-    point, no multiplier) whose range holds the largest magnitude. The statistics decide the step,
-    so it is not learned.
+    A layer's scales share one step and its shifts another: the smallest power of two (a shift, no
+    multiplier) whose range holds the largest magnitude, for shifts at least GRID. The statistics
+    decide the steps, so they are not learned.
     """
 
     def __init__(self, bits: int):
@@ -175,32 +202,107 @@ class BatchNormQuantizer(nn.Module):
     @torch.no_grad()
     def codes(self, scale: Tensor, shift: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """((integer scales, their step), (integer shifts, their step)), floats of whole value."""
-        return self._codes(scale), self._codes(shift)
+        scale_step = self._step(scale)
+        shift_step = self._step(shift).clamp_min(GRID)
+        return (
+            (integer_codes(scale, scale_step, self.low, self.high), scale_step),
+            (integer_codes(shift, shift_step, self.low, self.high), shift_step),
+        )
 
-    def _codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, x: Tensor) -> Tensor:
         largest = x.abs().max().clamp_min(torch.finfo(x.dtype).tiny)
-        step = torch.exp2(torch.ceil(torch.log2(largest / self.high)))
-        return integer_codes(x, step, self.low, self.high), step
+        mantissa, exponent = torch.frexp(largest / self.high)
+        return torch.ldexp(torch.ones_like(largest), exponent - (mantissa == 0.5).int())
 
 
-class QuanConv2d(nn.Conv2d):
-    """Convolution with quantized weights, no bias."""
-
-    def __init__(self, *args, bits: int, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.quantizer = WeightQuantizer(bits, self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.quantizer(self.weight)
-        return F.conv2d(x, weight, None, self.stride, self.padding)
+def round_shift(x: Tensor, divisor: int) -> Tensor:
+    """x / divisor of int64 x, rounded to the nearest integer, halves to even."""
+    quotient = torch.div(2 * x + divisor, 2 * divisor, rounding_mode="floor")
+    is_half = (2 * x + divisor) % (2 * divisor) == 0
+    return quotient - (is_half & (quotient % 2 == 1)).long()
 
 
-class QuanLinear(nn.Linear):
-    """Linear layer with quantized weights; its bias is added digitally in full precision."""
+def in_grid_units(x: float) -> int:
+    units = x / GRID
+    if units != round(units):
+        raise ValueError(f"{x} is no multiple of the grid {GRID}")
+    return round(units)
 
-    def __init__(self, *args, bits: int, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.quantizer = WeightQuantizer(bits, self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.quantizer(self.weight), self.bias)
+class IntegerNetwork:
+    """A trained QuanMSResNet evaluated with integers alone, as a chip would: every spike is the
+    same as in the network's own evaluation.
+
+    Weights, accumulators, membrane codes and the residual stream (in units of GRID) are int64;
+    batch norm is an integer multiply, a shift with rounding, and an integer add.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network.eval()
+        self.leak_divisor = 4  # 1 / models.neuron.LEAK: exact, as steps are multiples of 4 · GRID
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(logits (B, K) float64, spikes (T·B, C, H, W) bool of each LIF layer), as the network's.
+
+        Raises OverflowError where the residual stream leaves the 24 bits that float32 adds exactly.
+        """
+        net, T = self.network, self.network.time_window
+        spikes: list[Tensor] = []
+        frames = images if images.dim() == 4 else images.transpose(0, 1).flatten(0, 1)
+        stem = net.stem
+        stream = self._batch_norm(stem.bn, self._conv(stem.conv, stem.image(frames).long()))
+        if images.dim() == 4:
+            stream = torch.cat([stream] * T)
+        for block in net.blocks:
+            fired = self._lif(block.lif1, stream, spikes)
+            y = self._batch_norm(block.bn1, self._conv(block.conv1, fired))
+            y = self._batch_norm(
+                block.bn2, self._conv(block.conv2, self._lif(block.lif2, y, spikes))
+            )
+            if not isinstance(block.shortcut, nn.Identity):
+                shortcut = block.shortcut
+                stream = self._requantize(shortcut.stream, stream)
+                stream = self._batch_norm(shortcut.bn, self._conv(shortcut.conv, stream))
+            stream = y + stream
+            if stream.abs().max() >= 2**24:
+                raise OverflowError("the residual stream needs more than 24 bits")
+        counts = self._lif(net.lif, stream, spikes).unflatten(0, (T, -1))
+        per_image = counts.sum(dim=(0, 3, 4))
+        codes, step = net.linear.quantizer.codes(net.linear.weight)
+        products = (per_image @ codes.long().T).double() * step.double().T
+        positions = counts[:, 0, 0].numel()  # T·H·W
+        return products / positions + net.linear.bias.double(), spikes
+
+    def _conv(self, conv: nn.Module, x: Tensor) -> Tensor:
+        """Integer accumulators: float64 adds integers below 2^53 exactly, faster than int64."""
+        weight = conv.quantizer.codes(conv.weight)[0].double()
+        return conv.convolve(x.double(), weight).long()
+
+    def _batch_norm(self, bn: nn.Module, accumulator: Tensor) -> Tensor:
+        """(scale · accumulator) shifted onto the grid, plus shift."""
+        (scale, scale_step), (shift, shift_step) = bn.codes(bn.running_mean, bn.running_var)
+        product = scale.long()[:, None, None] * accumulator
+        shift_units = in_grid_units(shift_step.item()) * shift.long()[:, None, None]
+        ratio = scale_step.item() / GRID  # a power of two
+        on_grid = product * round(ratio) if ratio >= 1 else round_shift(product, round(1 / ratio))
+        return on_grid + shift_units
+
+    def _requantize(self, quantizer: Quantizer, x: Tensor) -> Tensor:
+        """Codes of a stream that is in grid units."""
+        step = in_grid_units(quantizer.positive_step(1).item())
+        return round_shift(x, step).clamp(quantizer.low, quantizer.high)
+
+    def _lif(self, lif: nn.Module, current: Tensor, spikes: list[Tensor]) -> Tensor:
+        """Spikes, 0 or 1; their bool is appended to `spikes`."""
+        step = in_grid_units(lif.quantizer.positive_step(1).item())
+        threshold = in_grid_units(lif.threshold)
+        fired, membrane = [], None
+        for x in current.unflatten(0, (self.network.time_window, -1)):
+            if membrane is not None:
+                x = x + membrane * (step // self.leak_divisor) * (1 - fired[-1])
+            membrane = self._requantize(lif.quantizer, x)  # the b-bit state
+            fired.append((membrane * step > threshold).long())
+        fired = torch.cat(fired)
+        spikes.append(fired.bool())
+        return fired

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch_norm import BatchNorm
@@ -17,13 +18,33 @@ from models.neuron import LIF, THRESHOLD, unfold_time
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
+class Conv2d(nn.Conv2d):
+    """Convolution without bias.
+
+    A strided 1×1 convolution first picks the pixels that it reads: the same sum, and oneDNN (torch
+    2.11, CPU, channels_last) writes outside its memory in the weight gradient of a strided one.
+    """
+
+    def __init__(self, in_channels: int, channels: int, kernel: int, stride: int = 1):
+        super().__init__(in_channels, channels, kernel, stride, padding=kernel // 2, bias=False)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.kernel_size != (1, 1):
+            return F.conv2d(x, weight, None, self.stride, self.padding)
+        picked = x[:, :, :: self.stride[0], :: self.stride[1]]
+        return F.conv2d(picked.contiguous(memory_format=torch.channels_last), weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolve(x, self.weight)
+
+
 @dataclass(frozen=True)
 class Layers:
     """Constructors of the network's layers: what a quantized network changes, in one place."""
 
     image: Callable[[], nn.Module] = nn.Identity
-    stem_conv: Callable[..., nn.Module] = nn.Conv2d
-    conv: Callable[..., nn.Module] = nn.Conv2d
+    stem_conv: Callable[..., nn.Module] = Conv2d
+    conv: Callable[..., nn.Module] = Conv2d
     batch_norm: Callable[..., nn.Module] = BatchNorm
     lif: Callable[[], nn.Module] = LIF
     stream: Callable[[], nn.Module] = nn.Identity
@@ -44,7 +65,7 @@ class Stem(nn.Module):
     def __init__(self, in_channels: int, channels: int, layers: Layers):
         super().__init__()
         self.image = layers.image()
-        self.conv = layers.stem_conv(in_channels, channels, 3, padding=1, bias=False)
+        self.conv = layers.stem_conv(in_channels, channels, 3)
         self.bn = layers.batch_norm(channels, THRESHOLD)
 
     def forward(self, image: Tensor, repeats: int) -> Tensor:
@@ -58,7 +79,7 @@ class Shortcut(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
         super().__init__()
         self.stream = layers.stream()
-        self.conv = layers.conv(in_channels, channels, 1, stride=stride, bias=False)
+        self.conv = layers.conv(in_channels, channels, 1, stride)
         self.bn = layers.batch_norm(channels, THRESHOLD)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,10 +90,10 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
         super().__init__()
         self.lif1 = layers.lif()
-        self.conv1 = layers.conv(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = layers.conv(in_channels, channels, 3, stride)
         self.bn1 = layers.batch_norm(channels, THRESHOLD)
         self.lif2 = layers.lif()
-        self.conv2 = layers.conv(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = layers.conv(channels, channels, 3)
         self.bn2 = layers.batch_norm(channels, 0.2 * THRESHOLD)
         changes_shape = stride != 1 or in_channels != channels
         self.shortcut = (

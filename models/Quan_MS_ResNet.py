@@ -3,20 +3,53 @@ times a scale (MD-SNN, arXiv 2512.04443; the choices the paper leaves open are i
 
 from functools import partial
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from models.batch_norm import BatchNorm
-from models.MS_ResNet import FULL_PRECISION, Layers, MSResNet
+from models.MS_ResNet import FULL_PRECISION, Conv2d, Layers, MSResNet, Shortcut, Stem
 from models.neuron import LIF, THRESHOLD
 from quantization import (
     OFF,
     BatchNormQuantizer,
     ImageQuantizer,
     MembraneQuantizer,
-    QuanConv2d,
-    QuanLinear,
     StreamQuantizer,
+    WeightQuantizer,
 )
 
 STEM_BITS = LINEAR_BITS = 8
+
+
+class QuanConv2d(Conv2d):
+    """Convolution of integers with integer weights, as a crossbar computes it.
+
+    Its output is the integer accumulator: the batch norm that follows undoes the scales of inputs
+    and weights anyway, so they enter only through the codes. Autocast is off, because bfloat16
+    rounds integers above 256.
+    """
+
+    def __init__(self, *args, bits: int):
+        super().__init__(*args)
+        self.quantizer = WeightQuantizer(bits, self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.convolve(x.to(self.weight.dtype), self.quantizer(self.weight))
+
+
+class QuanLinear(nn.Linear):
+    """Linear layer with quantized weights; scales and bias are applied digitally."""
+
+    def __init__(self, *args, bits: int):
+        super().__init__(*args)
+        self.quantizer = WeightQuantizer(bits, self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.quantizer.positive_step(self.weight[0].numel())
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.to(step.dtype), self.quantizer(self.weight) * step, self.bias)
 
 
 def quantized_layers(bits: int, bn_bits: int, image_step: float) -> Layers:
@@ -68,7 +101,25 @@ class QuanMSResNet(MSResNet):
         self.start_steps_from_weights()
 
     def start_steps_from_weights(self) -> None:
-        """Set the weight steps to suit the weights, as after loading a full-precision network's."""
+        """Set the weight steps to suit the weights, as LSQ starts them."""
         for module in self.modules():
             if isinstance(module, QuanConv2d | QuanLinear):
                 module.quantizer.start_from(module.weight)
+
+    @torch.no_grad()
+    def start_from(self, teacher: MSResNet) -> None:
+        """Copy a full-precision network's weights and batch norms and start the steps anew."""
+        self.load_state_dict(teacher.state_dict(), strict=False)
+        self.start_steps_from_weights()
+        for module in self.modules():
+            for conv, bn in (("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2")):
+                conv, bn = getattr(module, conv, None), getattr(module, bn, None)
+                if isinstance(conv, QuanConv2d):
+                    # The teacher's statistics are of real values, ours of integer accumulators.
+                    scale = conv.quantizer.positive_step(1).flatten()
+                    if isinstance(module, Stem):
+                        scale = scale * module.image.step
+                    elif isinstance(module, Shortcut):
+                        scale = scale * module.stream.positive_step(1)
+                    bn.running_mean /= scale
+                    bn.running_var /= scale.square()

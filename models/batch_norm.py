@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from quantization import BatchNormQuantizer
+from quantization import GRID, BatchNormQuantizer
 
 AXES = (0, 2, 3)  # all but the channels
 
@@ -21,9 +21,12 @@ def per_channel(x: Tensor) -> Tensor:
     return x[:, None, None]
 
 
-def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x·scale + shift per channel, in the dtype of x."""
-    return torch.addcmul(per_channel(shift), x, per_channel(scale)).to(x.dtype)
+def affine(x: Tensor, scale: Tensor, shift: Tensor, on_grid: bool) -> Tensor:
+    """x·scale + shift per channel, in the dtype of x; rounded to multiples of GRID if asked."""
+    if not on_grid:
+        return torch.addcmul(per_channel(shift), x, per_channel(scale)).to(x.dtype)
+    y = torch.addcmul(per_channel(shift / GRID), x, per_channel(scale / GRID))
+    return y.round_().mul_(GRID).to(x.dtype)
 
 
 @torch.no_grad()
@@ -51,9 +54,9 @@ class _BatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, scale, shift, mean, inverse_std, count):
+    def forward(ctx, x, weight, bias, scale, shift, mean, inverse_std, count, on_grid):
         ctx.save_for_backward(x, scale, mean, inverse_std, count)
-        return affine(x, scale, shift)
+        return affine(x, scale, shift, on_grid)
 
     @staticmethod
     def backward(ctx, grad):
@@ -65,7 +68,7 @@ class _BatchNorm(torch.autograd.Function):
                 eps=0.0,  # inverse_std has it already
                 output_mask=[True, True, True],
             )
-            return *grads, None, None, None, None, None
+            return *grads, None, None, None, None, None, None
         normalized = (x - per_channel(mean)) * per_channel(inverse_std)
         grad_weight, grad_bias = (grad * normalized).sum(AXES), grad.sum(AXES)
         sums = torch.stack([grad_weight, grad_bias]).double()
@@ -73,20 +76,19 @@ class _BatchNorm(torch.autograd.Function):
         mean_product, mean_grad = (sums / count).to(mean)
         centred = grad - per_channel(mean_grad) - normalized * per_channel(mean_product)
         grad_x = (centred * per_channel(scale)).to(x.dtype)
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None
+        return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
 
 
 class BatchNorm(nn.BatchNorm2d):
     """y = scale·x + shift per channel, with scale = weight/√(var + eps), shift = bias - scale·mean.
 
-    With a quantizer both folded numbers are quantized, in training (batch statistics) as in
-    evaluation (running ones), so that both see the same rounding.
+    With a quantizer both folded numbers are quantized and y is rounded to multiples of GRID, in
+    training (batch statistics) as in evaluation (running ones), so that both see the same rounding.
     """
 
     def __init__(self, channels: int, weight: float, quantizer: BatchNormQuantizer | None = None):
         super().__init__(channels)
         self.quantizer = quantizer
-        self.num_batches_tracked = None  # nothing reads it: the momentum is fixed
         nn.init.constant_(self.weight, weight)
 
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
@@ -94,23 +96,41 @@ class BatchNorm(nn.BatchNorm2d):
         plain = self.quantizer is None and not several_processes()
         if plain and (not self.training or repeats == 1):
             return super().forward(x)
+        on_grid = self.quantizer is not None
         if not self.training:
-            return affine(x, *self.fold(self.running_mean, self.running_var))
+            scale, shift = self.fold(self.running_mean, self.running_var)
+            if on_grid:
+                # The products of wide layers are exact in float64 only.
+                return affine(x.double(), scale.double(), shift.double(), on_grid).to(x.dtype)
+            return affine(x, scale, shift, on_grid)
         mean, var, count = global_statistics(x)
         self._update_running_statistics(mean, var, count * repeats)
         scale, shift = self.fold(mean, var)
         inverse_std = torch.rsqrt(var + self.eps)
-        return _BatchNorm.apply(x, self.weight, self.bias, scale, shift, mean, inverse_std, count)
+        return _BatchNorm.apply(
+            x, self.weight, self.bias, scale, shift, mean, inverse_std, count, on_grid
+        )
 
     @torch.no_grad()
-    def fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift (C,) for the given statistics, quantized where there is a quantizer."""
+    def _fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.weight * torch.rsqrt(var + self.eps)
-        shift = self.bias - scale * mean
-        return (scale, shift) if self.quantizer is None else self.quantizer(scale, shift)
+        return scale, self.bias - scale * mean
+
+    def fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift (C,) for the given statistics, quantized where there is a quantizer.
+
+        Without gradients: training goes through `_BatchNorm`, whose backward has its own.
+        """
+        folded = self._fold(mean, var)
+        return folded if self.quantizer is None else self.quantizer(*folded)
+
+    def codes(self, mean: Tensor, var: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """The quantizer's integer codes and steps of scale and shift for the given statistics."""
+        return self.quantizer.codes(*self._fold(mean, var))
 
     @torch.no_grad()
     def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        self.num_batches_tracked += 1
         unbiased = var * (count / (count - 1)).to(var)
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)

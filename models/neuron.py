@@ -46,7 +46,9 @@ class _LIF(torch.autograd.Function):
         dtype = torch.promote_types(x.dtype, torch.float32)
         spikes = torch.empty_like(x)
         membrane = torch.empty_like(x, dtype=dtype) if want_membrane else None
-        for_backward = torch.empty_like(x, dtype=torch.bool if step is None else dtype)
+        for_backward = None
+        if any(ctx.needs_input_grad):
+            for_backward = torch.empty_like(x, dtype=torch.bool if step is None else dtype)
 
         u = not_fired = None
         for t in range(time_window):
@@ -55,10 +57,10 @@ class _LIF(torch.autograd.Function):
                 unfold_time(spikes, time_window)[t],
             )
             u = x_t if t == 0 else torch.addcmul(x_t, u, not_fired, value=LEAK)
-            if step is None:
-                unfold_time(for_backward, time_window)[t] = in_window(u)
-            else:
-                unfold_time(for_backward, time_window)[t] = u
+            if for_backward is not None:
+                saved = in_window(u) if step is None else u
+                unfold_time(for_backward, time_window)[t] = saved
+            if step is not None:
                 u = integer_codes(u, step, *code_range) * step
             torch.gt(u, THRESHOLD, out=spikes_t)
             not_fired = 1 - spikes_t.to(dtype)
@@ -104,6 +106,7 @@ class LIF(nn.Module):
     def __init__(self, quantizer: MembraneQuantizer | None = None):
         super().__init__()
         self.quantizer = quantizer
+        self.threshold = THRESHOLD
 
     def forward(self, x: Tensor, time_window: int, membranes: list[Tensor] | None = None) -> Tensor:
         """Spikes (T·B, C, H, W) of the input currents x (T·B, C, H, W), in the dtype of x.

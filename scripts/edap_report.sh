@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
-# SpikeSim report of MD-SNN against its teacher: bash scripts/edap_report.sh [DATA] [chip options]
+# SpikeSim report of MD-SNN against its teacher, both trained first where a checkpoint is missing:
+# bash scripts/edap_report.sh [DATA] [PROCESSES] [chip options]
 set -euo pipefail
-data=${1:-CIFAR100} bits=4
+data=${1:-CIFAR100} processes=${2:-1} bits=${BITS:-4}
 source "$(dirname "$0")/environment.sh"
+run=checkpoints/$data-mdsnn-${bits}bit
 
-python -m spikesim_eval report --checkpoint "checkpoints/$data-mdsnn-${bits}bit/qamd-best.pth" \
+[[ -f $run/qamd-best.pth ]] || bash scripts/distill_student.sh "$data" "$processes"
+python -m spikesim_eval report --checkpoint "$run/qamd-best.pth" \
     --baseline "checkpoints/$data-teacher/original-best.pth" --data_path ./data \
-    --out "checkpoints/$data-mdsnn-${bits}bit/edap" "${@:2}"
+    --out "$run/edap" "${@:3}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Quantized student without a teacher: bash scripts/train_student.sh [DATA] [PROCESSES] [options]
+# BITS=8 before the command trains another width than 4.
 set -euo pipefail
-data=${1:-CIFAR100} processes=${2:-1} bits=4
+data=${1:-CIFAR100} processes=${2:-1} bits=${BITS:-4}
 source "$(dirname "$0")/environment.sh"
 depth=18
 [[ $data == TinyImagenet ]] && depth=34

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 from data_loader import evaluation_loader, load_data_sets
 from load_settings import DATA_SETS, Settings, load_checkpoint, load_network
@@ -130,9 +131,13 @@ def trace_network(
 def measured_rates(network: nn.Module, settings: Settings, data_path: str) -> dict[str, float]:
     """Spikes per neuron and timestep of each LIF layer, over the whole test set."""
     _, test_set = load_data_sets(settings.data, data_path, settings.time_window)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    batches = evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
+    network.to(device)
     with count_spikes(network) as counts:
-        for images, _ in evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers):
-            network(images)
+        for images, _ in tqdm(batches, "measuring spike rates", leave=False):
+            network(images.to(device))
+    network.cpu()
     return {name: (fired / neurons).item() for name, (fired, neurons) in counts.items()}
 
 

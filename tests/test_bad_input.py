@@ -11,7 +11,7 @@ import torch
 import main
 from conftest import REPOSITORY
 from load_settings import UserError, check_writable
-from stand_in_data import write_ncaltech101
+from stand_in_data import write_ncaltech101, write_tiny_imagenet
 
 QAMD = ["--data", "digits", "--width", "2", "--paper_setting", "qamd", "--bits", "4"]
 STUDENT = ["--data", "digits", "--width", "2", "--paper_setting", "student", "--bits", "4"]
@@ -69,6 +69,7 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*STUDENT, "--alpha", "1"], "--alpha"),
         ([*STUDENT, "--teacher_path", "t.pth"], "--teacher_path"),
         ([*STUDENT, "--init_from_teacher"], "--teacher_path"),
+        ([*STUDENT, "--integer"], "--eval_only"),
         (QAMD, "--teacher_path"),
         ([*QAMD, "--loss", "KL"], "KL"),
         ([*QAMD, "--teacher_path", "absent.pth"], "absent.pth does not exist"),
@@ -80,6 +81,16 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         (["--data", "CIFAR100", "--paper_setting", "original", "--data_path", "d"], "cifar-100"),
         ([*ORIGINAL, "--save_path", "/proc/runs"], "/proc/runs"),
         ([*ORIGINAL, "--save_path", f"{__file__}/run"], "cannot write"),
+        ([*ORIGINAL, "--save_path", "a" * 300], "cannot write"),
+        ([*ORIGINAL, "--save_path", "a\0b"], "--save_path"),
+        ([*ORIGINAL, "--save_path", "a\nb"], "--save_path"),
+        ([*ORIGINAL, "--data_path", "a\0b"], "--data_path"),
+        ([*ORIGINAL, "--two\nlines"], "--two"),
+        ([*ORIGINAL, "--seed", str(2**64)], "--seed"),
+        ([*ORIGINAL, "--width", "1000000"], "--width"),
+        ([*ORIGINAL, "--time_window", str(10**20)], "--time_window"),
+        ([*ORIGINAL, "--epochs", str(10**400)], "--epochs"),
+        ([*ORIGINAL, "--workers", "1000000000"], "--workers"),
     ],
 )
 def test_a_wrong_argument_is_one_line(arguments, expected, tmp_path, capfd, monkeypatch):
@@ -99,41 +110,50 @@ def broken_teachers(trained: dict[str, Path]) -> dict[str, object]:
     def changed(**settings) -> dict:
         return good | {"settings": good["settings"] | settings}
 
-    model = dict(good["model"])
-    fewer_classes = model | {"linear.weight": model["linear.weight"][:5]}
+    def weights(**changed_weights) -> dict:
+        return good | {"model": good["model"] | changed_weights}
+
+    linear = good["model"]["linear.weight"]
+    variance = good["model"]["stem.bn.running_var"]
     return {
         "truncated": whole[: len(whole) // 2],
         "is not a checkpoint": b"not a checkpoint",
         "or it is truncated": b"",
-        "is not a checkpoint of this program": torch.zeros(3),
-        "accuracy is missing": {"model": good["model"], "state_dict": 1},
+        "this program, or it is truncated": b"\x80\x02.",
+        "it holds no settings": torch.zeros(3),
+        "it holds no epoch": {key: good[key] for key in ("settings", "model", "accuracy")},
+        "it holds no accuracy": good | {"accuracy": None},
+        "it holds no model": good | {"model": [1, 2]},
         "its settings are not": good | {"settings": {"data": "digits"}},
         "its width is 'two'": changed(width="two"),
+        "its width is True": changed(width=True),
+        "--width must be between": changed(width=10**20),
+        "--time_window must be between": changed(time_window=10**20),
         "no such network": changed(data="MNIST"),
+        "program: no such network": changed(loss="CLK"),
         "does not fit its own settings": changed(width=4),
-        "stem.conv.weight should be": good | {"model": {"weight": torch.zeros(3)}},
-        "linear.weight should be": good | {"model": fewer_classes},
-        "its model is no dict": good | {"model": [1, 2]},
+        "'stem.conv.weight' should be": good | {"model": {"weight": torch.zeros(3)}},
+        "'linear.weight' should be": weights(**{"linear.weight": linear[:5]}),
+        "found (torch.float64": weights(**{"linear.weight": linear.double()}),
+        "found None": weights(**{"linear.weight": linear.to_sparse()}),
+        "'two\\nlines' should be None": weights(**{"two\nlines": linear}),
+        "see linear.weight": weights(**{"linear.weight": linear * float("nan")}),
+        "see stem.bn.running_var": weights(**{"stem.bn.running_var": -1 - variance}),
     }
 
 
-@pytest.mark.parametrize(
-    "expected",
-    [
-        "truncated",
-        "is not a checkpoint",
-        "or it is truncated",
-        "is not a checkpoint of this program",
-        "accuracy is missing",
-        "its settings are not",
-        "its width is 'two'",
-        "no such network",
-        "does not fit its own settings",
-        "stem.conv.weight should be",
-        "linear.weight should be",
-        "its model is no dict",
-    ],
+BROKEN = (
+    *("truncated", "is not a checkpoint", "or it is truncated", "this program, or it is truncated"),
+    *("it holds no settings", "it holds no epoch", "it holds no accuracy", "it holds no model"),
+    *("its settings are not", "its width is 'two'", "its width is True", "--width must be between"),
+    *("--time_window must be between", "no such network", "program: no such network"),
+    *("does not fit its own settings", "'stem.conv.weight' should be"),
+    *("'linear.weight' should be", "found (torch.float64", "found None"),
+    *("'two\\nlines' should be None", "see linear.weight", "see stem.bn.running_var"),
 )
+
+
+@pytest.mark.parametrize("expected", BROKEN)
 def test_a_broken_checkpoint_is_one_line(expected, trained, tmp_path, capfd, monkeypatch):
     content = broken_teachers(trained)[expected]
     path = tmp_path / "broken.pth"
@@ -168,8 +188,16 @@ def test_a_student_given_as_teacher_is_one_line(setting, trained, tmp_path, capf
 def test_an_option_that_contradicts_the_evaluated_checkpoint_is_one_line(
     trained, tmp_path, capfd, monkeypatch
 ):
+    arguments = ["--eval_only", str(trained["original"]), "--integer"]
+    assert "full-precision" in complaint(arguments, tmp_path, capfd, monkeypatch)
     arguments = ["--eval_only", str(trained["student"]), "--bits", "8"]
     assert "was trained with 4" in complaint(arguments, tmp_path, capfd, monkeypatch)
+    for foreign in (["--loss", "CLM"], ["--lr", "nan"], ["--save_path", "x"], ["--seed", "5"]):
+        arguments = ["--eval_only", str(trained["student"]), *foreign]
+        line = complaint(arguments, tmp_path, capfd, monkeypatch)
+        assert f"{foreign[0]} has no meaning with --eval_only" in line
+    arguments = ["--eval_only", str(trained["student"]), "--batch_size", "0"]
+    assert "--batch_size" in complaint(arguments, tmp_path, capfd, monkeypatch)
 
 
 @pytest.mark.parametrize("damage", ["other T", "other T inside", "no frames", "truncated"])
@@ -240,11 +268,34 @@ def test_the_hardware_report_refuses_what_is_not_our_checkpoint(setting, trained
     assert files_below(tmp_path) == {path}
 
 
-def test_a_failed_run_leaves_the_checkpoints_of_an_earlier_one(trained, tmp_path):
-    folder = trained["original"].parent
-    before = {path: path.read_bytes() for path in folder.iterdir()}
-    assert main.main([*ORIGINAL, "--save_path", str(folder), "--bits", "4"]) == 2
-    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+def test_a_save_that_fails_half_way_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
+    path = tmp_path / "net.pth"
+    main.save_whole({"epoch": 1}, path)
+    before = path.read_bytes()
+
+    def fails_half_way(content, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fails_half_way)
+    with pytest.raises(OSError, match="no space"):
+        main.save_whole({"epoch": 2}, path)
+    assert path.read_bytes() == before
+
+
+def test_the_process_that_meets_a_damaged_image_says_so(tmp_path):
+    folder = write_tiny_imagenet(tmp_path, classes=2, per_class=2, val_per_class=2)
+    damaged = folder / "val" / "images" / "val_1.JPEG"  # test image 1 is the second process's
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    launch = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2"]
+    arguments = ["--data", "TinyImagenet", "--paper_setting", "original", "--width", "2"]
+    paths = ["--data_path", str(tmp_path), "--save_path", str(tmp_path / "run"), "--workers", "0"]
+    result = subprocess.run(
+        [*launch, str(REPOSITORY / "main.py"), *arguments, *paths], capture_output=True, text=True
+    )
+    ours = [line for line in result.stderr.splitlines() if "main.py: error:" in line]
+    assert len(ours) == 1
+    assert "val_1.JPEG cannot be read" in ours[0]
 
 
 def test_checking_a_save_path_leaves_nothing(tmp_path):

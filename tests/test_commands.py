@@ -3,6 +3,7 @@ leave on disk."""
 
 import csv
 import json
+import math
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -92,6 +93,7 @@ def test_all_six_published_commands_train_evaluate_and_write_their_files(publish
 def test_the_hardware_report_reads_their_checkpoints(published_runs, clone, shell_environment):
     for student, teacher in (
         ("mdsnn-cifar/qamd-best.pth", "teacher-cifar/original-best.pth"),
+        ("student-cifar/student-best.pth", "teacher-cifar/original-best.pth"),
         ("mdsnn-ncaltech/qamd-best.pth", "teacher-ncaltech/original-best.pth"),
     ):
         out = f"report-{student.split('/')[0]}"
@@ -142,12 +144,16 @@ def test_the_report_measures_the_spike_rate_that_the_training_logged(
     assert by_name["blocks.2.shortcut.conv"]["input_bits"] == 4
     assert by_name["blocks.3.conv1"]["after"] == ["blocks.2.conv2", "blocks.2.shortcut.conv"]
     assert by_name["linear"]["input_bits"] == 5  # counts up to T·H·W = 4·2·2
-    # The same network evaluated by main.py fires as often: layers weigh by their neurons.
-    rates = [layer["spike_rate"] for layer in report["layers"] if layer["rate_is_measured"]]
-    assert len(rates) == 16
+    # main.py logged the spike rate of the same network: over all neurons, the last layer included.
+    measured = [layer for layer in report["layers"] if layer["rate_is_measured"]]
+    assert len(measured) == 16
+    neurons = [math.prod(layer["in_size"]) * layer["in_channels"] for layer in measured]
+    spikes = sum(n * layer["spike_rate"] for n, layer in zip(neurons, measured, strict=True))
     with (trained["qamd"].parent / "metrics.csv").open(newline="") as file:
         logged = float(next(csv.DictReader(file))["spike_rate"])
-    assert 0 < min(rates) < logged < max(rates)
+    last = 16 * 2 * 2  # neurons of the layer before the linear one
+    assert logged > 0.01
+    assert 0 <= logged * (sum(neurons) + last) - spikes <= last
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,7 @@ def test_the_default_save_path_names_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.main([*DIGITS, "--paper_setting", "student", "--bits", "3"]) == 0
     (folder,) = (tmp_path / "checkpoints").iterdir()
-    assert folder.name == "digits-student-3bit-depth18-width2-T4-seed0"
+    assert folder.name == "digits-student-3bit-depth18-width2-T4-epochs1-seed0"
 
 
 def test_a_checkpoint_holds_plain_types_and_the_student_alone(trained):
@@ -228,3 +234,19 @@ def test_bfloat16_autocast_trains(tmp_path):
     assert main.main([*options, "--save_path", str(tmp_path)]) == 0
     model = load_checkpoint(tmp_path / "student-last.pth").model
     assert all(x.isfinite().all() and x.dtype != torch.bfloat16 for x in model.values())
+
+
+@pytest.mark.parametrize("bits", ["2", "3", "4", "8"])
+def test_a_trained_student_fires_the_same_spikes_with_integers_alone(
+    bits, trained, tmp_path, capfd
+):
+    options = [*DIGITS, "--width", "4", "--paper_setting", "student", "--bits", bits]
+    assert main.main([*options, "--save_path", str(tmp_path)]) == 0
+    capfd.readouterr()
+    checkpoint = str(tmp_path / "student-last.pth")
+    assert main.main(["--eval_only", checkpoint, "--integer"]) == 0
+    network, integers = capfd.readouterr().out.splitlines()
+    # all 360 test images, at 17 layers and 4 timesteps
+    assert network.split("(")[1].split(")")[0] in integers
+    spikes = 360 * 4 * 4 * (5 * 16 * 16 + 4 * 2 * 8 * 8 + 4 * 4 * 4 * 4 + 4 * 8 * 2 * 2)
+    assert f" 0 of {spikes} spikes differ" in integers
