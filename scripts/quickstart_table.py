@@ -2,9 +2,9 @@
 
 Reads the three runs (teacher, student, mdsnn) and their SpikeSim reports below the folder, measures
 both students' distance to the teacher's membranes over the test set, prints the table and writes
-table.md, table.csv and quickstart.png. The students are those of the last epoch, which nobody chose;
-the teacher is that of its best epoch, because it taught. Best accuracies, chosen on the
-test set as SNN papers do, stands below.
+table.md, table.csv and quickstart.png. The students are those of the last epoch, which nobody
+chose; the teacher is that of its best epoch, which taught. The best accuracies stand below: chosen
+on the test set, as SNN papers do.
 """
 
 import csv
