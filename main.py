@@ -17,9 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -336,6 +336,11 @@ class Log:
 
 
 def about_run(settings: Settings) -> dict[str, Any]:
+    """The contents of settings.json: what is needed to run it again."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "scikit-learn", "spikingjelly"):
+        with suppress(PackageNotFoundError):  # not every data set needs every one
+            versions[package] = version(package)
     try:
         commit = subprocess.run(
             ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"],
@@ -348,8 +353,7 @@ def about_run(settings: Settings) -> dict[str, Any]:
     return asdict(settings) | {
         "world_size": WORLD_SIZE,
         "git_commit": commit,
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("torch", "torchvision", "numpy", "spikingjelly")},
+        "versions": versions,
     }
 
 

@@ -1,10 +1,12 @@
 """Writes an estimate as report.json, report.csv (a row a layer) and report.md (for a reader)."""
 
 import csv
+import errno
 import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -221,7 +223,10 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
     Each is written beside its target and moved there once all three are complete. Raises InputError
     where the folder cannot be made or written to.
     """
+    if not str(folder):
+        raise InputError("the folder of the report has no name")
     folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     texts = {
         "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
         "report.csv": csv_text(report),
@@ -233,14 +238,17 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
         for name, text in texts.items():
             target = folder / name
             if target.is_dir():  # found out now, not after its neighbours have been replaced
-                raise InputError(f"cannot write {str(target)!r}: it is a folder")
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
             temporary = folder / f".{name}.{os.getpid()}"
             complete[temporary] = target
             temporary.write_text(text, encoding="utf-8", newline="\n")
         for temporary, target in complete.items():
             os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
-    finally:
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         for temporary in complete:
             temporary.unlink(missing_ok=True)
+        for path in made:
+            with suppress(OSError, ValueError):
+                path.rmdir()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot write to {str(folder)!r}: {reason}") from None

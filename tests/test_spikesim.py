@@ -725,6 +725,17 @@ def test_the_command_itself_ends_with_code_2_and_one_line(line, layer_file, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("out", ["", "a\0b", "new/" + 300 * "b"])
+def test_a_folder_that_cannot_be_made_is_one_line_and_leaves_nothing(
+    out, layer_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    assert main(["report", "--layers", str(layer_file), "--out", out]) == 2
+    assert one_error_line(capsys.readouterr().err)
+    assert set(tmp_path.rglob("*")) == before
+
+
 def bad_case(**changes) -> dict:
     case = copy.deepcopy(GOLDEN[0]["inputs"]) | changes
     return {key: value for key, value in case.items() if value is not ...}
