@@ -384,20 +384,32 @@ def _roll(frames: Tensor) -> Tensor:
     return frames.roll(torch.randint(-3, 4, (2,)).tolist(), dims=(-2, -1))
 
 
-def _digits() -> tuple[ImageSet, ImageSet]:
-    """scikit-learn's 1,797 digits of 8×8 values 0 … 16, enlarged to 16×16; split 80/20."""
+def digits_of(*shares: Sequence[int]) -> tuple[ImageSet, ...]:
+    """Data sets of the given indices into scikit-learn's 1,797 digits, enlarged from 8×8 to 16×16.
+
+    The values 0 … 16 become uint8 pixels 0 … 255.
+    """
     # Imported here because it takes more than a second, which no other data set should pay.
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
     digits = load_digits()
     small = torch.from_numpy(digits.images).unsqueeze(1)
     enlarged = F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False)
     images = (enlarged * 255 / 16).round().to(torch.uint8)
-    indices = np.arange(len(images))
-    shares = train_test_split(indices, test_size=0.2, stratify=digits.target, random_state=0)
-    train, test = (
+    return tuple(
         ImageSet(images[share], digits.target[share].tolist(), torch.nn.Identity())
         for share in shares
     )
+
+
+def _digits() -> tuple[ImageSet, ImageSet]:
+    """All digits, split 80/20, stratified, random_state 0."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    labels = load_digits().target
+    shares = train_test_split(
+        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+    )
+    train, test = digits_of(*shares)
     return train, test
