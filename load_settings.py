@@ -48,6 +48,7 @@ DATA_SETS = {
     "digits": DataSet(10, 1, 16, 1 / 255, time_window=4, batch_size=64),
 }
 PAPER_SETTINGS = ("original", "student", "qamd")
+BN_BITS = 8
 LIMITS = {  # smallest and largest value; the largest are far above any use
     "width": (1, 4096),
     "time_window": (1, 1024),
@@ -58,7 +59,7 @@ LIMITS = {  # smallest and largest value; the largest are far above any use
     "tau": (1e-3, 1e3),
     "batch_size": (1, 2**20),
     "epochs": (1, 10**6),
-    "lr": (1e-12, 1e3),
+    "lr": (0, 1e3),
     "weight_decay": (0, 1e3),
     "clip_grad": (0, 1e6),
     "seed": (0, 2**63 - 1),
@@ -223,7 +224,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         width=default("width", 64),
         time_window=default("time_window", data_set.time_window),
         bits=args.bits,
-        bn_bits=default("bn_bits", 8) if quantized else None,
+        bn_bits=default("bn_bits", BN_BITS) if quantized else None,
         loss=loss,
         alpha=default("alpha", ALPHA) if distilled else None,
         beta=default("beta", BETA[loss]) if distilled else None,
@@ -245,7 +246,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         amp=args.amp,
         deterministic=args.deterministic,
     )
-    default_path = f"./checkpoints/{run_name(settings, args)}"
+    default_path = f"./checkpoints/{run_name(settings)}"
     return replace(settings, save_path=args.save_path or default_path)
 
 
@@ -262,7 +263,8 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
     here = ("eval_only", "integer", "data_path", "workers", "device", "amp", "deterministic")
     for name, value in vars(args).items():
         known = (*of_network, *here, "batch_size", "local_rank")
-        if name not in known and value != _parser().get_default(name):
+        meaningless = value not in (_parser().get_default(name), getattr(trained, name, None))
+        if name not in known and meaningless:
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if args.integer and trained.bits is None:
         raise UserError(f"--integer: {args.eval_only} is a full-precision network")
@@ -275,8 +277,8 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
     )
 
 
-def run_name(settings: Settings, args: argparse.Namespace) -> str:
-    """Name of the default save path: what a person tells runs apart by, and what they changed."""
+def run_name(settings: Settings) -> str:
+    """Name of the default save path: the network, and every other setting that is no default."""
     parts = [
         settings.data,
         settings.paper_setting,
@@ -286,14 +288,20 @@ def run_name(settings: Settings, args: argparse.Namespace) -> str:
         f"depth{settings.model_depth}",
         f"width{settings.width}",
         f"T{settings.time_window}",
+        settings.amp and "amp",
     ]
-    for name in (
-        *("bn_bits", "alpha", "beta", "tau"),
-        *("batch_size", "epochs", "lr", "weight_decay", "clip_grad"),
-    ):
-        value = getattr(args, name)
-        if value != _parser().get_default(name):
-            parts.append(f"{name.replace('_', '-')}{value}")
+    defaults = {
+        "bn_bits": BN_BITS,
+        "alpha": ALPHA,
+        "beta": BETA.get(settings.loss),
+        "tau": TAU,
+        "batch_size": DATA_SETS[settings.data].batch_size,
+    }
+    for name in ("epochs", "lr", "weight_decay", "clip_grad"):
+        defaults[name] = _parser().get_default(name)
+    for name, default in defaults.items():
+        if getattr(settings, name) not in (None, default):
+            parts.append(f"{name.replace('_', '-')}{getattr(settings, name)}")
     return "-".join([*(part for part in parts if part), f"seed{settings.seed}"])
 
 
@@ -302,10 +310,10 @@ def check_settings(settings: Settings) -> None:
     for name, (low, high) in LIMITS.items():
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
-            raise UserError(f"--{name} must be between {low:g} and {high:g}, got {value}")
+            raise UserError(f"--{name} must be between {low} and {high}, got {value}")
     for name in ("data_path", "save_path"):
-        if not getattr(settings, name).isprintable():
-            raise UserError(f"--{name} holds a character that cannot be printed")
+        if any(ord(character) < 32 for character in getattr(settings, name)):
+            raise UserError(f"--{name} holds a control character")
 
 
 def _check_teacher(settings: Settings) -> None:
@@ -408,7 +416,9 @@ def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
     for name, x in model.items():
         smallest = 0 if name.endswith("running_var") else -math.inf
         if not (x.isfinite().all() and (x >= smallest).all()):
-            raise UserError(f"{path} holds numbers that no training left: see {name}")
+            raise UserError(
+                f"{path} holds NaN, infinite or impossible numbers in {name}: did it diverge?"
+            )
 
 
 def _is_plain_tensor(x: Any) -> bool:

@@ -288,7 +288,10 @@ def print_integer_accuracy(network: nn.Module, batches: DataLoader, device: torc
     for images, labels in tqdm(batches, "integer", leave=False, disable=not FIRST_PROCESS):
         images, labels = images.to(device), labels.to(device)
         _, membranes = network(images, membranes=True)
-        logits, spikes = integer_network(images)
+        try:
+            logits, spikes = integer_network(images)
+        except OverflowError as error:
+            raise UserError(f"--integer: {error}") from None
         differing = sum(
             ((u > THRESHOLD).flatten(0, 1) != s).sum()
             for u, s in zip(membranes, spikes, strict=True)

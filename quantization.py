@@ -82,19 +82,26 @@ class Quantizer(nn.Module):
         code_range: tuple[int, int],
         step: float,
         step_shape: tuple[int, ...] = (),
-        smallest_step: float = 1e-6,
+        smallest_step: float = 0.0,
         step_grid: float | None = None,
     ):
         super().__init__()
         self.low, self.high = code_range
-        self.smallest_step, self.step_grid = smallest_step, step_grid
+        self.step_grid = step_grid
         self.step = nn.Parameter(torch.full(step_shape, step))
+        self.register_buffer("smallest_step", torch.full(step_shape, smallest_step))
+
+    def used_step(self) -> Tensor:
+        """The step of the forward pass, without gradient."""
+        used = torch.maximum(self.step.detach(), self.smallest_step)
+        if self.step_grid is None:
+            return used
+        smallest = torch.ceil(self.smallest_step / self.step_grid)
+        return torch.maximum(torch.round(used / self.step_grid), smallest) * self.step_grid
 
     def positive_step(self, values_per_step: int) -> Tensor:
-        """The step as used, with LSQ's gradient scale for `values_per_step` values."""
-        used = self.step.detach().clamp_min(self.smallest_step)
-        if self.step_grid is not None:
-            used = torch.round(used / self.step_grid).clamp_min(1) * self.step_grid
+        """`used_step()` with LSQ's gradient, scaled for `values_per_step` values."""
+        used = self.used_step()
         # Worth `used` to the last bit: a sum with the difference would round.
         return _StraightThrough.apply(self.step, used, 1 / math.sqrt(values_per_step * self.high))
 
@@ -105,7 +112,7 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Integer codes (int32, shape of x) and their scale: x̂ = codes · scale."""
-        step = self.positive_step(1)
+        step = self.used_step()
         return integer_codes(x, step, self.low, self.high).int(), step
 
 
@@ -123,7 +130,11 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class WeightQuantizer(Quantizer):
-    """b bits, symmetric, one step per output channel, started from the weights as LSQ does."""
+    """b bits, symmetric, one step per output channel, started from the weights as LSQ does.
+
+    A step never falls below a tenth of its start: where it did, all codes of the channel would lie
+    at the end of the range, and there neither weights nor step have a gradient.
+    """
 
     def __init__(self, bits: int, weight: Tensor):
         self.bits = bits
@@ -134,7 +145,8 @@ class WeightQuantizer(Quantizer):
     def start_from(self, weight: Tensor) -> None:
         """Set the steps to LSQ's 2·mean|w| / √high of each output channel."""
         mean = weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
-        self.step.copy_((2 * mean / math.sqrt(self.high)).clamp_min(self.smallest_step))
+        self.step.copy_((2 * mean / math.sqrt(self.high)).clamp_min(1e-6))
+        self.smallest_step.copy_(self.step / 10)
 
 
 class MembraneQuantizer(Quantizer):
@@ -161,8 +173,8 @@ class StreamQuantizer(Quantizer):
 
     def __init__(self, bits: int, deviation: float):
         code_range = signed_range(bits)
-        mean = deviation * math.sqrt(2 / math.pi)
-        super().__init__(code_range, 2 * mean / math.sqrt(code_range[1]), step_grid=STEP_GRID)
+        step = 2 * deviation * math.sqrt(2 / math.pi) / math.sqrt(code_range[1])
+        super().__init__(code_range, step, smallest_step=step / 10, step_grid=STEP_GRID)
 
 
 class ImageQuantizer(nn.Module):
@@ -229,15 +241,26 @@ def in_grid_units(x: float) -> int:
     return round(units)
 
 
+def in_24_bits(x: Tensor) -> Tensor:
+    if x.abs().max() >= 2**24:
+        raise OverflowError("a number needs more than 24 bits, which float32 does not hold exactly")
+    return x
+
+
 class IntegerNetwork:
     """A trained QuanMSResNet evaluated with integers alone, as a chip would: every spike is the
     same as in the network's own evaluation.
 
     Weights, accumulators, membrane codes and the residual stream (in units of GRID) are int64;
-    batch norm is an integer multiply, a shift with rounding, and an integer add.
+    batch norm is an integer multiply and add, and a shift with rounding. Only the classifier's
+    scales and bias, after its integer sums, are float64.
+
+    Raises ValueError where a batch norm of the network is not quantized.
     """
 
     def __init__(self, network: nn.Module):
+        if network.stem.bn.quantizer is None:
+            raise ValueError("the network's batch norms are not quantized")
         self.network = network.eval()
         self.leak_divisor = 4  # 1 / models.neuron.LEAK: exact, as steps are multiples of 4 · GRID
 
@@ -245,7 +268,7 @@ class IntegerNetwork:
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(logits (B, K) float64, spikes (T·B, C, H, W) bool of each LIF layer), as the network's.
 
-        Raises OverflowError where the residual stream leaves the 24 bits that float32 adds exactly.
+        Raises OverflowError where a number leaves the 24 bits that float32 holds exactly.
         """
         net, T = self.network, self.network.time_window
         spikes: list[Tensor] = []
@@ -264,38 +287,38 @@ class IntegerNetwork:
                 shortcut = block.shortcut
                 stream = self._requantize(shortcut.stream, stream)
                 stream = self._batch_norm(shortcut.bn, self._conv(shortcut.conv, stream))
-            stream = y + stream
-            if stream.abs().max() >= 2**24:
-                raise OverflowError("the residual stream needs more than 24 bits")
+            stream = in_24_bits(y + stream)
         counts = self._lif(net.lif, stream, spikes).unflatten(0, (T, -1))
         per_image = counts.sum(dim=(0, 3, 4))
         codes, step = net.linear.quantizer.codes(net.linear.weight)
-        products = (per_image @ codes.long().T).double() * step.double().T
+        products = (per_image.double() @ codes.double().T) * step.double().T
         positions = counts[:, 0, 0].numel()  # T·H·W
         return products / positions + net.linear.bias.double(), spikes
 
     def _conv(self, conv: nn.Module, x: Tensor) -> Tensor:
         """Integer accumulators: float64 adds integers below 2^53 exactly, faster than int64."""
         weight = conv.quantizer.codes(conv.weight)[0].double()
-        return conv.convolve(x.double(), weight).long()
+        return in_24_bits(conv.convolve(x.double(), weight).round().long())
 
     def _batch_norm(self, bn: nn.Module, accumulator: Tensor) -> Tensor:
-        """(scale · accumulator) shifted onto the grid, plus shift."""
+        """scale · accumulator + shift, in units of the scale's step and then shifted to GRID."""
         (scale, scale_step), (shift, shift_step) = bn.codes(bn.running_mean, bn.running_var)
-        product = scale.long()[:, None, None] * accumulator
-        shift_units = in_grid_units(shift_step.item()) * shift.long()[:, None, None]
+        scale, shift = (x.long()[:, None, None] for x in (scale, shift))
+        shift = shift * in_grid_units(shift_step.item())
         ratio = scale_step.item() / GRID  # a power of two
-        on_grid = product * round(ratio) if ratio >= 1 else round_shift(product, round(1 / ratio))
-        return on_grid + shift_units
+        if ratio >= 1:
+            return in_24_bits(scale * accumulator * round(ratio) + shift)
+        divisor = round(1 / ratio)
+        return in_24_bits(round_shift(scale * accumulator + shift * divisor, divisor))
 
     def _requantize(self, quantizer: Quantizer, x: Tensor) -> Tensor:
         """Codes of a stream that is in grid units."""
-        step = in_grid_units(quantizer.positive_step(1).item())
+        step = in_grid_units(quantizer.used_step().item())
         return round_shift(x, step).clamp(quantizer.low, quantizer.high)
 
     def _lif(self, lif: nn.Module, current: Tensor, spikes: list[Tensor]) -> Tensor:
         """Spikes, 0 or 1; their bool is appended to `spikes`."""
-        step = in_grid_units(lif.quantizer.positive_step(1).item())
+        step = in_grid_units(lif.quantizer.used_step().item())
         threshold = in_grid_units(lif.threshold)
         fired, membrane = [], None
         for x in current.unflatten(0, (self.network.time_window, -1)):

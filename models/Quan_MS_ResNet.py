@@ -116,10 +116,10 @@ class QuanMSResNet(MSResNet):
                 conv, bn = getattr(module, conv, None), getattr(module, bn, None)
                 if isinstance(conv, QuanConv2d):
                     # The teacher's statistics are of real values, ours of integer accumulators.
-                    scale = conv.quantizer.positive_step(1).flatten()
+                    scale = conv.quantizer.used_step().flatten()
                     if isinstance(module, Stem):
                         scale = scale * module.image.step
                     elif isinstance(module, Shortcut):
-                        scale = scale * module.stream.positive_step(1)
+                        scale = scale * module.stream.used_step()
                     bn.running_mean /= scale
                     bn.running_var /= scale.square()

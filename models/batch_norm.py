@@ -55,15 +55,15 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, scale, shift, mean, inverse_std, count, on_grid):
-        ctx.save_for_backward(x, scale, mean, inverse_std, count)
+        ctx.save_for_backward(x, weight, mean, inverse_std, count)
         return affine(x, scale, shift, on_grid)
 
     @staticmethod
     def backward(ctx, grad):
-        x, scale, mean, inverse_std, count = ctx.saved_tensors
+        x, weight, mean, inverse_std, count = ctx.saved_tensors
         if not several_processes():
             grads = torch.ops.aten.native_batch_norm_backward(
-                *(grad, x, scale / inverse_std, None, None, mean, inverse_std),
+                *(grad, x, weight, None, None, mean, inverse_std),
                 train=True,
                 eps=0.0,  # inverse_std has it already
                 output_mask=[True, True, True],
@@ -75,7 +75,7 @@ class _BatchNorm(torch.autograd.Function):
         dist.all_reduce(sums)
         mean_product, mean_grad = (sums / count).to(mean)
         centred = grad - per_channel(mean_grad) - normalized * per_channel(mean_product)
-        grad_x = (centred * per_channel(scale)).to(x.dtype)
+        grad_x = (centred * per_channel(weight * inverse_std)).to(x.dtype)
         return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
 
 
@@ -87,7 +87,9 @@ class BatchNorm(nn.BatchNorm2d):
     """
 
     def __init__(self, channels: int, weight: float, quantizer: BatchNormQuantizer | None = None):
-        super().__init__(channels)
+        # A quantized one reads integer accumulators. Its scales share a step, so a channel that
+        # hardly varies must not get a scale beside which all others round to nothing.
+        super().__init__(channels, eps=1e-5 if quantizer is None else 0.25)
         self.quantizer = quantizer
         nn.init.constant_(self.weight, weight)
 
@@ -100,8 +102,10 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training:
             scale, shift = self.fold(self.running_mean, self.running_var)
             if on_grid:
-                # The products of wide layers are exact in float64 only.
-                return affine(x.double(), scale.double(), shift.double(), on_grid).to(x.dtype)
+                # The products of wide layers are exact in float64 only; a fast convolution
+                # algorithm may have left integers that are not quite.
+                x64 = x.double().round()
+                return affine(x64, scale.double(), shift.double(), on_grid).to(x.dtype)
             return affine(x, scale, shift, on_grid)
         mean, var, count = global_statistics(x)
         self._update_running_statistics(mean, var, count * repeats)

@@ -51,7 +51,7 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*ORIGINAL, "--batch_size", "0"], "--batch_size"),
         ([*ORIGINAL, "--batch_size", "-64"], "--batch_size"),
         ([*ORIGINAL, "--epochs", "0"], "--epochs"),
-        ([*ORIGINAL, "--lr", "0"], "--lr"),
+        ([*ORIGINAL, "--lr", "-1"], "--lr"),
         ([*ORIGINAL, "--lr", "nan"], "--lr"),
         ([*ORIGINAL, "--weight_decay", "-1"], "--weight_decay"),
         ([*ORIGINAL, "--clip_grad", "inf"], "--clip_grad"),
@@ -137,8 +137,8 @@ def broken_teachers(trained: dict[str, Path]) -> dict[str, object]:
         "found (torch.float64": weights(**{"linear.weight": linear.double()}),
         "found None": weights(**{"linear.weight": linear.to_sparse()}),
         "'two\\nlines' should be None": weights(**{"two\nlines": linear}),
-        "see linear.weight": weights(**{"linear.weight": linear * float("nan")}),
-        "see stem.bn.running_var": weights(**{"stem.bn.running_var": -1 - variance}),
+        "numbers in linear.weight": weights(**{"linear.weight": linear * float("nan")}),
+        "numbers in stem.bn.running_var": weights(**{"stem.bn.running_var": -1 - variance}),
     }
 
 
@@ -149,7 +149,7 @@ BROKEN = (
     *("--time_window must be between", "no such network", "program: no such network"),
     *("does not fit its own settings", "'stem.conv.weight' should be"),
     *("'linear.weight' should be", "found (torch.float64", "found None"),
-    *("'two\\nlines' should be None", "see linear.weight", "see stem.bn.running_var"),
+    *("'two\\nlines' should be None", "numbers in linear.weight", "numbers in stem.bn.running_var"),
 )
 
 

@@ -31,7 +31,7 @@ def test_spikes_membranes_and_gradients_equal_a_naive_loop(bits):
     if bits is not None:
         # LSQ scales the step's gradient by 1/√(N·high), N the values of one sample.
         low, high = lif.quantizer.low, lif.quantizer.high
-        step = lif.quantizer.positive_step(1).detach().requires_grad_()
+        step = lif.quantizer.used_step().requires_grad_()
         scale = 1 / (x[0].numel() * T * high) ** 0.5
 
         def quantizer(u):
