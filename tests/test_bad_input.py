@@ -167,6 +167,21 @@ def test_a_broken_checkpoint_is_one_line(expected, trained, tmp_path, capfd, mon
         assert expected in line
 
 
+def test_numbers_too_large_for_an_integer_evaluation_are_one_line(
+    trained, tmp_path, capfd, monkeypatch
+):
+    content = torch.load(trained["student"], weights_only=True)
+    content["model"]["blocks.0.bn2.bias"] += 1100  # float32 adds multiples of 2^-14 up to 1024
+    torch.save(content, tmp_path / "large.pth")
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["--eval_only", "large.pth", "--integer"]) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if "error" in line]
+    assert errors == [
+        "main.py: error: --integer: a number needs more than 24 bits, "
+        "which float32 does not hold exactly"
+    ]
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--model_depth", "34"), ("--width", "4"), ("--time_window", "2"), ("--data", "CIFAR10")],
