@@ -261,9 +261,10 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
                 f"it was trained with {getattr(trained, name)}"
             )
     here = ("eval_only", "integer", "data_path", "workers", "device", "amp", "deterministic")
+    known = (*of_network, *here, "batch_size", "local_rank")
+    parser = _parser()
     for name, value in vars(args).items():
-        known = (*of_network, *here, "batch_size", "local_rank")
-        meaningless = value not in (_parser().get_default(name), getattr(trained, name, None))
+        meaningless = value not in (parser.get_default(name), getattr(trained, name, None))
         if name not in known and meaningless:
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if args.integer and trained.bits is None:
@@ -297,8 +298,9 @@ def run_name(settings: Settings) -> str:
         "tau": TAU,
         "batch_size": DATA_SETS[settings.data].batch_size,
     }
+    parser = _parser()
     for name in ("epochs", "lr", "weight_decay", "clip_grad"):
-        defaults[name] = _parser().get_default(name)
+        defaults[name] = parser.get_default(name)
     for name, default in defaults.items():
         if getattr(settings, name) not in (None, default):
             parts.append(f"{name.replace('_', '-')}{getattr(settings, name)}")

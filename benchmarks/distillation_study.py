@@ -154,13 +154,14 @@ def study(arguments: list[str] | None = None) -> None:
     args.runs.mkdir(parents=True, exist_ok=True)
     path = args.results / "distillation_study.csv"
 
+    done_before = finished(path)
     todo = [
         (fold, bits, method, start)
         for fold in args.folds
         for bits in args.bits
         for start in STARTS
         for method in METHODS
-        if tuple(map(str, (fold, bits, method, start))) not in finished(path)
+        if tuple(map(str, (fold, bits, method, start))) not in done_before
     ]
     size = ["--width", args.width]
     pool = ProcessPoolExecutor(
