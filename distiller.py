@@ -8,9 +8,11 @@ the mean over layers and timesteps of
     CLK: KL(softmax(u_T) ‖ softmax(û_S)), softmax over a layer's C·H·W neurons, mean over the batch
     CLM: the mean squared difference
     CL:  nothing.
-Losses are computed in float32 or wider, also under autocast.
+Losses are computed in float32 or wider, also under autocast. By default beta falls to zero over
+the training, in a cosine: membranes first, classes later.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -82,8 +84,13 @@ def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:
 
 
 MEMBRANE_LOSSES = {"CLK": membrane_kl, "CLM": membrane_mse, "CL": None}
-ALPHA, TAU = 0.1, 4.0
-BETA = {"CLK": 30.0, "CLM": 30.0, "CL": 0.0}
+ALPHA, TAU = 1.0, 4.0
+BETA = {"CLK": 100.0, "CLM": 30.0, "CL": 0.0}
+BETA_SCHEDULES = {  # share of the training that is done -> share of beta
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "constant": lambda done: 1.0,
+}
+BETA_SCHEDULE = "cosine"
 
 
 class Distiller:
@@ -98,6 +105,7 @@ class Distiller:
         loss: "CLK", "CLM" or "CL".
         alpha, beta: weights of L_logit and L_mem; beta None is the loss's own default.
         tau: temperature of L_logit.
+        beta_schedule: "cosine" or "constant", followed by `set_epoch`.
     """
 
     def __init__(
@@ -108,11 +116,18 @@ class Distiller:
         alpha: float = ALPHA,
         beta: float | None = None,
         tau: float = TAU,
+        beta_schedule: str = BETA_SCHEDULE,
     ):
         self.teacher = teacher.eval().requires_grad_(False)
         self.student = student
         self.membrane_loss = MEMBRANE_LOSSES[loss]
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
+        self.beta_schedule = BETA_SCHEDULES[beta_schedule]
+        self.beta_now = self.beta
+
+    def set_epoch(self, epoch: int, epochs: int) -> None:
+        """Weigh L_mem for this epoch, counted from 1."""
+        self.beta_now = self.beta * self.beta_schedule((epoch - 1) / epochs)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(student's logits (B, K), loss, its unweighted terms "ce", "logit" and "membrane")."""
@@ -132,7 +147,7 @@ class Distiller:
         loss = terms["ce"] + self.alpha * terms["logit"]
         if self.membrane_loss is not None:
             terms["membrane"] = self.membrane_loss(membranes, teacher_membranes)
-            loss = loss + self.beta * terms["membrane"]
+            loss = loss + self.beta_now * terms["membrane"]
         return logits, loss, terms
 
 

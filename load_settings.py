@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from distiller import ALPHA, BETA, MEMBRANE_LOSSES, TAU
+from distiller import ALPHA, BETA, BETA_SCHEDULE, BETA_SCHEDULES, MEMBRANE_LOSSES, TAU
 from models import MSResNet, QuanMSResNet
 from models.MS_ResNet import BLOCKS
 
@@ -48,7 +48,9 @@ DATA_SETS = {
     "digits": DataSet(10, 1, 16, 1 / 255, time_window=4, batch_size=64),
 }
 PAPER_SETTINGS = ("original", "student", "qamd")
+OF_DISTILLATION = ("loss", "alpha", "beta", "tau", "beta_schedule")
 BN_BITS = 8
+CLIP_GRAD, CLIP_GRAD_QAMD = 1.0, 5.0
 LIMITS = {  # smallest and largest value; the largest are far above any use
     "width": (1, 4096),
     "time_window": (1, 1024),
@@ -71,7 +73,7 @@ LIMITS = {  # smallest and largest value; the largest are far above any use
 class Settings:
     """All settings of a run, in plain types: written to settings.json and into checkpoints.
 
-    `bits`, `loss`, `alpha`, `beta` and `tau` are None where the paper setting has no such thing.
+    `bits` and what belongs to the loss are None where the paper setting has no such thing.
     """
 
     data: str
@@ -85,6 +87,7 @@ class Settings:
     alpha: float | None
     beta: float | None
     tau: float | None
+    beta_schedule: str | None
     init_from_teacher: bool
     teacher_path: str | None
     batch_size: int
@@ -136,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--alpha", type=float, help=f"weight of the logit loss (default {ALPHA})")
     add("--beta", type=float, help=f"weight of the membrane loss (default {BETA})")
     add("--tau", type=float, help=f"temperature of the logit loss (default {TAU})")
+    add(
+        "--beta_schedule",
+        choices=BETA_SCHEDULES,
+        help=f"how beta falls over the epochs (default {BETA_SCHEDULE})",
+    )
     add("--teacher_path", help="checkpoint of an original run, for qamd")
     add(
         "--init_from_teacher",
@@ -150,7 +158,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=100, help="default 100")
     add("--lr", type=float, default=0.1, help="at the start; cosine to 0 (default 0.1)")
     add("--weight_decay", type=float, default=1e-4, help="none on batch norm and steps")
-    add("--clip_grad", type=float, default=1.0, help="largest gradient norm (default 1; 0: any)")
+    add(
+        "--clip_grad",
+        type=float,
+        help=f"largest gradient norm (default {CLIP_GRAD}, with qamd {CLIP_GRAD_QAMD}; 0: any)",
+    )
     add("--seed", type=int, default=0, help="default 0")
     add("--data_path", default="./data", help="where the data sets lie (default ./data)")
     add("--save_path", help="where checkpoints and logs go (default ./checkpoints/RUN)")
@@ -204,7 +216,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
 
     for name in ("bits", "bn_bits", "init_from_teacher"):
         only_where(quantized, name, args.paper_setting)
-    for name in ("loss", "alpha", "beta", "tau"):
+    for name in OF_DISTILLATION:
         only_where(distilled, name, args.paper_setting)
     only_where(distilled or args.init_from_teacher, "teacher_path", args.paper_setting)
     if quantized and args.bits is None:
@@ -229,13 +241,14 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         alpha=default("alpha", ALPHA) if distilled else None,
         beta=default("beta", BETA[loss]) if distilled else None,
         tau=default("tau", TAU) if distilled else None,
+        beta_schedule=default("beta_schedule", BETA_SCHEDULE) if distilled else None,
         init_from_teacher=args.init_from_teacher,
         teacher_path=args.teacher_path,
         batch_size=default("batch_size", data_set.batch_size),
         epochs=args.epochs,
         lr=args.lr,
         weight_decay=args.weight_decay,
-        clip_grad=args.clip_grad,
+        clip_grad=default("clip_grad", CLIP_GRAD_QAMD if distilled else CLIP_GRAD),
         seed=args.seed,
         data_path=args.data_path,
         save_path="",
@@ -296,10 +309,12 @@ def run_name(settings: Settings) -> str:
         "alpha": ALPHA,
         "beta": BETA.get(settings.loss),
         "tau": TAU,
+        "beta_schedule": BETA_SCHEDULE,
+        "clip_grad": CLIP_GRAD_QAMD if settings.paper_setting == "qamd" else CLIP_GRAD,
         "batch_size": DATA_SETS[settings.data].batch_size,
     }
     parser = _parser()
-    for name in ("epochs", "lr", "weight_decay", "clip_grad"):
+    for name in ("epochs", "lr", "weight_decay"):
         defaults[name] = parser.get_default(name)
     for name, default in defaults.items():
         if getattr(settings, name) not in (None, default):
@@ -394,8 +409,7 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
         or settings.paper_setting not in PAPER_SETTINGS
         or settings.model_depth not in BLOCKS
         or {settings.bits is None, settings.bn_bits is None} != {not quantized}
-        or {x is None for x in (settings.loss, settings.alpha, settings.beta, settings.tau)}
-        != {not distilled}
+        or {getattr(settings, name) is None for name in OF_DISTILLATION} != {not distilled}
     ):
         raise UserError(f"{not_ours}: no such network")
     return settings

@@ -157,12 +157,15 @@ def train(settings: Settings, device: torch.device) -> None:
             settings.alpha,
             settings.beta,
             settings.tau,
+            settings.beta_schedule,
         )
 
     log = Log(settings) if FIRST_PROCESS else None
     best_accuracy = 0.0
     for epoch in range(1, settings.epochs + 1):
         set_epoch(train_batches, epoch)
+        if isinstance(loss_function, Distiller):
+            loss_function.set_epoch(epoch, settings.epochs)
         network.train()
         row = {"epoch": epoch, "lr": scheduler.get_last_lr()[0]}
         row |= train_epoch(loss_function, train_batches, optimizer, scheduler, settings, device)

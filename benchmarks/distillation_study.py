@@ -1,10 +1,10 @@
 """What membrane distillation is worth on digits: python -m benchmarks.distillation_study
 
 Trains MS-ResNet-18 on five stratified folds of scikit-learn's digits, so that each of the 1,797
-images is a test image once: a teacher per fold (seed = fold), then, for every width, a student
-without a teacher, CL, CLM and CLK, each from scratch and from the teacher's weights. Every run is
-a run of main.py with its defaults. A run whose row is in the CSV is not run again, so the command
-can be stopped and continued; its summary is the mean ± standard deviation over the folds present.
+images is a test image once: a teacher per fold (seed = fold), then, for every width in bits, a
+student without a teacher, CL, CLM and CLK, each from scratch and from the teacher's weights. Every
+run is a run of main.py with its defaults. A run whose row is in the CSV is not run again, so the
+command can be stopped and continued; tables and plot are of the folds present.
 """
 
 import argparse
@@ -12,13 +12,19 @@ import csv
 import os
 import statistics
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import main
@@ -30,30 +36,40 @@ from spikesim_eval.report import ratios
 from spikesim_eval.trace import trace_checkpoint
 
 FOLDS = 5
+STUDENT = ["--paper_setting", "student"]
 METHODS = {  # name: options of main.py
-    "student": ["--paper_setting", "student"],
+    "student": STUDENT,
     "CL": ["--paper_setting", "qamd", "--loss", "CL"],
     "CLM": ["--paper_setting", "qamd", "--loss", "CLM"],
     "CLK": ["--paper_setting", "qamd", "--loss", "CLK"],
 }
 STARTS = {"scratch": [], "teacher": ["--init_from_teacher"]}
-MEASURES = (
-    *("accuracy", "drop_to_teacher", "membrane_kl", "membrane_mse"),
-    *("differing_spikes", "spike_rate", "edap_ratio"),
-)
+MEASURES = {  # column of the CSV: (what a reader sees, its scale, its format)
+    "accuracy": ("accuracy, %", 100, ".2f"),
+    "drop_to_teacher": ("drop to teacher, points", 100, ".2f"),
+    "membrane_kl": ("membrane KL", 1, ".3f"),
+    "membrane_mse": ("membrane MSE", 1, ".3f"),
+    "differing_spikes": ("differing spikes, %", 100, ".2f"),
+    "spike_rate": ("spike rate, %", 100, ".2f"),
+    "edap_ratio": ("EDAP, times better", 1, ".2f"),
+}
 KEYS = ("fold", "bits", "method", "start")
+DataSets = tuple[Dataset, Dataset]
 
 
-def fold_data(fold: int):
-    """(training set, test set) of one fold; the split has one seed for all folds."""
+def fold_indices(fold: int):
+    """(training indices, test indices) of one fold; the split has one seed for all folds."""
     labels = load_digits().target
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels)
-    return digits_of(*list(folds)[fold])
+    return list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels))[fold]
 
 
-def train(folder: Path, fold: int, options: list[str]) -> Path:
-    """Run main.py on a fold; the checkpoint of the last epoch."""
-    main.load_data_sets = lambda *_: fold_data(fold)
+def fold_data(fold: int) -> DataSets:
+    return digits_of(*fold_indices(fold))
+
+
+def train(folder: Path, fold: int, data_sets: DataSets, options: Sequence[str]) -> Path:
+    """Run main.py on the data of a fold; the checkpoint of the last epoch."""
+    main.load_data_sets = lambda *_: data_sets
     common = ["--data", "digits", "--workers", "0", "--seed", str(fold)]
     if main.main([*common, *options, "--save_path", str(folder)]) != 0:
         raise RuntimeError(f"main.py refused {options}")
@@ -65,22 +81,20 @@ def teacher_of(out: Path, fold: int) -> Path:
     return out / f"fold{fold}" / "teacher" / "original-last.pth"
 
 
-def train_teacher(out: Path, fold: int, options: list[str]) -> None:
+def train_teacher(out: Path, fold: int, data_of: Callable, options: Sequence[str]) -> None:
     if not teacher_of(out, fold).is_file():
-        train(teacher_of(out, fold).parent, fold, ["--paper_setting", "original", *options])
+        options = ["--paper_setting", "original", *options]
+        train(teacher_of(out, fold).parent, fold, data_of(fold), options)
 
 
-def run(out: Path, fold: int, bits: int, method: str, start: str, options: list[str]) -> dict:
+def run(out: Path, name: str, fold: int, data_of: Callable, options: Sequence[str]) -> dict:
     """Train one student and measure it on the test images of its fold."""
-    teacher = teacher_of(out, fold)
-    arguments = [*METHODS[method], *STARTS[start], "--bits", str(bits), *options]
-    if method != "student" or start == "teacher":
-        arguments += ["--teacher_path", str(teacher)]
-    folder = out / f"fold{fold}" / f"{bits}bit-{method}-{start}"
-    checkpoint = train(folder, fold, arguments)
+    teacher, data_sets = teacher_of(out, fold), data_of(fold)
+    if "qamd" in options or "--init_from_teacher" in options:
+        options = [*options, "--teacher_path", str(teacher)]
+    checkpoint = train(out / f"fold{fold}" / name, fold, data_sets, options)
 
-    _, test = fold_data(fold)
-    batches = evaluation_loader(test, 64, 0, 1, workers=0)
+    batches = evaluation_loader(data_sets[1], 64, 0, 1, workers=0)
     student = load_network(load_checkpoint(checkpoint))
     distance = distance_to_teacher(load_network(load_checkpoint(teacher)), student, batches)
     _, _, spike_rate = main.evaluate(student, batches, torch.device("cpu"), amp=False)
@@ -89,10 +103,6 @@ def run(out: Path, fold: int, bits: int, method: str, start: str, options: list[
     )
     accuracy = load_checkpoint(checkpoint).accuracy
     return {
-        "fold": fold,
-        "bits": bits,
-        "method": method,
-        "start": start,
         "accuracy": accuracy,
         "drop_to_teacher": load_checkpoint(teacher).accuracy - accuracy,
         **{name: value.mean().item() for name, value in distance.items()},
@@ -107,79 +117,193 @@ def quiet_worker(log: Path) -> None:
     sys.stdout = sys.stderr = log.open("a")
 
 
-def finished(path: Path) -> dict[tuple, dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
-        return {}
+        return []
     with path.open(newline="") as file:
-        return {tuple(row[key] for key in KEYS): row for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
 
 
-def append(path: Path, row: dict) -> None:
-    is_new = not path.is_file()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, [*KEYS, *MEASURES])
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
+def run_missing(
+    path: Path,
+    keys: Sequence[str],
+    todo: dict[tuple, Sequence[str]],
+    out: Path,
+    data_of: Callable,
+    teacher_options: Sequence[str],
+    initializer: Callable = quiet_worker,
+) -> list[dict[str, str]]:
+    """Run what has no row in the CSV yet, two at a time on two cores; all rows.
+
+    `todo` maps a row's keys, of which the first is the fold, to options of main.py.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    finished = {tuple(row[key] for key in keys) for row in read_rows(path)}
+    todo = {key: todo[key] for key in todo if tuple(map(str, key)) not in finished}
+    pool = ProcessPoolExecutor(
+        os.cpu_count(), get_context("spawn"), initializer, (out / "log.txt",)
+    )
+    with pool, tqdm(total=len(todo), desc="runs") as bar:
+        teachers = [
+            pool.submit(train_teacher, out, fold, data_of, teacher_options)
+            for fold in sorted({fold for fold, *_ in todo})
+        ]
+        for teacher in teachers:
+            teacher.result()
+        runs = {}
+        for key, options in todo.items():
+            name = "-".join(str(part).replace(" ", "_") for part in key[1:])
+            runs[pool.submit(run, out, name, key[0], data_of, options)] = key
+        for done in as_completed(runs):
+            row = dict(zip(keys, runs[done], strict=True)) | done.result()
+            is_new = not path.is_file()
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, [*keys, *MEASURES])
+                if is_new:
+                    writer.writeheader()
+                writer.writerow(row)
+            bar.update()
+    return read_rows(path)
 
 
-def summary(rows: list[dict[str, str]]) -> str:
-    """A Markdown table of mean ± standard deviation over the folds."""
-    groups: dict[tuple, list[dict[str, str]]] = {}
-    for row in rows:
-        groups.setdefault((int(row["bits"]), row["start"], row["method"]), []).append(row)
-    header = ["bits", "start", "method", "folds", *MEASURES]
-    lines = [header, ["---"] * len(header)]
-    for (bits, start, method), runs in sorted(groups.items()):
-        cells = [str(bits), start, method, str(len(runs))]
-        for name in MEASURES:
-            values = [float(row[name]) for row in runs]
-            deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
-            cells.append(f"{statistics.mean(values):.4f} ± {deviation:.4f}")
-        lines.append(cells)
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def study(arguments: list[str] | None = None) -> None:
+def against_student(ours: list[dict[str, str]], students: list[dict[str, str]]) -> list[str]:
+    """Four cells: gain in accuracy (mean ± standard error over the folds, in points), folds in
+    which it is a gain, and the ratios of mean membrane KL and of differing spikes."""
+    by_fold = {row["fold"]: row for row in students}
+    pairs = [(row, by_fold[row["fold"]]) for row in ours if row["fold"] in by_fold]
+    gains = [100 * (float(a["accuracy"]) - float(b["accuracy"])) for a, b in pairs]
+    gain, deviation = mean_and_deviation(gains)
+    cells = [f"{gain:+.2f} ± {deviation / len(gains) ** 0.5:.2f}"]
+    cells.append(f"{sum(gain > 0 for gain in gains)} of {len(gains)}")
+    for name in ("membrane_kl", "differing_spikes"):
+        mine, theirs = (sum(float(pair[i][name]) for pair in pairs) for i in (0, 1))
+        cells.append(f"{mine / theirs:.2f}")
+    return cells
+
+
+AGAINST_STUDENT = ("gain over student, points", "folds with a gain", "KL ratio", "spikes ratio")
+
+
+def grouped(rows: list[dict[str, str]], keys: Sequence[str]) -> dict[tuple, list[dict[str, str]]]:
+    groups: dict[tuple, list[dict[str, str]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return groups
+
+
+def measured(runs: list[dict[str, str]], name: str) -> str:
+    _, scale, form = MEASURES[name]
+    mean, deviation = mean_and_deviation([scale * float(row[name]) for row in runs])
+    return f"{mean:{form}} ± {deviation:{form}}"
+
+
+def full_table(rows: list[dict[str, str]]) -> str:
+    """Every measure, mean ± standard deviation over the folds, and the comparison to student."""
+    groups = grouped(rows, ("bits", "start", "method"))
+    lines = []
+    for bits in sorted({key[0] for key in groups}, key=int):
+        for start in STARTS:
+            for method in METHODS:
+                if runs := groups.get((bits, start, method)):
+                    cells = [measured(runs, name) for name in MEASURES]
+                    students = groups.get((bits, start, "student"), runs)
+                    against = against_student(runs, students)
+                    lines.append([bits, start, method, str(len(runs)), *cells, *against])
+    names = (name for name, *_ in MEASURES.values())
+    return table(["bits", "start", "method", "folds", *names, *AGAINST_STUDENT], lines)
+
+
+def short_table(rows: list[dict[str, str]], name: str) -> str:
+    """One measure, a column a method."""
+    groups = grouped(rows, ("bits", "start", "method"))
+    lines = [
+        [bits, start, *(measured(groups[bits, start, method], name) for method in METHODS)]
+        for bits in sorted({key[0] for key in groups}, key=int)
+        for start in STARTS
+        if all((bits, start, method) in groups for method in METHODS)
+    ]
+    return f"{MEASURES[name][0]}:\n\n" + table(["bits", "from", *METHODS], lines)
+
+
+def plot(path: Path, rows: list[dict[str, str]]) -> None:
+    """Accuracy, membrane KL and differing spikes over bits; a row of panels for each start."""
+    groups = grouped(rows, ("bits", "start", "method"))
+    widths = sorted({key[0] for key in groups}, key=int)
+    shown = ("accuracy", "membrane_kl", "differing_spikes")
+    figure, panels = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained", sharey="col")
+    for start, line in zip(STARTS, panels, strict=True):
+        for name, panel in zip(shown, line, strict=True):
+            label, scale, _ = MEASURES[name]
+            for i, method in enumerate(METHODS):
+                have = [bits for bits in widths if (bits, start, method) in groups]
+                points = [
+                    mean_and_deviation([scale * float(r[name]) for r in groups[b, start, method]])
+                    for b in have
+                ]
+                panel.errorbar(
+                    [widths.index(bits) + 0.08 * (i - 1.5) for bits in have],
+                    [mean for mean, _ in points],
+                    [deviation for _, deviation in points],
+                    marker="o",
+                    capsize=2,
+                    label=method,
+                )
+            panel.set_xticks(range(len(widths)), widths)
+            panel.set(xlabel="bits", ylabel=label, title=f"from {start}")
+    panels[0][0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def study(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--runs", type=Path, default=Path("runs/distillation_study"))
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8])
-    parser.add_argument("--width", default="8")
+    parser.add_argument("--width", default="4")
     parser.add_argument("--epochs", default="8")
-    parser.add_argument("--teacher_epochs", default="12")
+    parser.add_argument("--teacher_epochs", default="20")
     args = parser.parse_args(arguments)
-    args.results.mkdir(parents=True, exist_ok=True)
-    args.runs.mkdir(parents=True, exist_ok=True)
-    path = args.results / "distillation_study.csv"
 
-    done_before = finished(path)
-    todo = [
-        (fold, bits, method, start)
+    size = ["--width", args.width]
+    todo = {
+        (fold, bits, method, start): [
+            *(*METHODS[method], *STARTS[start], "--bits", str(bits)),
+            *(*size, "--epochs", args.epochs),
+        ]
         for fold in args.folds
         for bits in args.bits
         for start in STARTS
         for method in METHODS
-        if tuple(map(str, (fold, bits, method, start))) not in done_before
-    ]
-    size = ["--width", args.width]
-    pool = ProcessPoolExecutor(
-        os.cpu_count(), get_context("spawn"), quiet_worker, (args.runs / "log.txt",)
+    }
+    teacher_options = [*size, "--epochs", args.teacher_epochs]
+    path = args.results / "distillation_study.csv"
+    rows = run_missing(path, KEYS, todo, args.runs, fold_data, teacher_options)
+
+    title = (
+        f"digits, {FOLDS} folds, MS-ResNet-18, width {args.width}, T = 4, {args.epochs} epochs "
+        f"(teacher {args.teacher_epochs}, accuracy "
     )
-    with pool, tqdm(total=len(todo), desc="runs") as bar:
-        teachers = [
-            pool.submit(train_teacher, args.runs, fold, [*size, "--epochs", args.teacher_epochs])
-            for fold in sorted({fold for fold, *_ in todo})
-        ]
-        for teacher in teachers:
-            teacher.result()
-        options = [*size, "--epochs", args.epochs]
-        for done in as_completed([pool.submit(run, args.runs, *key, options) for key in todo]):
-            append(path, done.result())
-            bar.update()
-    text = summary(list(finished(path).values()))
-    (args.results / "distillation_study.md").write_text(text)
+    teachers = {row["fold"]: float(row["accuracy"]) + float(row["drop_to_teacher"]) for row in rows}
+    mean, deviation = mean_and_deviation([100 * x for x in teachers.values()])
+    title += f"{mean:.2f} ± {deviation:.2f} %); last epoch, mean ± standard deviation over folds\n"
+    short = [short_table(rows, name) for name in ("accuracy", "membrane_kl", "differing_spikes")]
+    text = "\n".join([title, *short, "All measures (± of the gain is the standard error):\n"])
+    text += "\n" + full_table(rows)
+    path.with_suffix(".md").write_text(text)
+    plot(path.with_suffix(".png"), rows)
     print(text)
 
 

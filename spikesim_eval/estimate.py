@@ -191,6 +191,7 @@ def estimate(network: Network, chip: Chip) -> Estimate:
     rows, delays = [], {}
     for layer in network.layers:
         weight_bits, input_bits = network.weight_bits_of(layer), network.input_bits(layer)
+        accumulator_bits = network.accumulator_bits(layer)
         runs = prod(layer.out_size) * network.time_steps_of(layer)
         placement = place_layer(layer, weight_bits, chip, crossbars_per_pe)
         cycles = runs * input_bits
@@ -212,6 +213,9 @@ def estimate(network: Network, chip: Chip) -> Estimate:
                 "after": list(layer.after),
                 "weight_bits": weight_bits,
                 "input_bits": input_bits,
+                "accumulator_bits": accumulator_bits,
+                "bn_bits": layer.bn_bits,
+                "product_bits": layer.bn_bits and layer.bn_bits + accumulator_bits,
                 "slices": placement.slices,
                 "pes": placement.pes,
                 "groups": placement.groups,

@@ -84,7 +84,8 @@ class Layer:
     `in_size` is the plane the layer reads; for a linear layer the plane that is pooled before it.
     `input_bits` is 1 for spikes, 8 for an image; None for a linear layer (see Network.input_bits).
     `spike_rate` is the measured share of ones in the input, None where it was not measured.
-    `weight_bits` None takes the network's. `after` names the layers this one waits for.
+    `weight_bits` None takes the network's. `bn_bits` is the width of the scale that multiplies the
+    layer's sums, None where there is none. `after` names the layers this one waits for.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Layer:
     after: tuple[str, ...] = ()
     spike_rate: float | None = None
     weight_bits: int | None = None
+    bn_bits: int | None = None
     linear: bool = False
 
     def __post_init__(self) -> None:
@@ -114,8 +116,9 @@ class Layer:
             raise InputError(f"{here}a linear layer has kernel 1 and out_size [1, 1]")
         if not self.linear:
             check_int(self.input_bits, here + "input_bits", MAX_BITS)
-        if self.weight_bits is not None:
-            check_int(self.weight_bits, here + "weight_bits", MAX_BITS)
+        for field in ("weight_bits", "bn_bits"):
+            if getattr(self, field) is not None:
+                check_int(getattr(self, field), here + field, MAX_BITS)
         if self.spike_rate is not None:
             check_number(self.spike_rate, here + "spike_rate", 0, 1)
         if not isinstance(self.after, list | tuple):
@@ -184,13 +187,23 @@ class Network:
     def weight_bits_of(self, layer: Layer) -> int:
         return self.weight_bits if layer.weight_bits is None else layer.weight_bits
 
+    def accumulator_bits(self, layer: Layer) -> int:
+        """Two's complement bits that hold every sum of k²·I products of weight and input codes.
+
+        The worst case of symmetric weights and of inputs 0..2^bits - 1; a signed stream has half
+        that range.
+        """
+        weight = max(1, 2 ** (self.weight_bits_of(layer) - 1) - 1)
+        largest = layer.kernel**2 * layer.in_channels * weight * (2 ** self.input_bits(layer) - 1)
+        return largest.bit_length() + 1
+
     def to_json(self) -> dict[str, Any]:
         """The layer list as plain containers; `network_from_json` reads it back unchanged."""
         return json.loads(json.dumps(asdict(self)))
 
 
 LAYER_KEYS = ("name", "kernel", "in_channels", "out_channels", "in_size", "out_size", "after")
-LAYER_OPTIONS = ("spike_rate", "weight_bits", "linear")
+LAYER_OPTIONS = ("spike_rate", "weight_bits", "bn_bits", "linear")
 NETWORK_KEYS = ("time_steps", "weight_bits", "membrane_bits", "layers", "lif")
 
 

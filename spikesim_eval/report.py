@@ -37,6 +37,9 @@ CSV_COLUMNS = {  # column, with its unit: key of a layer's row
     "out_channels": "out_channels",
     "weight_bits": "weight_bits",
     "input_bits": "input_bits",
+    "accumulator_bits": "accumulator_bits",
+    "bn_scale_bits": "bn_bits",
+    "bn_product_bits": "product_bits",
     "slices_cells_per_weight": "slices",
     "pes_count": "pes",
     "groups_count": "groups",
@@ -82,6 +85,11 @@ def assumptions(chip: Chip) -> list[str]:
         "The linear layer runs once, on spike counts of ceil(log2(T*H*W + 1)) bits.",
         "A weight of w bits takes ceil(w / cell bits) cells in neighbouring columns; a PE packs "
         "the row groups of a smaller kernel into its crossbars.",
+        "A layer's sums are shifted and added in an accumulator wide enough for the worst case; "
+        "batch norm multiplies them by an integer scale, and its products are shifted onto the "
+        "residual stream of 24 bits and a sign, 14 of them behind the point (quantization.py, "
+        "IntegerNetwork). These widths are stated; the published tool has no digital "
+        "multiplier to charge.",
         "Only crossbar energy scales with the spike rate; where no rate was measured it is 1.",
         "Energy and area of an ADC double with every bit above 4; energy and area of a crossbar "
         "grow with its cells.",
@@ -173,13 +181,16 @@ def markdown_text(report: Mapping[str, Any]) -> str:
     lines += ["## Layers", ""]
     lines += _table(
         [
-            *("layer", "kernel", "in", "out", "weight bits", "input bits", "PEs", "groups"),
-            *("PE cycles", "spike rate", "energy pJ", "start ns", "delay ns", "finish ns"),
+            *("layer", "kernel", "in", "out", "weight bits", "input bits", "accumulator bits"),
+            *("scale bits", "product bits", "PEs", "groups", "PE cycles", "spike rate"),
+            *("energy pJ", "start ns", "delay ns", "finish ns"),
         ],
         [
             [
                 *(row[key] for key in ("name", "kernel", "in_channels", "out_channels")),
-                *(row[key] for key in ("weight_bits", "input_bits", "pes", "groups", "cycles")),
+                *(row[key] for key in ("weight_bits", "input_bits", "accumulator_bits")),
+                *("" if row[key] is None else row[key] for key in ("bn_bits", "product_bits")),
+                *(row[key] for key in ("pes", "groups", "cycles")),
                 f"{row['spike_rate']:.4g}" + ("" if row["rate_is_measured"] else " (not measured)"),
                 *(row[key] for key in ("energy_pj", "start_ns", "delay_ns", "finish_ns")),
             ]

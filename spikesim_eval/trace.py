@@ -53,12 +53,13 @@ class _Origins(TorchDispatchMode):
 
 
 def trace_network(
-    network: nn.Module, sample: Tensor, bits: int, rates: dict[str, float]
+    network: nn.Module, sample: Tensor, bits: int, bn_bits: int, rates: dict[str, float]
 ) -> Network:
-    """Layer list of a spiking network of `bits`-bit membranes, from a forward pass of one sample.
+    """Layer list of a spiking network, from a forward pass of one sample.
 
-    `rates` holds the measured spike rate of each LIF layer, by name; without it a rate counts as
-    not measured. A convolution reads 1 bit where its input is spikes, 8 where it is the image, and
+    `bits` is the width of its membranes, `bn_bits` that of its batch norm scales. `rates` holds the
+    measured spike rate of each LIF layer, by name; without it a rate counts as not measured. A
+    convolution reads 1 bit where its input is spikes, 8 where it is the image, and
     `bits` where it is the residual stream.
     """
     origins = _Origins()
@@ -97,6 +98,7 @@ def trace_network(
                 in_size=tuple(x.shape[2:]),
                 out_size=tuple(y.shape[2:]),
                 input_bits=1 if populations else bits if before else IMAGE_BITS,
+                bn_bits=bn_bits,
                 spike_rate=rates.get(*populations) if populations else None,
                 **common,
             )
@@ -155,6 +157,6 @@ def trace_checkpoint(path: str, data_path: str | None = None) -> Network:
     data_set = DATA_SETS[settings.data]
     shape = (data_set.in_channels, data_set.image_size, data_set.image_size)
     steps = (settings.time_window,) if data_set.events else ()
-    return trace_network(
-        network, torch.zeros(1, *steps, *shape), settings.bits or FLOAT_BITS, rates
-    )
+    sample = torch.zeros(1, *steps, *shape)
+    bits, bn_bits = settings.bits or FLOAT_BITS, settings.bn_bits or FLOAT_BITS
+    return trace_network(network, sample, bits, bn_bits, rates)

@@ -3,6 +3,8 @@
 Shares no code with models/: it reads a network's state_dict by the names of its weights.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,9 +31,17 @@ def round_straight_through(x: Tensor) -> Tensor:
     return x + (torch.round(x) - x).detach()
 
 
+def codes(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+    """LSQ by autograd: rounding is straight-through; at the ends of the range there is no gradient
+    (torch.clamp has one, and membranes on a grid do lie exactly there)."""
+    scaled = x / step
+    inside = (scaled > low) & (scaled < high)
+    clamped = torch.where(inside, scaled, torch.clamp(scaled.detach(), low, high))
+    return round_straight_through(clamped)
+
+
 def quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """LSQ by autograd: rounding is straight-through, clamping and the step are differentiated."""
-    return step * round_straight_through(torch.clamp(x / step, low, high))
+    return step * codes(x, step, low, high)
 
 
 def lif(currents: list[Tensor], quantizer=None) -> tuple[list[Tensor], list[Tensor]]:
@@ -47,47 +57,132 @@ def lif(currents: list[Tensor], quantizer=None) -> tuple[list[Tensor], list[Tens
     return spikes, membranes
 
 
-def batch_norm(currents: list[Tensor], weight: Tensor, bias: Tensor) -> list[Tensor]:
-    """With the statistics of the batch over (T, B, H, W)."""
+def batch_norm(currents: list[Tensor], weight: Tensor, bias: Tensor, eps: float = EPS):
+    """(scale·x + shift, scale, shift) with the statistics of the batch over (T, B, H, W)."""
     x = torch.stack(currents)
     mean = x.mean(dim=(0, 1, 3, 4), keepdim=True)
     var = (x - mean).square().mean(dim=(0, 1, 3, 4), keepdim=True)
     weight, bias = (p.view(1, 1, -1, 1, 1) for p in (weight, bias))
-    return list((x - mean) / torch.sqrt(var + EPS) * weight + bias)
+    scale = weight / torch.sqrt(var + eps)
+    return list((x - mean) * scale + bias), scale, bias - mean * scale
+
+
+class FullPrecision:
+    """The layers of MS-ResNet, reading the weights of a state_dict by name."""
+
+    def __init__(self, weights: dict[str, Tensor], time_window: int):
+        self.weights, self.time_window = weights, time_window
+
+    def image(self, x: Tensor) -> Tensor:
+        return x
+
+    def weight(self, name: str) -> Tensor:
+        return self.weights[f"{name}.weight"]
+
+    def linear_weight(self) -> Tensor:
+        return self.weight("linear")
+
+    def stream(self, name: str, xs: list[Tensor]) -> list[Tensor]:
+        return xs
+
+    def bn(self, name: str, xs: list[Tensor]) -> list[Tensor]:
+        return batch_norm(xs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])[0]
+
+    def lif(self, name: str, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return lif(xs)
+
+
+class Quantized(FullPrecision):
+    """The layers of Quan-MS-ResNet: integer codes, power-of-two batch norms, streams on a grid."""
+
+    GRID = 2.0**-14
+    EPS = 0.25
+    IMAGE_STEP = 1 / 255
+
+    def __init__(self, weights, time_window: int, bits: int, bn_bits: int):
+        super().__init__(weights, time_window)
+        self.bits, self.bn_bits = bits, bn_bits
+
+    def step(self, name: str, values: int, high: int, grid: float | None = None) -> Tensor:
+        """The learned step, rounded where it lies on a grid, with LSQ's gradient scale."""
+        step = self.weights[f"{name}.step"]
+        used = step.detach() if grid is None else torch.round(step.detach() / grid) * grid
+        return used + (step - step.detach()) / (values * high) ** 0.5
+
+    def weight_codes(self, name: str, bits: int) -> tuple[Tensor, Tensor]:
+        w, high = self.weights[f"{name}.weight"], 2 ** (bits - 1) - 1
+        step = self.step(f"{name}.quantizer", w[0].numel(), high)
+        return codes(w, step, -high, high), step
+
+    def image(self, x: Tensor) -> Tensor:
+        return torch.clamp(torch.round(x / self.IMAGE_STEP), 0, 255)
+
+    def weight(self, name: str) -> Tensor:
+        return self.weight_codes(name, 8 if name == "stem.conv" else self.bits)[0]
+
+    def linear_weight(self) -> Tensor:
+        weight, step = self.weight_codes("linear", 8)
+        return weight * step
+
+    def stream(self, name: str, xs: list[Tensor]) -> list[Tensor]:
+        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        step = self.step(name, xs[0][0].numel(), high, 4 * self.GRID)
+        return [codes(x, step, low, high) for x in xs]
+
+    def bn(self, name: str, xs: list[Tensor]) -> list[Tensor]:
+        smooth, scale, shift = batch_norm(
+            xs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], self.EPS
+        )
+        scale = self.power_of_two_quantized(scale, 0.0)
+        shift = self.power_of_two_quantized(shift, self.GRID)
+        rounded = [torch.round((scale[0] * x + shift[0]) / self.GRID) * self.GRID for x in xs]
+        return [y + (r - y).detach() for y, r in zip(smooth, rounded, strict=True)]
+
+    def power_of_two_quantized(self, x: Tensor, smallest: float) -> Tensor:
+        high = 2 ** (self.bn_bits - 1) - 1
+        largest = x.detach().abs().max().item()
+        step = max(2.0 ** math.ceil(math.log2(largest / high)), smallest)
+        return torch.clamp(torch.round(x.detach() / step), -high, high) * step
+
+    def lif(self, name: str, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        values = xs[0][0].numel() * self.time_window
+        step = self.step(f"{name}.quantizer", values, high, 4 * self.GRID)
+        return lif(xs, lambda u: quantize(u, step, low, high))
 
 
 def ms_resnet(
-    weights: dict[str, Tensor], depth: int, images: list[Tensor]
+    layers: FullPrecision, depth: int, images: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
     """(logits, membranes (T, B, C, H, W) of each LIF) of images (B, C, H, W), one a timestep."""
 
     def conv(name: str, xs: list[Tensor], stride: int = 1) -> list[Tensor]:
-        kernel = weights[name]
+        kernel = layers.weight(name)
         return [F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2) for x in xs]
-
-    def bn(name: str, xs: list[Tensor]) -> list[Tensor]:
-        return batch_norm(xs, weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     membranes: list[Tensor] = []
 
-    def fire(xs: list[Tensor]) -> list[Tensor]:
-        spikes, u = lif(xs)
+    def fire(name: str, xs: list[Tensor]) -> list[Tensor]:
+        spikes, u = layers.lif(name, xs)
         membranes.append(torch.stack(u))
         return spikes
 
-    stream = bn("stem.bn", conv("stem.conv.weight", images))
+    stream = layers.bn("stem.bn", conv("stem.conv", [layers.image(x) for x in images]))
     index = 0
     for stage, blocks in enumerate(BLOCKS[depth]):
         for block in range(blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             here = f"blocks.{index}"
-            y = bn(f"{here}.bn1", conv(f"{here}.conv1.weight", fire(stream), stride))
-            y = bn(f"{here}.bn2", conv(f"{here}.conv2.weight", fire(y)))
+            spikes = fire(f"{here}.lif1", stream)
+            y = layers.bn(f"{here}.bn1", conv(f"{here}.conv1", spikes, stride))
+            spikes = fire(f"{here}.lif2", y)
+            y = layers.bn(f"{here}.bn2", conv(f"{here}.conv2", spikes))
             if stride == 2:
-                shortcut = conv(f"{here}.shortcut.conv.weight", stream, stride)
-                stream = bn(f"{here}.shortcut.bn", shortcut)
+                read = layers.stream(f"{here}.shortcut.stream", stream)
+                shortcut = conv(f"{here}.shortcut.conv", read, stride)
+                stream = layers.bn(f"{here}.shortcut.bn", shortcut)
             stream = [a + b for a, b in zip(y, stream, strict=True)]
             index += 1
-    features = [s.mean(dim=(2, 3)) for s in fire(stream)]
+    features = [s.mean(dim=(2, 3)) for s in fire("lif", stream)]
     pooled = sum(features) / len(features)
-    return pooled @ weights["linear.weight"].T + weights["linear.bias"], membranes
+    return pooled @ layers.linear_weight().T + layers.weights["linear.bias"], membranes

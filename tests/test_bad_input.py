@@ -67,6 +67,7 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*STUDENT, "--bn_bits", "1"], "--bn_bits"),
         ([*STUDENT, "--loss", "CLK"], "--loss"),
         ([*STUDENT, "--alpha", "1"], "--alpha"),
+        ([*STUDENT, "--beta_schedule", "cosine"], "--beta_schedule"),
         ([*STUDENT, "--teacher_path", "t.pth"], "--teacher_path"),
         ([*STUDENT, "--init_from_teacher"], "--teacher_path"),
         ([*STUDENT, "--integer"], "--eval_only"),

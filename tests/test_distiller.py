@@ -90,6 +90,18 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_trains_the_student_alone(
     assert not teacher.training
 
 
+@pytest.mark.parametrize(
+    ("schedule", "shares"), [("cosine", [1.0, 0.75, 0.25]), ("constant", [1.0, 1.0, 1.0])]
+)
+def test_beta_follows_its_schedule_over_the_epochs(schedule, shares):
+    distiller = Distiller(*networks(), alpha=0.0, beta=8.0, beta_schedule=schedule)
+    batch = torch.rand(3, 1, 16, 16), torch.tensor([0, 1, 2])
+    for epoch, share in enumerate(shares, start=1):
+        distiller.set_epoch(epoch, epochs=3)
+        _, total, terms = distiller(*batch)
+        torch.testing.assert_close(total, terms["ce"] + 8 * share * terms["membrane"])
+
+
 def test_losses_are_float32_under_bfloat16_autocast():
     distiller = Distiller(*networks())
     with torch.autocast("cpu", torch.bfloat16):

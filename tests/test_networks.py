@@ -9,6 +9,7 @@ from models.batch_norm import BatchNorm
 from models.neuron import LIF
 from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
 from quantization import GRID, BatchNormQuantizer, IntegerNetwork
+from spikesim_eval.trace import trace_network
 
 T = 3
 
@@ -18,21 +19,38 @@ def small(depth: int = 18, **options) -> MSResNet:
     return MSResNet(depth, 5, T, in_channels=2, width=4, **options).double()
 
 
+def small_quantized(depth: int, bits: int, bn_bits: int) -> QuanMSResNet:
+    torch.manual_seed(0)
+    network = QuanMSResNet(depth, 5, T, 2, 4, bits=bits, bn_bits=bn_bits).double()
+    for module in network.modules():
+        if isinstance(module, BatchNorm):  # otherwise all shifts come from the means alone
+            torch.nn.init.normal_(module.bias, std=0.1)
+    return network
+
+
 def images(*shape: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.rand(*shape, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("depth", [18, 34])
 @pytest.mark.parametrize("static", [True, False])
-def test_the_whole_network_equals_the_naive_one_in_values_and_gradients(depth, static):
-    network = small(depth)
+@pytest.mark.parametrize(
+    ("depth", "bits", "bn_bits"),
+    [(18, 32, 32), (34, 32, 32), (18, 2, 8), (18, 3, 4), (18, 4, 8), (18, 8, 16), (34, 2, 8)],
+)
+def test_the_whole_network_equals_the_naive_one_in_values_and_gradients(
+    depth, bits, bn_bits, static
+):
+    network = small(depth) if bits == 32 else small_quantized(depth, bits, bn_bits)
     x = images(3, 2, 8, 8) if static else images(3, T, 2, 8, 8)
     steps = [x] * T if static else list(x.unbind(dim=1))
     weights = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
+    layers = reference.FullPrecision(weights, T)
+    if bits != 32:
+        layers = reference.Quantized(weights, T, bits, bn_bits)
 
     logits, membranes = network(x, membranes=True)
-    naive_logits, naive_membranes = reference.ms_resnet(weights, depth, steps)
+    naive_logits, naive_membranes = reference.ms_resnet(layers, depth, steps)
     torch.testing.assert_close(logits, naive_logits, rtol=1e-7, atol=1e-9)
     for u, naive in zip(membranes, naive_membranes, strict=True):
         assert u.shape == naive.shape
@@ -123,6 +141,26 @@ def test_the_integer_network_fires_every_spike_as_the_network_does(bits, bn_bits
         assert torch.equal(ours, theirs)
         assert bn_bits == 2 or 0.02 < ours.float().mean() < 0.7
     torch.testing.assert_close(logits.double(), integer_logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_reported_accumulators_hold_the_worst_case_of_the_integer_network(bits):
+    torch.manual_seed(0)
+    network = QuanMSResNet(18, 5, T, 2, 8, bits=bits, bn_bits=6).eval()
+    report = trace_network(network, torch.zeros(1, T, 2, 16, 16), bits, 6, {})
+    for layer in report.layers:
+        assert layer.bn_bits == (None if layer.linear else 6)
+        conv = network.get_submodule(layer.name)
+        codes = conv.quantizer.codes(conv.weight)[0].double()
+        worst = torch.full_like(codes, conv.quantizer.high).flatten(1).sum(dim=1).max()
+        largest_input = 2 ** report.input_bits(layer) - 1
+        if "shortcut" in layer.name:
+            largest_input = 2 ** (bits - 1)  # two's complement of the stream's codes
+        width = report.accumulator_bits(layer)
+        assert worst * largest_input <= 2 ** (width - 1) - 1, layer.name
+        assert worst * largest_input > 2 ** (width - 3), (
+            layer.name
+        )  # and not much wider than needed
 
 
 def test_a_student_that_starts_from_its_teacher_evaluates_like_it():

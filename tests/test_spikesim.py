@@ -154,6 +154,18 @@ def test_weight_slices_multiply_pes_but_not_the_groups_that_share_periphery():
     assert row["groups"] == 4 * 2  # the 96 outputs alone need 2
 
 
+def test_accumulators_hold_the_worst_sum_and_products_its_scaled_one():
+    # 9 · 2 products of 4-bit weights (±7) and 3-bit inputs (0..7): 882 needs 10 bits and a sign
+    rows = by_name(
+        net(
+            conv("a", in_channels=2, input_bits=3, bn_bits=6),
+            conv("binary", in_channels=1, weight_bits=1),  # ±1: 9 needs 4 bits and a sign
+        )
+    )
+    assert (rows["a"]["accumulator_bits"], rows["a"]["product_bits"]) == (11, 17)
+    assert (rows["binary"]["accumulator_bits"], rows["binary"]["product_bits"]) == (5, None)
+
+
 def test_a_1x1_layer_packs_its_row_groups_into_the_crossbars_of_one_pe():
     wide = conv("wide", kernel=1, in_channels=640, input_bits=4)
     rows = by_name(net(conv("big"), wide))

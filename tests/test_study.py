@@ -1,9 +1,22 @@
-"""The distillation study, in its smallest form."""
+"""The distillation study, its ablation and the membrane report, in their smallest form."""
 
 import csv
+import math
 from collections import Counter
+from pathlib import Path
 
+import pytest
+import torch
+
+from benchmarks import distillation_ablation as ablation
 from benchmarks import distillation_study as study
+from benchmarks.membrane_report import membrane_report
+from load_settings import UserError
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def test_every_image_is_a_test_image_of_one_fold_and_never_its_training_image():
@@ -16,18 +29,77 @@ def test_every_image_is_a_test_image_of_one_fold_and_never_its_training_image():
     assert pixels == Counter(bytes(image.numpy()) for image in whole.items)
 
 
+def test_the_ablation_never_sees_a_test_image_of_its_fold():
+    def images(data_set):
+        return Counter(bytes(image.numpy()) for image in data_set.items)
+
+    for fold in range(study.FOLDS):
+        train, validation = ablation.validation_data(fold)
+        of_study, _ = study.fold_data(fold)
+        assert images(train) + images(validation) == images(of_study)
+
+
+SMALLEST = ["--folds", "0", "--width", "2", "--epochs", "1", "--teacher_epochs", "1"]
+
+
 def test_a_finished_run_is_not_run_again_and_the_summary_has_every_method(tmp_path):
-    arguments = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs"), "--folds", "0"]
-    arguments += ["--bits", "2", "--width", "2", "--epochs", "1", "--teacher_epochs", "1"]
+    arguments = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs"), *SMALLEST]
+    arguments += ["--bits", "2"]
     study.study(arguments)
-    with (tmp_path / "distillation_study.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "distillation_study.csv")
     assert len(rows) == len(study.METHODS) * len(study.STARTS)
     assert all(float(row["edap_ratio"]) > 1 for row in rows)
     assert all(0 <= float(row["differing_spikes"]) <= 1 for row in rows)
-    table = (tmp_path / "distillation_study.md").read_text()
-    assert table.count("\n") == 2 + len(rows)
+    summary = (tmp_path / "distillation_study.md").read_text()
+    for start in study.STARTS:
+        for method in study.METHODS:
+            assert summary.count(f"| 2 | {start} | {method} | 1 |") == 1
+    assert (tmp_path / "distillation_study.png").stat().st_size > 10_000
 
     before = (tmp_path / "runs" / "log.txt").read_text()
     study.study(arguments)
     assert (tmp_path / "runs" / "log.txt").read_text() == before
+
+
+def test_the_gain_over_the_student_is_paired_by_fold():
+    def row(fold, accuracy, membrane_kl, differing_spikes):
+        names = ("fold", "accuracy", "membrane_kl", "differing_spikes")
+        return dict(
+            zip(names, map(str, (fold, accuracy, membrane_kl, differing_spikes)), strict=True)
+        )
+
+    students = [row(1, 0.8, 0.3, 0.2), row(0, 0.7, 0.1, 0.4), row(2, 0.1, 9, 9)]
+    ours = [row(0, 0.8, 0.1, 0.1), row(1, 0.78, 0.1, 0.2)]
+    # gains 10 and -2 points: mean 4, standard deviation 8.485, standard error 6
+    assert study.against_student(ours, students) == ["+4.00 ± 6.00", "1 of 2", "0.50", "0.50"]
+
+
+def test_the_ablation_runs_candidates_that_main_py_does_not_know(tmp_path):
+    changes = ["student", "beta warmed up", "CLK + CLM", "Bernoulli, beta 10"]
+    folders = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    ablation.ablation([*folders, *SMALLEST, "--changes", *changes])
+    rows = read_csv(tmp_path / "distillation_ablation.csv")
+    assert {(row["start"], row["change"]) for row in rows} == {
+        (start, change) for start in study.STARTS for change in changes
+    }
+    assert "| scratch | CLK + CLM | 1 |" in (tmp_path / "distillation_ablation.md").read_text()
+
+
+def test_bernoulli_kl_by_hand():
+    # firing probabilities 1/2 of the student, σ(log 3) = 3/4 of the teacher
+    student = torch.full((1, 1, 1, 1, 1), 0.5)
+    teacher = student + 0.25 * math.log(3)
+    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    assert ablation.bernoulli_kl([student], [teacher]).item() == pytest.approx(expected)
+
+
+def test_the_membrane_report_has_a_row_per_network_layer_and_timestep(trained, tmp_path):
+    networks = ["--teacher", str(trained["original"]), "--student", str(trained["student"])]
+    networks += ["--mdsnn", str(trained["qamd"])]
+    membrane_report([*networks, "--out", str(tmp_path / "report")])
+    rows = read_csv(tmp_path / "report" / "membrane_report.csv")
+    assert len(rows) == 2 * 17 * 4
+    assert (tmp_path / "report" / "membrane_report.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="the LIF layers are blocks"):
+        membrane_report([*networks, "--out", str(tmp_path / "other"), "--layer", "lif9"])
+    assert not (tmp_path / "other").exists()

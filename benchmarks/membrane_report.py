@@ -1,0 +1,161 @@
+"""What distillation changed in the membranes, drawn: python -m benchmarks.membrane_report
+
+    python -m benchmarks.membrane_report --teacher original-best.pth --student student-last.pth \
+        --mdsnn qamd-last.pth --out report/
+
+Over the test set of the checkpoints: each student's distance to the teacher's membrane potentials
+per LIF layer and timestep (membrane_report.csv and the first row of membrane_report.png), and how
+one layer's membrane potentials are distributed in the three networks (the second row).
+"""
+
+import argparse
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_loader import evaluation_loader, load_data_sets
+from distiller import distance_to_teacher
+from load_settings import UserError, check_writable, load_checkpoint, load_network
+from models import MSResNet
+from models.neuron import LIF, THRESHOLD
+
+COLOURS = {"teacher": "tab:gray", "student": "tab:orange", "MD-SNN": "tab:blue"}
+DISTANCES = {  # of distance_to_teacher: (what the axis says, its scale)
+    "membrane_kl": ("membrane KL", 1),
+    "membrane_mse": ("membrane MSE", 1),
+    "differing_spikes": ("differing spikes, %", 100),
+}
+BINS = 80  # of a full-precision membrane's histogram
+SAMPLES = 10**7  # most membrane potentials that a distribution is drawn from
+
+
+def layer_names(network: MSResNet) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, LIF)]
+
+
+@torch.no_grad()
+def membrane_of(network: MSResNet, layer: int, batches: DataLoader) -> Tensor:
+    """Membrane potentials of one LIF layer over the batches, evenly thinned to SAMPLES."""
+    kept = []
+    for images, _ in batches:
+        u = network(images, membranes=True)[1][layer].flatten()
+        every = 1 + u.numel() * len(batches) // SAMPLES
+        kept.append(u[::every])
+    return torch.cat(kept)
+
+
+def write_csv(path: Path, names: list[str], distances: dict[str, dict[str, Tensor]]) -> None:
+    """A row per network, LIF layer and timestep."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["network", "lif_layer", "timestep", *DISTANCES])
+        for label, distance in distances.items():
+            for i, name in enumerate(names):
+                for t in range(distance["membrane_kl"].shape[1]):
+                    values = (distance[key][i, t].item() for key in DISTANCES)
+                    writer.writerow([label, name, t + 1, *values])
+
+
+def draw_distances(axes, distances: dict[str, dict[str, Tensor]]) -> None:
+    """A line per network and timestep over the layers; later timesteps are darker."""
+    for axis, (key, (label, scale)) in zip(axes, DISTANCES.items(), strict=True):
+        for network, distance in distances.items():
+            steps = distance[key].T * scale
+            for t, values in enumerate(steps):
+                last = t == len(steps) - 1
+                axis.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    color=COLOURS[network],
+                    alpha=0.25 + 0.75 * (t + 1) / len(steps),
+                    marker="." if last else None,
+                    label=f"{network}, t = {t + 1}" if last or t == 0 else None,
+                )
+        axis.set(xlabel="LIF layer, in forward order", ylabel=f"{label} to the teacher")
+        axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].legend(fontsize=8)
+
+
+def draw_distributions(axes, membranes: dict[str, Tensor], layer: str) -> None:
+    """Shares of neurons and timesteps: a histogram, or a bar per code of a quantized membrane."""
+    low = min(u.min() for u in membranes.values()).item() - 0.5
+    high = max(u.max() for u in membranes.values()).item() + 0.5
+    for axis, (network, u) in zip(axes, membranes.items(), strict=True):
+        values, counts = u.unique(return_counts=True)
+        width = (values.diff().min().item() if len(values) > 1 else 1.0) * 0.6
+        if len(values) > 2 * BINS:
+            counts, edges = torch.histogram(u, BINS, range=(low, high))
+            values, width = (edges[1:] + edges[:-1]) / 2, (high - low) / BINS
+        axis.bar(values, 100 * counts / u.numel(), width, color=COLOURS[network])
+        fires = 100 * (u > THRESHOLD).float().mean()
+        axis.axvline(THRESHOLD, color="black", linestyle="--", label=f"threshold: {fires:.1f} %")
+        axis.set(xlabel="membrane potential", ylabel="neurons · timesteps, %", xlim=(low, high))
+        axis.set_title(f"{network}, {layer}")
+        axis.legend(title="fire above the", fontsize=8)
+
+
+def membrane_report(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for network in ("teacher", "student", "mdsnn"):
+        parser.add_argument(f"--{network}", required=True, metavar="CKPT")
+    parser.add_argument("--layer", help="the LIF layer whose distribution is drawn, by name")
+    parser.add_argument("--data_path", default="./data")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    args = parser.parse_args(arguments)
+
+    paths = {"teacher": args.teacher, "student": args.student, "MD-SNN": args.mdsnn}
+    checkpoints = {label: load_checkpoint(path) for label, path in paths.items()}
+    settings = checkpoints["teacher"].settings
+    for label, checkpoint in checkpoints.items():
+        for name in ("data", "model_depth", "width", "time_window"):
+            if getattr(checkpoint.settings, name) != getattr(settings, name):
+                raise UserError(f"{paths[label]} and {args.teacher} differ in --{name}")
+    networks = {label: load_network(checkpoint) for label, checkpoint in checkpoints.items()}
+    names = layer_names(networks["teacher"])
+    layer = args.layer or names[len(names) // 2]
+    if layer not in names:
+        raise UserError(f"--layer {layer}: the LIF layers are {', '.join(names)}")
+    check_writable(args.out)
+    _, test_set = load_data_sets(settings.data, args.data_path, settings.time_window, settings.seed)
+    batches = evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
+
+    teacher = networks["teacher"]
+    distances = {
+        label: distance_to_teacher(teacher, networks[label], batches)
+        for label in ("student", "MD-SNN")
+    }
+    membranes = {
+        label: membrane_of(network, names.index(layer), batches)
+        for label, network in networks.items()
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_csv(args.out / "membrane_report.csv", names, distances)
+    figure, (above, below) = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    draw_distances(above, distances)
+    draw_distributions(below, membranes, layer)
+    figure.savefig(args.out / "membrane_report.png", dpi=110)
+    for label, distance in distances.items():
+        means = ", ".join(
+            f"{text} {distance[key].mean() * scale:.4g}" for key, (text, scale) in DISTANCES.items()
+        )
+        print(f"{label}: {means}")
+    print(f"membrane_report.csv and membrane_report.png are in {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        membrane_report()
+    except UserError as error:
+        print("membrane_report: error:", error, file=sys.stderr)
+        sys.exit(2)
