@@ -1,0 +1,321 @@
+"""Non-ideal inference: a trained quantized network computed by memristor crossbars (SpikeSim, arXiv
+2210.12899, calls its engine NICE).
+
+Integer weights become columns of c-bit cells, inputs drive rows bit by bit, and every crossbar's
+column is read by its own ADC:
+
+    weight code -> differential or offset columns -> c-bit slices -> conductances with an off-state
+    and Gaussian variation -> wire resistance -> partial sum of at most `xbar_size` rows -> ADC
+    -> shift-add over slices, input bits and crossbars -> digital correction
+
+and the rest of the network, the LIF neurons' state included, is the digital one. As in the
+estimate, each of a convolution's k² kernel positions has crossbars of its own. Conductances and
+partial sums are in units of one cell step, the difference between neighbouring levels of a cell.
+"""
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import InputError, Layer, Network, check_int, check_number, check_xbar_size, show
+
+COLUMNS = ("differential", "offset")
+ADC_RANGES = ("full", "unit")
+LARGEST_WORKSPACE = 2**25  # partial sums held at once
+
+
+@dataclass(frozen=True)
+class Crossbar:
+    """The options of non-ideal crossbars; the defaults of the last five are ideal.
+
+    `columns`: "differential" keeps positive and negative weights in crossbars of their own and
+    subtracts what their ADCs say, "offset" stores weight + Q and subtracts Q times the number of
+    active rows. `adc_range`: the largest ADC code stands for the largest sum that a layer's rows
+    can give ("full"), or a code is one cell step ("unit"), so that larger sums are clipped.
+    `adc_bits` None is an ADC that neither rounds nor clips. `on_off_ratio`: conductance of the
+    highest level of a cell over that of the lowest. `sigma`: standard deviation of a cell's
+    conductance, relative to it. `wire_ohm`: resistance of a wire from cell to cell; `on_ohm`: of a
+    cell at its highest level (19139 ohm is the base resistance of SpikeSim's public engine).
+    Raises InputError for values that no crossbar has.
+    """
+
+    xbar_size: int = 64
+    cell_bits: int = 4
+    columns: str = "differential"
+    on_ohm: float = 19139.0
+    adc_range: str = "full"
+    adc_bits: int | None = None
+    on_off_ratio: float = math.inf
+    sigma: float = 0.0
+    wire_ohm: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_xbar_size(self.xbar_size)
+        check_int(self.cell_bits, "cell_bits", 8)
+        if self.adc_bits is not None:
+            check_int(self.adc_bits, "adc_bits", 24)
+        if self.on_off_ratio != math.inf:
+            check_number(self.on_off_ratio, "on_off_ratio", 1.001, 1e12)
+        check_number(self.sigma, "sigma", 0, 10)
+        check_number(self.wire_ohm, "wire_ohm", 0, 1e6)
+        check_number(self.on_ohm, "on_ohm", 1, 1e12)
+        for field, choices in (("columns", COLUMNS), ("adc_range", ADC_RANGES)):
+            if getattr(self, field) not in choices:
+                raise InputError(
+                    f"{field} must be one of {choices}, got {show(getattr(self, field))}"
+                )
+
+    @property
+    def levels(self) -> int:
+        """The highest level of a cell; the lowest is 0."""
+        return 2**self.cell_bits - 1
+
+    @property
+    def off_conductance(self) -> float:
+        """Of a cell at level 0, in cell steps."""
+        return self.levels / (self.on_off_ratio - 1)
+
+    @property
+    def is_random(self) -> bool:
+        return self.sigma > 0
+
+
+def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
+    """Base-2^c digits of non-negative integers: (..., slices), least significant first."""
+    digits = [(codes >> shift) & (2**cell_bits - 1) for shift in range(0, max(bits, 1), cell_bits)]
+    return torch.stack(digits, dim=-1)
+
+
+def ladder(conductance: Tensor, wire: float) -> Tensor:
+    """What each row's voltage adds to each column's current, with resistive wires.
+
+    `conductance` (..., rows, columns) of the cells; `wire` is the conductance of one wire segment,
+    in the same unit. Rows are driven from the left, columns are sensed at the bottom by virtual
+    grounds: one segment from driver to first cell, one between neighbours, one to the ground. The
+    result, of the same shape, is linear in the voltages, so it takes the place of the conductances.
+
+    Nodes of a row are eliminated first, which leaves a block-tridiagonal system over the column
+    nodes; of its solution only the last block, at the sensing end, is needed. In float64.
+    """
+    g = conductance.double()
+    rows, columns = g.shape[-2:]
+    identity = torch.eye(columns, dtype=g.dtype, device=g.device)
+    along_row = 2 * wire * identity
+    along_row[-1, -1] = wire  # the last cell of a row has no neighbour to its right
+    neighbours = torch.ones(columns - 1, dtype=g.dtype, device=g.device)
+    along_row = along_row - wire * (neighbours.diag(1) + neighbours.diag(-1))
+    drive = torch.zeros(columns, 1, dtype=g.dtype, device=g.device)
+    drive[0] = wire
+
+    blocks = right_sides = None
+    for i in range(rows):
+        cells = g[..., i, :]
+        # row nodes = A⁻¹ (cells · column nodes + drive), put into the column nodes' equations
+        a = along_row + torch.diag_embed(cells)
+        through = cells[..., None] * torch.linalg.solve(
+            a, torch.cat([torch.diag_embed(cells), drive.expand(*cells.shape, 1)], dim=-1)
+        )
+        segments = 1 if i == 0 else 2  # every column node has one below, all but the first above
+        block = torch.diag_embed(cells) + segments * wire * identity - through[..., :-1]
+        right = torch.zeros_like(g.mT)
+        right[..., i] = through[..., -1]
+        if i > 0:
+            both = torch.cat([wire * identity.expand_as(blocks), right_sides], dim=-1)
+            solved = wire * torch.linalg.solve(blocks, both)
+            block = block - solved[..., :columns]
+            right = right + solved[..., columns:]
+        blocks, right_sides = block, right
+    return wire * torch.linalg.solve(blocks, right_sides).mT
+
+
+class CrossbarLayer:
+    """One convolution or linear layer on crossbars; called with integer inputs, it returns what the
+    digital side takes for the integer sums.
+
+    Args:
+        codes: integer weights (O, I, k, k).
+        layer: its width, input bits and what it waits for; a multi-bit input of a layer that comes
+            after others is the residual stream, in two's complement.
+        weight_bits, input_bits: of the layer.
+        stride, padding: of the convolution.
+        crossbar: the options.
+        generator: for the cells' variation.
+    """
+
+    def __init__(
+        self,
+        codes: Tensor,
+        weight_bits: int,
+        input_bits: int,
+        signed_input: bool,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        crossbar: Crossbar,
+        generator: torch.Generator | None = None,
+    ):
+        self.crossbar, self.stride, self.padding = crossbar, stride, padding
+        self.codes, self.input_bits, self.signed_input = codes.double(), input_bits, signed_input
+        out_channels, in_channels, *self.kernel = codes.shape
+        self.in_channels = in_channels
+        self.rows = min(crossbar.xbar_size, in_channels)
+        self.groups = math.ceil(in_channels / self.rows)
+
+        largest = 2 ** (weight_bits - 1) - 1 if weight_bits > 1 else 1
+        codes = codes.long()
+        if crossbar.columns == "differential":
+            stored, bits, self.offset = (
+                [codes.clamp_min(0), (-codes).clamp_min(0)],
+                weight_bits - 1,
+                0,
+            )
+        else:
+            stored, bits, self.offset = [codes + largest], weight_bits, largest
+        self.cells = [self._cells(x, bits, generator) for x in stored]
+        slices = self.cells[0].shape[-1] // out_channels
+        self.slice_weights = 2.0 ** (crossbar.cell_bits * torch.arange(slices))
+
+        self.largest_sum = self.clipped = self.partial_sums = 0
+        self.squared_error = self.squared_output = 0.0
+
+    def _cells(self, codes: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
+        """Conductances (k²·groups, rows, O·slices) in cell steps, as the ADCs see them."""
+        crossbar = self.crossbar
+        digits = slices_of(codes, bits, crossbar.cell_bits)  # (O, I, k, k, slices)
+        digits = digits.permute(2, 3, 1, 0, 4).flatten(3)  # (k, k, I, O·slices)
+        cells = digits.float() + crossbar.off_conductance
+        if crossbar.sigma:
+            noise = torch.randn(cells.shape, generator=generator)
+            cells = (cells * (1 + crossbar.sigma * noise)).clamp_min(0)
+        missing = self.groups * self.rows - self.in_channels
+        cells = F.pad(cells, (0, 0, 0, missing))  # rows that no channel uses stay unselected
+        cells = cells.flatten(0, 1).unflatten(1, (self.groups, self.rows)).flatten(0, 1)
+        if crossbar.wire_ohm:
+            cell_step = 1 / (crossbar.on_ohm * (crossbar.levels + crossbar.off_conductance))
+            wire = 1 / (crossbar.wire_ohm * cell_step)
+            arrays = cells.split(crossbar.xbar_size, dim=-1)
+            cells = torch.cat([ladder(array, wire) for array in arrays], dim=-1).float()
+        return cells
+
+    @property
+    def adc_step(self) -> float:
+        """What one code of the ADC stands for, in cell steps."""
+        crossbar = self.crossbar
+        if crossbar.adc_range == "unit":
+            return 1.0
+        full = self.rows * (crossbar.levels + crossbar.off_conductance)
+        return full / (2**crossbar.adc_bits - 1)
+
+    def _read(self, active: Tensor) -> Tensor:
+        """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns)."""
+        result: Tensor | float = 0.0
+        for cells, sign in zip(self.cells, (1, -1), strict=False):
+            sums = cells.mT @ active
+            self.largest_sum = max(self.largest_sum, sums.max().item())
+            self.partial_sums += sums.numel()
+            if self.crossbar.adc_bits is not None:
+                step, largest_code = self.adc_step, 2**self.crossbar.adc_bits - 1
+                sums = sums.div_(step).round_()
+                self.clipped += (sums > largest_code).sum().item()
+                sums = sums.clamp_(max=largest_code).mul_(step)
+            by_slice = sums.sum(dim=0).unflatten(0, (-1, len(self.slice_weights)))
+            result = result + sign * torch.einsum("osl,s->ol", by_slice, self.slice_weights)
+        if self.crossbar.columns == "offset":
+            # every stored weight is Q too large, and every active cell leaks its off-state
+            leak = self.crossbar.off_conductance * self.slice_weights.sum().item()
+            result = result - (self.offset + leak) * active.sum(dim=(0, 1))
+        return result
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
+        ideal = F.conv2d(x.double(), self.codes, None, self.stride, self.padding)
+        per_image = self.cells[0].numel() // self.rows * ideal[0, 0].numel()
+        chunk = max(1, LARGEST_WORKSPACE // per_image)
+        sums = torch.cat([self._sums(part, ideal.shape[2:]) for part in x.split(chunk)])
+        self.squared_error += (sums - ideal).square().sum().item()
+        self.squared_output += ideal.square().sum().item()
+        return sums.to(x.dtype)
+
+    def _sums(self, x: Tensor, size: torch.Size) -> Tensor:
+        patches = F.unfold(x.float(), self.kernel, padding=self.padding, stride=self.stride)
+        patches = patches.unflatten(1, (self.in_channels, -1)).permute(2, 1, 0, 3).flatten(2)
+        missing = self.groups * self.rows - self.in_channels
+        patches = F.pad(patches, (0, 0, 0, missing))
+        patches = patches.unflatten(1, (self.groups, self.rows)).flatten(0, 1)
+        if self.input_bits == 1:
+            sums = self._read(patches)
+        else:
+            codes, sums = patches.long(), 0.0
+            for bit in range(self.input_bits):
+                is_sign = self.signed_input and bit == self.input_bits - 1
+                value = -(2.0**bit) if is_sign else 2.0**bit
+                sums = sums + value * self._read(((codes >> bit) & 1).float())
+        return sums.unflatten(1, (len(x), -1)).permute(1, 0, 2).unflatten(2, size)
+
+    @property
+    def relative_error(self) -> float:
+        """Root mean square of what the sums are off, relative to that of the sums."""
+        return math.sqrt(self.squared_error / self.squared_output) if self.squared_output else 0.0
+
+    @property
+    def exact_adc_bits(self) -> int:
+        """ADC bits that, a code being one cell step, would not have clipped any sum."""
+        return max(1, math.ceil(self.largest_sum)).bit_length()
+
+
+def on_crossbars(
+    network: nn.Module,
+    description: Network,
+    crossbar: Crossbar,
+    seed: int,
+    only: Iterable[str] | None = None,
+) -> tuple[nn.Module, dict[str, CrossbarLayer]]:
+    """A copy of a trained quantized network whose layers run on crossbars, and these layers by
+    name; with `only`, no others than those. `description` is the network's own layer list.
+    """
+    network = copy.deepcopy(network).eval()
+    layers: dict[str, CrossbarLayer] = {}
+    for index, layer in enumerate(description.layers):
+        if only is not None and layer.name not in only:
+            continue
+        module = network.get_submodule(layer.name)
+        generator = torch.Generator().manual_seed(seed * len(description.layers) + index)
+        layers[layer.name] = _place(module, layer, description, crossbar, generator)
+    return network, layers
+
+
+def _place(
+    module: nn.Module,
+    layer: Layer,
+    description: Network,
+    crossbar: Crossbar,
+    generator: torch.Generator,
+) -> CrossbarLayer:
+    """Let crossbars compute what `module` computes."""
+    codes, step = module.quantizer.codes(module.weight)
+    input_bits = description.input_bits(layer)
+    placed = CrossbarLayer(
+        codes[..., None, None] if layer.linear else codes,
+        description.weight_bits_of(layer),
+        input_bits,
+        bool(layer.after) and input_bits > 1 and not layer.linear,
+        (1, 1) if layer.linear else module.stride,
+        (0, 0) if layer.linear else module.padding,
+        crossbar,
+        generator,
+    )
+    if not layer.linear:
+        module.forward = placed
+        return placed
+    positions = description.time_steps * math.prod(layer.in_size)
+
+    def linear(mean_spikes: Tensor) -> Tensor:
+        counts = (mean_spikes * positions).round()[..., None, None]
+        return placed(counts).flatten(1) / positions * step.T + module.bias
+
+    module.forward = linear
+    return placed

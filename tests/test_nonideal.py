@@ -1,0 +1,231 @@
+"""Crossbars: exact where they are ideal, and the right distance away where they are not."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models import QuanMSResNet
+from spikesim_eval.layers import InputError
+from spikesim_eval.nonideal import Crossbar, CrossbarLayer, ladder, on_crossbars, slices_of
+from spikesim_eval.trace import trace_network
+
+COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
+
+
+def random_layer(
+    crossbar: Crossbar,
+    weight_bits=4,
+    input_bits=1,
+    signed=False,
+    shape=(5, 6, 3, 3),
+    stride=1,
+    padding=1,
+    size=7,
+):
+    """(the layer, its weight codes, random inputs of its range)"""
+    generator = torch.Generator().manual_seed(0)
+    high = max(1, 2 ** (weight_bits - 1) - 1)
+    codes = torch.randint(-high, high + 1, shape, generator=generator)
+    low = -(2 ** (input_bits - 1)) if signed else 0
+    x = torch.randint(low, low + 2**input_bits, (3, shape[1], size, size), generator=generator)
+    layer = CrossbarLayer(
+        *(codes, weight_bits, input_bits, signed, (stride,) * 2, (padding,) * 2, crossbar),
+        torch.Generator().manual_seed(1),
+    )
+    return layer, codes.double(), x.double()
+
+
+def exact(codes, x, stride=1, padding=1):
+    return F.conv2d(x, codes, None, stride, padding)
+
+
+@COLUMNS
+@pytest.mark.parametrize("cell_bits", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"stride": 2},
+        {"shape": (5, 6, 1, 1), "padding": 0, "input_bits": 4, "signed": True},
+        {"shape": (5, 20, 3, 3)},  # three groups of 8 rows, the last one padded
+        {"shape": (3, 2, 5, 5), "padding": 2, "stride": 3},
+        {"weight_bits": 2},
+        {"weight_bits": 8, "input_bits": 8},
+        {"input_bits": 2, "signed": True, "shape": (5, 6, 1, 1), "padding": 0, "stride": 2},
+    ],
+)
+def test_ideal_crossbars_are_the_integer_convolution_bit_for_bit(case, cell_bits, columns):
+    crossbar = Crossbar(xbar_size=8, cell_bits=cell_bits, columns=columns)
+    layer, codes, x = random_layer(crossbar, **case)
+    geometry = {key: case[key] for key in ("stride", "padding") if key in case}
+    assert torch.equal(layer(x), exact(codes, x, **geometry))
+    assert layer.relative_error == 0
+
+
+@COLUMNS
+def test_a_finite_on_off_ratio_is_corrected_digitally(columns):
+    layer, codes, x = random_layer(Crossbar(xbar_size=8, on_off_ratio=10, columns=columns))
+    torch.testing.assert_close(layer(x), exact(codes, x), rtol=1e-5, atol=1e-3)
+
+
+@COLUMNS
+def test_an_adc_with_unit_steps_is_exact_until_it_clips(columns):
+    options = {"xbar_size": 8, "cell_bits": 2, "adc_range": "unit", "columns": columns}
+    layer, codes, x = random_layer(Crossbar(adc_bits=5, **options))  # 31 >= 6 rows · 3
+    assert torch.equal(layer(x), exact(codes, x))
+    assert layer.clipped == 0
+    assert layer.largest_sum <= 18
+    clipping, codes, x = random_layer(Crossbar(adc_bits=2, **options))
+    assert not torch.equal(clipping(x), exact(codes, x))
+    assert clipping.clipped > 0
+    enough, codes, x = random_layer(Crossbar(adc_bits=clipping.exact_adc_bits, **options))
+    assert torch.equal(enough(x), exact(codes, x))
+
+
+@COLUMNS
+@pytest.mark.parametrize("adc_bits", [2, 3, 4, 6])
+def test_an_adc_is_off_by_at_most_half_a_step_per_partial_sum(adc_bits, columns):
+    crossbar = Crossbar(xbar_size=8, cell_bits=1, adc_bits=adc_bits, columns=columns)
+    layer, codes, x = random_layer(crossbar, shape=(5, 20, 3, 3))
+    error = (layer(x) - exact(codes, x)).abs().max()
+    crossbars = 9 * 3 * len(layer.cells)  # kernel positions, groups, polarities
+    assert layer.clipped == 0
+    assert 0 < error <= crossbars * layer.slice_weights.sum() * layer.adc_step / 2
+
+
+@COLUMNS
+def test_no_spikes_in_gives_zero_out_whatever_the_crossbar(columns):
+    crossbar = Crossbar(8, 2, columns, adc_bits=3, on_off_ratio=5, sigma=0.2, wire_ohm=10)
+    layer, _, x = random_layer(crossbar)
+    assert torch.equal(layer(torch.zeros_like(x)), torch.zeros(3, 5, 7, 7, dtype=x.dtype))
+
+
+def test_variation_has_the_right_mean_and_deviation_and_a_seed():
+    crossbar = Crossbar(on_off_ratio=4, sigma=0.1)
+    codes = torch.full((64, 64, 3, 3), 5)
+
+    def cells(seed):
+        generator = torch.Generator().manual_seed(seed)
+        layer = CrossbarLayer(codes, 4, 1, False, (1, 1), (1, 1), crossbar, generator)
+        return layer.cells[0]
+
+    target = 5 + crossbar.off_conductance  # all weights are 5, so are all cells
+    assert cells(0).mean() == pytest.approx(target, rel=2e-3)
+    assert cells(0).std() == pytest.approx(0.1 * target, rel=2e-2)
+    assert torch.equal(cells(0), cells(0))
+    assert not torch.equal(cells(0), cells(1))
+
+
+def test_a_ladder_of_two_rows_by_hand():
+    # One column. Between the drivers lie r + R1 + r (down to the second cell's node) and r + R2;
+    # from that node r leads to the ground.
+    first, second, r = 1000.0, 2000.0, 10.0
+    effective = ladder(torch.tensor([[1 / first], [1 / second]]), 1 / r).squeeze()
+    paths = 1 / (r + first + r), 1 / (r + second)
+    node = [path / (sum(paths) + 1 / r) for path in paths]  # its voltage for 1 V on either row
+    torch.testing.assert_close(effective, torch.tensor(node, dtype=torch.float64) / r)
+
+
+def nodal_analysis(g: torch.Tensor, wire: float) -> torch.Tensor:
+    """The whole resistor network solved at once."""
+    rows, columns = g.shape
+    n = rows * columns
+    a, b = torch.zeros(2 * n, 2 * n).double(), torch.zeros(2 * n, rows).double()
+
+    def connect(p, q, conductance):
+        a[p, p] += conductance
+        a[q, q] += conductance
+        a[p, q] -= conductance
+        a[q, p] -= conductance
+
+    for i in range(rows):
+        for j in range(columns):
+            here = i * columns + j
+            connect(here, n + here, g[i, j])
+            if j + 1 < columns:
+                connect(here, here + 1, wire)
+            if i + 1 < rows:
+                connect(n + here, n + here + columns, wire)
+        a[i * columns, i * columns] += wire  # the driver
+        b[i * columns, i] = wire
+    for j in range(columns):
+        a[2 * n - columns + j, 2 * n - columns + j] += wire  # the ground
+    return wire * torch.linalg.solve(a, b)[2 * n - columns :].T
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (4, 1), (5, 3), (6, 7)])
+def test_the_ladder_equals_nodal_analysis_of_the_whole_network(shape):
+    torch.manual_seed(0)
+    g = torch.rand(2, *shape, dtype=torch.float64)
+    for effective, one in zip(ladder(g, 7.0), g, strict=True):
+        torch.testing.assert_close(effective, nodal_analysis(one, 7.0), rtol=1e-9, atol=1e-12)
+
+
+def test_the_ladder_goes_to_the_bare_cells_as_wires_lose_their_resistance():
+    torch.manual_seed(0)
+    g = torch.rand(16, 16, dtype=torch.float64) / 1e4
+    errors = [(ladder(g, 1 / ohm) - g).abs().max().item() for ohm in (1.0, 0.1, 0.01)]
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.3)
+    assert errors[1] / errors[2] == pytest.approx(10, rel=0.1)
+    assert errors[2] < 1e-3 * g.max()
+    assert (ladder(g, 1.0) <= g + 1e-12).all()  # a wire never adds current
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.lists(st.integers(0, 255), min_size=1))
+@settings(max_examples=50)
+def test_slices_add_up_to_the_number(bits, cell_bits, values):
+    x = torch.tensor(values) % 2**bits
+    digits = slices_of(x, bits, cell_bits)
+    assert digits.max() < 2**cell_bits
+    assert digits.shape[-1] == math.ceil(bits / cell_bits)
+    places = 2 ** (cell_bits * torch.arange(digits.shape[-1]))
+    assert torch.equal((digits * places).sum(-1), x)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("static", [True, False])
+def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
+    torch.manual_seed(0)
+    network = QuanMSResNet(18, 5, 3, 2, 8, bits=bits)
+    x = torch.rand(4, 2, 16, 16) if static else torch.rand(4, 3, 2, 16, 16)
+    for _ in range(20):
+        network(x)
+    network.eval()
+    description = trace_network(network, x[:1], bits, 8, {})
+    crossbars, layers = on_crossbars(network, description, Crossbar(xbar_size=16), seed=0)
+    assert len(layers) == 21
+    logits, membranes = network(x, membranes=True)
+    theirs, their_membranes = crossbars(x, membranes=True)
+    assert all(map(torch.equal, membranes, their_membranes))
+    torch.testing.assert_close(theirs, logits, rtol=1e-5, atol=1e-6)
+    noisy, layers = on_crossbars(
+        network, description, Crossbar(sigma=0.3), seed=0, only=["blocks.3.conv1"]
+    )
+    assert list(layers) == ["blocks.3.conv1"]
+    assert not torch.equal(noisy(x), logits)
+    assert layers["blocks.3.conv1"].relative_error > 0
+    assert torch.equal(network(x), logits)  # which has stayed what it was
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"xbar_size": 12},
+        {"cell_bits": 0},
+        {"adc_bits": 0},
+        {"on_off_ratio": 1.0},
+        {"on_off_ratio": math.nan},
+        {"sigma": -0.1},
+        {"wire_ohm": math.inf},
+        {"on_ohm": 0},
+        {"columns": "both"},
+        {"adc_range": "half"},
+    ],
+)
+def test_a_crossbar_that_cannot_be_is_one_line(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        Crossbar(**options)
