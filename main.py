@@ -252,9 +252,8 @@ def evaluate(
             counts += torch.stack(
                 [(logits.argmax(1) == labels).sum(), counts.new_tensor(len(labels))]
             )
-    fired, neurons = add_over_processes(
-        sum(spikes.values(), torch.zeros(2, dtype=torch.float64, device=device))
-    )
+    zero = torch.zeros(2, network.time_window, dtype=torch.float64, device=device)
+    fired, neurons = add_over_processes(sum(spikes.values(), zero)).sum(dim=1)
     correct, total = add_over_processes(counts).tolist()
     return correct, total, (fired / neurons).item()
 

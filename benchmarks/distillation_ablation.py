@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks import distillation_study as study
 from data_loader import digits_of
 from distiller import (
+    BETA,
     BETA_SCHEDULES,
     MEMBRANE_LOSSES,
     mean_over_layers,
@@ -46,8 +47,8 @@ CHANGES = {  # to the defaults: options of main.py
     "no clipping": [*CLK, "--clip_grad", "0"],
     "CLM": study.METHODS["CLM"],
     "CLM, beta 100": [*study.METHODS["CLM"], "--beta", "100"],
-    "CLK + CLM": ["--paper_setting", "qamd", "--loss", "both", "--beta", "100"],
-    "Bernoulli, beta 10": ["--paper_setting", "qamd", "--loss", "Bernoulli", "--beta", "10"],
+    "CLK + CLM": ["--paper_setting", "qamd", "--loss", "both"],
+    "Bernoulli": ["--paper_setting", "qamd", "--loss", "Bernoulli"],
 }
 
 
@@ -68,6 +69,7 @@ def bernoulli_kl(student: list[Tensor], teacher: list[Tensor], width: float = 0.
 def with_candidates(log: Path) -> None:
     """A worker in which main.py knows the candidates too."""
     study.quiet_worker(log)
+    BETA.update({"both": 100.0, "Bernoulli": 10.0})
     MEMBRANE_LOSSES["both"] = lambda s, t: membrane_kl(s, t) + membrane_mse(s, t)
     MEMBRANE_LOSSES["Bernoulli"] = bernoulli_kl
     BETA_SCHEDULES["warm-up"] = lambda done: min(1.0, 5 * done)

@@ -99,7 +99,7 @@ def run(out: Path, name: str, fold: int, data_of: Callable, options: Sequence[st
     distance = distance_to_teacher(load_network(load_checkpoint(teacher)), student, batches)
     _, _, spike_rate = main.evaluate(student, batches, torch.device("cpu"), amp=False)
     ours, baseline = (
-        estimate(trace_checkpoint(path), Chip()).total for path in (checkpoint, teacher)
+        estimate(trace_checkpoint(path).network, Chip()).total for path in (checkpoint, teacher)
     )
     accuracy = load_checkpoint(checkpoint).accuracy
     return {
@@ -156,6 +156,8 @@ def run_missing(
             name = "-".join(str(part).replace(" ", "_") for part in key[1:])
             runs[pool.submit(run, out, name, key[0], data_of, options)] = key
         for done in as_completed(runs):
+            if done.exception() is not None:
+                pool.shutdown(cancel_futures=True)  # or all others would run before it is told
             row = dict(zip(keys, runs[done], strict=True)) | done.result()
             is_new = not path.is_file()
             with path.open("a", newline="") as file:

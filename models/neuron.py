@@ -127,17 +127,15 @@ class LIF(nn.Module):
 
 @contextmanager
 def count_spikes(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """While open, each LIF layer adds its [spikes, neurons · timesteps] to the dict, by name."""
+    """While open, each LIF layer adds its [spikes, neurons] of every timestep to the dict, by name:
+    (2, T), in float64."""
     counts: dict[str, Tensor] = {}
 
     def hook_of(name: str):
         def add(module: nn.Module, inputs: tuple, spikes: Tensor) -> None:
-            seen = torch.stack(
-                [
-                    spikes.sum(dtype=torch.float64),
-                    spikes.new_tensor(spikes.numel(), dtype=torch.float64),
-                ]
-            )
+            by_step = unfold_time(spikes, inputs[1]).flatten(1)
+            fired = by_step.sum(1, dtype=torch.float64)
+            seen = torch.stack([fired, torch.full_like(fired, by_step.shape[1])])
             counts[name] = counts[name] + seen if name in counts else seen
 
         return add

@@ -1,24 +1,77 @@
-"""python -m spikesim_eval compat CASE.json | report (--checkpoint A.pth | --layers NET.json) ...
+"""python -m spikesim_eval report | compare | sweep | nonideal | compat: what a network costs on a
+chip of memristor crossbars.
 
-compat prints the figures of the published SpikeSim tool; report estimates a network and writes
-report.json, report.csv and report.md. A mistake of the user gives one line and exit code 2.
+report estimates one network, compare several, sweep a grid of chips; nonideal runs a trained
+network on crossbars that are not ideal; compat prints the figures of the published SpikeSim tool.
+A mistake of the user gives one line and exit code 2.
 """
 
 import argparse
+import csv
+import io
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from .estimate import CELLS, DELAYS, PERIPHERIES, Chip, estimate
-from .layers import InputError, Network, load_layer_list, read_json
+from .compare import cheapest, compare
+from .constants import PUBLISHED_RATIO
+from .estimate import CHOICES, Chip
+from .layers import InputError, Subject, check_number, load_layer_list, read_json
+from .plots import svg, sweep_plot
 from .published import estimate_published
-from .report import build_report, totals_text, write_report
+from .report import (
+    assumptions,
+    build_report,
+    markdown_table,
+    totals_text,
+    write_files,
+    write_report,
+)
+from .sweep import AXES, check_size, csv_text, sweep, variants
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(message)  # one line from main() instead of a usage dump
+
+
+def numbers(kind: type) -> Any:
+    """A parser of lists such as 32,64,128."""
+
+    def parse(text: str) -> list[float]:
+        return [kind(part) for part in text.split(",")]
+
+    parse.__name__ = f"comma-separated {kind.__name__} list"
+    return parse
+
+
+def adc_bits(text: str) -> int | None:
+    return None if text == "ideal" else int(text)
+
+
+CHIP_HELP = {
+    "xbar_size": "crossbar side",
+    "pe_per_tile": "PEs of a tile",
+    "cell_bits": "bits per cell",
+    "adc_bits": "ADC resolution",
+    "clk_mhz": "clock, MHz",
+}
+
+
+def add_chip_options(parser: argparse.ArgumentParser, lists: bool = False) -> None:
+    chip = Chip()
+    for name, text in CHIP_HELP.items():
+        value = getattr(chip, name)
+        if lists:
+            kind, default, text = numbers(type(value)), [value], f"{text}: one, or a,b,c"
+        else:
+            kind, default = type(value), value
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    for name, choices in CHOICES.items():
+        parser.add_argument(f"--{name}", choices=choices, default=getattr(chip, name))
 
 
 def build_parser() -> Parser:
@@ -32,75 +85,205 @@ def build_parser() -> Parser:
     source = report.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="checkpoint of a training run")
     source.add_argument("--layers", help="layer list, see docs/layer_list.md")
+    source.add_argument("--module", help="package.module:function that returns (network, sample)")
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
-    report.add_argument("--data_path", help="data root: spike rates are measured on its test set")
-    report.add_argument("--out", required=True, help="folder for the report")
-    chip = Chip()
-    report.add_argument("--xbar_size", type=int, default=chip.xbar_size, help="crossbar side")
-    report.add_argument("--pe_per_tile", type=int, default=chip.pe_per_tile)
-    report.add_argument("--cell_bits", type=int, default=chip.cell_bits, help="bits per cell")
-    report.add_argument("--adc_bits", type=int, default=chip.adc_bits, help="ADC resolution")
-    report.add_argument("--clk_mhz", type=float, default=chip.clk_mhz, help="clock, MHz")
-    report.add_argument("--cell", choices=CELLS, default=chip.cell)
-    report.add_argument("--periphery", choices=PERIPHERIES, default=chip.periphery)
-    report.add_argument("--delay", choices=DELAYS, default=chip.delay)
+    report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
+    report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
+    add_chip_options(report)
+
+    several = commands.add_parser("compare", help="networks against the first", allow_abbrev=False)
+    several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
+    several.add_argument(
+        "--max_drop", type=float, default=1.0, help="points below the first that are acceptable"
+    )
+    add_chip_options(several)
+
+    grid = commands.add_parser("sweep", help="a whole grid of chips", allow_abbrev=False)
+    grid.add_argument("--checkpoint", nargs="+", default=[], help="one or more")
+    grid.add_argument("--layers", nargs="+", default=[], help="layer lists")
+    grid.add_argument("--bits", type=numbers(int), default=[], help="other widths too: a,b,c")
+    grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
+    grid.add_argument("--force", action="store_true", help="even above a million points")
+    add_chip_options(grid, lists=True)
+
+    nonideal = commands.add_parser("nonideal", help="on imperfect crossbars", allow_abbrev=False)
+    nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
+    nonideal.add_argument("--xbar_size", type=int, default=64, help="crossbar side")
+    nonideal.add_argument("--cell_bits", type=int, default=4, help="bits per cell")
+    nonideal.add_argument("--adc_bits", type=adc_bits, default=4, help="ADC resolution, or ideal")
+    nonideal.add_argument(
+        "--adc_range",
+        default="full",
+        help="the largest code is the largest possible sum (full), or a code is a cell step (unit)",
+    )
+    nonideal.add_argument("--columns", default="differential", help="or offset")
+    nonideal.add_argument("--on_off_ratio", type=float, default=math.inf)
+    nonideal.add_argument("--sigma", type=float, default=0.0, help="relative deviation of a cell")
+    nonideal.add_argument("--wire_ohm", type=float, default=0.0, help="of a segment between cells")
+    nonideal.add_argument(
+        "--on_ohm", type=float, default=19139.0, help="of a fully conducting cell"
+    )
+    nonideal.add_argument("--seed", type=int, default=0)
+    nonideal.add_argument("--trials", type=int, default=5, help="draws of the cells, with --sigma")
+    nonideal.add_argument(
+        "--each_layer", action="store_true", help="also every layer alone on such crossbars"
+    )
+    for command in (report, several, grid, nonideal):
+        command.add_argument("--data_path", help="data root: rates and accuracy are measured")
+        command.add_argument("--out", required=True, help="folder for the results")
     return parser
 
 
-def trace(path: str, data_path: str | None) -> Network:
-    """The network of a checkpoint; the only place that needs torch."""
-    if not Path(path).is_file():
-        raise InputError(f"no such checkpoint: {path!r}")
+def chip_of(args: argparse.Namespace) -> Chip:
+    return Chip(**{name: getattr(args, name) for name in (*CHIP_HELP, *CHOICES)})
+
+
+def subject_of(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
+    """A layer list where the name ends in .json, otherwise a checkpoint."""
+    if path.lower().endswith(".json"):
+        return listed(path, time_steps)
+    return traced(path, data_path, time_steps)
+
+
+def check_files(checkpoints: Sequence[str]) -> None:
+    """Raise InputError for the first that is missing: before the others are read and measured."""
+    for path in checkpoints:
+        if not Path(path).is_file():
+            raise InputError(f"no such checkpoint: {path!r}")
+
+
+def listed(path: str, time_steps: int | None = None) -> Subject:
+    return Subject(path, load_layer_list(path).at(time_steps=time_steps))
+
+
+def traced(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
+    """The network of a checkpoint; torch is needed here, and not for layer lists."""
+    check_files([path])
     from load_settings import UserError
 
     from .trace import trace_checkpoint
 
     try:
-        return trace_checkpoint(path, data_path)
+        return trace_checkpoint(path, data_path, time_steps)
     except UserError as error:
         raise InputError(str(error)) from error
 
 
-def run_report(args: argparse.Namespace) -> None:
-    chip = Chip(
-        xbar_size=args.xbar_size,
-        pe_per_tile=args.pe_per_tile,
-        cell_bits=args.cell_bits,
-        adc_bits=args.adc_bits,
-        clk_mhz=args.clk_mhz,
-        cell=args.cell,
-        periphery=args.periphery,
-        delay=args.delay,
-    )
-    baseline_is_list = args.baseline is not None and args.baseline.lower().endswith(".json")
-    only_lists = args.layers is not None and (args.baseline is None or baseline_is_list)
-    if args.data_path is not None and only_lists:
+def reported(args: argparse.Namespace) -> Subject:
+    """The network that `report` is about."""
+    if args.module is None:
+        if args.bits is not None:
+            raise InputError("--bits goes with --module: a checkpoint or a list has its own")
+        if args.layers is not None:
+            return listed(args.layers, args.time_steps)
+        return traced(args.checkpoint, args.data_path, args.time_steps)
+    if args.time_steps is None or args.bits is None:
+        raise InputError("--module needs --time_steps and --bits")
+    from .trace import trace_module
+
+    return trace_module(args.module, args.time_steps, args.bits)
+
+
+def needs_data(args: argparse.Namespace, checkpoints: Sequence[str | None]) -> None:
+    """Raise InputError where --data_path is given and there is nothing to measure."""
+    if args.data_path is not None and not any(checkpoints):
         raise InputError("--data_path measures spike rates of a checkpoint, and there is none")
 
-    if args.layers is not None:
-        ours = estimate(load_layer_list(args.layers), chip)
-    else:
-        ours = estimate(trace(args.checkpoint, args.data_path), chip)
-    if args.baseline is None:
-        baseline = None
-    elif baseline_is_list:
-        baseline = estimate(load_layer_list(args.baseline), chip)
-    else:
-        baseline = estimate(trace(args.baseline, args.data_path), chip)
 
-    report = build_report(ours, baseline)
+def run_report(args: argparse.Namespace) -> None:
+    chip = chip_of(args)
+    baseline_is_list = args.baseline is not None and args.baseline.lower().endswith(".json")
+    needs_data(args, [args.checkpoint, None if baseline_is_list else args.baseline])
+    subject = reported(args)
+    baseline = None if args.baseline is None else subject_of(args.baseline, args.data_path)
+    report = build_report(subject, chip, baseline)
     write_report(args.out, report)
     print(totals_text(report))
 
 
+def run_compare(args: argparse.Namespace) -> None:
+    chip = chip_of(args)
+    check_number(args.max_drop, "max_drop", 0, 100)
+    if len(args.networks) < 2:
+        raise InputError("compare needs at least two networks, the first of them the baseline")
+    checkpoints = [path for path in args.networks if not path.lower().endswith(".json")]
+    needs_data(args, checkpoints)
+    check_files(checkpoints)
+    rows = compare([subject_of(path, args.data_path) for path in args.networks], chip)
+    best = cheapest(rows, args.max_drop)
+    names = "none" if best is None else best["network"]
+    choice = f"least EDAP within {args.max_drop:g} points of the baseline: {names}"
+    figures = ", ".join(f"{name} {x.value}" for name, x in PUBLISHED_RATIO.items())
+    published = f"published, times better than floating point (information only): {figures}"
+    table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    sentences = [f"- {sentence}" for sentence in assumptions(chip)]
+    text = "\n".join([*table, "", choice + ".", "", published + ".", "", *sentences, ""])
+    write_files(args.out, {"compare.csv": dicts_as_csv(rows), "compare.md": text})
+    print("\n".join([*table, "", choice, published]))
+
+
+def dicts_as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def run_sweep(args: argparse.Namespace) -> None:
+    axes = {name: getattr(args, name) for name in AXES}
+    paths = [*args.checkpoint, *args.layers]
+    if not paths:
+        raise InputError("sweep needs --checkpoint or --layers")
+    needs_data(args, args.checkpoint)
+    check_files(args.checkpoint)
+    options = max(1, len(args.bits)) * max(1, len(args.time_steps))
+    check_size(len(paths) * options, axes, args.force)
+    chip = Chip(**{name: getattr(args, name) for name in CHOICES})
+    subjects = [traced(path, args.data_path) for path in args.checkpoint]
+    subjects += [listed(path) for path in args.layers]
+    columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes)
+    contents = {"sweep.csv": csv_text(columns), "sweep.svg": svg(sweep_plot(columns))}
+    write_files(args.out, contents)
+    front = columns["pareto"]
+    print(f"{len(front)} points, {front.sum()} on the Pareto front of EDAP, area and accuracy")
+
+
+def run_nonideal(args: argparse.Namespace) -> None:
+    check_files([args.checkpoint])
+    from load_settings import UserError
+
+    from .nonideal import Crossbar, nonideal_report, nonideal_text
+
+    names = ("xbar_size", "cell_bits", "columns", "on_ohm", "adc_range", "adc_bits")
+    names += ("on_off_ratio", "sigma", "wire_ohm")
+    crossbar = Crossbar(**{name: getattr(args, name) for name in names})
+    try:
+        report = nonideal_report(
+            args.checkpoint, args.data_path, crossbar, args.seed, args.trials, args.each_layer
+        )
+    except UserError as error:
+        raise InputError(str(error)) from error
+    layers = dicts_as_csv(report["layers"])
+    contents = {"nonideal.json": json.dumps(report, indent=2) + "\n", "nonideal.csv": layers}
+    write_files(args.out, contents)
+    print(nonideal_text(report))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0, or 2 after one line on stderr for a mistake of the user."""
+    runs = {
+        "report": run_report,
+        "compare": run_compare,
+        "sweep": run_sweep,
+        "nonideal": run_nonideal,
+    }
     try:
         args = build_parser().parse_args(argv)
         if args.command == "compat":
             print(json.dumps(estimate_published(read_json(args.case)), indent=2))
         else:
-            run_report(args)
+            runs[args.command](args)
     except InputError as error:
         print("spikesim_eval: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -3,8 +3,8 @@
 import json
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
@@ -106,8 +106,8 @@ class Layer:
         if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
             raise InputError(f"a layer's name must be printable text, got {show(self.name)}")
         here = f"layer {show(self.name)}: "
-        for field in ("kernel", "in_channels", "out_channels"):
-            check_int(getattr(self, field), here + field)
+        for name in ("kernel", "in_channels", "out_channels"):
+            check_int(getattr(self, name), here + name)
         check_sizes(self.in_size, here + "in_size", 2)
         check_sizes(self.out_size, here + "out_size", 2)
         if not isinstance(self.linear, bool):
@@ -116,9 +116,9 @@ class Layer:
             raise InputError(f"{here}a linear layer has kernel 1 and out_size [1, 1]")
         if not self.linear:
             check_int(self.input_bits, here + "input_bits", MAX_BITS)
-        for field in ("weight_bits", "bn_bits"):
-            if getattr(self, field) is not None:
-                check_int(getattr(self, field), here + field, MAX_BITS)
+        for name in ("weight_bits", "bn_bits"):
+            if getattr(self, name) is not None:
+                check_int(getattr(self, name), here + name, MAX_BITS)
         if self.spike_rate is not None:
             check_number(self.spike_rate, here + "spike_rate", 0, 1)
         if not isinstance(self.after, list | tuple):
@@ -187,6 +187,33 @@ class Network:
     def weight_bits_of(self, layer: Layer) -> int:
         return self.weight_bits if layer.weight_bits is None else layer.weight_bits
 
+    @property
+    def largest_kernel(self) -> int:
+        return max(layer.kernel for layer in self.layers)
+
+    def ops(self, layer: Layer) -> int:
+        """Multiplications and additions of one inference."""
+        runs = prod(layer.out_size) * self.time_steps_of(layer)
+        return 2 * layer.in_channels * layer.out_channels * layer.kernel**2 * runs
+
+    def reads_stream(self, layer: Layer) -> bool:
+        """Whether the input is the multi-bit residual stream: neither spikes nor the image."""
+        return not layer.linear and layer.input_bits > 1 and bool(layer.after)
+
+    def at(self, bits: int | None = None, time_steps: int | None = None) -> "Network":
+        """The same network with other widths, as `--bits` sets them, or fewer or more timesteps.
+
+        Layers with a `weight_bits` of their own keep it: the stem and the classifier.
+        """
+        network = self if time_steps is None else replace(self, time_steps=time_steps)
+        if bits is None:
+            return network
+        layers = tuple(
+            replace(layer, input_bits=bits) if self.reads_stream(layer) else layer
+            for layer in self.layers
+        )
+        return replace(network, weight_bits=bits, membrane_bits=bits, layers=layers)
+
     def accumulator_bits(self, layer: Layer) -> int:
         """Two's complement bits that hold every sum of k²·I products of weight and input codes.
 
@@ -200,6 +227,20 @@ class Network:
     def to_json(self) -> dict[str, Any]:
         """The layer list as plain containers; `network_from_json` reads it back unchanged."""
         return json.loads(json.dumps(asdict(self)))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and what else is known of it: what reports, comparisons and sweeps are about.
+
+    `accuracy` is a share of the test images, None where it is not known. `rates` holds, for each
+    LIF layer in forward order, its spikes per neuron at every timestep.
+    """
+
+    name: str
+    network: Network
+    accuracy: float | None = None
+    rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 LAYER_KEYS = ("name", "kernel", "in_channels", "out_channels", "in_size", "out_size", "after")

@@ -15,14 +15,21 @@ partial sums are in units of one cell step, the difference between neighbouring 
 
 import copy
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from load_settings import load_checkpoint, load_network
 
 from .layers import InputError, Layer, Network, check_int, check_number, check_xbar_size, show
+from .trace import describe, evaluation_data
 
 COLUMNS = ("differential", "offset")
 ADC_RANGES = ("full", "unit")
@@ -35,8 +42,9 @@ class Crossbar:
 
     `columns`: "differential" keeps positive and negative weights in crossbars of their own and
     subtracts what their ADCs say, "offset" stores weight + Q and subtracts Q times the number of
-    active rows. `adc_range`: the largest ADC code stands for the largest sum that a layer's rows
-    can give ("full"), or a code is one cell step ("unit"), so that larger sums are clipped.
+    active rows. A weight of fewer bits than a cell uses the cell's whole range. `adc_range`: the
+    ADC reaches to the largest sum that a layer's rows can give, in steps of at least one cell step
+    ("full"), or a code is always one cell step and larger sums are clipped ("unit").
     `adc_bits` None is an ADC that neither rounds nor clips. `on_off_ratio`: conductance of the
     highest level of a cell over that of the lowest. `sigma`: standard deviation of a cell's
     conductance, relative to it. `wire_ohm`: resistance of a wire from cell to cell; `on_ohm`: of a
@@ -69,16 +77,6 @@ class Crossbar:
                 raise InputError(
                     f"{field} must be one of {choices}, got {show(getattr(self, field))}"
                 )
-
-    @property
-    def levels(self) -> int:
-        """The highest level of a cell; the lowest is 0."""
-        return 2**self.cell_bits - 1
-
-    @property
-    def off_conductance(self) -> float:
-        """Of a cell at level 0, in cell steps."""
-        return self.levels / (self.on_off_ratio - 1)
 
     @property
     def is_random(self) -> bool:
@@ -175,9 +173,12 @@ class CrossbarLayer:
             )
         else:
             stored, bits, self.offset = [codes + largest], weight_bits, largest
+        self.cell_bits = min(crossbar.cell_bits, max(bits, 1))
+        self.levels = 2**self.cell_bits - 1  # the highest; the lowest is 0
+        self.off_conductance = self.levels / (crossbar.on_off_ratio - 1)  # in cell steps
         self.cells = [self._cells(x, bits, generator) for x in stored]
         slices = self.cells[0].shape[-1] // out_channels
-        self.slice_weights = 2.0 ** (crossbar.cell_bits * torch.arange(slices))
+        self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(slices))
 
         self.largest_sum = self.clipped = self.partial_sums = 0
         self.squared_error = self.squared_output = 0.0
@@ -185,9 +186,9 @@ class CrossbarLayer:
     def _cells(self, codes: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
         """Conductances (k²·groups, rows, O·slices) in cell steps, as the ADCs see them."""
         crossbar = self.crossbar
-        digits = slices_of(codes, bits, crossbar.cell_bits)  # (O, I, k, k, slices)
+        digits = slices_of(codes, bits, self.cell_bits)  # (O, I, k, k, slices)
         digits = digits.permute(2, 3, 1, 0, 4).flatten(3)  # (k, k, I, O·slices)
-        cells = digits.float() + crossbar.off_conductance
+        cells = digits.float() + self.off_conductance
         if crossbar.sigma:
             noise = torch.randn(cells.shape, generator=generator)
             cells = (cells * (1 + crossbar.sigma * noise)).clamp_min(0)
@@ -195,7 +196,7 @@ class CrossbarLayer:
         cells = F.pad(cells, (0, 0, 0, missing))  # rows that no channel uses stay unselected
         cells = cells.flatten(0, 1).unflatten(1, (self.groups, self.rows)).flatten(0, 1)
         if crossbar.wire_ohm:
-            cell_step = 1 / (crossbar.on_ohm * (crossbar.levels + crossbar.off_conductance))
+            cell_step = 1 / (crossbar.on_ohm * (self.levels + self.off_conductance))
             wire = 1 / (crossbar.wire_ohm * cell_step)
             arrays = cells.split(crossbar.xbar_size, dim=-1)
             cells = torch.cat([ladder(array, wire) for array in arrays], dim=-1).float()
@@ -207,8 +208,8 @@ class CrossbarLayer:
         crossbar = self.crossbar
         if crossbar.adc_range == "unit":
             return 1.0
-        full = self.rows * (crossbar.levels + crossbar.off_conductance)
-        return full / (2**crossbar.adc_bits - 1)
+        full = self.rows * (self.levels + self.off_conductance)
+        return max(1.0, full / (2**crossbar.adc_bits - 1))
 
     def _read(self, active: Tensor) -> Tensor:
         """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns)."""
@@ -226,7 +227,7 @@ class CrossbarLayer:
             result = result + sign * torch.einsum("osl,s->ol", by_slice, self.slice_weights)
         if self.crossbar.columns == "offset":
             # every stored weight is Q too large, and every active cell leaks its off-state
-            leak = self.crossbar.off_conductance * self.slice_weights.sum().item()
+            leak = self.off_conductance * self.slice_weights.sum().item()
             result = result - (self.offset + leak) * active.sum(dim=(0, 1))
         return result
 
@@ -319,3 +320,98 @@ def _place(
 
     module.forward = linear
     return placed
+
+
+@torch.no_grad()
+def accuracy_of(network: nn.Module, batches: DataLoader, label: str) -> float:
+    """Share of the test images."""
+    correct = total = 0
+    for images, labels in tqdm(batches, label, leave=False):
+        correct += (network(images).argmax(1) == labels).sum().item()
+        total += len(labels)
+    return correct / total
+
+
+def nonideal_report(
+    path: str,
+    data_path: str | None,
+    crossbar: Crossbar,
+    seed: int = 0,
+    trials: int = 1,
+    each_layer: bool = False,
+) -> dict[str, Any]:
+    """Accuracy of a checkpoint on such crossbars, over `trials` draws of its cells, and where it is
+    lost; with `each_layer` also the accuracy with a single layer on them.
+
+    Raises InputError for a full-precision checkpoint, missing data and numbers that make no sense,
+    load_settings.UserError where checkpoint or data cannot be read.
+    """
+    check_int(trials, "trials", 10**6)
+    if not 0 <= seed <= 10**9:
+        raise InputError(f"seed must be a whole number from 0 to {10**9}, got {seed}")
+    checkpoint = load_checkpoint(path)
+    settings, network = checkpoint.settings, load_network(checkpoint)
+    if settings.bits is None:
+        raise InputError(f"{path} is a full-precision network: crossbars hold integers")
+    batches = evaluation_data(settings, data_path)
+    if batches is None:
+        raise InputError(f"accuracy on {settings.data} is measured: give --data_path")
+    description = describe(network, settings, {})
+    digital = accuracy_of(network, batches, "digital")
+
+    accuracies, runs = [], []
+    for trial in range(trials if crossbar.is_random else 1):
+        placed, layers = on_crossbars(network, description, crossbar, seed + trial)
+        accuracies.append(accuracy_of(placed, batches, f"trial {trial + 1} of {trials}"))
+        runs.append(layers)
+    rows = [layer_row(name, [layers[name] for layers in runs]) for name in runs[0]]
+    if each_layer:
+        for row in rows:
+            placed, _ = on_crossbars(network, description, crossbar, seed, only=[row["layer"]])
+            row["accuracy_alone"] = accuracy_of(placed, batches, row["layer"])
+    return {
+        "checkpoint": str(path),
+        "crossbar": asdict(crossbar) | {"on_off_ratio": str(crossbar.on_off_ratio)},
+        "seed": seed,
+        "digital_accuracy": digital,
+        "accuracy_mean": statistics.mean(accuracies),
+        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "accuracies": accuracies,
+        "exact_adc_bits": max(row["exact_adc_bits"] for row in rows),
+        "layers": rows,
+    }
+
+
+def layer_row(name: str, runs: Sequence[CrossbarLayer]) -> dict[str, Any]:
+    """One layer over all trials; sums are in cell steps."""
+    return {
+        "layer": name,
+        "relative_error": statistics.mean(layer.relative_error for layer in runs),
+        "clipped_share": statistics.mean(layer.clipped / layer.partial_sums for layer in runs),
+        "largest_sum_cell_steps": max(layer.largest_sum for layer in runs),
+        "exact_adc_bits": max(layer.exact_adc_bits for layer in runs),
+    }
+
+
+def nonideal_text(report: dict[str, Any]) -> str:
+    """For the terminal."""
+    lost = 100 * (report["digital_accuracy"] - report["accuracy_mean"])
+    lines = [
+        f"digital accuracy {report['digital_accuracy']:.2%}; on crossbars "
+        f"{report['accuracy_mean']:.2%} ± {report['accuracy_std']:.2%} "
+        f"({len(report['accuracies'])} trials, {lost:.2f} points lost)",
+        "layers that are off most (root mean square, relative to their sums):",
+    ]
+    worst = sorted(report["layers"], key=lambda row: -row["relative_error"])[:5]
+    for row in worst:
+        alone = f", alone {row['accuracy_alone']:.2%}" if "accuracy_alone" in row else ""
+        lines.append(
+            f"  {row['layer']}: {row['relative_error']:.1%}, {row['clipped_share']:.1%} of partial "
+            f"sums clipped{alone}"
+        )
+    if report["crossbar"]["adc_bits"] is not None and lost > 0:
+        lines.append(
+            f"an ADC that neither rounds nor clips these sums: --adc_bits "
+            f"{report['exact_adc_bits']} --adc_range unit"
+        )
+    return "\n".join(lines)

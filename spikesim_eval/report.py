@@ -1,4 +1,4 @@
-"""Writes an estimate as report.json, report.csv (a row a layer) and report.md (for a reader)."""
+"""An estimate as report.json, report.csv (a row a layer), report.md and report.html."""
 
 import csv
 import errno
@@ -7,17 +7,17 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
+from math import fsum
 from pathlib import Path
 from typing import Any
 
-from .constants import PUBLISHED_RATIO
-from .estimate import Chip, Estimate
-from .layers import InputError, Network
-
-# A ratio above 1 means better: less of what is spent, more of what is gained.
-SPENT = {"edap": "edap_pj_ns_um2", "energy": "energy_pj", "delay": "delay_ns", "area": "area_um2"}
-GAINED = ("tops_per_watt", "tops_per_mm2")
+from .compare import sensitivity
+from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE
+from .estimate import Chip, Estimate, estimate, ratios
+from .layers import InputError, Network, Subject
+from .page import page
+from .plots import report_plots
 
 TOTALS = {  # key in `total`: label and unit for a reader
     "pes": ("PEs", ""),
@@ -43,21 +43,18 @@ CSV_COLUMNS = {  # column, with its unit: key of a layer's row
     "slices_cells_per_weight": "slices",
     "pes_count": "pes",
     "groups_count": "groups",
+    "utilization_share_of_cells": "utilization",
     "pe_cycles": "cycles",
     "ops": "ops",
     "spike_rate_per_timestep": "spike_rate",
     "rate_is_measured_yes_no": "rate_is_measured",
     "energy_pj": "energy_pj",
+    "area_um2": "area_um2",
     "start_ns": "start_ns",
     "delay_ns": "delay_ns",
     "finish_ns": "finish_ns",
+    "on_critical_path_yes_no": "on_critical_path",
 }
-
-
-def ratios(ours: Mapping[str, float], baseline: Mapping[str, float]) -> dict[str, float]:
-    """How many times better `ours` is than `baseline`; both are the `total` of an estimate."""
-    spent = {name: baseline[key] / ours[key] for name, key in SPENT.items()}
-    return spent | {name: ours[name] / baseline[name] for name in GAINED}
 
 
 def assumptions(chip: Chip) -> list[str]:
@@ -91,13 +88,20 @@ def assumptions(chip: Chip) -> list[str]:
         "IntegerNetwork). These widths are stated; the published tool has no digital "
         "multiplier to charge.",
         "Only crossbar energy scales with the spike rate; where no rate was measured it is 1.",
-        "Energy and area of an ADC double with every bit above 4; energy and area of a crossbar "
-        "grow with its cells.",
+        {
+            "doubling": "Energy and area of an ADC double with every bit above 4.",
+            "linear": "Energy and area of an ADC grow in proportion to its bits.",
+        }[chip.adc_law]
+        + " Those of a crossbar grow with its cells.",
         delay[chip.delay],
         "A layer starts when every layer it waits for is 75 % done, so an addition waits for both "
         "branches.",
-        "Area counts an input buffer per layer and a membrane memory for every LIF neuron, with "
-        "their own bit widths (the published tool: 22 bits, membranes of five layers).",
+        "Area counts an input buffer per layer and a membrane memory for every LIF neuron, "
+        + {
+            "own": "with their own bit widths (the published tool: 22 bits, membranes of five "
+            "layers).",
+            "published": "of 22 bits a value, as published (there: membranes of five layers).",
+        }[chip.buffers],
         "A floating-point network enters as 32-bit fixed point (weights, membranes, shortcut "
         "inputs) on the same chip, because crossbars hold no floating-point numbers.",
         "The published ratios (N-Caltech101, against floating point) are printed as information "
@@ -116,24 +120,52 @@ def summary(network: Network) -> dict[str, int]:
     }
 
 
-def build_report(ours: Estimate, baseline: Estimate | None = None) -> dict[str, Any]:
+def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) -> dict[str, Any]:
     """The contents of report.json."""
+    ours = estimate(subject.network, chip)
     report = {
+        "name": subject.name,
+        "accuracy": subject.accuracy,
         "network": summary(ours.network),
-        "chip": asdict(ours.chip) | {"crossbars_per_pe": ours.crossbars_per_pe},
+        "chip": asdict(chip) | {"crossbars_per_pe": ours.crossbars_per_pe},
         "units": {key: unit for key, (_, unit) in TOTALS.items() if unit}
         | {"energy_by_component": "pJ", "area_by_component": "um^2"},
         "total": ours.total,
         "area_by_component": ours.area_by_component,
+        "area_outside_layers": outside_layers(ours),
+        "critical_path": [row["name"] for row in ours.layers if row["on_critical_path"]],
         "layers": list(ours.layers),
+        "spike_rates_by_timestep": {name: list(rates) for name, rates in subject.rates.items()},
         "published": {name: constant.value for name, constant in PUBLISHED_RATIO.items()},
-        "assumptions": assumptions(ours.chip),
+        "constants": constants(),
+        "assumptions": assumptions(chip),
     }
     if baseline is not None:
-        report["baseline"] = baseline.total
-        report["baseline_network"] = summary(baseline.network)
-        report["ratio"] = ratios(ours.total, baseline.total)
+        theirs = estimate(baseline.network, chip)
+        report["baseline_name"], report["baseline_accuracy"] = baseline.name, baseline.accuracy
+        report["baseline"] = theirs.total
+        report["baseline_network"] = summary(theirs.network)
+        report["ratio"] = ratios(ours.total, theirs.total)
+        report["sensitivity"] = sensitivity(subject.network, baseline.network, chip)
     return report
+
+
+def outside_layers(ours: Estimate) -> dict[str, float]:
+    """Area that belongs to no layer, um^2: membranes, and the idle PEs of the last tile."""
+    in_layers = fsum(row["area_um2"] for row in ours.layers)
+    membrane = ours.area_by_component["membrane"]
+    idle = max(0.0, ours.total["area_um2"] - in_layers - membrane)
+    return {"membrane": membrane, "idle_pes": idle}
+
+
+def constants() -> list[dict[str, Any]]:
+    """Every published number the estimate rests on."""
+    tables = {"energy": ENERGY, "area": AREA, "structure": STRUCTURE}
+    return [
+        {"table": table, "name": name} | constant._asdict()
+        for table, entries in tables.items()
+        for name, constant in entries.items()
+    ]
 
 
 def csv_text(report: Mapping[str, Any]) -> str:
@@ -143,76 +175,134 @@ def csv_text(report: Mapping[str, Any]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([*CSV_COLUMNS, *(f"{component}_energy_pj" for component in components)])
     for row in report["layers"]:
-        row = row | {"rate_is_measured": "yes" if row["rate_is_measured"] else "no"}
+        for key in ("rate_is_measured", "on_critical_path"):
+            row = row | {key: "yes" if row[key] else "no"}
         energy = row["energy_by_component"]
         writer.writerow([*(row[key] for key in CSV_COLUMNS.values()), *energy.values()])
     return out.getvalue()
 
 
-def _table(header: list[str], rows: list[list[Any]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    cells = ((_cell(value) for value in line) for line in lines)
-    return [f"| {' | '.join(line)} |" for line in cells] + [""]
+@dataclass(frozen=True)
+class Section:
+    """A heading, sentences, and a table where there is a header."""
+
+    title: str
+    sentences: list[str] = field(default_factory=list)
+    header: list[str] = field(default_factory=list)
+    rows: list[list[Any]] = field(default_factory=list)
 
 
-def _cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text.replace("\\", "\\\\").replace("|", "\\|")
-
-
-def markdown_text(report: Mapping[str, Any]) -> str:
+def sections(report: Mapping[str, Any]) -> list[Section]:
+    """What a reader is shown, in order."""
     total, baseline = report["total"], report.get("baseline")
     header = ["quantity", "value", *(["baseline"] if baseline else []), "unit"]
     rows = [
         [label, total[key], *([baseline[key]] if baseline else []), unit]
         for key, (label, unit) in TOTALS.items()
     ]
-    lines = ["# SpikeSim estimate", "", "One inference of one sample.", ""]
-    lines += _table(header, rows)
+    if report["accuracy"] is not None:
+        accuracies = [report["accuracy"], *([report["baseline_accuracy"]] if baseline else [])]
+        shown = ["" if x is None else f"{100 * x:.2f}" for x in accuracies]
+        rows.insert(0, ["accuracy", *shown, "%"])
+    found = [Section(report["name"], ["One inference of one sample."], header, rows)]
     if baseline:
-        lines += ["## Times better than the baseline", ""]
-        lines += _table(
-            ["quantity", "here", "published (N-Caltech101, information only)"],
+        rows = [
+            [name, ratio, report["published"].get(name, "")]
+            for name, ratio in report["ratio"].items()
+        ]
+        header = ["quantity", "here", "published (N-Caltech101, information only)"]
+        found.append(Section("Times better than the baseline", [], header, rows))
+        sentences = ["Each assumption changed alone, for both networks where it concerns both."]
+        header = ["change", *report["sensitivity"][0]["ratio"]]
+        rows = [[row["change"], *row["ratio"].values()] for row in report["sensitivity"]]
+        found.append(Section("Sensitivity", sentences, header, rows))
+    found.append(
+        Section(
+            "Layers",
+            [f"Critical path: {' → '.join(report['critical_path'])}."],
             [
-                [name, ratio, report["published"].get(name, "")]
-                for name, ratio in report["ratio"].items()
+                *("layer", "kernel", "in", "out", "weight bits", "input bits", "accumulator bits"),
+                *("scale bits", "product bits", "PEs", "groups", "cells used, %", "PE cycles"),
+                *("spike rate", "energy pJ", "area um^2", "start ns", "delay ns", "finish ns"),
+            ],
+            [
+                [
+                    *(row[key] for key in ("name", "kernel", "in_channels", "out_channels")),
+                    *(row[key] for key in ("weight_bits", "input_bits", "accumulator_bits")),
+                    *("" if row[key] is None else row[key] for key in ("bn_bits", "product_bits")),
+                    *(row["pes"], row["groups"], f"{100 * row['utilization']:.1f}", row["cycles"]),
+                    f"{row['spike_rate']:.4g}"
+                    + ("" if row["rate_is_measured"] else " (not measured)"),
+                    *(row[key] for key in ("energy_pj", "area_um2")),
+                    *(row[key] for key in ("start_ns", "delay_ns", "finish_ns")),
+                ]
+                for row in report["layers"]
             ],
         )
-    lines += ["## Layers", ""]
-    lines += _table(
-        [
-            *("layer", "kernel", "in", "out", "weight bits", "input bits", "accumulator bits"),
-            *("scale bits", "product bits", "PEs", "groups", "PE cycles", "spike rate"),
-            *("energy pJ", "start ns", "delay ns", "finish ns"),
-        ],
-        [
-            [
-                *(row[key] for key in ("name", "kernel", "in_channels", "out_channels")),
-                *(row[key] for key in ("weight_bits", "input_bits", "accumulator_bits")),
-                *("" if row[key] is None else row[key] for key in ("bn_bits", "product_bits")),
-                *(row[key] for key in ("pes", "groups", "cycles")),
-                f"{row['spike_rate']:.4g}" + ("" if row["rate_is_measured"] else " (not measured)"),
-                *(row[key] for key in ("energy_pj", "start_ns", "delay_ns", "finish_ns")),
-            ]
-            for row in report["layers"]
-        ],
     )
-    lines += ["## Energy and area by component", ""]
     area = report["area_by_component"]
     energy = {
-        name: sum(row["energy_by_component"][name] for row in report["layers"])
+        name: fsum(row["energy_by_component"][name] for row in report["layers"])
         for name in report["layers"][0]["energy_by_component"]
     }
-    lines += _table(
-        ["component", "energy pJ", "area um^2"],
-        [[name, energy.get(name, ""), area.get(name, "")] for name in energy | area],
+    rows = [[name, energy.get(name, ""), area.get(name, "")] for name in energy | area]
+    outside = report["area_outside_layers"]
+    sentence = (
+        f"Of the area, {outside['membrane']:.6g} um^2 are membranes and {outside['idle_pes']:.6g} "
+        "um^2 idle PEs of the last tile; the rest belongs to layers."
     )
-    lines += ["## Chip and network", ""]
-    lines += _table(
-        ["option", "value"], [list(item) for item in (report["chip"] | report["network"]).items()]
+    header = ["component", "energy pJ", "area um^2"]
+    found.append(Section("Energy and area by component", [sentence], header, rows))
+    rows = [list(item) for item in (report["chip"] | report["network"]).items()]
+    found.append(Section("Chip and network", [], ["option", "value"], rows))
+    found.append(Section("Assumptions", report["assumptions"]))
+    rows = [
+        [f"{row['table']}: {row['name']}", row["value"], row["unit"], row["meaning"], row["source"]]
+        for row in report["constants"]
+    ]
+    header = ["constant", "value", "unit", "published for", "source"]
+    found.append(Section("Constants", [], header, rows))
+    return found
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def markdown_table(header: list[str], rows: list[list[Any]]) -> list[str]:
+    cells = (
+        [_cell(value).replace("\\", "\\\\").replace("|", "\\|") for value in line]
+        for line in [header, ["---"] * len(header), *rows]
     )
-    lines += ["## Assumptions", "", *(f"- {sentence}" for sentence in report["assumptions"])]
-    return "\n".join(lines) + "\n"
+    return [f"| {' | '.join(line)} |" for line in cells]
+
+
+def markdown_text(report: Mapping[str, Any]) -> str:
+    lines = ["# SpikeSim estimate", ""]
+    for section in sections(report):
+        lines += [f"## {section.title}", ""]
+        bullet = "- " if len(section.sentences) > 1 else ""
+        lines += [*(bullet + sentence for sentence in section.sentences)]
+        lines += [""] if section.sentences else []
+        if section.header:
+            lines += [*markdown_table(section.header, section.rows), ""]
+    return "\n".join(lines)
+
+
+def html_text(report: Mapping[str, Any]) -> str:
+    """One file, plots inside, that opens offline."""
+    shown = [
+        (
+            section.title,
+            section.sentences,
+            section.header,
+            [[_cell(x) for x in r] for r in section.rows],
+        )
+        for section in sections(report)
+    ]
+    return page("SpikeSim estimate", shown, report_plots(report))
 
 
 def totals_text(report: Mapping[str, Any]) -> str:
@@ -229,30 +319,39 @@ def totals_text(report: Mapping[str, Any]) -> str:
 
 
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
-    """Write report.json, report.csv and report.md into `folder`, all of them or none.
+    """Write report.json, .csv, .md and .html into `folder`; raises as `write_files`."""
+    write_files(
+        folder,
+        {
+            "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
+            "report.csv": csv_text(report),
+            "report.md": markdown_text(report),
+            "report.html": html_text(report),
+        },
+    )
 
-    Each is written beside its target and moved there once all three are complete. Raises InputError
+
+def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None:
+    """Write files into `folder`, all of them or none.
+
+    Each is written beside its target and moved there once all are complete. Raises InputError
     where the folder cannot be made or written to.
     """
     if not str(folder):
         raise InputError("the folder of the report has no name")
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    texts = {
-        "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
-        "report.csv": csv_text(report),
-        "report.md": markdown_text(report),
-    }
     complete: dict[Path, Path] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
+        for name, content in contents.items():
             target = folder / name
             if target.is_dir():  # found out now, not after its neighbours have been replaced
                 raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
             temporary = folder / f".{name}.{os.getpid()}"
             complete[temporary] = target
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+            content = content.encode() if isinstance(content, str) else content
+            temporary.write_bytes(content)
         for temporary, target in complete.items():
             os.replace(temporary, target)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte

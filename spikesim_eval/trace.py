@@ -1,162 +1,335 @@
-"""From a checkpoint to the layer list that the estimate reads."""
+"""From a trained network to the layer list that the estimate reads.
+
+A checkpoint of main.py, or any torch module of a user's: its convolutions, linear layers and LIF
+populations are met by forward hooks, and the residual graph is followed tensor by tensor.
+"""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data_loader import evaluation_loader, load_data_sets
-from load_settings import DATA_SETS, Settings, load_checkpoint, load_network
+from load_settings import DATA_SETS, Checkpoint, Settings, load_checkpoint, load_network
+from models import MSResNet
 from models.neuron import LIF, count_spikes
 
-from .layers import Layer, Network
+from .layers import InputError, Layer, Network, Subject, check_int
 
 FLOAT_BITS = 32  # full precision enters the estimate as 32-bit fixed point
 IMAGE_BITS = 8
+AVERAGES = ("mean", "sum", "avg_pool2d", "_adaptive_avg_pool2d")  # aten names
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a tensor was computed from: the nearest layers, the nearest LIF populations, and whether
+    the populations' spikes have been averaged on the way."""
+
+    layers: frozenset[str] = frozenset()
+    populations: frozenset[str] = frozenset()
+    averaged: bool = False
+
+    def join(self, other: "Origin") -> "Origin":
+        return Origin(
+            self.layers | other.layers,
+            self.populations | other.populations,
+            self.averaged or other.averaged,
+        )
 
 
 class _Origins(TorchDispatchMode):
-    """Follows every tensor of a forward pass back to the layers and LIF populations it comes from.
+    """Follows every tensor of a forward pass back to where it comes from.
 
     Kept per storage, so that views and writes into views are followed too.
     """
 
     def __init__(self):
         super().__init__()
-        self.layers: dict[int, frozenset[str]] = {}
-        self.populations: dict[int, frozenset[str]] = {}
+        self._origins: dict[int, Origin] = {}
         self._alive: list[Tensor] = []  # a freed storage's key could come back as another's
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        inputs = [self._key(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        origin = Origin(averaged=function.overloadpacket.__name__ in AVERAGES)
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor):
+                origin = origin.join(self.of(x))
         for x in tree_leaves(result):
             if isinstance(x, Tensor):
-                for origins in (self.layers, self.populations):
-                    found = (origins.get(key, frozenset()) for key in [*inputs, self._key(x)])
-                    origins[self._key(x)] = frozenset().union(*found)
-                self._alive.append(x)
+                self.start(x, origin.join(self.of(x)))
         return result
 
-    @staticmethod
-    def _key(x: Tensor) -> int:
-        return x.untyped_storage()._cdata
+    def of(self, x: Tensor) -> Origin:
+        return self._origins.get(x.untyped_storage()._cdata, Origin())
 
-    def of(self, x: Tensor) -> tuple[frozenset[str], frozenset[str]]:
-        """(layers, LIF populations) that x was computed from, up to the nearest of each."""
-        key = self._key(x)
-        return self.layers.get(key, frozenset()), self.populations.get(key, frozenset())
+    def start(self, x: Tensor, origin: Origin) -> None:
+        self._origins[x.untyped_storage()._cdata] = origin
+        self._alive.append(x)
 
-    def start(self, x: Tensor, layers: frozenset[str], populations: frozenset[str]) -> None:
-        self.layers[self._key(x)], self.populations[self._key(x)] = layers, populations
+
+def is_spiking(module: nn.Module) -> bool:
+    """This project's neurons and spikingjelly's."""
+    if isinstance(module, LIF):
+        return True
+    spikingjelly = sys.modules.get("spikingjelly.activation_based.neuron.base_node")
+    return spikingjelly is not None and isinstance(module, spikingjelly.BaseNode)
+
+
+@dataclass(frozen=True)
+class _Met:
+    """A layer as its hook first saw it."""
+
+    module: nn.Conv2d | nn.Linear
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    origin: Origin
+
+
+class _Tracer:
+    """What the hooks of one forward pass see, and the layer list made of it."""
+
+    def __init__(self, time_steps: int):
+        self.time_steps, self.samples = time_steps, 1
+        self.origins = _Origins()
+        self.met: dict[str, _Met] = {}
+        self.rows: dict[str, int] = {}  # inputs that a linear layer has seen
+        self.shapes: dict[str, tuple[int, int, int]] = {}
+        self.spikes: dict[str, float] = {}
+
+    def after_lif(self, name: str, module: nn.Module, spikes: Tensor) -> None:
+        """`spikes` are (T·N, ...), or (N, ...) in a loop, or (T, N, ...) in spikingjelly's "m"."""
+        leading = 2 if getattr(module, "step_mode", "s") == "m" else 1
+        folded = self.time_steps if isinstance(module, LIF) else 1
+        self.samples = spikes.shape[leading - 1] // folded
+        shape = tuple(spikes.shape[leading:])
+        self.shapes[name] = shape + (1,) * (3 - len(shape))
+        self.spikes[name] = self.spikes.get(name, 0.0) + spikes.sum().item()
+        self.origins.start(spikes, Origin(self.origins.of(spikes).layers, frozenset({name})))
+
+    def after_layer(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
+        if isinstance(module, nn.Linear):
+            self.rows[name] = self.rows.get(name, 0) + x.numel() // module.in_features
+            sizes = (1, 1), (1, 1)
+        else:
+            sizes = tuple(x.shape[-2:]), tuple(y.shape[-2:])
+        self.met.setdefault(name, _Met(module, *sizes, self.origins.of(x)))
+        self.origins.start(y, Origin(frozenset({name})))
+
+    def layers(self, bits: int, bn_bits: int | None, rates: dict[str, float]) -> tuple[Layer, ...]:
+        return tuple(self._layer(name, met, bits, bn_bits, rates) for name, met in self.met.items())
+
+    def _layer(self, name: str, met: _Met, bits: int, bn_bits: int | None, rates) -> Layer:
+        module, origin = met.module, met.origin
+        common = {"name": name, "after": tuple(sorted(origin.layers)), "out_size": met.out_size}
+        if hasattr(module, "quantizer") and (name in self.rows or not origin.layers):
+            common["weight_bits"] = module.quantizer.bits  # stem and classifier have their own
+        if name in self.rows:
+            common |= {"in_channels": module.in_features, "out_channels": module.out_features}
+            if self.time_steps == 1 or self.rows[name] < self.samples * self.time_steps:
+                plane = self._pooled_plane(module.in_features, origin)
+                return Layer(kernel=1, in_size=plane, input_bits=None, linear=True, **common)
+        else:
+            common |= {"in_channels": module.in_channels, "out_channels": module.out_channels}
+        rate = rates.get(*origin.populations) if len(origin.populations) == 1 else None
+        return Layer(
+            kernel=1 if name in self.rows else module.kernel_size[0],
+            in_size=met.in_size,
+            input_bits=self._input_bits(met, bits),
+            spike_rate=None if origin.averaged else rate,
+            bn_bits=bn_bits,
+            **common,
+        )
+
+    def _pooled_plane(self, features: int, origin: Origin) -> tuple[int, int]:
+        """What a classifier's inputs are averages over, beside time."""
+        shapes = [self.shapes[name] for name in origin.populations]
+        return shapes[0][1:] if shapes and shapes[0][0] == features else (1, 1)
+
+    def _input_bits(self, met: _Met, bits: int) -> int:
+        """Of one timestep's value; added or averaged populations give counts of spikes."""
+        origin = met.origin
+        if not origin.populations:
+            return bits if origin.layers else IMAGE_BITS
+        module, pooled = met.module, 1
+        if origin.averaged:
+            is_linear = isinstance(module, nn.Linear)
+            channels = module.in_features if is_linear else module.in_channels
+            spikes = max(prod(self.shapes[name]) for name in origin.populations)
+            pooled = spikes // (channels * prod(met.in_size))
+        return (len(origin.populations) * max(1, pooled)).bit_length()
+
+
+def check_convolution(name: str, module: nn.Module) -> None:
+    """Raise InputError for a layer that the estimate would get wrong or not see."""
+    if isinstance(module, nn.modules.conv._ConvNd) and (
+        not isinstance(module, nn.Conv2d)
+        or module.groups != 1
+        or module.dilation != (1, 1)
+        or module.kernel_size[0] != module.kernel_size[1]
+    ):
+        raise InputError(
+            f"layer {name}: the estimate knows 2-d convolutions with square kernels, without "
+            "groups and dilation"
+        )
 
 
 def trace_network(
-    network: nn.Module, sample: Tensor, bits: int, bn_bits: int, rates: dict[str, float]
+    network: nn.Module,
+    sample: Tensor,
+    bits: int,
+    bn_bits: int | None,
+    rates: dict[str, float] | None,
+    time_steps: int,
 ) -> Network:
-    """Layer list of a spiking network, from a forward pass of one sample.
+    """Layer list of a spiking network, from a forward pass of `sample`.
 
     `bits` is the width of its membranes, `bn_bits` that of its batch norm scales. `rates` holds the
-    measured spike rate of each LIF layer, by name; without it a rate counts as not measured. A
-    convolution reads 1 bit where its input is spikes, 8 where it is the image, and
-    `bits` where it is the residual stream.
+    measured spike rate of each LIF layer, by name, and without one it counts as not measured; with
+    None the rates are those of the sample. A layer reads 1 bit where its input is spikes, more
+    where populations are added or averaged, 8 where it is the image and `bits` where it is the
+    residual stream. A linear layer that runs once, on averages over time, is the classifier; one
+    that runs at every timestep is a 1×1 convolution. Raises InputError for layers that the estimate
+    does not know.
     """
-    origins = _Origins()
-    shapes: dict[str, tuple[int, int, int]] = {}
-    layers: list[Layer] = []
-
-    def after_lif(name: str, spikes: Tensor) -> None:
-        shapes[name] = tuple(spikes.shape[1:])
-        before, _ = origins.of(spikes)
-        origins.start(spikes, before, frozenset({name}))
-
-    def after_layer(name: str, module: nn.Conv2d | nn.Linear, x: Tensor, y: Tensor) -> None:
-        before, populations = origins.of(x)
-        common = {
-            "name": name,
-            "after": tuple(sorted(before)),
-            "weight_bits": module.quantizer.bits if hasattr(module, "quantizer") else FLOAT_BITS,
-        }
-        if isinstance(module, nn.Linear):
-            (population,) = populations
-            layer = Layer(
-                kernel=1,
-                in_channels=module.in_features,
-                out_channels=module.out_features,
-                in_size=shapes[population][1:],
-                out_size=(1, 1),
-                input_bits=None,
-                linear=True,
-                **common,
-            )
-        else:
-            layer = Layer(
-                kernel=module.kernel_size[0],
-                in_channels=module.in_channels,
-                out_channels=module.out_channels,
-                in_size=tuple(x.shape[2:]),
-                out_size=tuple(y.shape[2:]),
-                input_bits=1 if populations else bits if before else IMAGE_BITS,
-                bn_bits=bn_bits,
-                spike_rate=rates.get(*populations) if populations else None,
-                **common,
-            )
-        layers.append(layer)
-        origins.start(y, frozenset({name}), frozenset())
-
+    tracer = _Tracer(time_steps)
     handles = []
     for name, module in network.named_modules():
-        if isinstance(module, LIF):
-            hook = lambda module, inputs, spikes, name=name: after_lif(name, spikes)  # noqa: E731
+        check_convolution(name, module)
+        if is_spiking(module):
+            hook = lambda m, x, y, name=name: tracer.after_lif(name, m, y)  # noqa: E731
         elif isinstance(module, nn.Conv2d | nn.Linear):
-            hook = lambda module, inputs, y, name=name: after_layer(name, module, inputs[0], y)  # noqa: E731
+            hook = lambda m, x, y, name=name: tracer.after_layer(name, m, x[0], y)  # noqa: E731
         else:
             continue
         handles.append(module.register_forward_hook(hook))
     try:
-        with torch.no_grad(), origins:
+        with torch.no_grad(), tracer.origins:
             network.eval()(sample)
     finally:
         for handle in handles:
             handle.remove()
+    if rates is None:
+        updates = time_steps * tracer.samples
+        rates = {
+            name: fired / (updates * prod(tracer.shapes[name]))
+            for name, fired in tracer.spikes.items()
+        }
     return Network(
-        time_steps=network.time_window,
+        time_steps=time_steps,
         weight_bits=bits,
         membrane_bits=bits,
-        layers=tuple(layers),
-        lif=tuple(shapes.values()),
+        layers=tracer.layers(bits, bn_bits, rates),
+        lif=tuple(tracer.shapes.values()),
     )
 
 
-@torch.no_grad()
-def measured_rates(network: nn.Module, settings: Settings, data_path: str) -> dict[str, float]:
-    """Spikes per neuron and timestep of each LIF layer, over the whole test set."""
-    _, test_set = load_data_sets(settings.data, data_path, settings.time_window)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    batches = evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
-    network.to(device)
-    with count_spikes(network) as counts:
-        for images, _ in tqdm(batches, "measuring spike rates", leave=False):
-            network(images.to(device))
-    network.cpu()
-    return {name: (fired / neurons).item() for name, (fired, neurons) in counts.items()}
-
-
-def trace_checkpoint(path: str, data_path: str | None = None) -> Network:
-    """The layers of a checkpoint's network, with spike rates where there are data to measure them.
-
-    The digits are always at hand; other data sets are read below `data_path` where it is given.
-    Raises load_settings.UserError where the checkpoint or the data cannot be read.
-    """
-    checkpoint = load_checkpoint(path)
-    settings, network = checkpoint.settings, load_network(checkpoint)
-    rates = {}
-    if data_path is not None or settings.data == "digits":
-        rates = measured_rates(network, settings, data_path or ".")
+def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> Network:
+    """The layer list of a checkpoint's network."""
     data_set = DATA_SETS[settings.data]
     shape = (data_set.in_channels, data_set.image_size, data_set.image_size)
-    steps = (settings.time_window,) if data_set.events else ()
+    steps = (network.time_window,) if data_set.events else ()
     sample = torch.zeros(1, *steps, *shape)
     bits, bn_bits = settings.bits or FLOAT_BITS, settings.bn_bits or FLOAT_BITS
-    return trace_network(network, sample, bits, bn_bits, rates)
+    return trace_network(network, sample, bits, bn_bits, rates, network.time_window)
+
+
+def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | None:
+    """The test set of a checkpoint's data; None where nobody has said where it lies.
+
+    The digits are always at hand. Raises load_settings.UserError where the data cannot be read.
+    """
+    if data_path is None and settings.data != "digits":
+        return None
+    _, test_set = load_data_sets(settings.data, data_path or ".", settings.time_window)
+    return evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
+
+
+@torch.no_grad()
+def measure(network: MSResNet, batches: DataLoader) -> tuple[float, dict[str, Tensor]]:
+    """(accuracy, spikes per neuron at each timestep, (T,), of every LIF layer by name)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.to(device)
+    correct = total = 0
+    with count_spikes(network) as counts:
+        for images, labels in tqdm(batches, "measuring spike rates", leave=False):
+            if images.dim() == 5:
+                images = images[:, : network.time_window]  # of a network run at fewer timesteps
+            correct += (network(images.to(device)).argmax(1).cpu() == labels).sum().item()
+            total += len(labels)
+    network.cpu()
+    return correct / total, {
+        name: (fired / neurons).cpu() for name, (fired, neurons) in counts.items()
+    }
+
+
+def trace_checkpoint(
+    path: str, data_path: str | None = None, time_steps: int | None = None
+) -> Subject:
+    """The network of a checkpoint, with accuracy and, where there are data, measured spike rates.
+
+    With `time_steps` it is run at so many timesteps instead of those it was trained with, and its
+    accuracy is measured again. Raises InputError where that needs data that nobody has given, and
+    load_settings.UserError where the checkpoint or the data cannot be read.
+    """
+    checkpoint = load_checkpoint(path)
+    settings, network, accuracy = checkpoint.settings, load_network(checkpoint), checkpoint.accuracy
+    batches = evaluation_data(settings, data_path)
+    if time_steps is not None and time_steps != settings.time_window:
+        check_time_steps(checkpoint, time_steps, batches)
+        network.time_window = time_steps
+    rates: dict[str, Tensor] = {}
+    if batches is not None:
+        accuracy, rates = measure(network, batches)
+    means = {name: rate.mean().item() for name, rate in rates.items()}
+    by_timestep = {name: rate.tolist() for name, rate in rates.items()}
+    return Subject(str(path), describe(network, settings, means), accuracy, by_timestep)
+
+
+def check_time_steps(checkpoint: Checkpoint, time_steps: int, batches: DataLoader | None) -> None:
+    check_int(time_steps, "time_steps", 1024)
+    settings = checkpoint.settings
+    if batches is None:
+        raise InputError(
+            f"--time_steps {time_steps}: accuracy is measured again, so give --data_path"
+        )
+    if DATA_SETS[settings.data].events and time_steps > settings.time_window:
+        raise InputError(f"--time_steps {time_steps}: the frames have {settings.time_window}")
+
+
+def trace_module(spec: str, time_steps: int, bits: int) -> Subject:
+    """The network that a user's function gives: `spec` is "package.module:function".
+
+    The function takes nothing and returns (network, sample): a torch module and an input as the
+    module takes it. Spike rates are those of the sample, so it should be real data.
+    The module must run all timesteps in one forward pass, in a loop or in spikingjelly's step mode
+    "m"; T and bits are the caller's to say. Raises InputError for whatever is wrong with it.
+    """
+    module_name, _, function_name = spec.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        returned = getattr(importlib.import_module(module_name), function_name)()
+    except Exception as error:  # whatever a user's file raises
+        raise InputError(f"--module {spec}: {type(error).__name__}: {error}") from None
+    finally:
+        sys.path.pop(0)
+    match returned:
+        case (nn.Module() as network, Tensor() as sample) if sample.numel():
+            pass
+        case _:
+            raise InputError(f"--module {spec} must return (torch module, tensor of samples)")
+    try:
+        network = trace_network(network, sample, bits, None, None, time_steps)
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--module {spec}: its forward pass failed: {error}") from None
+    return Subject(spec, network)

@@ -108,6 +108,7 @@ def test_the_hardware_report_reads_their_checkpoints(published_runs, clone, shel
             "report.json",
             "report.csv",
             "report.md",
+            "report.html",
         }
         assert all(report["ratio"][name] > 1 for name in ("edap", "energy", "area", "delay"))
         assert not any(layer["rate_is_measured"] for layer in report["layers"])

@@ -147,7 +147,7 @@ def test_the_integer_network_fires_every_spike_as_the_network_does(bits, bn_bits
 def test_the_reported_accumulators_hold_the_worst_case_of_the_integer_network(bits):
     torch.manual_seed(0)
     network = QuanMSResNet(18, 5, T, 2, 8, bits=bits, bn_bits=6).eval()
-    report = trace_network(network, torch.zeros(1, T, 2, 16, 16), bits, 6, {})
+    report = trace_network(network, torch.zeros(1, T, 2, 16, 16), bits, 6, {}, T)
     for layer in report.layers:
         assert layer.bn_bits == (None if layer.linear else 6)
         conv = network.get_submodule(layer.name)

@@ -108,4 +108,4 @@ def test_spikes_are_counted_per_layer_and_only_while_asked():
         layers["a"](x, 2)
         layers["a"](x, 2)
     layers["a"](x, 2)
-    assert counts["a"].tolist() == [4, 8]
+    assert counts["a"].tolist() == [[2, 2], [4, 4]]  # spikes and neurons of each timestep

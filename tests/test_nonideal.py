@@ -87,7 +87,7 @@ def test_an_adc_with_unit_steps_is_exact_until_it_clips(columns):
 
 
 @COLUMNS
-@pytest.mark.parametrize("adc_bits", [2, 3, 4, 6])
+@pytest.mark.parametrize("adc_bits", [1, 2])
 def test_an_adc_is_off_by_at_most_half_a_step_per_partial_sum(adc_bits, columns):
     crossbar = Crossbar(xbar_size=8, cell_bits=1, adc_bits=adc_bits, columns=columns)
     layer, codes, x = random_layer(crossbar, shape=(5, 20, 3, 3))
@@ -113,7 +113,8 @@ def test_variation_has_the_right_mean_and_deviation_and_a_seed():
         layer = CrossbarLayer(codes, 4, 1, False, (1, 1), (1, 1), crossbar, generator)
         return layer.cells[0]
 
-    target = 5 + crossbar.off_conductance  # all weights are 5, so are all cells
+    # All weights are 5, so are all cells; their highest level is 7 and conducts 4 times the lowest.
+    target = 5 + 7 / 3
     assert cells(0).mean() == pytest.approx(target, rel=2e-3)
     assert cells(0).std() == pytest.approx(0.1 * target, rel=2e-2)
     assert torch.equal(cells(0), cells(0))
@@ -195,7 +196,7 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
     for _ in range(20):
         network(x)
     network.eval()
-    description = trace_network(network, x[:1], bits, 8, {})
+    description = trace_network(network, x[:1], bits, 8, {}, time_steps=3)
     crossbars, layers = on_crossbars(network, description, Crossbar(xbar_size=16), seed=0)
     assert len(layers) == 21
     logits, membranes = network(x, membranes=True)

@@ -14,10 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikesim_eval.__main__ import main
-from spikesim_eval.estimate import Chip, estimate
-from spikesim_eval.layers import InputError, Layer, Network, load_layer_list, network_from_json
+from spikesim_eval.estimate import Chip, estimate, ratios
+from spikesim_eval.layers import (
+    InputError,
+    Layer,
+    Network,
+    Subject,
+    load_layer_list,
+    network_from_json,
+)
 from spikesim_eval.published import estimate_published
-from spikesim_eval.report import ratios
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = json.loads((ROOT / "tests/data/spikesim_golden.json").read_text())["cases"]
@@ -417,7 +423,9 @@ def test_report_command_writes_three_files_and_prints_the_totals(layer_file, tmp
     out = tmp_path / "new" / "out"
     result = command("report", "--layers", layer_file, "--out", out, "--xbar_size", 128)
     assert (result.returncode, result.stderr) == (0, "")
-    assert sorted(path.name for path in out.iterdir()) == ["report.csv", "report.json", "report.md"]
+    assert {path.name for path in out.iterdir()} == {
+        f"report.{suffix}" for suffix in ("csv", "html", "json", "md")
+    }
 
     report = json.loads((out / "report.json").read_text())
     expected = estimate(load_layer_list(layer_file), Chip(xbar_size=128))
@@ -466,11 +474,11 @@ def test_report_compares_with_a_baseline_and_shows_the_published_ratios(
 def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_path):
     options = (
         "--xbar_size 32 --pe_per_tile 5 --cell_bits 2 --adc_bits 6 --clk_mhz 500 --cell rram "
-        "--periphery per_pe --delay pixel_serial"
+        "--periphery per_pe --delay pixel_serial --adc_law linear --buffers published"
     )
     main(f"report --layers {layer_file} --out {tmp_path} {options}".split())
     report = json.loads((tmp_path / "report.json").read_text())
-    chip = Chip(32, 5, 2, 6, 500.0, "rram", "per_pe", "pixel_serial")
+    chip = Chip(32, 5, 2, 6, 500.0, "rram", "per_pe", "pixel_serial", "linear", "published")
     assert report["total"] == estimate(load_layer_list(layer_file), chip).total
 
 
@@ -505,11 +513,11 @@ def test_checkpoints_are_traced_with_the_data_path_and_their_errors_are_one_line
     class UserError(Exception):
         pass
 
-    def trace_checkpoint(path, data_path=None):
+    def trace_checkpoint(path, data_path=None, time_steps=None):
         if "bad" in path:
             raise UserError("not a checkpoint\nof ours")
         assert data_path == "D"
-        return load_layer_list(layer_file)
+        return Subject(path, load_layer_list(layer_file))
 
     fakes = {
         "load_settings": types.SimpleNamespace(UserError=UserError),

@@ -1,0 +1,102 @@
+"""Speed and memory of the hardware estimate: python -m benchmarks.hardware_speed
+
+A sweep of 100,000 chips for MS-ResNet-18 of width 64 against one estimate, and a digits test set on
+non-ideal crossbars against the digital network; medians of interleaved rounds in one process.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from data_loader import evaluation_loader, load_data_sets
+from models import QuanMSResNet
+from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.layers import Subject
+from spikesim_eval.nonideal import Crossbar, accuracy_of, on_crossbars
+from spikesim_eval.sweep import sweep
+from spikesim_eval.trace import trace_network
+
+AXES = {  # 10 · 5 · 10 · 10 · 20 = 100,000 points
+    "xbar_size": [16, 32, 48, 64, 96, 128, 192, 256, 384, 512],
+    "cell_bits": [1, 2, 3, 4, 8],
+    "adc_bits": list(range(3, 13)),
+    "pe_per_tile": list(range(2, 12)),
+    "clk_mhz": [50.0 * i for i in range(1, 21)],
+}
+
+
+def seconds(function: Callable[[], object], repeats: int = 1) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
+
+
+def medians(functions: Sequence[Callable[[], object]], repeats: Sequence[int], rounds: int):
+    """Median seconds of each function, measured in turn."""
+    times = [
+        [seconds(f, n) for f, n in zip(functions, repeats, strict=True)] for _ in range(rounds)
+    ]
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def sweep_speed(rounds: int) -> None:
+    network = QuanMSResNet(18, 100, 4, 3, 64, bits=4)
+    subject = Subject("", trace_network(network, torch.zeros(1, 3, 32, 32), 4, 8, {}, 4))
+    before = megabytes()
+    points = len(sweep([subject], Chip(), AXES)["pareto"])
+    memory = megabytes() - before
+    functions = (
+        lambda: estimate(subject.network, Chip()),
+        lambda: sweep([subject], Chip(), AXES),
+    )
+    one, grid = medians(functions, (20, 1), rounds)
+    print(
+        f"sweep of {points} points: {grid / one:.0f} times one estimate "
+        f"({1e3 * grid:.0f} ms, {1e3 * one:.2f} ms), {memory:.0f} MB more memory"
+    )
+
+
+@torch.no_grad()
+def nonideal_speed(rounds: int, width: int) -> None:
+    torch.manual_seed(0)
+    network = QuanMSResNet(18, 10, 4, 1, width, bits=4)
+    _, test_set = load_data_sets("digits", ".", 4)
+    batches = evaluation_loader(test_set, 64, 0, 1, workers=0)
+    network(next(iter(batches))[0])  # running statistics
+    network.eval()
+    description = trace_network(network, torch.zeros(1, 1, 16, 16), 4, 8, {}, 4)
+    functions = [lambda: accuracy_of(network, batches, "digital")]
+    labels = ["digital"]
+    for columns in ("differential", "offset"):
+        crossbar = Crossbar(adc_bits=4, columns=columns, sigma=0.1, on_off_ratio=10)
+        placed, _ = on_crossbars(network, description, crossbar, seed=0)
+        functions.append(lambda placed=placed: accuracy_of(placed, batches, "crossbars"))
+        labels.append(f"{columns} columns, 4-bit ADC")
+    found = medians(functions, [1] * len(functions), rounds)
+    for label, value in zip(labels[1:], found[1:], strict=True):
+        print(
+            f"digits test set, MS-ResNet-18, width {width}, T = 4, {label}: "
+            f"{value / found[0]:.1f} times the digital evaluation ({found[0]:.2f} s)"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--width", type=int, default=8, help="of the network on crossbars")
+    args = parser.parse_args(arguments)
+    sweep_speed(args.rounds)
+    nonideal_speed(args.rounds, args.width)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Networks against a baseline: the paper's ratios, what they rest on, and the cheapest choice."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .constants import PUBLISHED_RATIO
+from .estimate import CHOICES, Chip, estimate, ratios
+from .layers import Layer, Network, Subject
+
+# (our network, the baseline's, chip) -> the same under another assumption
+Case = tuple[Network, Network, Chip]
+
+
+def change_layers(network: Network, change: Callable[[Layer], Layer]) -> Network:
+    return replace(network, layers=tuple(map(change, network.layers)))
+
+
+def other_assumptions(ours: Network, baseline: Network, chip: Chip) -> Iterator[tuple[str, Case]]:
+    """Each assumption that the claim rests on, changed alone."""
+
+    def as_spikes(which: Callable[[Network, Layer], bool]) -> Case:
+        changed = (
+            change_layers(
+                network,
+                lambda layer, network=network: (
+                    replace(layer, input_bits=1) if which(network, layer) else layer
+                ),
+            )
+            for network in (ours, baseline)
+        )
+        return *changed, chip
+
+    def reads_image(network: Network, layer: Layer) -> bool:
+        return not layer.linear and layer.input_bits > 1 and not layer.after
+
+    yield "as assumed", (ours, baseline, chip)
+    for option in ("periphery", "delay", "buffers"):
+        (other,) = set(CHOICES[option]) - {getattr(chip, option)}
+        yield f"--{option} {other}", (ours, baseline, replace(chip, **{option: other}))
+    yield "shortcut inputs charged as spikes", as_spikes(Network.reads_stream)
+    yield "image charged as spikes", as_spikes(reads_image)
+    unmeasured = (
+        change_layers(network, lambda layer: replace(layer, spike_rate=None))
+        for network in (ours, baseline)
+    )
+    yield "spike rate 1 everywhere", (*unmeasured, chip)
+    for adc_law in CHOICES["adc_law"]:
+        wide = replace(chip, adc_bits=8, adc_law=adc_law)
+        yield f"--adc_bits 8 --adc_law {adc_law}", (ours, baseline, wide)
+    for bits in (24, 16):
+        if bits < baseline.weight_bits:
+            yield f"baseline of {bits} bits", (ours, baseline.at(bits), chip)
+
+
+def sensitivity(ours: Network, baseline: Network, chip: Chip) -> list[dict[str, Any]]:
+    """The paper's three ratios under each assumption changed alone."""
+    rows = []
+    for change, (network, against, on) in other_assumptions(ours, baseline, chip):
+        ratio = ratios(estimate(network, on).total, estimate(against, on).total)
+        rows.append({"change": change, "ratio": {name: ratio[name] for name in PUBLISHED_RATIO}})
+    return rows
+
+
+def compare(subjects: Sequence[Subject], chip: Chip) -> list[dict[str, Any]]:
+    """A row a network; the first one is the baseline of all ratios."""
+    baseline = estimate(subjects[0].network, chip).total
+    rows = []
+    for subject in subjects:
+        total = estimate(subject.network, chip).total
+        accuracies = subject.accuracy, subjects[0].accuracy
+        drop = None if None in accuracies else 100 * (accuracies[1] - accuracies[0])
+        rows.append(
+            {
+                "network": subject.name,
+                "bits": subject.network.weight_bits,
+                "time_steps_count": subject.network.time_steps,
+                "accuracy_percent": None if subject.accuracy is None else 100 * subject.accuracy,
+                "drop_points": drop,
+                **{
+                    key: total[key]
+                    for key in ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2")
+                },
+                "tops_per_watt": total["tops_per_watt"],
+                "tops_per_mm2": total["tops_per_mm2"],
+                **{
+                    f"{name}_times_better": value for name, value in ratios(total, baseline).items()
+                },
+            }
+        )
+    return rows
+
+
+def cheapest(rows: Sequence[dict[str, Any]], max_drop: float) -> dict[str, Any] | None:
+    """The row of the least EDAP among those at most `max_drop` points below the baseline (the first
+    row, which is not a choice); None where there is none."""
+    good = [row for row in rows[1:] if row["drop_points"] is not None]
+    good = [row for row in good if row["drop_points"] <= max_drop]
+    return min(good, key=lambda row: row["edap_pj_ns_um2"], default=None)

@@ -1,0 +1,146 @@
+"""Design space: one network, or several students, on a whole grid of chips at once.
+
+The formulas are those of `estimate`, called with arrays: one entry a grid point.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+import numpy as np
+
+from .estimate import CHOICES, Chip, ChipGrid, check_cell, layer_cost, totals
+from .layers import MAX_BITS, InputError, Subject, check_int
+
+AXES = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile", "clk_mhz")  # of the chip
+LARGEST_GRID = 10**6  # points; more with --force
+SHOWN = ("energy_pj", "area_um2", "delay_ns", "edap_pj_ns_um2", "tops_per_watt", "tops_per_mm2")
+
+
+def variants(
+    subjects: Sequence[Subject], bits: Sequence[int], time_steps: Sequence[int]
+) -> Iterator[Subject]:
+    """Every candidate at every width and number of timesteps; accuracy is known of its own only."""
+    for value in bits:
+        check_int(value, "bits", MAX_BITS)
+    for value in time_steps:
+        check_int(value, "time_steps")
+    for subject in subjects:
+        own = subject.network
+        for b, t in product(bits or [own.weight_bits], time_steps or [own.time_steps]):
+            is_own = (b, t) == (own.weight_bits, own.time_steps)
+            network = own if is_own else own.at(b, t)
+            yield Subject(subject.name, network, subject.accuracy if is_own else None)
+
+
+def sweep(
+    subjects: Sequence[Subject], chip: Chip, axes: Mapping[str, Sequence[float]]
+) -> dict[str, np.ndarray]:
+    """Columns of the results: every candidate on every chip that differs from `chip` in `axes`.
+
+    Raises InputError where a value makes no chip, and for SRAM cells.
+    """
+    check_cell(chip)
+    values = {name: axes.get(name) or [getattr(chip, name)] for name in AXES}
+    fixed = {name: getattr(chip, name) for name in CHOICES}
+    for name, axis in values.items():
+        for value in axis:
+            Chip(**{name: value})
+    # An axis a dimension: what depends on few options is computed for these alone.
+    axes = np.ix_(*(np.array(values[name], dtype=np.float64) for name in AXES))
+    grid = ChipGrid(**dict(zip(AXES, axes, strict=True)), **fixed)
+    shape = tuple(map(len, values.values()))
+
+    parts = []
+    for subject in subjects:
+        network = subject.network
+        kernel = network.largest_kernel**2
+        costs = {layer.name: layer_cost(network, layer, grid, kernel) for layer in network.layers}
+        total, _ = totals(network, grid, costs, kernel)
+        accuracy = np.nan if subject.accuracy is None else subject.accuracy
+        constant = {
+            "network": subject.name,
+            "bits": network.weight_bits,
+            "time_steps": network.time_steps,
+            "accuracy": accuracy,
+        }
+        own = constant | dict(zip(AXES, axes, strict=True)) | {name: total[name] for name in SHOWN}
+        parts.append({name: np.broadcast_to(x, shape).ravel() for name, x in own.items()})
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    columns["pareto"] = pareto_front(
+        columns["edap_pj_ns_um2"], columns["area_um2"], columns["accuracy"]
+    )
+    return columns
+
+
+def front_of_two(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Which points no other one beats: not larger in both of x and y, and smaller in one."""
+    order = np.lexsort((y, x))
+    x, y = x[order], y[order]
+    best_before = np.concatenate([[np.inf], np.minimum.accumulate(y)[:-1]])
+    first_of_x = np.searchsorted(x, x)  # of the points of equal x, the first has the least y
+    kept = (y < best_before[first_of_x]) & (y == y[first_of_x])
+    front = np.empty(len(x), dtype=bool)
+    front[order] = kept
+    return front
+
+
+def pareto_front(edap: np.ndarray, area: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
+    """Points that nothing beats in EDAP, area and accuracy; unknown accuracies only in the first
+    two, among themselves."""
+    front = np.zeros(len(edap), dtype=bool)
+    unknown = np.isnan(accuracy)
+    if unknown.any():
+        front[unknown] = front_of_two(edap[unknown], area[unknown])
+    for level in np.unique(accuracy[~unknown]):
+        front[accuracy == level] = _not_beaten(edap, area, accuracy, level)
+    return front
+
+
+def _not_beaten(edap, area, accuracy, level) -> np.ndarray:
+    """Of the points with this accuracy, those that no point at least as accurate beats."""
+    here, better = accuracy == level, accuracy > level
+    front = front_of_two(edap[here], area[here])
+    if not better.any():
+        return front
+    # A more accurate point wins with equal EDAP and area too.
+    order = np.argsort(edap[better])
+    least_area = np.minimum.accumulate(area[better][order])
+    behind = np.searchsorted(edap[better][order], edap[here], side="right") - 1
+    beaten = (behind >= 0) & (least_area[behind] <= area[here])
+    return front & ~beaten
+
+
+def check_size(networks: int, axes: Mapping[str, Sequence[float]], force: bool) -> None:
+    """Raise InputError for a grid that is larger than anyone means."""
+    points = networks
+    for axis in axes.values():
+        points *= max(1, len(axis))
+    if points > LARGEST_GRID and not force:
+        raise InputError(
+            f"the grid has {points} points, more than {LARGEST_GRID}: leave values out, or --force"
+        )
+
+
+COLUMN_NAMES = {  # columns whose name alone does not say the unit
+    "xbar_size": "xbar_size_cells",
+    "pe_per_tile": "pe_per_tile_count",
+    "time_steps": "time_steps_count",
+    "accuracy": "accuracy_share",
+    "pareto": "on_pareto_front_yes_no",
+}
+
+
+def csv_text(columns: Mapping[str, np.ndarray]) -> str:
+    """A row a grid point."""
+    whole = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile")
+    shown = {name: x.astype(int) if name in whole else x for name, x in columns.items()}
+    shown["pareto"] = np.where(columns["pareto"], "yes", "no")
+    accuracy = columns["accuracy"]
+    shown["accuracy"] = np.where(np.isnan(accuracy), "", accuracy.astype(str))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([COLUMN_NAMES.get(name, name) for name in shown])
+    writer.writerows(zip(*(column.tolist() for column in shown.values()), strict=True))
+    return out.getvalue()

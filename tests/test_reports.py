@@ -1,0 +1,518 @@
+"""What stands in a report, comparisons, sweeps, and networks that are not this project's."""
+
+import csv
+import json
+import shutil
+import subprocess
+import textwrap
+from dataclasses import replace
+from html.parser import HTMLParser
+from math import fsum
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_loader import evaluation_loader, load_data_sets
+from load_settings import load_checkpoint, load_network
+from spikesim_eval.__main__ import main
+from spikesim_eval.compare import cheapest, sensitivity
+from spikesim_eval.estimate import Chip, estimate, ratios
+from spikesim_eval.layers import InputError, Network, Subject, network_from_json
+from spikesim_eval.nonideal import Crossbar, nonideal_report
+from spikesim_eval.report import build_report
+from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
+from spikesim_eval.trace import trace_checkpoint, trace_module
+from test_spikesim import one_error_line, residual_block
+
+
+def network(**changes) -> Network:
+    return network_from_json(residual_block() | changes)
+
+
+def full_precision() -> Network:
+    """The same in 32-bit fixed point."""
+    data = residual_block() | {"weight_bits": 32, "membrane_bits": 32}
+    for layer in data["layers"]:
+        layer.pop("weight_bits", None)
+    data["layers"][3]["input_bits"] = 32
+    return network_from_json(data)
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, Path]:
+    found = {}
+    for name, net in {"NET": network(), "BASE": full_precision()}.items():
+        found[name] = tmp_path / f"{name}.json"
+        found[name].write_text(json.dumps(net.to_json()))
+    return found
+
+
+# The report.
+
+
+def test_the_area_of_layers_membranes_and_idle_pes_is_the_total():
+    report = build_report(Subject("net", network()), Chip(pe_per_tile=5))
+    in_layers = fsum(row["area_um2"] for row in report["layers"])
+    outside = report["area_outside_layers"]
+    total = report["total"]
+    assert in_layers + sum(outside.values()) == pytest.approx(total["area_um2"])
+    idle_share = outside["idle_pes"] / (total["area_um2"] - outside["membrane"])
+    assert 0 < idle_share < (5 * total["tiles"] - total["pes"]) / (5 * total["tiles"])
+
+
+def test_the_critical_path_runs_through_the_slower_branch():
+    report = build_report(Subject("net", network()), Chip())
+    finish = {row["name"]: row["finish_ns"] for row in report["layers"]}
+    assert report["critical_path"][0] == "stem"
+    assert report["critical_path"][-1] == max(finish, key=finish.get)
+    slow = network()
+    layers = tuple(
+        replace(layer, input_bits=64) if layer.name == "shortcut" else layer
+        for layer in slow.layers
+    )
+    report = build_report(Subject("net", replace(slow, layers=layers)), Chip())
+    assert report["critical_path"] == ["stem", "shortcut"]  # it ends after the classifier has
+
+
+def test_utilization_is_the_share_of_cells_that_hold_a_weight():
+    report = build_report(Subject("net", network()), Chip())
+    by_name = {row["name"]: row["utilization"] for row in report["layers"]}
+    # 64 -> 128 channels, 3×3, one cell a weight: 2 PEs of 9 crossbars, full
+    assert by_name["conv1"] == 1
+    assert by_name["stem"] == pytest.approx(3 * 9 * 64 * 2 / (2 * 9 * 64 * 64))
+
+
+def test_every_published_constant_stands_in_the_report_with_unit_and_source(files, tmp_path):
+    assert main(f"report --layers {files['NET']} --out {tmp_path}".split()) == 0
+    text = (tmp_path / "report.md").read_text()
+    constants = json.loads((tmp_path / "report.json").read_text())["constants"]
+    assert len(constants) > 20
+    for constant in constants:
+        assert constant["source"]
+        assert f"| {constant['table']}: {constant['name']} |" in text
+
+
+class Page(HTMLParser):
+    """Open tags, and whatever the page would load from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.loads, self.text = {}, [], ""
+
+    def handle_starttag(self, tag, attributes):
+        self.count[tag] = self.count.get(tag, 0) + 1
+        for name, value in attributes:
+            inside = str(value).startswith(("#", "data:"))
+            link = name in ("src", "href", "xlink:href") and not inside
+            if link or tag in ("script", "link", "iframe"):
+                self.loads.append((tag, name, value))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_is_one_file_with_plots_and_tables_that_loads_nothing(trained, files, tmp_path):
+    line = f"report --checkpoint {trained['qamd']} --baseline {trained['original']} --out"
+    assert main([*line.split(), str(tmp_path)]) == 0
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert page.loads == []
+    assert page.count["svg"] == 4
+    assert page.count["table"] == 7
+    report = json.loads((tmp_path / "report.json").read_text())
+    for row in report["layers"]:
+        assert row["name"] in page.text
+    rates = report["spike_rates_by_timestep"]
+    assert len(rates) == 17
+    assert {len(steps) for steps in rates.values()} == {4}
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_the_page_is_drawn_by_a_browser(files, tmp_path):
+    main(f"report --layers {files['NET']} --baseline {files['BASE']} --out {tmp_path}".split())
+    shot = tmp_path / "page.png"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}"]
+    command += ["--window-size=1250,3000", f"file://{tmp_path}/report.html"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    assert shot.stat().st_size > 50_000
+
+
+def test_text_of_a_layer_list_cannot_become_markup(tmp_path):
+    data = residual_block()
+    data["layers"][1]["name"] = data["layers"][2]["after"][0] = "<script>$x$"
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps(data))
+    assert main(f"report --layers {path} --out {tmp_path}".split()) == 0
+    page = Page()
+    page.feed((tmp_path / "report.html").read_text())
+    assert page.loads == []
+    assert "<script>$x$" in page.text
+
+
+# Sensitivity and comparison.
+
+
+def test_each_assumption_is_changed_alone():
+    ours, baseline = network(), full_precision()
+    rows = {row["change"]: row["ratio"] for row in sensitivity(ours, baseline, Chip())}
+
+    def ratio(a, b, chip):
+        found = ratios(estimate(a, chip).total, estimate(b, chip).total)
+        return {name: found[name] for name in ("edap", "tops_per_watt", "tops_per_mm2")}
+
+    def with_input_bits(net, name):
+        return replace(
+            net,
+            layers=tuple(
+                replace(layer, input_bits=1) if layer.name == name else layer
+                for layer in net.layers
+            ),
+        )
+
+    assert rows["as assumed"] == ratio(ours, baseline, Chip())
+    assert rows["--periphery per_pe"] == ratio(ours, baseline, Chip(periphery="per_pe"))
+    assert rows["--delay pixel_serial"] == ratio(ours, baseline, Chip(delay="pixel_serial"))
+    assert rows["--buffers published"] == ratio(ours, baseline, Chip(buffers="published"))
+    wide = Chip(adc_bits=8, adc_law="linear")
+    assert rows["--adc_bits 8 --adc_law linear"] == ratio(ours, baseline, wide)
+    for change, name in (
+        ("shortcut inputs charged as spikes", "shortcut"),
+        ("image charged as spikes", "stem"),
+    ):
+        changed = (with_input_bits(net, name) for net in (ours, baseline))
+        assert rows[change] == ratio(*changed, Chip())
+    assert rows["baseline of 16 bits"] == ratio(ours, full_precision().at(16), Chip())
+    assert rows["baseline of 16 bits"]["edap"] < rows["as assumed"]["edap"]
+    assert rows["spike rate 1 everywhere"]["tops_per_mm2"] == rows["as assumed"]["tops_per_mm2"]
+
+
+def test_published_buffers_count_22_bits_a_value():
+    own, published = (
+        estimate(network(), Chip(buffers=buffers)).area_by_component
+        for buffers in ("own", "published")
+    )
+    assert published["membrane"] / own["membrane"] == pytest.approx(22 / 4)
+    assert published["input_buffer"] > own["input_buffer"]
+    assert published["crossbar"] == own["crossbar"]
+
+
+def test_compare_puts_every_network_beside_the_first(files, trained, tmp_path, capsys):
+    paths = [trained["original"], trained["student"], trained["qamd"]]
+    assert main(["compare", *map(str, paths), "--max_drop", "100", "--out", str(tmp_path)]) == 0
+    with (tmp_path / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["network"] for row in rows] == list(map(str, paths))
+    assert float(rows[0]["edap_times_better"]) == 1
+    assert float(rows[0]["drop_points"]) == 0
+    assert float(rows[2]["edap_times_better"]) > 5
+    accuracy = 100 * load_checkpoint(paths[2]).accuracy
+    assert float(rows[2]["accuracy_percent"]) == pytest.approx(accuracy)
+    best = min(rows[1:], key=lambda row: float(row["edap_pj_ns_um2"]))["network"]
+    text = (tmp_path / "compare.md").read_text()
+    assert f"within 100 points of the baseline: {best}." in text
+    assert "14.85" in text
+    assert "32-bit fixed point" in text  # the assumptions
+    assert text.startswith(capsys.readouterr().out.splitlines()[0])
+
+
+def test_the_cheapest_choice_is_accurate_enough_and_not_the_baseline():
+    def row(network, drop, edap):
+        return {"network": network, "drop_points": drop, "edap_pj_ns_um2": edap}
+
+    rows = [row("baseline", 0, 1.0), row("a", 0.5, 9), row("b", 1.0, 8), row("c", 1.1, 2)]
+    rows.append(row("unknown accuracy", None, 3))
+    assert cheapest(rows, 1.0)["network"] == "b"
+    assert cheapest(rows, 0.7)["network"] == "a"
+    assert cheapest(rows, 0.1) is None
+
+
+# Sweeps.
+
+
+def test_every_point_of_a_sweep_is_the_estimate_of_that_chip():
+    axes = {
+        "xbar_size": [8, 64, 256],
+        "cell_bits": [1, 4],
+        "adc_bits": [4, 8],
+        "pe_per_tile": [1, 8],
+        "clk_mhz": [100.0, 250.0],
+    }
+    chip = Chip(periphery="per_pe", delay="pixel_serial", buffers="published", adc_law="linear")
+    columns = sweep([Subject("a", network()), Subject("b", full_precision(), 0.9)], chip, axes)
+    assert len(columns["pareto"]) == 2 * 3 * 2**4
+    seen = set()
+    for i, name in enumerate(columns["network"]):
+        kinds = {"clk_mhz": float}
+        point = {axis: kinds.get(axis, int)(columns[axis][i]) for axis in AXES}
+        seen.add((name, *point.values()))
+        net = network() if name == "a" else full_precision()
+        total = estimate(net, replace(chip, **point)).total
+        for key in SHOWN:
+            assert columns[key][i] == pytest.approx(total[key], rel=1e-12)
+    assert len(seen) == len(columns["pareto"])
+
+
+VALUES = st.integers(0, 4).map(float)
+POINTS = st.lists(st.tuples(VALUES, VALUES, VALUES | st.just(np.nan)), min_size=1, max_size=30)
+
+
+@settings(max_examples=200, deadline=None)
+@given(POINTS)
+def test_the_pareto_front_is_what_nothing_beats(points):
+    edap, area, accuracy = np.array(points).T
+
+    def beats(a, b):
+        no_worse = a[0] <= b[0] and a[1] <= b[1]
+        better = a[0] < b[0] or a[1] < b[1]
+        if np.isnan(a[2]) != np.isnan(b[2]):
+            return False  # an unknown accuracy is not compared with a known one
+        if np.isnan(a[2]):
+            return no_worse and better
+        return no_worse and a[2] >= b[2] and (better or a[2] > b[2])
+
+    expected = [not any(beats(a, b) for a in points) for b in points]
+    assert pareto_front(edap, area, accuracy).tolist() == expected
+
+
+def test_the_sweep_command_writes_every_point_and_a_plot(files, trained, tmp_path):
+    line = f"sweep --checkpoint {trained['qamd']} --layers {files['NET']} --out {tmp_path}"
+    options = "--xbar_size 32,64 --cell_bits 1,2,4 --bits 2,4 --time_steps 1,4"
+    assert main(f"{line} {options}".split()) == 0
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 2 * 3 * 2 * 2
+    known = [row for row in rows if row["accuracy_share"]]
+    assert len(known) == 6  # the checkpoint as it was trained: 4 bits, T = 4
+    assert {(row["bits"], row["time_steps_count"]) for row in known} == {("4", "4")}
+    assert 0 < sum(row["on_pareto_front_yes_no"] == "yes" for row in rows) < len(rows)
+    assert (tmp_path / "sweep.svg").read_text().count("<svg") == 1
+
+
+def test_other_widths_change_weights_membranes_and_streams_but_not_stem_and_classifier():
+    net = network().at(2, time_steps=7)
+    assert (net.weight_bits, net.membrane_bits, net.time_steps) == (2, 2, 7)
+    by_name = {layer.name: layer for layer in net.layers}
+    assert {name: net.weight_bits_of(layer) for name, layer in by_name.items()} == {
+        "stem": 8,
+        "conv1": 2,
+        "conv2": 2,
+        "shortcut": 2,
+        "fc": 8,
+    }
+    assert (by_name["shortcut"].input_bits, by_name["stem"].input_bits) == (2, 8)
+
+
+# Networks of a user's own.
+
+USERS = """
+    import torch
+    from torch import nn
+    from spikingjelly.activation_based import functional, layer, neuron
+    from models import QuanMSResNet
+
+    def vgg():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            layer.Conv2d(3, 8, 3, padding=1), neuron.LIFNode(v_threshold=0.1),
+            layer.Conv2d(8, 16, 3, padding=1), neuron.LIFNode(v_threshold=0.1),
+            layer.AvgPool2d(2), layer.Flatten(),
+            layer.Linear(16 * 4 * 4, 12), neuron.IFNode(v_threshold=0.1), layer.Linear(12, 5),
+        )
+        functional.set_step_mode(net, "m")
+        return net, torch.rand(2, 3, 8, 8).repeat(6, 1, 1, 1, 1)
+
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.lif1 = nn.Conv2d(3, 8, 3, 2, 1), neuron.LIFNode()
+            self.conv, self.lif2 = nn.Conv2d(8, 8, 3, 1, 1), neuron.LIFNode()
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x):
+            functional.reset_net(self)
+            spikes = []
+            for _ in range(6):
+                stem = self.lif1(3 * self.stem(x))
+                spikes.append(self.lif2(3 * self.conv(stem)) + stem)
+            return self.fc(torch.stack(spikes).mean(dim=(0, 3, 4)))
+
+    def loop():
+        return Loop(), torch.rand(4, 3, 8, 8)
+
+    def ours():
+        torch.manual_seed(0)
+        return QuanMSResNet(18, 5, 3, 2, 4, bits=4), torch.rand(2, 2, 16, 16)
+
+    def grouped():
+        return nn.Conv2d(4, 4, 3, groups=2), torch.rand(1, 4, 8, 8)
+
+    def no_tuple():
+        return nn.Conv2d(4, 4, 3)
+
+    def wrong_sample():
+        return nn.Conv2d(4, 4, 3), torch.rand(1, 3, 8, 8)
+
+    def broken():
+        raise RuntimeError("on purpose")
+"""
+
+
+@pytest.fixture
+def users(tmp_path, monkeypatch) -> None:
+    (tmp_path / "users_net.py").write_text(textwrap.dedent(USERS))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_spikingjelly_vgg_of_many_steps_is_traced(users):
+    subject = trace_module("users_net:vgg", time_steps=6, bits=4)
+    layers = {layer.name: layer for layer in subject.network.layers}
+    assert list(layers) == ["0", "2", "6", "8"]
+    first, second, hidden, last = layers.values()
+    assert (first.input_bits, first.after, first.in_size) == (8, (), (8, 8))
+    assert (second.input_bits, second.after) == (1, ("0",))
+    assert 0 < second.spike_rate < 1
+    # 2×2 spikes averaged are counts up to 4, read at every timestep
+    assert (hidden.input_bits, hidden.kernel, hidden.linear) == (3, 1, False)
+    assert (hidden.in_channels, hidden.in_size, hidden.after) == (256, (1, 1), ("2",))
+    assert (last.input_bits, last.linear, last.after) == (1, False, ("6",))
+    assert subject.network.lif == ((8, 8, 8), (16, 8, 8), (12, 1, 1))
+    assert estimate(subject.network, Chip()).total["energy_pj"] > 0
+
+
+def test_a_loop_over_timesteps_with_an_addition_of_spikes_is_traced(users):
+    network = trace_module("users_net:loop", time_steps=6, bits=4).network
+    layers = {layer.name: layer for layer in network.layers}
+    assert list(layers) == ["stem", "conv", "fc"]
+    assert layers["conv"].after == ("stem",)
+    assert layers["conv"].spike_rate is not None
+    assert set(layers["fc"].after) == {"stem", "conv"}
+    assert layers["fc"].linear
+    assert layers["fc"].in_size == (4, 4)
+    assert network.lif == ((8, 4, 4), (8, 4, 4))
+
+
+def test_this_projects_own_network_is_traced_alike_as_a_users(users):
+    network = trace_module("users_net:ours", time_steps=3, bits=4).network
+    assert len(network.layers) == 21
+    assert {layer.name for layer in network.layers if network.reads_stream(layer)} == {
+        f"blocks.{i}.shortcut.conv" for i in (2, 4, 6)
+    }
+    assert [layer.name for layer in network.layers if layer.linear] == ["linear"]
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("grouped", "without groups"),
+        ("no_tuple", "must return"),
+        ("wrong_sample", "forward pass failed"),
+        ("broken", "on purpose"),
+        ("absent", "absent"),
+    ],
+)
+def test_a_module_that_cannot_be_traced_is_one_line(function, words, users, tmp_path, capsys):
+    line = f"report --module users_net:{function} --time_steps 2 --bits 4 --out out"
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert one_error_line(error)
+    assert words in error
+    assert not (tmp_path / "out").exists()
+
+
+# Fewer timesteps, and imperfect crossbars.
+
+
+@torch.no_grad()
+def test_fewer_timesteps_are_measured_again(trained):
+    subject = trace_checkpoint(str(trained["qamd"]), time_steps=2)
+    network = load_network(load_checkpoint(trained["qamd"]))
+    network.time_window = 2
+    _, test_set = load_data_sets("digits", ".", 4)
+    correct = sum(
+        (network(images).argmax(1) == labels).sum().item()
+        for images, labels in evaluation_loader(test_set, 64, 0, 1, 0)
+    )
+    assert subject.accuracy == correct / len(test_set)
+    assert subject.network.time_steps == 2
+    assert {len(rates) for rates in subject.rates.values()} == {2}
+
+
+def test_a_trained_network_on_ideal_crossbars_loses_nothing(trained):
+    report = nonideal_report(str(trained["qamd"]), None, Crossbar(xbar_size=8, cell_bits=2))
+    assert report["accuracies"] == [report["digital_accuracy"]]
+    assert report["digital_accuracy"] == pytest.approx(load_checkpoint(trained["qamd"]).accuracy)
+    assert all(row["relative_error"] == 0 for row in report["layers"])
+
+
+def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsys):
+    line = f"nonideal --checkpoint {trained['qamd']} --out {tmp_path} --adc_bits 5 --sigma 0.2"
+    assert main(f"{line} --trials 2 --each_layer".split()) == 0
+    report = json.loads((tmp_path / "nonideal.json").read_text())
+    assert len(report["accuracies"]) == 2
+    assert len(report["layers"]) == 21
+    assert all(0 <= row["accuracy_alone"] <= 1 for row in report["layers"])
+    assert max(row["relative_error"] for row in report["layers"]) > 0.01
+    assert "digital accuracy" in capsys.readouterr().out
+    again = nonideal_report(
+        str(trained["qamd"]), None, Crossbar(adc_bits=5, sigma=0.2), seed=0, trials=2
+    )
+    assert again["accuracies"] == report["accuracies"]  # seeded
+
+
+BAD = {
+    "compare of one": "compare BASE --out OUT",
+    "compare of a missing file": "compare BASE no.pth --out OUT",
+    "negative max_drop": "compare BASE NET --max_drop -1 --out OUT",
+    "sweep of nothing": "sweep --out OUT",
+    "sweep of a bad size": "sweep --layers NET --xbar_size 64,60 --out OUT",
+    "sweep of no number": "sweep --layers NET --cell_bits 1,x --out OUT",
+    "sweep of an empty axis": "sweep --layers NET --cell_bits , --out OUT",
+    "sweep of no bits": "sweep --layers NET --bits 0 --out OUT",
+    "sweep of no timesteps": "sweep --layers NET --time_steps 0 --out OUT",
+    "sram sweep": "sweep --layers NET --cell sram --out OUT",
+    "module without T": "report --module a:b --bits 4 --out OUT",
+    "module without a function": "report --module json --bits 4 --time_steps 2 --out OUT",
+    "bits of a list": "report --layers NET --bits 4 --out OUT",
+    "no timesteps": "report --layers NET --time_steps 0 --out OUT",
+    "unknown range": "nonideal --checkpoint QAMD --adc_range half --out OUT",
+    "text adc": "nonideal --checkpoint QAMD --adc_bits many --out OUT",
+    "negative sigma": "nonideal --checkpoint QAMD --sigma -1 --out OUT",
+    "NaN ratio": "nonideal --checkpoint QAMD --on_off_ratio nan --out OUT",
+    "no trials": "nonideal --checkpoint QAMD --trials 0 --out OUT",
+    "negative seed": "nonideal --checkpoint QAMD --seed -1 --out OUT",
+    "full precision": "nonideal --checkpoint FP --out OUT",
+    "missing": "nonideal --checkpoint no.pth --out OUT",
+    "time_steps 0": "report --checkpoint QAMD --time_steps 0 --out OUT",
+}
+
+
+@pytest.mark.parametrize("line", BAD.values(), ids=BAD.keys())
+def test_a_mistake_is_one_line_and_writes_nothing(line, files, trained, tmp_path, capsys):
+    names = files | {"OUT": tmp_path / "out", "QAMD": trained["qamd"], "FP": trained["original"]}
+    capsys.readouterr()
+    assert main([str(names.get(word, word)) for word in line.split()]) == 2
+    captured = capsys.readouterr()
+    assert one_error_line(captured.err.split("\r")[-1].lstrip(" ")), captured.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_grid_beyond_a_million_points_needs_force(files, tmp_path, capsys):
+    many = ",".join(map(str, range(1, 65)))
+    line = f"sweep --layers {files['NET']} --adc_bits {many} --cell_bits {many} --out {tmp_path}/o"
+    line += f" --pe_per_tile {many} --xbar_size 8,16,24,32"
+    assert main(line.split()) == 2
+    assert "--force" in capsys.readouterr().err
+
+
+def test_a_list_of_nonsense_lengths_does_not_overflow():
+    huge = network(time_steps=10**9, weight_bits=64)
+    columns = sweep([Subject("huge", huge)], Chip(), {"adc_bits": [64], "cell_bits": [1]})
+    assert np.isfinite(columns["edap_pj_ns_um2"]).all()
+    with pytest.raises(InputError, match="xbar_size"):
+        sweep([Subject("a", network())], Chip(), {"xbar_size": [10]})
