@@ -14,9 +14,10 @@ import torch
 
 from data_loader import evaluation_loader, load_data_sets
 from models import QuanMSResNet
+from spikesim_eval.crossbar import Crossbar
 from spikesim_eval.estimate import Chip, estimate
 from spikesim_eval.layers import Subject
-from spikesim_eval.nonideal import Crossbar, accuracy_of, on_crossbars
+from spikesim_eval.nonideal import accuracy_of, on_crossbars
 from spikesim_eval.sweep import sweep
 from spikesim_eval.trace import trace_network
 

@@ -10,14 +10,14 @@ import argparse
 import csv
 import io
 import json
-import math
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from .compare import cheapest, compare
 from .constants import PUBLISHED_RATIO
+from .crossbar import Crossbar
 from .estimate import CHOICES, Chip
 from .layers import InputError, Subject, check_number, load_layer_list, read_json
 from .plots import svg, sweep_plot
@@ -58,6 +58,18 @@ CHIP_HELP = {
     "cell_bits": "bits per cell",
     "adc_bits": "ADC resolution",
     "clk_mhz": "clock, MHz",
+}
+
+
+CROSSBAR_HELP = {
+    "xbar_size": "crossbar side",
+    "cell_bits": "bits per cell",
+    "columns": "differential or offset",
+    "adc_range": "full: the ADC reaches to the largest possible sum; unit: a code is a cell step",
+    "on_off_ratio": "conductance of a cell's highest level over its lowest",
+    "sigma": "relative deviation of a cell's conductance",
+    "wire_ohm": "resistance of a wire from cell to cell",
+    "on_ohm": "resistance of a fully conducting cell",
 }
 
 
@@ -108,21 +120,11 @@ def build_parser() -> Parser:
 
     nonideal = commands.add_parser("nonideal", help="on imperfect crossbars", allow_abbrev=False)
     nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
-    nonideal.add_argument("--xbar_size", type=int, default=64, help="crossbar side")
-    nonideal.add_argument("--cell_bits", type=int, default=4, help="bits per cell")
+    ideal = Crossbar()
+    for name, text in CROSSBAR_HELP.items():
+        value = getattr(ideal, name)
+        nonideal.add_argument(f"--{name}", type=type(value), default=value, help=text)
     nonideal.add_argument("--adc_bits", type=adc_bits, default=4, help="ADC resolution, or ideal")
-    nonideal.add_argument(
-        "--adc_range",
-        default="full",
-        help="the largest code is the largest possible sum (full), or a code is a cell step (unit)",
-    )
-    nonideal.add_argument("--columns", default="differential", help="or offset")
-    nonideal.add_argument("--on_off_ratio", type=float, default=math.inf)
-    nonideal.add_argument("--sigma", type=float, default=0.0, help="relative deviation of a cell")
-    nonideal.add_argument("--wire_ohm", type=float, default=0.0, help="of a segment between cells")
-    nonideal.add_argument(
-        "--on_ohm", type=float, default=19139.0, help="of a fully conducting cell"
-    )
     nonideal.add_argument("--seed", type=int, default=0)
     nonideal.add_argument("--trials", type=int, default=5, help="draws of the cells, with --sigma")
     nonideal.add_argument(
@@ -148,7 +150,7 @@ def subject_of(path: str, data_path: str | None, time_steps: int | None = None) 
 def check_files(checkpoints: Sequence[str]) -> None:
     """Raise InputError for the first that is missing: before the others are read and measured."""
     for path in checkpoints:
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise InputError(f"no such checkpoint: {path!r}")
 
 
@@ -194,6 +196,9 @@ def run_report(args: argparse.Namespace) -> None:
     chip = chip_of(args)
     baseline_is_list = args.baseline is not None and args.baseline.lower().endswith(".json")
     needs_data(args, [args.checkpoint, None if baseline_is_list else args.baseline])
+    check_files([path for path in (args.checkpoint,) if path is not None])
+    if args.baseline is not None and not baseline_is_list:
+        check_files([args.baseline])
     subject = reported(args)
     baseline = None if args.baseline is None else subject_of(args.baseline, args.data_path)
     report = build_report(subject, chip, baseline)
@@ -211,8 +216,11 @@ def run_compare(args: argparse.Namespace) -> None:
     check_files(checkpoints)
     rows = compare([subject_of(path, args.data_path) for path in args.networks], chip)
     best = cheapest(rows, args.max_drop)
-    names = "none" if best is None else best["network"]
-    choice = f"least EDAP within {args.max_drop:g} points of the baseline: {names}"
+    choice = f"least EDAP within {args.max_drop:g} points of the baseline: "
+    if all(row["drop_points"] is None for row in rows[1:]):
+        choice += "not known, for want of accuracies"
+    else:
+        choice += "none" if best is None else best["network"]
     figures = ", ".join(f"{name} {x.value}" for name, x in PUBLISHED_RATIO.items())
     published = f"published, times better than floating point (information only): {figures}"
     table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
@@ -242,22 +250,25 @@ def run_sweep(args: argparse.Namespace) -> None:
     chip = Chip(**{name: getattr(args, name) for name in CHOICES})
     subjects = [traced(path, args.data_path) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
-    columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes)
-    contents = {"sweep.csv": csv_text(columns), "sweep.svg": svg(sweep_plot(columns))}
+    try:
+        columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes)
+        contents = {"sweep.csv": csv_text(columns), "sweep.svg": svg(sweep_plot(columns))}
+    except MemoryError:
+        raise InputError("the grid does not fit into memory: leave values out") from None
     write_files(args.out, contents)
     front = columns["pareto"]
     print(f"{len(front)} points, {front.sum()} on the Pareto front of EDAP, area and accuracy")
+    if args.bits or args.time_steps:
+        print("spike rates are those of the networks as trained, at every width and T")
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
     check_files([args.checkpoint])
     from load_settings import UserError
 
-    from .nonideal import Crossbar, nonideal_report, nonideal_text
+    from .nonideal import nonideal_report, nonideal_text
 
-    names = ("xbar_size", "cell_bits", "columns", "on_ohm", "adc_range", "adc_bits")
-    names += ("on_off_ratio", "sigma", "wire_ohm")
-    crossbar = Crossbar(**{name: getattr(args, name) for name in names})
+    crossbar = Crossbar(**{name: getattr(args, name) for name in (*CROSSBAR_HELP, "adc_bits")})
     try:
         report = nonideal_report(
             args.checkpoint, args.data_path, crossbar, args.seed, args.trials, args.each_layer

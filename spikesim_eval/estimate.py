@@ -138,6 +138,7 @@ class Estimate:
     total: dict[str, int | float]
     area_by_component: dict[str, float]
     layers: tuple[dict[str, Any], ...]
+    critical_path: tuple[str, ...]  # names, first to last
 
 
 def ceil_div(a: Value, b: Value) -> Value:
@@ -270,10 +271,13 @@ def layer_area(
 
 
 def totals(
-    network: Network, chip: Chip, costs: dict[str, LayerCost], crossbars_per_pe: int
+    network: Network,
+    chip: Chip,
+    costs: dict[str, LayerCost],
+    starts: dict[str, Value],
+    crossbars_per_pe: int,
 ) -> tuple[dict[str, Value], dict[str, Value]]:
     """(the figures of the whole chip, its area by component)"""
-    starts = start_times(network, costs)
     pes = sum(cost.placement.pes for cost in costs.values())
     tiles = ceil_div(pes, chip.pe_per_tile)
     area_by_component = chip_area(network, tiles, crossbars_per_pe, chip)
@@ -311,8 +315,8 @@ def estimate(network: Network, chip: Chip) -> Estimate:
     costs = {
         layer.name: layer_cost(network, layer, chip, crossbars_per_pe) for layer in network.layers
     }
-    total, area_by_component = totals(network, chip, costs, crossbars_per_pe)
     starts = start_times(network, costs)
+    total, area_by_component = totals(network, chip, costs, starts, crossbars_per_pe)
     rows = []
     for layer in network.layers:
         cost, start = costs[layer.name], starts[layer.name]
@@ -352,7 +356,7 @@ def estimate(network: Network, chip: Chip) -> Estimate:
     path = critical_path(network, starts, costs)
     for row in rows:
         row["on_critical_path"] = row["name"] in path
-    return Estimate(network, chip, crossbars_per_pe, total, area_by_component, tuple(rows))
+    return Estimate(network, chip, crossbars_per_pe, total, area_by_component, tuple(rows), path)
 
 
 def utilization(layer: Layer, placement: Placement, chip: Chip, crossbars_per_pe: int) -> float:
@@ -366,11 +370,15 @@ def critical_path(
 ) -> tuple[str, ...]:
     """Names of the layers that decide the delay, first to last."""
     by_name = {layer.name: layer for layer in network.layers}
-    path = [max(costs, key=lambda name: starts[name] + costs[name].delay)]
+    overlap = REFERENCE["overlap"]
+
+    def last(names: Iterable[str], share: float) -> str:
+        """The one that is `share` done last; of several the last by name, whatever their order."""
+        return max(names, key=lambda name: (starts[name] + share * costs[name].delay, name))
+
+    path = [last(costs, 1.0)]
     while before := by_name[path[-1]].after:
-        path.append(
-            max(before, key=lambda name: starts[name] + REFERENCE["overlap"] * costs[name].delay)
-        )
+        path.append(last(before, overlap))
     return tuple(reversed(path))
 
 

@@ -197,8 +197,12 @@ class Network:
         return 2 * layer.in_channels * layer.out_channels * layer.kernel**2 * runs
 
     def reads_stream(self, layer: Layer) -> bool:
-        """Whether the input is the multi-bit residual stream: neither spikes nor the image."""
-        return not layer.linear and layer.input_bits > 1 and bool(layer.after)
+        """Whether the input is the residual stream: not spikes, their counts, or the image.
+
+        It has as many bits as a membrane potential.
+        """
+        is_first = not layer.after
+        return not layer.linear and not is_first and layer.input_bits == self.membrane_bits > 1
 
     def at(self, bits: int | None = None, time_steps: int | None = None) -> "Network":
         """The same network with other widths, as `--bits` sets them, or fewer or more timesteps.

@@ -17,7 +17,7 @@ import copy
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -28,64 +28,17 @@ from tqdm import tqdm
 
 from load_settings import load_checkpoint, load_network
 
-from .layers import InputError, Layer, Network, check_int, check_number, check_xbar_size, show
+from .crossbar import Crossbar
+from .layers import InputError, Layer, Network, check_int
 from .trace import describe, evaluation_data
 
-COLUMNS = ("differential", "offset")
-ADC_RANGES = ("full", "unit")
 LARGEST_WORKSPACE = 2**25  # partial sums held at once
-
-
-@dataclass(frozen=True)
-class Crossbar:
-    """The options of non-ideal crossbars; the defaults of the last five are ideal.
-
-    `columns`: "differential" keeps positive and negative weights in crossbars of their own and
-    subtracts what their ADCs say, "offset" stores weight + Q and subtracts Q times the number of
-    active rows. A weight of fewer bits than a cell uses the cell's whole range. `adc_range`: the
-    ADC reaches to the largest sum that a layer's rows can give, in steps of at least one cell step
-    ("full"), or a code is always one cell step and larger sums are clipped ("unit").
-    `adc_bits` None is an ADC that neither rounds nor clips. `on_off_ratio`: conductance of the
-    highest level of a cell over that of the lowest. `sigma`: standard deviation of a cell's
-    conductance, relative to it. `wire_ohm`: resistance of a wire from cell to cell; `on_ohm`: of a
-    cell at its highest level (19139 ohm is the base resistance of SpikeSim's public engine).
-    Raises InputError for values that no crossbar has.
-    """
-
-    xbar_size: int = 64
-    cell_bits: int = 4
-    columns: str = "differential"
-    on_ohm: float = 19139.0
-    adc_range: str = "full"
-    adc_bits: int | None = None
-    on_off_ratio: float = math.inf
-    sigma: float = 0.0
-    wire_ohm: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_xbar_size(self.xbar_size)
-        check_int(self.cell_bits, "cell_bits", 8)
-        if self.adc_bits is not None:
-            check_int(self.adc_bits, "adc_bits", 24)
-        if self.on_off_ratio != math.inf:
-            check_number(self.on_off_ratio, "on_off_ratio", 1.001, 1e12)
-        check_number(self.sigma, "sigma", 0, 10)
-        check_number(self.wire_ohm, "wire_ohm", 0, 1e6)
-        check_number(self.on_ohm, "on_ohm", 1, 1e12)
-        for field, choices in (("columns", COLUMNS), ("adc_range", ADC_RANGES)):
-            if getattr(self, field) not in choices:
-                raise InputError(
-                    f"{field} must be one of {choices}, got {show(getattr(self, field))}"
-                )
-
-    @property
-    def is_random(self) -> bool:
-        return self.sigma > 0
+MOST_TRIALS = 10**6
 
 
 def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
     """Base-2^c digits of non-negative integers: (..., slices), least significant first."""
-    digits = [(codes >> shift) & (2**cell_bits - 1) for shift in range(0, max(bits, 1), cell_bits)]
+    digits = [(codes >> shift) & (2**cell_bits - 1) for shift in range(0, bits, cell_bits)]
     return torch.stack(digits, dim=-1)
 
 
@@ -136,10 +89,9 @@ class CrossbarLayer:
     digital side takes for the integer sums.
 
     Args:
-        codes: integer weights (O, I, k, k).
-        layer: its width, input bits and what it waits for; a multi-bit input of a layer that comes
-            after others is the residual stream, in two's complement.
-        weight_bits, input_bits: of the layer.
+        codes: integer weights (O, I, k, k), at least 2 bits.
+        weight_bits, input_bits: their width, and that of an input value, fed bit by bit.
+        signed_input: whether inputs are in two's complement, as the residual stream's codes.
         stride, padding: of the convolution.
         crossbar: the options.
         generator: for the cells' variation.
@@ -163,7 +115,7 @@ class CrossbarLayer:
         self.rows = min(crossbar.xbar_size, in_channels)
         self.groups = math.ceil(in_channels / self.rows)
 
-        largest = 2 ** (weight_bits - 1) - 1 if weight_bits > 1 else 1
+        largest = 2 ** (weight_bits - 1) - 1
         codes = codes.long()
         if crossbar.columns == "differential":
             stored, bits, self.offset = (
@@ -173,12 +125,12 @@ class CrossbarLayer:
             )
         else:
             stored, bits, self.offset = [codes + largest], weight_bits, largest
-        self.cell_bits = min(crossbar.cell_bits, max(bits, 1))
+        self.cell_bits = min(crossbar.cell_bits, bits)
         self.levels = 2**self.cell_bits - 1  # the highest; the lowest is 0
         self.off_conductance = self.levels / (crossbar.on_off_ratio - 1)  # in cell steps
         self.cells = [self._cells(x, bits, generator) for x in stored]
         slices = self.cells[0].shape[-1] // out_channels
-        self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(slices))
+        self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(slices)).double()
 
         self.largest_sum = self.clipped = self.partial_sums = 0
         self.squared_error = self.squared_output = 0.0
@@ -223,7 +175,8 @@ class CrossbarLayer:
                 sums = sums.div_(step).round_()
                 self.clipped += (sums > largest_code).sum().item()
                 sums = sums.clamp_(max=largest_code).mul_(step)
-            by_slice = sums.sum(dim=0).unflatten(0, (-1, len(self.slice_weights)))
+            # beyond 24 bits float32 would round what shift-add keeps
+            by_slice = sums.sum(dim=0).double().unflatten(0, (-1, len(self.slice_weights)))
             result = result + sign * torch.einsum("osl,s->ol", by_slice, self.slice_weights)
         if self.crossbar.columns == "offset":
             # every stored weight is Q too large, and every active cell leaks its off-state
@@ -263,8 +216,8 @@ class CrossbarLayer:
         return math.sqrt(self.squared_error / self.squared_output) if self.squared_output else 0.0
 
     @property
-    def exact_adc_bits(self) -> int:
-        """ADC bits that, a code being one cell step, would not have clipped any sum."""
+    def unclipped_adc_bits(self) -> int:
+        """ADC bits that, a code being one cell step, would have clipped none of these sums."""
         return max(1, math.ceil(self.largest_sum)).bit_length()
 
 
@@ -280,7 +233,8 @@ def on_crossbars(
     """
     network = copy.deepcopy(network).eval()
     layers: dict[str, CrossbarLayer] = {}
-    for index, layer in enumerate(description.layers):
+    bar = tqdm(description.layers, "wires", leave=False, disable=not crossbar.wire_ohm)
+    for index, layer in enumerate(bar):
         if only is not None and layer.name not in only:
             continue
         module = network.get_submodule(layer.name)
@@ -346,7 +300,7 @@ def nonideal_report(
     Raises InputError for a full-precision checkpoint, missing data and numbers that make no sense,
     load_settings.UserError where checkpoint or data cannot be read.
     """
-    check_int(trials, "trials", 10**6)
+    check_int(trials, "trials", MOST_TRIALS)
     if not 0 <= seed <= 10**9:
         raise InputError(f"seed must be a whole number from 0 to {10**9}, got {seed}")
     checkpoint = load_checkpoint(path)
@@ -359,15 +313,24 @@ def nonideal_report(
     description = describe(network, settings, {})
     digital = accuracy_of(network, batches, "digital")
 
+    # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
+    ideal = replace(crossbar, adc_bits=None, sigma=0.0, wire_ohm=0.0)
+    placed, needed = on_crossbars(network, description, ideal, seed)
+    accuracy_of(placed, batches, "ADC range")
+
+    trials = trials if crossbar.is_random else 1  # without variation all are the same
+    first_draw = seed * MOST_TRIALS
     accuracies, runs = [], []
-    for trial in range(trials if crossbar.is_random else 1):
-        placed, layers = on_crossbars(network, description, crossbar, seed + trial)
+    for trial in range(trials):
+        placed, layers = on_crossbars(network, description, crossbar, first_draw + trial)
         accuracies.append(accuracy_of(placed, batches, f"trial {trial + 1} of {trials}"))
         runs.append(layers)
-    rows = [layer_row(name, [layers[name] for layers in runs]) for name in runs[0]]
-    if each_layer:
+    rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
+    if each_layer:  # with the first draw
         for row in rows:
-            placed, _ = on_crossbars(network, description, crossbar, seed, only=[row["layer"]])
+            placed, _ = on_crossbars(
+                network, description, crossbar, first_draw, only=[row["layer"]]
+            )
             row["accuracy_alone"] = accuracy_of(placed, batches, row["layer"])
     return {
         "checkpoint": str(path),
@@ -377,19 +340,19 @@ def nonideal_report(
         "accuracy_mean": statistics.mean(accuracies),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
         "accuracies": accuracies,
-        "exact_adc_bits": max(row["exact_adc_bits"] for row in rows),
+        "unclipped_adc_bits": max(row["unclipped_adc_bits"] for row in rows),
         "layers": rows,
     }
 
 
-def layer_row(name: str, runs: Sequence[CrossbarLayer]) -> dict[str, Any]:
-    """One layer over all trials; sums are in cell steps."""
+def layer_row(name: str, runs: Sequence[CrossbarLayer], needed: CrossbarLayer) -> dict[str, Any]:
+    """One layer over all trials; sums, in cell steps, are those of the digital network."""
     return {
         "layer": name,
         "relative_error": statistics.mean(layer.relative_error for layer in runs),
         "clipped_share": statistics.mean(layer.clipped / layer.partial_sums for layer in runs),
-        "largest_sum_cell_steps": max(layer.largest_sum for layer in runs),
-        "exact_adc_bits": max(layer.exact_adc_bits for layer in runs),
+        "largest_sum_cell_steps": needed.largest_sum,
+        "unclipped_adc_bits": needed.unclipped_adc_bits,
     }
 
 
@@ -400,9 +363,10 @@ def nonideal_text(report: dict[str, Any]) -> str:
         f"digital accuracy {report['digital_accuracy']:.2%}; on crossbars "
         f"{report['accuracy_mean']:.2%} ± {report['accuracy_std']:.2%} "
         f"({len(report['accuracies'])} trials, {lost:.2f} points lost)",
-        "layers that are off most (root mean square, relative to their sums):",
+        "layers that hurt most (root mean square error, relative to their sums):",
     ]
-    worst = sorted(report["layers"], key=lambda row: -row["relative_error"])[:5]
+    by_error = sorted(report["layers"], key=lambda row: -row["relative_error"])
+    worst = sorted(by_error, key=lambda row: row.get("accuracy_alone", 0.0))[:5]
     for row in worst:
         alone = f", alone {row['accuracy_alone']:.2%}" if "accuracy_alone" in row else ""
         lines.append(
@@ -411,7 +375,7 @@ def nonideal_text(report: dict[str, Any]) -> str:
         )
     if report["crossbar"]["adc_bits"] is not None and lost > 0:
         lines.append(
-            f"an ADC that neither rounds nor clips these sums: --adc_bits "
-            f"{report['exact_adc_bits']} --adc_range unit"
+            "an ADC that clips none of the digital network's sums: --adc_bits "
+            f"{report['unclipped_adc_bits']} --adc_range unit"
         )
     return "\n".join(lines)

@@ -1,6 +1,8 @@
 """Plots of a report and of a sweep, drawn with matplotlib without a screen."""
 
 import io
+import logging
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +10,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-# The same report is the same file, and its text stays text.
+# The same report is the same file, and its text stays text: the browser has the fonts, so that
+# matplotlib need not say which of them it lacks.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 matplotlib.rcParams |= {"svg.hashsalt": "spikesim_eval", "svg.fonttype": "none"}
 
 
@@ -36,8 +41,9 @@ def _figure(height: float) -> tuple[Figure, Any]:
 
 
 def _plain(name: str) -> str:
-    """Without matplotlib's mathematics: a dollar sign is a dollar sign."""
-    return name.replace("$", r"\$")
+    """As matplotlib shows it unchanged: no mathematics, no hidden legend entry, no lone bytes."""
+    text = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def stacked(report: Mapping[str, Any], key: str, label: str) -> Figure:

@@ -133,7 +133,7 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
         "total": ours.total,
         "area_by_component": ours.area_by_component,
         "area_outside_layers": outside_layers(ours),
-        "critical_path": [row["name"] for row in ours.layers if row["on_critical_path"]],
+        "critical_path": list(ours.critical_path),
         "layers": list(ours.layers),
         "spike_rates_by_timestep": {name: list(rates) for name, rates in subject.rates.items()},
         "published": {name: constant.value for name, constant in PUBLISHED_RATIO.items()},
@@ -170,15 +170,19 @@ def constants() -> list[dict[str, Any]]:
 
 def csv_text(report: Mapping[str, Any]) -> str:
     """A row a layer; every column's name ends in its unit or in what it counts."""
-    components = list(report["layers"][0]["energy_by_component"])
+    energies, areas = (
+        list(report["layers"][0][key]) for key in ("energy_by_component", "area_by_component")
+    )
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*CSV_COLUMNS, *(f"{component}_energy_pj" for component in components)])
+    by_component = [*(f"{name}_energy_pj" for name in energies)]
+    by_component += [f"{name}_area_um2" for name in areas]
+    writer.writerow([*CSV_COLUMNS, *by_component])
     for row in report["layers"]:
         for key in ("rate_is_measured", "on_critical_path"):
             row = row | {key: "yes" if row[key] else "no"}
-        energy = row["energy_by_component"]
-        writer.writerow([*(row[key] for key in CSV_COLUMNS.values()), *energy.values()])
+        parts = [*row["energy_by_component"].values(), *row["area_by_component"].values()]
+        writer.writerow([*(row[key] for key in CSV_COLUMNS.values()), *parts])
     return out.getvalue()
 
 
@@ -240,6 +244,9 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
             ],
         )
     )
+    for key, label in (("energy_by_component", "energy, pJ"), ("area_by_component", "area, um^2")):
+        rows = [[row["name"], *row[key].values()] for row in report["layers"]]
+        found.append(Section(f"Layers: {label}", [], ["layer", *report["layers"][0][key]], rows))
     area = report["area_by_component"]
     energy = {
         name: fsum(row["energy_by_component"][name] for row in report["layers"])

@@ -10,7 +10,7 @@ from itertools import product
 
 import numpy as np
 
-from .estimate import CHOICES, Chip, ChipGrid, check_cell, layer_cost, totals
+from .estimate import CHOICES, Chip, ChipGrid, check_cell, layer_cost, start_times, totals
 from .layers import MAX_BITS, InputError, Subject, check_int
 
 AXES = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile", "clk_mhz")  # of the chip
@@ -48,8 +48,8 @@ def sweep(
         for value in axis:
             Chip(**{name: value})
     # An axis a dimension: what depends on few options is computed for these alone.
-    axes = np.ix_(*(np.array(values[name], dtype=np.float64) for name in AXES))
-    grid = ChipGrid(**dict(zip(AXES, axes, strict=True)), **fixed)
+    dimensions = np.ix_(*(np.array(values[name], dtype=np.float64) for name in AXES))
+    grid = ChipGrid(**dict(zip(AXES, dimensions, strict=True)), **fixed)
     shape = tuple(map(len, values.values()))
 
     parts = []
@@ -57,7 +57,7 @@ def sweep(
         network = subject.network
         kernel = network.largest_kernel**2
         costs = {layer.name: layer_cost(network, layer, grid, kernel) for layer in network.layers}
-        total, _ = totals(network, grid, costs, kernel)
+        total, _ = totals(network, grid, costs, start_times(network, costs), kernel)
         accuracy = np.nan if subject.accuracy is None else subject.accuracy
         constant = {
             "network": subject.name,
@@ -65,7 +65,11 @@ def sweep(
             "time_steps": network.time_steps,
             "accuracy": accuracy,
         }
-        own = constant | dict(zip(AXES, axes, strict=True)) | {name: total[name] for name in SHOWN}
+        own = (
+            constant
+            | dict(zip(AXES, dimensions, strict=True))
+            | {name: total[name] for name in SHOWN}
+        )
         parts.append({name: np.broadcast_to(x, shape).ravel() for name, x in own.items()})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     columns["pareto"] = pareto_front(
@@ -98,7 +102,9 @@ def pareto_front(edap: np.ndarray, area: np.ndarray, accuracy: np.ndarray) -> np
     return front
 
 
-def _not_beaten(edap, area, accuracy, level) -> np.ndarray:
+def _not_beaten(
+    edap: np.ndarray, area: np.ndarray, accuracy: np.ndarray, level: float
+) -> np.ndarray:
     """Of the points with this accuracy, those that no point at least as accurate beats."""
     here, better = accuracy == level, accuracy > level
     front = front_of_two(edap[here], area[here])

@@ -6,6 +6,7 @@ populations are met by forward hooks, and the residual graph is followed tensor 
 
 import importlib
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,27 +23,34 @@ from load_settings import DATA_SETS, Checkpoint, Settings, load_checkpoint, load
 from models import MSResNet
 from models.neuron import LIF, count_spikes
 
-from .layers import InputError, Layer, Network, Subject, check_int
+from .layers import MAX_BITS, InputError, Layer, Network, Subject, check_int
 
 FLOAT_BITS = 32  # full precision enters the estimate as 32-bit fixed point
 IMAGE_BITS = 8
-AVERAGES = ("mean", "sum", "avg_pool2d", "_adaptive_avg_pool2d")  # aten names
+AVERAGES = ("mean", "sum", "avg_pool2d", "_adaptive_avg_pool2d")  # names of aten functions
+ADDITIONS = ("add", "add_")
+CONVOLUTIONS, PRODUCTS = ("convolution",), ("addmm", "mm", "bmm")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a tensor was computed from: the nearest layers, the nearest LIF populations, and whether
-    the populations' spikes have been averaged on the way."""
+    """What a tensor was computed from: the nearest layers, the nearest LIF populations, the largest
+    sum of their spikes, whether these have been averaged, and whether a layer's real-valued output
+    is in it."""
 
     layers: frozenset[str] = frozenset()
     populations: frozenset[str] = frozenset()
+    spikes: int = 0
     averaged: bool = False
+    real: bool = False
 
-    def join(self, other: "Origin") -> "Origin":
+    def join(self, other: "Origin", added: bool = False) -> "Origin":
         return Origin(
             self.layers | other.layers,
             self.populations | other.populations,
+            self.spikes + other.spikes if added else max(self.spikes, other.spikes),
             self.averaged or other.averaged,
+            self.real or other.real,
         )
 
 
@@ -54,15 +62,18 @@ class _Origins(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
+        self.calls: Counter[str] = Counter()  # of aten functions
         self._origins: dict[int, Origin] = {}
         self._alive: list[Tensor] = []  # a freed storage's key could come back as another's
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        origin = Origin(averaged=function.overloadpacket.__name__ in AVERAGES)
+        name = function.overloadpacket.__name__
+        self.calls[name] += 1
+        origin = Origin(averaged=name in AVERAGES)
         for x in tree_leaves((args, kwargs)):
             if isinstance(x, Tensor):
-                origin = origin.join(self.of(x))
+                origin = origin.join(self.of(x), added=name in ADDITIONS)
         for x in tree_leaves(result):
             if isinstance(x, Tensor):
                 self.start(x, origin.join(self.of(x)))
@@ -102,27 +113,52 @@ class _Tracer:
         self.origins = _Origins()
         self.met: dict[str, _Met] = {}
         self.rows: dict[str, int] = {}  # inputs that a linear layer has seen
+        self.calls: Counter[type] = Counter()  # of layers
         self.shapes: dict[str, tuple[int, int, int]] = {}
         self.spikes: dict[str, float] = {}
+        self.steps: Counter[str] = Counter()  # timesteps that a LIF population has run
 
     def after_lif(self, name: str, module: nn.Module, spikes: Tensor) -> None:
         """`spikes` are (T·N, ...), or (N, ...) in a loop, or (T, N, ...) in spikingjelly's "m"."""
+        is_folded = isinstance(module, LIF)
         leading = 2 if getattr(module, "step_mode", "s") == "m" else 1
-        folded = self.time_steps if isinstance(module, LIF) else 1
-        self.samples = spikes.shape[leading - 1] // folded
+        self.samples = spikes.shape[leading - 1] // (self.time_steps if is_folded else 1)
+        self.steps[name] += self.time_steps if is_folded else spikes.shape[0] if leading == 2 else 1
         shape = tuple(spikes.shape[leading:])
         self.shapes[name] = shape + (1,) * (3 - len(shape))
         self.spikes[name] = self.spikes.get(name, 0.0) + spikes.sum().item()
-        self.origins.start(spikes, Origin(self.origins.of(spikes).layers, frozenset({name})))
+        before = self.origins.of(spikes).layers
+        self.origins.start(spikes, Origin(before, frozenset({name}), spikes=1))
 
     def after_layer(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
-        if isinstance(module, nn.Linear):
+        is_linear = isinstance(module, nn.Linear)
+        self.calls[nn.Linear if is_linear else nn.Conv2d] += 1
+        if is_linear:
             self.rows[name] = self.rows.get(name, 0) + x.numel() // module.in_features
             sizes = (1, 1), (1, 1)
         else:
             sizes = tuple(x.shape[-2:]), tuple(y.shape[-2:])
-        self.met.setdefault(name, _Met(module, *sizes, self.origins.of(x)))
-        self.origins.start(y, Origin(frozenset({name})))
+        met = self.met.setdefault(name, _Met(module, *sizes, self.origins.of(x)))
+        if met.origin != self.origins.of(x):
+            raise InputError(
+                f"layer {name} runs in several places of the network, or feeds back: the estimate "
+                "knows layers that run once a timestep"
+            )
+        self.origins.start(y, Origin(frozenset({name}), real=True))
+
+    def check(self) -> None:
+        """Raise InputError where something ran that the layer list would not show."""
+        if not self.shapes:
+            raise InputError("no LIF population found: this project's neurons and spikingjelly's")
+        for kind, functions in ((nn.Conv2d, CONVOLUTIONS), (nn.Linear, PRODUCTS)):
+            if sum(self.origins.calls[function] for function in functions) > self.calls[kind]:
+                raise InputError(
+                    f"the network computes {' or '.join(functions)} outside of {kind.__name__} "
+                    "modules, which the estimate would miss"
+                )
+        for name, steps in self.steps.items():
+            if steps != self.time_steps:
+                raise InputError(f"LIF {name} ran {steps} timesteps, not {self.time_steps}")
 
     def layers(self, bits: int, bn_bits: int | None, rates: dict[str, float]) -> tuple[Layer, ...]:
         return tuple(self._layer(name, met, bits, bn_bits, rates) for name, met in self.met.items())
@@ -144,7 +180,7 @@ class _Tracer:
             kernel=1 if name in self.rows else module.kernel_size[0],
             in_size=met.in_size,
             input_bits=self._input_bits(met, bits),
-            spike_rate=None if origin.averaged else rate,
+            spike_rate=None if origin.averaged or origin.real else rate,
             bn_bits=bn_bits,
             **common,
         )
@@ -157,15 +193,15 @@ class _Tracer:
     def _input_bits(self, met: _Met, bits: int) -> int:
         """Of one timestep's value; added or averaged populations give counts of spikes."""
         origin = met.origin
-        if not origin.populations:
+        if origin.real or not origin.populations:
             return bits if origin.layers else IMAGE_BITS
         module, pooled = met.module, 1
         if origin.averaged:
             is_linear = isinstance(module, nn.Linear)
             channels = module.in_features if is_linear else module.in_channels
-            spikes = max(prod(self.shapes[name]) for name in origin.populations)
-            pooled = spikes // (channels * prod(met.in_size))
-        return (len(origin.populations) * max(1, pooled)).bit_length()
+            neurons = max(prod(self.shapes[name]) for name in origin.populations)
+            pooled = neurons // (channels * prod(met.in_size))
+        return (origin.spikes * max(1, pooled)).bit_length()
 
 
 def check_convolution(name: str, module: nn.Module) -> None:
@@ -217,6 +253,7 @@ def trace_network(
     finally:
         for handle in handles:
             handle.remove()
+    tracer.check()
     if rates is None:
         updates = time_steps * tracer.samples
         rates = {
@@ -313,23 +350,19 @@ def trace_module(spec: str, time_steps: int, bits: int) -> Subject:
     The module must run all timesteps in one forward pass, in a loop or in spikingjelly's step mode
     "m"; T and bits are the caller's to say. Raises InputError for whatever is wrong with it.
     """
+    check_int(time_steps, "time_steps", 10**6)
+    check_int(bits, "bits", MAX_BITS)
     module_name, _, function_name = spec.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
         returned = getattr(importlib.import_module(module_name), function_name)()
-    except Exception as error:  # whatever a user's file raises
+        match returned:
+            case (nn.Module() as network, Tensor() as sample) if sample.numel():
+                return Subject(spec, trace_network(network, sample, bits, None, None, time_steps))
+    except InputError as error:
+        raise InputError(f"--module {spec}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
         raise InputError(f"--module {spec}: {type(error).__name__}: {error}") from None
     finally:
         sys.path.pop(0)
-    match returned:
-        case (nn.Module() as network, Tensor() as sample) if sample.numel():
-            pass
-        case _:
-            raise InputError(f"--module {spec} must return (torch module, tensor of samples)")
-    try:
-        network = trace_network(network, sample, bits, None, None, time_steps)
-    except (RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--module {spec}: its forward pass failed: {error}") from None
-    return Subject(spec, network)
+    raise InputError(f"--module {spec} must return (torch module, tensor of samples)")

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import QuanMSResNet
+from spikesim_eval.crossbar import Crossbar
 from spikesim_eval.layers import InputError
-from spikesim_eval.nonideal import Crossbar, CrossbarLayer, ladder, on_crossbars, slices_of
+from spikesim_eval.nonideal import CrossbarLayer, ladder, on_crossbars, slices_of
 from spikesim_eval.trace import trace_network
 
 COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
@@ -82,7 +83,7 @@ def test_an_adc_with_unit_steps_is_exact_until_it_clips(columns):
     clipping, codes, x = random_layer(Crossbar(adc_bits=2, **options))
     assert not torch.equal(clipping(x), exact(codes, x))
     assert clipping.clipped > 0
-    enough, codes, x = random_layer(Crossbar(adc_bits=clipping.exact_adc_bits, **options))
+    enough, codes, x = random_layer(Crossbar(adc_bits=clipping.unclipped_adc_bits, **options))
     assert torch.equal(enough(x), exact(codes, x))
 
 
@@ -176,6 +177,24 @@ def test_the_ladder_goes_to_the_bare_cells_as_wires_lose_their_resistance():
     assert (ladder(g, 1.0) <= g + 1e-12).all()  # a wire never adds current
 
 
+def test_wires_act_on_conductances_in_siemens():
+    # 2-bit digits 0..3, so the highest level, 3 cell steps, is 1/on_ohm
+    codes = torch.tensor([3, 2, 1, 0]).view(1, 4, 1, 1)
+    options = {"cell_bits": 2, "on_ohm": 1000.0}
+    layer = CrossbarLayer(*(codes, 3, 1, False, (1, 1), (0, 0), Crossbar(wire_ohm=5.0, **options)))
+    siemens = torch.tensor([3.0, 2, 1, 0]).view(4, 1) / 3 / 1000
+    expected = ladder(siemens, 1 / 5) * 3 * 1000  # back in cell steps
+    torch.testing.assert_close(layer.cells[0][0].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_sums_beyond_24_bits_stay_exact():
+    codes = torch.full((1, 512, 1, 1), 127)
+    codes[0, 0] = 126
+    layer = CrossbarLayer(codes, 8, 13, False, (1, 1), (0, 0), Crossbar())
+    x = torch.full((1, 512, 1, 1), 2.0**13 - 1, dtype=torch.float64)
+    assert layer(x).item() == (511 * 127 + 126) * (2**13 - 1)
+
+
 @given(st.integers(1, 8), st.integers(1, 8), st.lists(st.integers(0, 255), min_size=1))
 @settings(max_examples=50)
 def test_slices_add_up_to_the_number(bits, cell_bits, values):
@@ -222,6 +241,7 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
         {"on_off_ratio": math.nan},
         {"sigma": -0.1},
         {"wire_ohm": math.inf},
+        {"wire_ohm": 1e-320},
         {"on_ohm": 0},
         {"columns": "both"},
         {"adc_range": "half"},

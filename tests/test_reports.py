@@ -20,9 +20,10 @@ from data_loader import evaluation_loader, load_data_sets
 from load_settings import load_checkpoint, load_network
 from spikesim_eval.__main__ import main
 from spikesim_eval.compare import cheapest, sensitivity
+from spikesim_eval.crossbar import Crossbar
 from spikesim_eval.estimate import Chip, estimate, ratios
 from spikesim_eval.layers import InputError, Network, Subject, network_from_json
-from spikesim_eval.nonideal import Crossbar, nonideal_report
+from spikesim_eval.nonideal import nonideal_report
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
 from spikesim_eval.trace import trace_checkpoint, trace_module
@@ -122,7 +123,7 @@ def test_the_page_is_one_file_with_plots_and_tables_that_loads_nothing(trained, 
     page.feed((tmp_path / "report.html").read_text())
     assert page.loads == []
     assert page.count["svg"] == 4
-    assert page.count["table"] == 7
+    assert page.count["table"] == 9
     report = json.loads((tmp_path / "report.json").read_text())
     for row in report["layers"]:
         assert row["name"] in page.text
@@ -133,7 +134,8 @@ def test_the_page_is_one_file_with_plots_and_tables_that_loads_nothing(trained, 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 def test_the_page_is_drawn_by_a_browser(files, tmp_path):
-    main(f"report --layers {files['NET']} --baseline {files['BASE']} --out {tmp_path}".split())
+    line = f"report --layers {files['NET']} --baseline {files['BASE']} --out {tmp_path}"
+    assert main(line.split()) == 0
     shot = tmp_path / "page.png"
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}"]
     command += ["--window-size=1250,3000", f"file://{tmp_path}/report.html"]
@@ -187,7 +189,30 @@ def test_each_assumption_is_changed_alone():
         assert rows[change] == ratio(*changed, Chip())
     assert rows["baseline of 16 bits"] == ratio(ours, full_precision().at(16), Chip())
     assert rows["baseline of 16 bits"]["edap"] < rows["as assumed"]["edap"]
-    assert rows["spike rate 1 everywhere"]["tops_per_mm2"] == rows["as assumed"]["tops_per_mm2"]
+    assert rows["baseline of 24 bits"] == ratio(ours, full_precision().at(24), Chip())
+    assert rows["--adc_bits 8 --adc_law doubling"] == ratio(ours, baseline, Chip(adc_bits=8))
+
+    def unmeasured(net):
+        return replace(net, layers=tuple(replace(x, spike_rate=None) for x in net.layers))
+
+    rate_1 = rows["spike rate 1 everywhere"]
+    assert rate_1 == ratio(unmeasured(ours), unmeasured(baseline), Chip())
+    assert rate_1["tops_per_watt"] != rows["as assumed"]["tops_per_watt"]
+
+
+def test_of_a_chip_with_other_adcs_only_the_law_is_changed():
+    rows = {row["change"] for row in sensitivity(network(), full_precision(), Chip(adc_bits=6))}
+    assert "--adc_bits 6 --adc_law linear" in rows
+    assert not any("--adc_law doubling" in change for change in rows)
+
+
+def test_the_critical_path_is_in_order_whatever_the_order_of_the_list():
+    data = residual_block()
+    data["layers"].reverse()
+    report = build_report(Subject("net", network_from_json(data)), Chip())
+    assert (
+        report["critical_path"] == build_report(Subject("net", network()), Chip())["critical_path"]
+    )
 
 
 def test_published_buffers_count_22_bits_a_value():
@@ -228,6 +253,8 @@ def test_the_cheapest_choice_is_accurate_enough_and_not_the_baseline():
     assert cheapest(rows, 1.0)["network"] == "b"
     assert cheapest(rows, 0.7)["network"] == "a"
     assert cheapest(rows, 0.1) is None
+    exactly = [row("baseline", 0, 1.0), row("a", 100 * (0.98 - 0.97), 9)]
+    assert cheapest(exactly, 1.0)["network"] == "a"
 
 
 # Sweeps.
@@ -359,6 +386,52 @@ USERS = """
 
     def broken():
         raise RuntimeError("on purpose")
+
+    class Odd(nn.Module):
+        def __init__(self, forward):
+            super().__init__()
+            self.conv, self.lif = nn.Conv2d(4, 4, 3, 1, 1), neuron.LIFNode(v_threshold=0.1)
+            self.run = forward
+
+        def forward(self, x):
+            return self.run(self, x)
+
+    def odd(forward):
+        return Odd(forward), torch.rand(1, 4, 8, 8)
+
+    def no_lif():
+        return odd(lambda self, x: self.conv(x))
+
+    def twice():
+        return odd(lambda self, x: self.lif(self.conv(self.conv(x))))
+
+    def functional_conv():
+        return odd(lambda self, x: self.lif(nn.functional.conv2d(x, self.conv.weight)))
+
+    def key_error():
+        return odd(lambda self, x: {}["missing"])
+
+    def leaves():
+        raise SystemExit(3)
+
+    class Mixed(Loop):
+        # A second convolution reads spikes plus the first one's output, a third two populations
+        # side by side.
+        def __init__(self):
+            super().__init__()
+            self.third, self.lif3 = nn.Conv2d(16, 8, 3, 1, 1), neuron.LIFNode()
+
+        def forward(self, x):
+            functional.reset_net(self)
+            for _ in range(6):
+                real = self.stem(x)
+                first = self.lif1(real)
+                second = self.lif2(self.conv(first + real))
+                third = self.lif3(self.third(torch.cat([first, second], 1)))
+            return self.fc(third.mean(dim=(2, 3)))
+
+    def mixed():
+        return Mixed(), torch.rand(2, 3, 8, 8)
 """
 
 
@@ -406,14 +479,28 @@ def test_this_projects_own_network_is_traced_alike_as_a_users(users):
     assert [layer.name for layer in network.layers if layer.linear] == ["linear"]
 
 
+def test_sums_with_real_values_are_no_spikes_and_neighbours_are_no_sums(users):
+    network = trace_module("users_net:mixed", time_steps=6, bits=4).network
+    layers = {layer.name: layer for layer in network.layers}
+    assert (layers["conv"].input_bits, layers["conv"].spike_rate) == (4, None)
+    assert (layers["third"].input_bits, layers["third"].after) == (1, ("conv", "stem"))
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
         ("grouped", "without groups"),
         ("no_tuple", "must return"),
-        ("wrong_sample", "forward pass failed"),
+        ("wrong_sample", "RuntimeError"),
         ("broken", "on purpose"),
         ("absent", "absent"),
+        ("no_lif", "no LIF population"),
+        ("twice", "several places"),
+        ("functional_conv", "outside of Conv2d"),
+        ("key_error", "missing"),
+        ("leaves", "SystemExit"),
+        ("vgg", "timesteps, not 2"),
+        ("loop", "timesteps, not 2"),
     ],
 )
 def test_a_module_that_cannot_be_traced_is_one_line(function, words, users, tmp_path, capsys):
@@ -441,6 +528,33 @@ def test_fewer_timesteps_are_measured_again(trained):
     assert subject.accuracy == correct / len(test_set)
     assert subject.network.time_steps == 2
     assert {len(rates) for rates in subject.rates.values()} == {2}
+
+
+@pytest.mark.parametrize("line", ["report --time_steps 2", "nonideal"])
+def test_accuracy_without_data_is_one_line(line, trained, tmp_path, capsys):
+    checkpoint = torch.load(trained["qamd"], weights_only=True)
+    checkpoint["settings"]["data"] = "CIFAR10"
+    weight = checkpoint["model"]["stem.conv.weight"]
+    checkpoint["model"]["stem.conv.weight"] = weight.repeat(1, 3, 1, 1)
+    torch.save(checkpoint, tmp_path / "cifar.pth")
+    command, *options = line.split()
+    arguments = [command, "--checkpoint", str(tmp_path / "cifar.pth"), *options]
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert one_error_line(error)
+    assert "--data_path" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_offered_adc_clips_nothing(trained):
+    path = str(trained["qamd"])
+    broken = nonideal_report(path, None, Crossbar(adc_bits=1, adc_range="unit"))
+    assert broken["accuracy_mean"] < broken["digital_accuracy"] + 0.2
+    assert max(row["clipped_share"] for row in broken["layers"]) > 0
+    offered = Crossbar(adc_bits=broken["unclipped_adc_bits"], adc_range="unit")
+    mended = nonideal_report(path, None, offered)
+    assert mended["accuracy_mean"] == mended["digital_accuracy"]
+    assert all(row["clipped_share"] == 0 for row in mended["layers"])
 
 
 def test_a_trained_network_on_ideal_crossbars_loses_nothing(trained):
@@ -476,6 +590,8 @@ BAD = {
     "sweep of no bits": "sweep --layers NET --bits 0 --out OUT",
     "sweep of no timesteps": "sweep --layers NET --time_steps 0 --out OUT",
     "sram sweep": "sweep --layers NET --cell sram --out OUT",
+    "module at T = 0": "report --module a:b --bits 4 --time_steps 0 --out OUT",
+    "name too long": f"compare BASE {'a' * 300} --out OUT",
     "module without T": "report --module a:b --bits 4 --out OUT",
     "module without a function": "report --module json --bits 4 --time_steps 2 --out OUT",
     "bits of a list": "report --layers NET --bits 4 --out OUT",
