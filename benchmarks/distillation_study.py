@@ -229,13 +229,14 @@ def full_table(rows: list[dict[str, str]]) -> str:
 def short_table(rows: list[dict[str, str]], name: str) -> str:
     """One measure, a column a method."""
     groups = grouped(rows, ("bits", "start", "method"))
+    methods = [method for method in METHODS if any(key[2] == method for key in groups)]
     lines = [
-        [bits, start, *(measured(groups[bits, start, method], name) for method in METHODS)]
+        [bits, start, *(measured(groups[bits, start, method], name) for method in methods)]
         for bits in sorted({key[0] for key in groups}, key=int)
         for start in STARTS
-        if all((bits, start, method) in groups for method in METHODS)
+        if all((bits, start, method) in groups for method in methods)
     ]
-    return f"{MEASURES[name][0]}:\n\n" + table(["bits", "from", *METHODS], lines)
+    return f"{MEASURES[name][0]}:\n\n" + table(["bits", "from", *methods], lines)
 
 
 def plot(path: Path, rows: list[dict[str, str]]) -> None:
@@ -274,6 +275,7 @@ def study(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/distillation_study"))
     parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--width", default="4")
     parser.add_argument("--epochs", default="8")
     parser.add_argument("--teacher_epochs", default="20")
@@ -288,7 +290,7 @@ def study(arguments: Sequence[str] | None = None) -> None:
         for fold in args.folds
         for bits in args.bits
         for start in STARTS
-        for method in METHODS
+        for method in args.methods
     }
     teacher_options = [*size, "--epochs", args.teacher_epochs]
     path = args.results / "distillation_study.csv"

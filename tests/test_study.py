@@ -45,6 +45,8 @@ SMALLEST = ["--folds", "0", "--width", "2", "--epochs", "1", "--teacher_epochs",
 def test_a_finished_run_is_not_run_again_and_the_summary_has_every_method(tmp_path):
     arguments = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs"), *SMALLEST]
     arguments += ["--bits", "2"]
+    study.study([*arguments, "--methods", "student"])
+    assert len(read_csv(tmp_path / "distillation_study.csv")) == len(study.STARTS)
     study.study(arguments)
     rows = read_csv(tmp_path / "distillation_study.csv")
     assert len(rows) == len(study.METHODS) * len(study.STARTS)
