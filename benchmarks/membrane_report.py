@@ -5,7 +5,8 @@
 
 Over the test set of the checkpoints: each student's distance to the teacher's membrane potentials
 per LIF layer and timestep (membrane_report.csv and the first row of membrane_report.png), and how
-one layer's membrane potentials are distributed in the three networks (the second row).
+one layer's membrane potentials are distributed in the three networks (the second row). Beside the
+students stands what no student of these bits can avoid: the teacher's own membranes, rounded.
 """
 
 import argparse
@@ -20,16 +21,22 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data_loader import evaluation_loader, load_data_sets
-from distiller import distance_to_teacher
+from distiller import distance_to_teacher, membrane_kl
 from load_settings import UserError, check_writable, load_checkpoint, load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
+from quantization import integer_codes, signed_range
 
-COLOURS = {"teacher": "tab:gray", "student": "tab:orange", "MD-SNN": "tab:blue"}
+COLOURS = {
+    "teacher": "tab:gray",
+    "student": "tab:orange",
+    "MD-SNN": "tab:blue",
+    "rounded teacher": "black",
+}
 DISTANCES = {  # of distance_to_teacher: (what the axis says, its scale)
     "membrane_kl": ("membrane KL", 1),
     "membrane_mse": ("membrane MSE", 1),
@@ -41,6 +48,31 @@ SAMPLES = 10**7  # most membrane potentials that a distribution is drawn from
 
 def layer_names(network: MSResNet) -> list[str]:
     return [name for name, module in network.named_modules() if isinstance(module, LIF)]
+
+
+class RoundedTeacher(nn.Module):
+    """The teacher's membranes rounded to `bits`, each layer with the step that leaves the least
+    membrane KL on the given images: what the width alone costs."""
+
+    RANGES = tuple(2 * THRESHOLD * 1.25**i for i in range(-2, 10))  # of the largest code
+
+    @torch.no_grad()
+    def __init__(self, teacher: MSResNet, bits: int, images: Tensor):
+        super().__init__()
+        self.teacher, self.code_range = teacher, signed_range(bits)
+        _, membranes = teacher(images, membranes=True)
+        self.steps = [self._best_step(u) for u in membranes]
+
+    def _best_step(self, u: Tensor) -> Tensor:
+        steps = [torch.tensor(largest / self.code_range[1]) for largest in self.RANGES]
+        return min(steps, key=lambda step: membrane_kl([self._rounded(u, step)], [u]).item())
+
+    def _rounded(self, u: Tensor, step: Tensor) -> Tensor:
+        return integer_codes(u, step, *self.code_range) * step
+
+    def forward(self, images: Tensor, membranes: bool = True) -> tuple[Tensor, list[Tensor]]:
+        logits, exact = self.teacher(images, membranes=True)
+        return logits, list(map(self._rounded, exact, self.steps))
 
 
 @torch.no_grad()
@@ -117,6 +149,8 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     paths = {"teacher": args.teacher, "student": args.student, "MD-SNN": args.mdsnn}
     checkpoints = {label: load_checkpoint(path) for label, path in paths.items()}
     settings = checkpoints["teacher"].settings
+    if checkpoints["MD-SNN"].settings.bits is None:
+        raise UserError(f"--mdsnn {args.mdsnn} is a full-precision network")
     for label, checkpoint in checkpoints.items():
         for name in ("data", "model_depth", "width", "time_window"):
             if getattr(checkpoint.settings, name) != getattr(settings, name):
@@ -135,6 +169,9 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
         label: distance_to_teacher(teacher, networks[label], batches)
         for label in ("student", "MD-SNN")
     }
+    first_images, _ = next(iter(batches))
+    rounded = RoundedTeacher(teacher, checkpoints["MD-SNN"].settings.bits, first_images)
+    distances["rounded teacher"] = distance_to_teacher(teacher, rounded, batches)
     membranes = {
         label: membrane_of(network, names.index(layer), batches)
         for label, network in networks.items()
