@@ -107,7 +107,7 @@ def draw_distances(axes, distances: dict[str, dict[str, Tensor]]) -> None:
                 last = t == len(steps) - 1
                 axis.plot(
                     range(1, len(values) + 1),
-                    values,
+                    values.tolist(),
                     color=COLOURS[network],
                     alpha=0.25 + 0.75 * (t + 1) / len(steps),
                     marker="." if last else None,
@@ -129,7 +129,8 @@ def draw_distributions(axes, membranes: dict[str, Tensor], layer: str) -> None:
         if len(values) > 2 * BINS:
             counts, edges = torch.histogram(u, BINS, range=(low, high))
             values, width = (edges[1:] + edges[:-1]) / 2, (high - low) / BINS
-        axis.bar(values, 100 * counts / u.numel(), width, color=COLOURS[network])
+        shares = 100 * counts / u.numel()
+        axis.bar(values.tolist(), shares.tolist(), width, color=COLOURS[network])
         fires = 100 * (u > THRESHOLD).float().mean()
         axis.axvline(THRESHOLD, color="black", linestyle="--", label=f"threshold: {fires:.1f} %")
         axis.set(xlabel="membrane potential", ylabel="neurons · timesteps, %", xlim=(low, high))
