@@ -1,8 +1,8 @@
 """What each choice in distillation is worth: python -m benchmarks.distillation_ablation
 
-One change at a time to the defaults of main.py, at 2 bits, from scratch and from the teacher. It
-never sees the study's test images: a fold's training images are split again, so that choices made
-here do not flatter the study. Candidates that lost stay in this file and out of the program.
+One change at a time to the defaults of main.py, at 2 bits, from scratch and from the teacher. A
+fold's training images are split again into training and validation, so that its own test images
+choose nothing; other folds of the study test on some of the validation images. Candidates that lost stay in this file and out of the program.
 """
 
 import argparse
