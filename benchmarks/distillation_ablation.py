@@ -2,7 +2,8 @@
 
 One change at a time to the defaults of main.py, at 2 bits, from scratch and from the teacher. A
 fold's training images are split again into training and validation, so that its own test images
-choose nothing; other folds of the study test on some of the validation images. Candidates that lost stay in this file and out of the program.
+choose nothing; other folds of the study test on some of the validation images. Candidates that
+lost stay in this file and out of the program.
 """
 
 import argparse
