@@ -6,7 +6,6 @@ choose nothing; other folds of the study test on some of the validation images. 
 lost stay in this file and out of the program.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,14 +86,8 @@ def validation_data(fold: int) -> study.DataSets:
 
 
 def ablation(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/distillation_ablation"))
-    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2])
+    parser = study.parser_of(__doc__.splitlines()[0], "distillation_ablation", folds=3)
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES)
-    parser.add_argument("--width", default="4")
-    parser.add_argument("--epochs", default="8")
-    parser.add_argument("--teacher_epochs", default="20")
     args = parser.parse_args(arguments)
 
     size = ["--width", args.width]

@@ -269,16 +269,22 @@ def plot(path: Path, rows: list[dict[str, str]]) -> None:
     plt.close(figure)
 
 
-def study(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parser_of(description: str, name: str, folds: int) -> argparse.ArgumentParser:
+    """The options of every experiment: where it is kept, on how many folds, and its size."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--runs", type=Path, default=Path("runs/distillation_study"))
-    parser.add_argument("--folds", type=int, nargs="+", default=list(range(FOLDS)))
-    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / name)
+    parser.add_argument("--folds", type=int, nargs="+", default=list(range(folds)))
     parser.add_argument("--width", default="4")
     parser.add_argument("--epochs", default="8")
     parser.add_argument("--teacher_epochs", default="20")
+    return parser
+
+
+def study(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of(__doc__.splitlines()[0], "distillation_study", FOLDS)
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     args = parser.parse_args(arguments)
 
     size = ["--width", args.width]

@@ -140,11 +140,13 @@ def chip_of(args: argparse.Namespace) -> Chip:
     return Chip(**{name: getattr(args, name) for name in (*CHIP_HELP, *CHOICES)})
 
 
-def subject_of(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
+def is_layer_list(path: str) -> bool:
+    return path.lower().endswith(".json")
+
+
+def subject_of(path: str, data_path: str | None) -> Subject:
     """A layer list where the name ends in .json, otherwise a checkpoint."""
-    if path.lower().endswith(".json"):
-        return listed(path, time_steps)
-    return traced(path, data_path, time_steps)
+    return listed(path) if is_layer_list(path) else traced(path, data_path)
 
 
 def check_files(checkpoints: Sequence[str]) -> None:
@@ -186,19 +188,19 @@ def reported(args: argparse.Namespace) -> Subject:
     return trace_module(args.module, args.time_steps, args.bits)
 
 
-def needs_data(args: argparse.Namespace, checkpoints: Sequence[str | None]) -> None:
-    """Raise InputError where --data_path is given and there is nothing to measure."""
-    if args.data_path is not None and not any(checkpoints):
+def check_sources(args: argparse.Namespace, checkpoints: Sequence[str]) -> None:
+    """Raise InputError for --data_path with nothing to measure, and for a missing checkpoint."""
+    if args.data_path is not None and not checkpoints:
         raise InputError("--data_path measures spike rates of a checkpoint, and there is none")
+    check_files(checkpoints)
 
 
 def run_report(args: argparse.Namespace) -> None:
     chip = chip_of(args)
-    baseline_is_list = args.baseline is not None and args.baseline.lower().endswith(".json")
-    needs_data(args, [args.checkpoint, None if baseline_is_list else args.baseline])
-    check_files([path for path in (args.checkpoint,) if path is not None])
-    if args.baseline is not None and not baseline_is_list:
-        check_files([args.baseline])
+    checkpoints = [] if args.checkpoint is None else [args.checkpoint]
+    if args.baseline is not None and not is_layer_list(args.baseline):
+        checkpoints.append(args.baseline)
+    check_sources(args, checkpoints)
     subject = reported(args)
     baseline = None if args.baseline is None else subject_of(args.baseline, args.data_path)
     report = build_report(subject, chip, baseline)
@@ -211,9 +213,7 @@ def run_compare(args: argparse.Namespace) -> None:
     check_number(args.max_drop, "max_drop", 0, 100)
     if len(args.networks) < 2:
         raise InputError("compare needs at least two networks, the first of them the baseline")
-    checkpoints = [path for path in args.networks if not path.lower().endswith(".json")]
-    needs_data(args, checkpoints)
-    check_files(checkpoints)
+    check_sources(args, [path for path in args.networks if not is_layer_list(path)])
     rows = compare([subject_of(path, args.data_path) for path in args.networks], chip)
     best = cheapest(rows, args.max_drop)
     choice = f"least EDAP within {args.max_drop:g} points of the baseline: "
@@ -243,8 +243,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     paths = [*args.checkpoint, *args.layers]
     if not paths:
         raise InputError("sweep needs --checkpoint or --layers")
-    needs_data(args, args.checkpoint)
-    check_files(args.checkpoint)
+    check_sources(args, args.checkpoint)
     options = max(1, len(args.bits)) * max(1, len(args.time_steps))
     check_size(len(paths) * options, axes, args.force)
     chip = Chip(**{name: getattr(args, name) for name in CHOICES})

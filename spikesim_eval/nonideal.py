@@ -252,12 +252,11 @@ def _place(
 ) -> CrossbarLayer:
     """Let crossbars compute what `module` computes."""
     codes, step = module.quantizer.codes(module.weight)
-    input_bits = description.input_bits(layer)
     placed = CrossbarLayer(
         codes[..., None, None] if layer.linear else codes,
         description.weight_bits_of(layer),
-        input_bits,
-        bool(layer.after) and input_bits > 1 and not layer.linear,
+        description.input_bits(layer),
+        description.reads_stream(layer),
         (1, 1) if layer.linear else module.stride,
         (0, 0) if layer.linear else module.padding,
         crossbar,
