@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.neuron import THRESHOLD
+from quantization import as_rows
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -55,18 +56,10 @@ def logit_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     return tau**2 * softmax_kl(at_least_float32(student) / tau, at_least_float32(teacher) / tau)
 
 
-def neurons_by_sample(membrane: Tensor) -> Tensor:
-    """(T, B, C, H, W) as (T·B, C·H·W); a view where the network made it, in channels_last.
-
-    A softmax does not care in which order it sees the neurons.
-    """
-    return membrane.permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)
-
-
 def membrane_kl(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
     """CLK's L_mem of two lists of membrane potentials (T, B, C, H, W), one tensor a layer."""
     return mean_over_layers(
-        softmax_kl(neurons_by_sample(u_student), neurons_by_sample(u_teacher))
+        softmax_kl(as_rows(u_student.flatten(0, 1)), as_rows(u_teacher.flatten(0, 1)))
         for u_student, u_teacher in zip(student, teacher, strict=True)
     )
 

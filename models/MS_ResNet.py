@@ -18,6 +18,23 @@ from models.neuron import LIF, THRESHOLD, unfold_time
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
+class _PickPixels(torch.autograd.Function):
+    """x[:, :, ::stride, ::stride] in channels_last, as is its gradient: torch's own is not, and
+    then everything before it in the network has to change layouts."""
+
+    @staticmethod
+    def forward(ctx, x, stride):
+        ctx.shape, ctx.stride = x.shape, stride
+        return x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx, grad):
+        N, C, H, W = ctx.shape
+        grad_x = grad.new_zeros(N, H, W, C).movedim(-1, 1)
+        grad_x[:, :, :: ctx.stride, :: ctx.stride] = grad
+        return grad_x, None
+
+
 class Conv2d(nn.Conv2d):
     """Convolution without bias.
 
@@ -31,8 +48,7 @@ class Conv2d(nn.Conv2d):
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.kernel_size != (1, 1):
             return F.conv2d(x, weight, None, self.stride, self.padding)
-        picked = x[:, :, :: self.stride[0], :: self.stride[1]]
-        return F.conv2d(picked.contiguous(memory_format=torch.channels_last), weight)
+        return F.conv2d(_PickPixels.apply(x, self.stride[0]), weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x, self.weight)
@@ -44,7 +60,8 @@ class Layers:
 
     image: Callable[[], nn.Module] = nn.Identity
     stem_conv: Callable[..., nn.Module] = Conv2d
-    conv: Callable[..., nn.Module] = Conv2d
+    conv: Callable[..., nn.Module] = Conv2d  # of spikes
+    stream_conv: Callable[..., nn.Module] = Conv2d  # of the residual stream
     batch_norm: Callable[..., nn.Module] = BatchNorm
     lif: Callable[[], nn.Module] = LIF
     stream: Callable[[], nn.Module] = nn.Identity
@@ -79,7 +96,7 @@ class Shortcut(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
         super().__init__()
         self.stream = layers.stream()
-        self.conv = layers.conv(in_channels, channels, 1, stride)
+        self.conv = layers.stream_conv(in_channels, channels, 1, stride)
         self.bn = layers.batch_norm(channels, THRESHOLD)
 
     def forward(self, x: Tensor) -> Tensor:

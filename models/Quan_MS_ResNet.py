@@ -1,7 +1,7 @@
 """Quan-MS-ResNet: MS-ResNet whose weights, membrane potentials, batch norms and inputs are integers
 times a scale (MD-SNN, arXiv 2512.04443; the choices the paper leaves open are in the README)."""
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -22,21 +22,69 @@ from quantization import (
 STEM_BITS = LINEAR_BITS = 8
 
 
+def convolve_spikes(spikes: Tensor, codes: Tensor, stride: list[int], padding: list[int]) -> Tensor:
+    """Convolution of spikes (uint8) with weight codes (int8), summed in integers; float32."""
+    one, zeros = torch.ones(1), torch.zeros(1, dtype=torch.int64)
+    where = stride, padding, [1, 1], 1  # dilation and groups last
+    packed = torch.ops.onednn.qconv_prepack(codes, one, 1.0, 0, *where, list(spikes.shape))
+    return torch.ops.onednn.qconv2d_pointwise(
+        *(spikes, 1.0, 0, packed, one, zeros, None, *where, 1.0, 0, torch.float32, "none", [], "")
+    )
+
+
+@cache
+def spikes_convolve_in_integers() -> bool:
+    """Whether this machine's oneDNN has the 8-bit convolution, and computes it right."""
+    spikes = (torch.arange(256).view(1, 4, 8, 8) % 3 == 0).byte()
+    codes = (torch.arange(144).view(4, 4, 3, 3) % 255 - 127).to(torch.int8)
+    expected = F.conv2d(spikes.float(), codes.float(), None, 1, 1)
+    try:
+        return torch.equal(convolve_spikes(spikes, codes, [1, 1], [1, 1]), expected)
+    except (AttributeError, RuntimeError):
+        return False
+
+
+class _SpikeConvolution(torch.autograd.Function):
+    """`convolve_spikes` of floats; keeps one byte per spike for backward."""
+
+    @staticmethod
+    def forward(ctx, spikes, codes, stride, padding):
+        spikes = spikes.to(torch.uint8)
+        ctx.save_for_backward(spikes, codes)
+        ctx.where = stride, padding
+        return convolve_spikes(spikes, codes.to(torch.int8), list(stride), list(padding))
+
+    @staticmethod
+    def backward(ctx, grad):
+        spikes, codes = ctx.saved_tensors
+        stride, padding = ctx.where
+        grads = torch.ops.aten.convolution_backward(
+            *(grad, spikes.to(grad.dtype), codes, None, stride, padding, (1, 1), False, (0, 0), 1),
+            output_mask=[True, True, False],
+        )
+        return *grads[:2], None, None
+
+
 class QuanConv2d(Conv2d):
     """Convolution of integers with integer weights, as a crossbar computes it.
 
     Its output is the integer accumulator: the batch norm that follows undoes the scales of inputs
     and weights anyway, so they enter only through the codes. Autocast is off, because bfloat16
-    rounds integers above 256.
+    rounds integers above 256. Of spikes, a CPU computes it in 8-bit integers.
     """
 
-    def __init__(self, *args, bits: int):
+    def __init__(self, *args, bits: int, of_spikes: bool = False):
         super().__init__(*args)
         self.quantizer = WeightQuantizer(bits, self.weight)
+        self.of_spikes = of_spikes
 
     def forward(self, x: Tensor) -> Tensor:
+        x, codes = x.to(self.weight.dtype), self.quantizer(self.weight)
+        fits = self.of_spikes and x.dtype == torch.float32 and x.device.type == "cpu"
+        if fits and spikes_convolve_in_integers():
+            return _SpikeConvolution.apply(x, codes, self.stride, self.padding)
         with torch.autocast(x.device.type, enabled=False):
-            return self.convolve(x.to(self.weight.dtype), self.quantizer(self.weight))
+            return self.convolve(x, codes)
 
 
 class QuanLinear(nn.Linear):
@@ -57,7 +105,8 @@ def quantized_layers(bits: int, bn_bits: int, image_step: float) -> Layers:
     return Layers(
         image=lambda: ImageQuantizer(image_step),
         stem_conv=partial(QuanConv2d, bits=STEM_BITS),
-        conv=partial(QuanConv2d, bits=bits),
+        conv=partial(QuanConv2d, bits=bits, of_spikes=True),
+        stream_conv=partial(QuanConv2d, bits=bits),
         batch_norm=lambda channels, weight: BatchNorm(
             channels, weight, None if bn_bits >= OFF else BatchNormQuantizer(bn_bits)
         ),

@@ -8,32 +8,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from quantization import GRID, BatchNormQuantizer
-
-AXES = (0, 2, 3)  # all but the channels
+from quantization import GRID, BatchNormQuantizer, from_rows
 
 
 def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def per_channel(x: Tensor) -> Tensor:
-    return x[:, None, None]
+def as_pixels(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (N·H·W, C), a view where x is channels_last; undone by `from_rows`."""
+    return x.movedim(1, -1).flatten(0, -2)
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, on_grid: bool) -> Tensor:
-    """x·scale + shift per channel, in the dtype of x; rounded to multiples of GRID if asked."""
+    """x·scale + shift of pixels (N, C), in the dtype of x; rounded to multiples of GRID if asked."""
     if not on_grid:
-        return torch.addcmul(per_channel(shift), x, per_channel(scale)).to(x.dtype)
-    y = torch.addcmul(per_channel(shift / GRID), x, per_channel(scale / GRID))
+        return torch.addcmul(shift, x, scale).to(x.dtype)
+    y = torch.addcmul(shift / GRID, x, scale / GRID)
     return y.round_().mul_(GRID).to(x.dtype)
 
 
 @torch.no_grad()
 def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (C,) of x (N, C, H, W) over all processes; the count of values."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    var, mean = torch.var_mean(x, AXES, correction=0)
+    mean, var = torch.batch_norm_update_stats(
+        x.to(torch.promote_types(x.dtype, torch.float32)), None, None, 0.0
+    )
     count = torch.full_like(mean[:1], x.numel() // x.shape[1], dtype=torch.float64)
     if not several_processes():
         return mean, var, count
@@ -46,6 +46,18 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return first.to(mean), (second - first.square()).to(var), count
 
 
+def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over all pixels, (C,), of grad and of grad · (x - mean), all (N, C)."""
+    return grad.sum(dim=0, dtype=mean.dtype), (grad * (x - mean)).sum(dim=0)
+
+
+def gradient_of_input(
+    grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, mean_grad: Tensor, slope: Tensor
+) -> Tensor:
+    """(grad - mean_grad - (x - mean) · slope) · scale of pixels (N, C), in the dtype of x."""
+    return torch.addcmul(grad - mean_grad, x - mean, slope, value=-1).mul_(scale).to(x.dtype)
+
+
 class _BatchNorm(torch.autograd.Function):
     """x·scale + shift, whose backward knows that both depend on the batch of all processes.
 
@@ -56,27 +68,22 @@ class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, scale, shift, mean, inverse_std, count, on_grid):
         ctx.save_for_backward(x, weight, mean, inverse_std, count)
-        return affine(x, scale, shift, on_grid)
+        return from_rows(affine(as_pixels(x), scale, shift, on_grid), x)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight, mean, inverse_std, count = ctx.saved_tensors
-        if not several_processes():
-            grads = torch.ops.aten.native_batch_norm_backward(
-                *(grad, x, weight, None, None, mean, inverse_std),
-                train=True,
-                eps=0.0,  # inverse_std has it already
-                output_mask=[True, True, True],
-            )
-            return *grads, None, None, None, None, None, None
-        normalized = (x - per_channel(mean)) * per_channel(inverse_std)
-        grad_weight, grad_bias = (grad * normalized).sum(AXES), grad.sum(AXES)
-        sums = torch.stack([grad_weight, grad_bias]).double()
-        dist.all_reduce(sums)
-        mean_product, mean_grad = (sums / count).to(mean)
-        centred = grad - per_channel(mean_grad) - normalized * per_channel(mean_product)
-        grad_x = (centred * per_channel(weight * inverse_std)).to(x.dtype)
-        return grad_x, grad_weight, grad_bias, None, None, None, None, None, None
+        pixels, grad_pixels = as_pixels(x), as_pixels(grad)
+        grad_bias, sum_products = gradient_sums(grad_pixels, pixels, mean)
+        sums = torch.stack([grad_bias, sum_products]).double()
+        if several_processes():
+            dist.all_reduce(sums)
+        mean_grad, mean_product = (sums / count).to(mean)
+        slope = mean_product * inverse_std.square()
+        scale = weight * inverse_std
+        grad_x = gradient_of_input(grad_pixels, pixels, mean, scale, mean_grad, slope)
+        grad_weight = sum_products * inverse_std
+        return from_rows(grad_x, x), grad_weight, grad_bias, None, None, None, None, None, None
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -95,18 +102,15 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
         """Normalize x (N, C, H, W), each image standing for `repeats` equal timesteps."""
-        plain = self.quantizer is None and not several_processes()
-        if plain and (not self.training or repeats == 1):
-            return super().forward(x)
         on_grid = self.quantizer is not None
+        if not on_grid and (not self.training or (repeats == 1 and not several_processes())):
+            return super().forward(x)
         if not self.training:
             scale, shift = self.fold(self.running_mean, self.running_var)
-            if on_grid:
-                # The products of wide layers are exact in float64 only; a fast convolution
-                # algorithm may have left integers that are not quite.
-                x64 = x.double().round()
-                return affine(x64, scale.double(), shift.double(), on_grid).to(x.dtype)
-            return affine(x, scale, shift, on_grid)
+            # The products of wide layers are exact in float64 only; a fast convolution algorithm
+            # may have left integers that are not quite.
+            y = affine(as_pixels(x).double().round(), scale.double(), shift.double(), on_grid)
+            return from_rows(y, x).to(x.dtype)
         mean, var, count = global_statistics(x)
         self._update_running_statistics(mean, var, count * repeats)
         scale, shift = self.fold(mean, var)

@@ -16,7 +16,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from quantization import MembraneQuantizer, fake_quantize_backward, integer_codes
+from quantization import (
+    MembraneQuantizer,
+    as_rows,
+    fake_quantize_backward,
+    from_rows,
+    integer_codes,
+    is_above,
+)
 
 LEAK = 0.25
 THRESHOLD = 0.5
@@ -28,76 +35,105 @@ def unfold_time(x: Tensor, time_window: int) -> Tensor:
     return x.unflatten(0, (time_window, -1))
 
 
+def lif_forward(
+    x: Tensor,
+    step: Tensor | None,
+    code_range: tuple[int, int] | None,
+    want_membrane: bool,
+    want_gradient: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Spikes (in the dtype of x) and membrane potentials of input currents x, all (T, neurons).
+
+    The third result is what backward needs: whether u is in the surrogate's window, as uint8; with
+    a quantizer's `step`, u itself.
+    """
+    spikes, membrane, saved = [], [], []
+    u = not_fired = None
+    for current in x.unbind():
+        # A membrane potential rounded to half precision fires at other times: keep it in float32.
+        current = current.to(torch.promote_types(x.dtype, torch.float32))
+        u = current if u is None else torch.addcmul(current, u, not_fired, value=LEAK)
+        if want_gradient:
+            saved.append(in_window(u).to(torch.uint8) if step is None else u)
+        if step is not None:
+            u = integer_codes(u, step, *code_range) * step
+        if want_membrane:
+            membrane.append(u)
+        fired = is_above(u, THRESHOLD)
+        spikes.append(fired.to(x.dtype))
+        not_fired = 1 - fired
+    return (
+        torch.stack(spikes),
+        torch.stack(membrane) if want_membrane else None,
+        torch.stack(saved) if want_gradient else None,
+    )
+
+
 def in_window(u: Tensor) -> Tensor:
-    """Where a spike has a surrogate gradient: |u - THRESHOLD| < WINDOW, as bool."""
-    return (u > THRESHOLD - WINDOW) & (u < THRESHOLD + WINDOW)
+    """1 where a spike has a surrogate gradient, |u - THRESHOLD| < WINDOW, else 0; dtype of u."""
+    return (u - THRESHOLD).abs_().lt_(WINDOW)
+
+
+def lif_backward(
+    grad_spikes: Tensor | None,
+    grad_membrane: Tensor | None,
+    spikes: Tensor | None,
+    saved: Tensor,
+    step: Tensor | None,
+    code_range: tuple[int, int] | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of `lif_forward` with respect to x, (T, neurons), and to the step.
+
+    A quantized neuron needs no `spikes`: its saved u tells.
+    """
+    dtype = torch.promote_types((spikes if step is None else saved).dtype, torch.float32)
+    grads, grad_step, grad_u = [], None, None
+    for t in reversed(range(len(saved))):
+        grad = None
+        if grad_spikes is not None:
+            window = saved[t].to(dtype) if step is None else in_window(saved[t])
+            grad = window.mul_(grad_spikes[t]).mul_(1 / (2 * WINDOW))
+        if grad_membrane is not None:
+            grad = grad_membrane[t] if grad is None else grad + grad_membrane[t]
+        if step is None:
+            fired = spikes[t]
+        else:
+            fired = is_above(integer_codes(saved[t], step, *code_range) * step, THRESHOLD)
+        if grad_u is not None:
+            grad = torch.addcmul(grad, grad_u, 1 - fired, value=LEAK)
+        if step is not None:
+            grad, per_neuron = fake_quantize_backward(grad, saved[t], step, *code_range)
+            grad_step = per_neuron.sum() + (0 if grad_step is None else grad_step)
+        grads.append(grad)
+        grad_u = grad
+    return torch.stack(grads[::-1]), grad_step
 
 
 class _LIF(torch.autograd.Function):
-    """Forward and backward through time, a timestep at a time.
-
-    For backward it saves one byte per neuron and timestep (a quantized one: u), beside the spikes,
-    which the next convolution saves anyway.
-    """
+    """`lif_forward` and `lif_backward` for (T·B, C, ...), channels last in memory."""
 
     @staticmethod
     def forward(ctx, x, step, code_range, time_window, want_membrane):
-        # A membrane potential rounded to half precision fires at other times: integrate in float32.
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        spikes = torch.empty_like(x)
-        membrane = torch.empty_like(x, dtype=dtype) if want_membrane else None
-        for_backward = None
-        if any(ctx.needs_input_grad):
-            for_backward = torch.empty_like(x, dtype=torch.bool if step is None else dtype)
-
-        u = not_fired = None
-        for t in range(time_window):
-            x_t, spikes_t = (
-                unfold_time(x, time_window)[t].to(dtype),
-                unfold_time(spikes, time_window)[t],
-            )
-            u = x_t if t == 0 else torch.addcmul(x_t, u, not_fired, value=LEAK)
-            if for_backward is not None:
-                saved = in_window(u) if step is None else u
-                unfold_time(for_backward, time_window)[t] = saved
-            if step is not None:
-                u = integer_codes(u, step, *code_range) * step
-            torch.gt(u, THRESHOLD, out=spikes_t)
-            not_fired = 1 - spikes_t.to(dtype)
-            if want_membrane:
-                unfold_time(membrane, time_window)[t] = u
-
-        ctx.save_for_backward(spikes, for_backward, step)
-        ctx.code_range, ctx.time_window = code_range, time_window
+        by_time = as_rows(x).view(time_window, -1)
+        spikes, membrane, saved = lif_forward(
+            by_time, step, code_range, want_membrane, any(ctx.needs_input_grad)
+        )
+        # The next convolution keeps the spikes anyway; a quantized neuron can tell them from u.
+        ctx.save_for_backward(spikes if step is None else None, saved, step)
+        ctx.code_range = code_range
         ctx.set_materialize_grads(False)
-        return spikes, membrane
+        return from_rows(spikes, x), None if membrane is None else from_rows(membrane, x)
 
     @staticmethod
     def backward(ctx, grad_spikes, grad_membrane):
         spikes, saved, step = ctx.saved_tensors
-        dtype = torch.promote_types(spikes.dtype, torch.float32)
-        grad_x = torch.empty_like(spikes)
-        spikes, saved, grad_spikes, grad_membrane = (
-            None if x is None else unfold_time(x, ctx.time_window)
-            for x in (spikes, saved, grad_spikes, grad_membrane)
+        by_time = (
+            None if grad is None else as_rows(grad).view(len(saved), -1)
+            for grad in (grad_spikes, grad_membrane)
         )
-        grad_step = None if step is None else torch.zeros_like(step)
-        grad_u = None
-        for t in reversed(range(ctx.time_window)):
-            grad = torch.zeros_like(spikes[t], dtype=dtype)
-            if grad_spikes is not None:
-                window = saved[t] if step is None else in_window(saved[t])
-                torch.mul(grad_spikes[t], window, out=grad).div_(2 * WINDOW)
-            if grad_membrane is not None:
-                grad += grad_membrane[t]
-            if grad_u is not None:
-                grad.addcmul_(grad_u, 1 - spikes[t].to(dtype), value=LEAK)
-            if step is not None:
-                grad, per_neuron = fake_quantize_backward(grad, saved[t], step, *ctx.code_range)
-                grad_step += per_neuron.sum()
-            unfold_time(grad_x, ctx.time_window)[t] = grad
-            grad_u = grad
-        return grad_x, grad_step, None, None, None
+        grad_x, grad_step = lif_backward(*by_time, spikes, saved, step, ctx.code_range)
+        grad = grad_membrane if grad_spikes is None else grad_spikes
+        return from_rows(grad_x, like=grad), grad_step, None, None, None
 
 
 class LIF(nn.Module):

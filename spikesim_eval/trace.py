@@ -71,12 +71,10 @@ class _Origins(TorchDispatchMode):
         name = function.overloadpacket.__name__
         self.calls[name] += 1
         origin = Origin(averaged=name in AVERAGES)
-        for x in tree_leaves((args, kwargs)):
-            if isinstance(x, Tensor):
-                origin = origin.join(self.of(x), added=name in ADDITIONS)
-        for x in tree_leaves(result):
-            if isinstance(x, Tensor):
-                self.start(x, origin.join(self.of(x)))
+        for x in _tensors((args, kwargs)):
+            origin = origin.join(self.of(x), added=name in ADDITIONS)
+        for x in _tensors(result):
+            self.start(x, origin.join(self.of(x)))
         return result
 
     def of(self, x: Tensor) -> Origin:
@@ -85,6 +83,12 @@ class _Origins(TorchDispatchMode):
     def start(self, x: Tensor, origin: Origin) -> None:
         self._origins[x.untyped_storage()._cdata] = origin
         self._alive.append(x)
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    """All but oneDNN's packed weights, which have no storage to follow."""
+    leaves = (x for x in tree_leaves(tree) if isinstance(x, Tensor))
+    return [x for x in leaves if x.layout == torch.strided]
 
 
 def is_spiking(module: nn.Module) -> bool:
