@@ -60,6 +60,7 @@ LIMITS = {  # smallest and largest value; the largest are far above any use
     "beta": (0, 1e6),
     "tau": (1e-3, 1e3),
     "batch_size": (1, 2**20),
+    "accumulate": (1, 2**20),
     "epochs": (1, 10**6),
     "lr": (0, 1e3),
     "weight_decay": (0, 1e3),
@@ -91,6 +92,7 @@ class Settings:
     init_from_teacher: bool
     teacher_path: str | None
     batch_size: int
+    accumulate: int
     epochs: int
     lr: float
     weight_decay: float
@@ -155,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help="global batch, split over the processes (256; ncaltech101 32, digits 64)",
     )
+    add(
+        "--accumulate",
+        type=int,
+        default=1,
+        help="equal parts in which a process takes its share of a batch, for less memory (1)",
+    )
     add("--epochs", type=int, default=100, help="default 100")
     add("--lr", type=float, default=0.1, help="at the start; cosine to 0 (default 0.1)")
     add("--weight_decay", type=float, default=1e-4, help="none on batch norm and steps")
@@ -192,6 +200,12 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
         raise UserError(
             f"--batch_size {settings.batch_size} is the global batch and does not divide evenly "
             f"over {world_size} processes"
+        )
+    share = settings.batch_size // world_size
+    if settings.eval_only is None and share % settings.accumulate:
+        raise UserError(
+            f"--accumulate {settings.accumulate} does not divide the {share} images that each "
+            f"process takes of --batch_size {settings.batch_size}"
         )
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no usable GPU; use --device cpu")
@@ -245,6 +259,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         init_from_teacher=args.init_from_teacher,
         teacher_path=args.teacher_path,
         batch_size=default("batch_size", data_set.batch_size),
+        accumulate=args.accumulate,
         epochs=args.epochs,
         lr=args.lr,
         weight_decay=args.weight_decay,
@@ -314,7 +329,7 @@ def run_name(settings: Settings) -> str:
         "batch_size": DATA_SETS[settings.data].batch_size,
     }
     parser = _parser()
-    for name in ("epochs", "lr", "weight_decay"):
+    for name in ("accumulate", "epochs", "lr", "weight_decay"):
         defaults[name] = parser.get_default(name)
     for name, default in defaults.items():
         if getattr(settings, name) not in (None, default):

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -42,6 +42,7 @@ from load_settings import (
     load_network,
     parse_settings,
 )
+from models.batch_norm import BatchNorm
 from models.neuron import THRESHOLD, count_spikes
 from quantization import IntegerNetwork
 
@@ -140,6 +141,8 @@ def train(settings: Settings, device: torch.device) -> None:
     if settings.init_from_teacher:
         network.start_from(teacher)
     network.to(device)
+    if settings.accumulate > 1:
+        slow_down_running_statistics(network, settings.accumulate)
     optimizer = build_optimizer(network, settings)
     steps = settings.epochs * len(train_batches)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -168,7 +171,9 @@ def train(settings: Settings, device: torch.device) -> None:
             loss_function.set_epoch(epoch, settings.epochs)
         network.train()
         row = {"epoch": epoch, "lr": scheduler.get_last_lr()[0]}
-        row |= train_epoch(loss_function, train_batches, optimizer, scheduler, settings, device)
+        row |= train_epoch(
+            student, loss_function, train_batches, optimizer, scheduler, settings, device
+        )
         correct, total, row["spike_rate"] = evaluate(network, test_batches, device, settings.amp)
         row["test_accuracy"] = correct / total
         is_best = row["test_accuracy"] > best_accuracy or epoch == 1
@@ -184,6 +189,13 @@ def train(settings: Settings, device: torch.device) -> None:
         )
 
 
+def slow_down_running_statistics(network: nn.Module, parts: int) -> None:
+    """Let `parts` updates of batch norm's running statistics go as far as one did before."""
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.momentum = 1 - (1 - module.momentum) ** (1 / parts)
+
+
 def cross_entropy(network: nn.Module) -> LossFunction:
     """The loss of a network trained without a teacher."""
 
@@ -196,6 +208,7 @@ def cross_entropy(network: nn.Module) -> LossFunction:
 
 
 def train_epoch(
+    student: nn.Module,
     loss_function: LossFunction,
     batches: DataLoader,
     optimizer: torch.optim.Optimizer,
@@ -209,10 +222,8 @@ def train_epoch(
     bar = tqdm(batches, desc="train", leave=False, disable=not FIRST_PROCESS)
     for step, (images, labels) in enumerate(bar):
         images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-            logits, loss, terms = loss_function(images, labels)
         optimizer.zero_grad()
-        loss.backward()
+        means = add_gradients(student, loss_function, images, labels, settings)
         if settings.clip_grad:
             # Surrogate gradients through many timesteps and layers now and then explode.
             parameters = (p for group in optimizer.param_groups for p in group["params"])
@@ -220,14 +231,13 @@ def train_epoch(
         optimizer.step()
         scheduler.step()
 
-        correct = (logits.argmax(1) == labels).float().mean()
-        for name, mean in (("loss", loss), *terms.items(), ("train_accuracy", correct)):
-            sums[name] = sums.get(name, 0) + mean.detach().double() * len(labels)
+        for name, mean in means.items():
+            sums[name] = sums.get(name, 0) + mean * len(labels)
         images_seen += len(labels) * WORLD_SIZE
         if step % 10 == 0:  # reading a number waits for the GPU
             bar.set_postfix(
-                loss=f"{loss.item():.3f}",
-                accuracy=f"{correct.item():.1%}",
+                loss=f"{means['loss'].item():.3f}",
+                accuracy=f"{means['train_accuracy'].item():.1%}",
                 img_per_s=f"{images_seen / (time.perf_counter() - start):.0f}",
             )
     totals = add_over_processes(torch.stack(list(sums.values())))
@@ -235,6 +245,34 @@ def train_epoch(
     return dict(zip(sums, (totals / images_seen).tolist(), strict=True)) | {
         "images_per_second": None if settings.deterministic else round(speed, 1)
     }
+
+
+def add_gradients(
+    student: nn.Module,
+    loss_function: LossFunction,
+    images: Tensor,
+    labels: Tensor,
+    settings: Settings,
+) -> dict[str, Tensor]:
+    """Add the gradients of a batch's mean loss, taken in `settings.accumulate` parts.
+
+    Returns the means over the batch (float64 scalars) of the loss, its terms and the accuracy.
+    """
+    means: dict[str, Tensor] = {}
+    # Equal parts, but for the one batch of a data set that is smaller than --batch_size.
+    chunks = (x.chunk(settings.accumulate) for x in (images, labels))
+    parts = list(zip(*chunks, strict=True))
+    for number, (images_k, labels_k) in enumerate(parts, 1):
+        share = len(labels_k) / len(labels)
+        exchange_later = number < len(parts) and isinstance(student, DistributedDataParallel)
+        with student.no_sync() if exchange_later else nullcontext():
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.amp):
+                logits, loss, terms = loss_function(images_k, labels_k)
+            (share * loss).backward()
+        correct = (logits.argmax(1) == labels_k).double().mean()
+        for name, mean in (("loss", loss), *terms.items(), ("train_accuracy", correct)):
+            means[name] = means.get(name, 0) + share * mean.detach().double()
+    return means
 
 
 @torch.no_grad()

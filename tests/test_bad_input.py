@@ -50,6 +50,8 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*ORIGINAL, "--time_window", "four"], "four"),
         ([*ORIGINAL, "--batch_size", "0"], "--batch_size"),
         ([*ORIGINAL, "--batch_size", "-64"], "--batch_size"),
+        ([*ORIGINAL, "--accumulate", "0"], "--accumulate"),
+        ([*ORIGINAL, "--batch_size", "32", "--accumulate", "5"], "does not divide the 32 images"),
         ([*ORIGINAL, "--epochs", "0"], "--epochs"),
         ([*ORIGINAL, "--lr", "-1"], "--lr"),
         ([*ORIGINAL, "--lr", "nan"], "--lr"),
@@ -208,7 +210,10 @@ def test_an_option_that_contradicts_the_evaluated_checkpoint_is_one_line(
     assert "full-precision" in complaint(arguments, tmp_path, capfd, monkeypatch)
     arguments = ["--eval_only", str(trained["student"]), "--bits", "8"]
     assert "was trained with 4" in complaint(arguments, tmp_path, capfd, monkeypatch)
-    for foreign in (["--loss", "CLM"], ["--lr", "nan"], ["--save_path", "x"], ["--seed", "5"]):
+    for foreign in (
+        *(["--loss", "CLM"], ["--lr", "nan"], ["--save_path", "x"], ["--seed", "5"]),
+        ["--accumulate", "2"],
+    ):
         arguments = ["--eval_only", str(trained["student"]), *foreign]
         line = complaint(arguments, tmp_path, capfd, monkeypatch)
         assert f"{foreign[0]} has no meaning with --eval_only" in line
@@ -237,6 +242,7 @@ def test_two_processes_complain_once(tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2"]
     for wrong, expected in (
         (["--batch_size", "33"], "does not divide evenly"),
+        (["--batch_size", "36", "--accumulate", "4"], "does not divide the 18 images"),
         (["--data", "TinyImagenet"], "tiny-imagenet-200"),
     ):
         arguments = [*ORIGINAL, *wrong, "--save_path", str(tmp_path / "run")]

@@ -32,6 +32,12 @@ def teachers(folder) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     return train(1, folder, "original"), train(2, folder, "original")
 
 
+def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("setting", ["original", "student", "qamd"])
 def test_one_and_two_processes_give_the_same_weights(setting, folder, teachers):
     if setting == "original":
@@ -41,8 +47,17 @@ def test_one_and_two_processes_give_the_same_weights(setting, folder, teachers):
         if setting == "qamd":
             options += ["--teacher_path", str(folder / "original-1" / "original-last.pth")]
         one, two = (train(processes, folder, setting, *options) for processes in (1, 2))
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9, msg=name)
+    assert_same(one, two)
     started = torch.load(folder / f"{setting}-1" / f"{setting}-last.pth", weights_only=True)
     assert started["scheduler"]["last_epoch"] == 3  # steps
+
+
+def test_one_and_two_processes_give_the_same_weights_from_batches_in_two_parts(
+    folder, teachers, tmp_path
+):
+    # Part k of all processes together is part k of the one process: the same statistics.
+    teacher = folder / "original-1" / "original-last.pth"
+    options = ["--bits", "4", "--teacher_path", str(teacher), "--accumulate", "2"]
+    one, two = (train(processes, tmp_path, "qamd", *options) for processes in (1, 2))
+    assert_same(one, two)
+    assert one["stem.bn.num_batches_tracked"] == 6  # parts

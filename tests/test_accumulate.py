@@ -1,0 +1,128 @@
+"""--accumulate N is the large batch: in float64, for all but batch norm's batch statistics."""
+
+import gc
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import main
+from conftest import DIGITS
+from distiller import Distiller
+from load_settings import Settings, build_optimizer, load_checkpoint, parse_settings
+from models import MSResNet, QuanMSResNet
+
+
+def settings_with(parts: int) -> Settings:
+    return parse_settings([*DIGITS, "--paper_setting", "original", "--accumulate", str(parts)])
+
+
+def network_and_loss(setting: str, bn_bits: int = 8) -> tuple[nn.Module, main.LossFunction]:
+    """The same at every call; the running statistics are such that all layers fire."""
+    torch.manual_seed(0)
+    shape = (18, 10, 4, 1, 4)
+    teacher = MSResNet(*shape).double()
+    network = teacher
+    if setting != "original":
+        network = QuanMSResNet(*shape, bits=4, bn_bits=bn_bits).double()
+    for _ in range(20):
+        images = torch.rand(16, 1, 16, 16).double()
+        network(images), teacher(images)
+    if setting == "qamd":
+        return network, Distiller(teacher, network)
+    return network, main.cross_entropy(network)
+
+
+def batch(images: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.rand(images, 1, 16, 16).double(), torch.arange(images) % 10
+
+
+def gradients(setting: str, parts: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    # Running statistics do not know the batch. A quantized batch norm has no gradient with them.
+    network, loss_function = network_and_loss(setting, bn_bits=32)
+    network.eval()
+    means = main.add_gradients(network, loss_function, *batch(14), settings_with(parts))
+    return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}, means
+
+
+@pytest.mark.parametrize("parts", [2, 4])  # of 7 and 7; of 4, 4, 4 and 2 images
+@pytest.mark.parametrize("setting", ["original", "student", "qamd"])
+def test_the_gradients_of_the_parts_add_up_to_those_of_the_whole_batch(setting, parts):
+    whole, means_of_whole = gradients(setting, 1)
+    added, means = gradients(setting, parts)
+    assert whole["stem.conv.weight"].abs().max() > 1e-3
+    for name in whole:
+        scale = whole[name].abs().max().item()
+        torch.testing.assert_close(added[name], whole[name], rtol=0, atol=1e-12 * scale, msg=name)
+    torch.testing.assert_close(means, means_of_whole, rtol=1e-12, atol=0)
+
+
+def trained(setting: str, parts: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Three steps on batches that hold the same four images twice."""
+    network, loss_function = network_and_loss(setting)
+    settings = settings_with(parts)
+    main.slow_down_running_statistics(network, parts)
+    optimizer = build_optimizer(network, settings)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
+    images, labels = batch(12)
+    batches = [
+        (images[k : k + 4].repeat(2, 1, 1, 1), labels[k : k + 4].repeat(2)) for k in (0, 4, 8)
+    ]
+    network.train()
+    row = main.train_epoch(
+        network, loss_function, batches, optimizer, scheduler, settings, torch.device("cpu")
+    )
+    return network.state_dict(), row
+
+
+@pytest.mark.parametrize("setting", ["original", "student", "qamd"])
+def test_a_batch_of_copies_trains_to_the_same_weights_whole_and_in_parts(setting):
+    whole, row_of_whole = trained(setting, 1)
+    parts, row = trained(setting, 2)
+    for name in whole:
+        # A part has half as many values: another count/(count - 1) in the running variance.
+        if not name.endswith(("running_var", "num_batches_tracked")):
+            torch.testing.assert_close(parts[name], whole[name], rtol=1e-9, atol=1e-9, msg=name)
+    for name in row.keys() - {"images_per_second"}:
+        assert row[name] == pytest.approx(row_of_whole[name], rel=1e-9), name
+
+
+def test_running_statistics_move_as_far_in_a_step_of_four_parts_as_in_one_of_the_whole(tmp_path):
+    running_mean = {}
+    for parts in (1, 4):
+        # three steps; at a learning rate of 0 the images alone decide
+        options = [*DIGITS, "--batch_size", "476", "--lr", "0", "--accumulate", str(parts)]
+        path = ["--save_path", str(tmp_path / str(parts))]
+        assert main.main([*options, "--paper_setting", "original", *path]) == 0
+        model = load_checkpoint(tmp_path / str(parts) / "original-last.pth").model
+        assert model["stem.bn.num_batches_tracked"] == 3 * parts
+        running_mean[parts] = model["stem.bn.running_mean"]
+    torch.testing.assert_close(running_mean[4], running_mean[1], rtol=0.02, atol=0)
+
+
+def test_gradients_are_exchanged_once_a_step(tmp_path):
+    network, _ = network_and_loss("original")
+    exchanged = []
+
+    def exchange(_, bucket):
+        exchanged.append(bucket.index())
+        future = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        student = DistributedDataParallel(network, broadcast_buffers=False)
+        student.register_comm_hook(None, exchange)
+        loss_function = main.cross_entropy(student)
+        main.add_gradients(student, loss_function, *batch(8), settings_with(4))
+        assert exchanged == [0]  # the only bucket of so small a network
+        main.add_gradients(student, loss_function, *batch(8), settings_with(1))
+        assert len(set(exchanged[1:])) == len(exchanged[1:]) > 0
+        del student, loss_function
+        gc.collect()
+    finally:
+        dist.destroy_process_group()
