@@ -103,26 +103,31 @@ def test_running_statistics_move_as_far_in_a_step_of_four_parts_as_in_one_of_the
     torch.testing.assert_close(running_mean[4], running_mean[1], rtol=0.02, atol=0)
 
 
-def test_gradients_are_exchanged_once_a_step(tmp_path):
-    network, _ = network_and_loss("original")
-    exchanged = []
-
-    def exchange(_, bucket):
-        exchanged.append(bucket.index())
-        future = torch.futures.Future()
-        future.set_result(bucket.buffer())
-        return future
-
+@pytest.fixture
+def lone_process_group(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        student = DistributedDataParallel(network, broadcast_buffers=False)
-        student.register_comm_hook(None, exchange)
+    yield
+    gc.collect()  # before the group goes, the DistributedDataParallel must
+    dist.destroy_process_group()
+
+
+def test_gradients_are_exchanged_once_a_step_and_while_backward_runs(lone_process_group):
+    network = MSResNet(18, 10, 4, 1, 16)  # gradients for two messages
+    student = DistributedDataParallel(network, broadcast_buffers=False)
+    events = []
+
+    def exchange(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        events.append("exchange")
+        sent = torch.futures.Future()
+        sent.set_result(bucket.buffer())
+        return sent
+
+    student.register_comm_hook(None, exchange)
+    network.stem.conv.weight.register_hook(lambda _: events.append("gradient of the stem"))
+    images, labels = batch(8)
+    for _ in range(2):  # the first step finds out in which order the gradients come
+        events.clear()
         loss_function = main.cross_entropy(student)
-        main.add_gradients(student, loss_function, *batch(8), settings_with(4))
-        assert exchanged == [0]  # the only bucket of so small a network
-        main.add_gradients(student, loss_function, *batch(8), settings_with(1))
-        assert len(set(exchanged[1:])) == len(exchanged[1:]) > 0
-        del student, loss_function
-        gc.collect()
-    finally:
-        dist.destroy_process_group()
+        main.add_gradients(student, loss_function, images.float(), labels, settings_with(4))
+    stem = "gradient of the stem"
+    assert events == [stem, stem, stem, "exchange", stem, "exchange"]
