@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 print_accuracy(settings, device)
     except UserError as error:
-        # Every process meets the same mistake, but a damaged file only the one that reads it.
-        if FIRST_PROCESS or isinstance(error, DamagedFileError):
+        # All processes of a node meet the same mistake, but a damaged file only its reader.
+        if LOCAL_RANK == 0 or isinstance(error, DamagedFileError):
             print("main.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
