@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.MS_ResNet import MSResNet, folded
 from models.neuron import THRESHOLD
 from quantization import as_rows
 
@@ -27,19 +28,23 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _SoftmaxKL(torch.autograd.Function):
-    """Mean over rows of KL(softmax(teacher) ‖ softmax(student)), both (rows, values).
+def softmax_kl_forward(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over rows of KL(softmax(teacher) ‖ softmax(student)), both (rows, values), and its
+    gradient with respect to the student: (p_S - p_T) / rows."""
+    log_p_student = torch.log_softmax(student, dim=1)
+    log_p_teacher = torch.log_softmax(teacher, dim=1)
+    p_teacher = log_p_teacher.exp()
+    kl = torch.sum(p_teacher * log_p_teacher.sub_(log_p_student)) / len(student)
+    return kl, log_p_student.exp_().sub_(p_teacher).div_(len(student))
 
-    Its gradient p_S - p_T is written once, in forward; autograd would keep four such tensors.
-    """
+
+class _SoftmaxKL(torch.autograd.Function):
+    """`softmax_kl_forward`: keeps one tensor for backward, where autograd would keep four."""
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
-        log_p_student = torch.log_softmax(student, dim=1)
-        log_p_teacher = torch.log_softmax(teacher, dim=1)
-        p_teacher = log_p_teacher.exp()
-        kl = torch.sum(p_teacher * log_p_teacher.sub_(log_p_student)) / len(student)
-        ctx.save_for_backward(log_p_student.exp_().sub_(p_teacher).div_(len(student)))
+        kl, gradient = softmax_kl_forward(student, teacher)
+        ctx.save_for_backward(gradient)
         return kl
 
     @staticmethod
@@ -93,7 +98,8 @@ class Distiller:
     DistributedDataParallel.
 
     Args:
-        teacher: full-precision network; put into evaluation mode, without gradients.
+        teacher: full-precision network; a copy is used, in evaluation mode, without gradients and
+            with its batch norms folded into its convolutions.
         student: the network to train, possibly inside DistributedDataParallel.
         loss: "CLK", "CLM" or "CL".
         alpha, beta: weights of L_logit and L_mem; beta None is the loss's own default.
@@ -103,7 +109,7 @@ class Distiller:
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: MSResNet,
         student: nn.Module,
         loss: str = "CLK",
         alpha: float = ALPHA,
@@ -111,7 +117,7 @@ class Distiller:
         tau: float = TAU,
         beta_schedule: str = BETA_SCHEDULE,
     ):
-        self.teacher = teacher.eval().requires_grad_(False)
+        self.teacher = folded(teacher)
         self.student = student
         self.membrane_loss = MEMBRANE_LOSSES[loss]
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
@@ -124,22 +130,26 @@ class Distiller:
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(student's logits (B, K), loss, its unweighted terms "ce", "logit" and "membrane")."""
+        by_layer: list[Tensor] = []
         if self.membrane_loss is None:
             logits = self.student(images)
-            with torch.no_grad():
-                teacher_logits = self.teacher(images)
+            teacher_logits = self.teacher(images)
         else:
             logits, membranes = self.student(images, membranes=True)
-            with torch.no_grad():
-                teacher_logits, teacher_membranes = self.teacher(images, membranes=True)
+
+            def compare(u_teacher: Tensor) -> None:
+                # Both layers' membranes are freed here: the largest tensors of the step.
+                by_layer.append(self.membrane_loss([membranes.pop(0)], [u_teacher]))
+
+            teacher_logits = self.teacher(images, membranes=compare)
 
         terms = {
             "ce": F.cross_entropy(at_least_float32(logits), labels),
             "logit": logit_kl(logits, teacher_logits, self.tau),
         }
         loss = terms["ce"] + self.alpha * terms["logit"]
-        if self.membrane_loss is not None:
-            terms["membrane"] = self.membrane_loss(membranes, teacher_membranes)
+        if by_layer:
+            terms["membrane"] = torch.stack(by_layer).mean()
             loss = loss + self.beta_now * terms["membrane"]
         return logits, loss, terms
 

@@ -11,7 +11,7 @@ import reprlib
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -92,7 +92,6 @@ class Settings:
     init_from_teacher: bool
     teacher_path: str | None
     batch_size: int
-    accumulate: int
     epochs: int
     lr: float
     weight_decay: float
@@ -106,6 +105,9 @@ class Settings:
     device: str
     amp: bool
     deterministic: bool
+    # A setting that is added has a default, so that checkpoints of before can still be read.
+    accumulate: int = 1
+    compile: bool = False
 
 
 class Checkpoint(NamedTuple):
@@ -185,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--amp", action="store_true", help="bf16 autocast; membranes and losses stay in float32")
+    add("--compile", action="store_true", help="fused kernels; compiling takes up to a minute")
     add("--deterministic", action="store_true", help="same seed, same numbers")
     # torch.distributed.launch passes one of these; the environment says the same.
     add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
@@ -272,6 +275,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         workers=args.workers,
         device=args.device,
         amp=args.amp,
+        compile=args.compile,
         deterministic=args.deterministic,
     )
     default_path = f"./checkpoints/{run_name(settings)}"
@@ -288,7 +292,16 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
                 f"--{name} {getattr(args, name)} does not fit {args.eval_only}: "
                 f"it was trained with {getattr(trained, name)}"
             )
-    here = ("eval_only", "integer", "data_path", "workers", "device", "amp", "deterministic")
+    here = (
+        "eval_only",
+        "integer",
+        "data_path",
+        "workers",
+        "device",
+        "amp",
+        "compile",
+        "deterministic",
+    )
     known = (*of_network, *here, "batch_size", "local_rank")
     parser = _parser()
     for name, value in vars(args).items():
@@ -407,7 +420,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _settings_from(saved: dict, not_ours: str) -> Settings:
-    if set(saved) != {field.name for field in fields(Settings)}:
+    known = {field.name: field.default for field in fields(Settings)}
+    saved = {name: value for name, value in known.items() if value is not MISSING} | saved
+    if set(saved) != set(known):
         raise UserError(f"{not_ours}: its settings are not this version's")
     for field in fields(Settings):
         # type(), because True is an int too; get_args of a plain type is empty

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data_loader import DamagedFileError, evaluation_loader, load_data_sets, set_epoch, train_loader
-from distiller import Distiller, at_least_float32
+from distiller import Distiller, at_least_float32, softmax_kl_forward
 from load_settings import (
+    DATA_SETS,
     Settings,
     UserError,
     build_network,
@@ -42,7 +43,9 @@ from load_settings import (
     load_network,
     parse_settings,
 )
+from models import MSResNet
 from models.batch_norm import BatchNorm
+from models.compiling import compile_regions
 from models.neuron import THRESHOLD, count_spikes
 from quantization import IntegerNetwork
 
@@ -104,6 +107,8 @@ def processes(settings: Settings) -> Iterator[torch.device]:
                 f"{torch.cuda.device_count()}: start fewer, or use --device cpu"
             )
         torch.cuda.set_device(device)
+    if settings.compile:
+        compile_for(settings, device)
     if not LAUNCHED:
         yield device
         return
@@ -114,6 +119,33 @@ def processes(settings: Settings) -> Iterator[torch.device]:
         # gloo's threads abort now and then if a DistributedDataParallel outlives the group.
         gc.collect()
         dist.destroy_process_group()
+
+
+def compile_for(settings: Settings, device: torch.device) -> None:
+    """--compile: compile the hot functions by using a throwaway network; where that fails, warn and
+    stay eager."""
+
+    def use() -> None:
+        network = build_network(settings).to(device)
+        data_set, T = DATA_SETS[settings.data], settings.time_window
+        shape = (T,) * data_set.events + (data_set.in_channels, 16, 16)
+        images = torch.rand(4, *shape, device=device)
+        labels = torch.zeros(4, dtype=torch.int64, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+            if settings.eval_only is None:
+                teacher = build_network(replace(settings, paper_setting="original")).to(device)
+                build_loss(settings, network, teacher)(images, labels)[1].backward()
+            with torch.no_grad():
+                network.eval()(images)
+
+    start = time.perf_counter()
+    if FIRST_PROCESS:
+        print("compiling, which takes up to a minute ...", flush=True)
+    error = compile_regions(use, softmax_kl_forward)
+    if FIRST_PROCESS and error is None:
+        print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    elif FIRST_PROCESS:
+        print(f"main.py: warning: --compile: going on without it: {error}", file=sys.stderr)
 
 
 def make_deterministic(settings: Settings) -> None:
@@ -137,7 +169,7 @@ def train(settings: Settings, device: torch.device) -> None:
     network = build_network(settings)
     teacher = None
     if settings.teacher_path is not None:
-        teacher = load_network(load_checkpoint(settings.teacher_path))
+        teacher = load_network(load_checkpoint(settings.teacher_path)).to(device)
     if settings.init_from_teacher:
         network.start_from(teacher)
     network.to(device)
@@ -151,17 +183,7 @@ def train(settings: Settings, device: torch.device) -> None:
     if WORLD_SIZE > 1:
         # Batch norm statistics are already the same on all processes: nothing to broadcast.
         student = DistributedDataParallel(network, broadcast_buffers=False)
-    loss_function = cross_entropy(student)
-    if settings.paper_setting == "qamd":
-        loss_function = Distiller(
-            teacher.to(device),
-            student,
-            settings.loss,
-            settings.alpha,
-            settings.beta,
-            settings.tau,
-            settings.beta_schedule,
-        )
+    loss_function = build_loss(settings, student, teacher)
 
     log = Log(settings) if FIRST_PROCESS else None
     best_accuracy = 0.0
@@ -194,6 +216,13 @@ def slow_down_running_statistics(network: nn.Module, parts: int) -> None:
     for module in network.modules():
         if isinstance(module, BatchNorm):
             module.momentum = 1 - (1 - module.momentum) ** (1 / parts)
+
+
+def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
+    if settings.paper_setting != "qamd":
+        return cross_entropy(student)
+    weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
+    return Distiller(teacher, student, settings.loss, *weights)
 
 
 def cross_entropy(network: nn.Module) -> LossFunction:

@@ -5,15 +5,17 @@ folded into the batch, so each convolution and batch norm runs once, on (T·B, C
 channels_last, and only the LIF neurons step through time.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
-from models.batch_norm import BatchNorm
-from models.neuron import LIF, THRESHOLD, unfold_time
+from models.batch_norm import BatchNorm, FoldedBatchNorm
+from models.neuron import LIF, THRESHOLD, Watch, unfold_time
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -36,7 +38,7 @@ class _PickPixels(torch.autograd.Function):
 
 
 class Conv2d(nn.Conv2d):
-    """Convolution without bias.
+    """Convolution without bias, but for what `folded` gives it.
 
     A strided 1×1 convolution first picks the pixels that it reads: the same sum, and oneDNN (torch
     2.11, CPU, channels_last) writes outside its memory in the weight gradient of a strided one.
@@ -47,8 +49,8 @@ class Conv2d(nn.Conv2d):
 
     def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.kernel_size != (1, 1):
-            return F.conv2d(x, weight, None, self.stride, self.padding)
-        return F.conv2d(_PickPixels.apply(x, self.stride[0]), weight)
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return F.conv2d(_PickPixels.apply(x, self.stride[0]), weight, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolve(x, self.weight)
@@ -117,9 +119,9 @@ class Block(nn.Module):
             Shortcut(in_channels, channels, stride, layers) if changes_shape else nn.Identity()
         )
 
-    def forward(self, x: Tensor, time_window: int, membranes: list[Tensor] | None) -> Tensor:
-        y = self.bn1(self.conv1(self.lif1(x, time_window, membranes)))
-        y = self.bn2(self.conv2(self.lif2(y, time_window, membranes)))
+    def forward(self, x: Tensor, time_window: int, watch: Watch | None) -> Tensor:
+        y = self.bn1(self.conv1(self.lif1(x, time_window, watch)))
+        y = self.bn2(self.conv2(self.lif2(y, time_window, watch)))
         return y + self.shortcut(x)
 
 
@@ -163,15 +165,17 @@ class MSResNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(
-        self, images: Tensor, membranes: bool = False
+        self, images: Tensor, membranes: bool | Watch = False
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits (B, num_classes) of static images (B, C, H, W) or frames (B, T, C, H, W).
 
         With `membranes`, also the membrane potentials of every LIF layer in forward order, each
-        (T, B, C, H, W). Raises ValueError where frames have another T than the network.
+        (T, B, C, H, W); a function is given each as soon as it is there, and nothing is kept.
+        Raises ValueError where frames have another T than the network.
         """
         T = self.time_window
-        kept: list[Tensor] | None = [] if membranes else None
+        kept: list[Tensor] = []
+        watch = kept.append if membranes is True else membranes or None
         if images.dim() == 4:
             x = self.stem(images.contiguous(memory_format=torch.channels_last), repeats=T)
         elif images.shape[1] == T:
@@ -180,7 +184,25 @@ class MSResNet(nn.Module):
         else:
             raise ValueError(f"expected frames of T = {T} timesteps, got {images.shape[1]}")
         for block in self.blocks:
-            x = block(x, T, kept)
-        spikes = unfold_time(self.lif(x, T, kept), T)
+            x = block(x, T, watch)
+        spikes = unfold_time(self.lif(x, T, watch), T)
         logits = self.linear(spikes.mean(dim=(0, 3, 4)))
-        return logits if kept is None else (logits, kept)
+        return (logits, kept) if membranes is True else logits
+
+
+def convolutions(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """(module, name of its convolution, name of the batch norm behind it), in forward order."""
+    for module in network.modules():
+        for conv, bn in (("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2")):
+            if hasattr(module, bn):
+                yield module, conv, bn
+
+
+def folded(network: MSResNet) -> MSResNet:
+    """A copy to evaluate a full-precision network faster: without gradients, and with each batch
+    norm's running statistics in the convolution before it. It is equal but for rounding."""
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for module, conv, bn in convolutions(network):
+        setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
+        setattr(module, bn, FoldedBatchNorm())
+    return network

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch_norm import BatchNorm
-from models.MS_ResNet import FULL_PRECISION, Conv2d, Layers, MSResNet, Shortcut, Stem
+from models.MS_ResNet import (
+    FULL_PRECISION,
+    Conv2d,
+    Layers,
+    MSResNet,
+    Shortcut,
+    Stem,
+    convolutions,
+)
 from models.neuron import LIF, THRESHOLD
 from quantization import (
     OFF,
@@ -160,15 +168,12 @@ class QuanMSResNet(MSResNet):
         """Copy a full-precision network's weights and batch norms and start the steps anew."""
         self.load_state_dict(teacher.state_dict(), strict=False)
         self.start_steps_from_weights()
-        for module in self.modules():
-            for conv, bn in (("conv", "bn"), ("conv1", "bn1"), ("conv2", "bn2")):
-                conv, bn = getattr(module, conv, None), getattr(module, bn, None)
-                if isinstance(conv, QuanConv2d):
-                    # The teacher's statistics are of real values, ours of integer accumulators.
-                    scale = conv.quantizer.used_step().flatten()
-                    if isinstance(module, Stem):
-                        scale = scale * module.image.step
-                    elif isinstance(module, Shortcut):
-                        scale = scale * module.stream.used_step()
-                    bn.running_mean /= scale
-                    bn.running_var /= scale.square()
+        for module, conv, bn in convolutions(self):
+            # The teacher's statistics are of real values, ours of integer accumulators.
+            scale = getattr(module, conv).quantizer.used_step().flatten()
+            if isinstance(module, Stem):
+                scale = scale * module.image.step
+            elif isinstance(module, Shortcut):
+                scale = scale * module.stream.used_step()
+            getattr(module, bn).running_mean /= scale
+            getattr(module, bn).running_var /= scale.square()

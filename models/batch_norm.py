@@ -21,7 +21,7 @@ def as_pixels(x: Tensor) -> Tensor:
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, on_grid: bool) -> Tensor:
-    """x·scale + shift of pixels (N, C), in the dtype of x; rounded to multiples of GRID if asked."""
+    """x·scale + shift of pixels (N, C), dtype of x; rounded to multiples of GRID if asked."""
     if not on_grid:
         return torch.addcmul(shift, x, scale).to(x.dtype)
     y = torch.addcmul(shift / GRID, x, scale / GRID)
@@ -31,9 +31,8 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, on_grid: bool) -> Tensor:
 @torch.no_grad()
 def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (C,) of x (N, C, H, W) over all processes; the count of values."""
-    mean, var = torch.batch_norm_update_stats(
-        x.to(torch.promote_types(x.dtype, torch.float32)), None, None, 0.0
-    )
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
     count = torch.full_like(mean[:1], x.numel() // x.shape[1], dtype=torch.float64)
     if not several_processes():
         return mean, var, count
@@ -142,3 +141,10 @@ class BatchNorm(nn.BatchNorm2d):
         unbiased = var * (count / (count - 1)).to(var)
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+
+
+class FoldedBatchNorm(nn.Module):
+    """In the place of a batch norm that the convolution before it contains."""
+
+    def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
+        return x

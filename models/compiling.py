@@ -1,8 +1,8 @@
-"""`--compile`: turn the hot functions into fused kernels of torch.compile, one each.
+"""`--compile`: the hot functions as fused kernels of torch.compile.
 
-The neuron, the quantizers, batch norm and the membrane loss are plain functions of a few flat
-tensors, whose sizes may change: each is compiled once for all layers. The eager functions stay the
-reference, and what runs where no compiler is.
+The neuron, the quantizers, batch norm and the membrane loss are plain functions of flat tensors:
+each is compiled once, for tensors of every size. The eager functions stay the reference, and what
+runs where there is no compiler.
 """
 
 import sys
@@ -24,14 +24,26 @@ REGIONS = (
 )
 
 
-def compile_regions(*functions: Callable) -> None:
-    """Compile REGIONS and more functions, module-level ones, in place of the eager ones.
+def set_regions(functions: tuple[Callable, ...], replace: Callable[[Callable], Callable]) -> None:
+    """Put `replace(function)` in the place of each module-level function."""
+    for function in functions:
+        setattr(sys.modules[function.__module__], function.__name__, replace(function))
 
-    Compilation itself happens at the first call of each.
+
+def compile_regions(work: Callable[[], object], *functions: Callable) -> str | None:
+    """Compile REGIONS and more module-level functions, for the rest of the process.
+
+    `work` is run at once and has to call them as the program will, so that all compiling is done
+    when this returns. Where compiling fails, everything stays eager and the reason is returned.
     """
-    # The constants of the neuron are numbers, not inputs; T and flags give a kernel each.
+    # The neuron's constants are numbers, not inputs; each T and each flag has a kernel of its own.
     torch._dynamo.config.specialize_float = True
     torch._dynamo.config.recompile_limit = 64
-    for function in (*REGIONS, *functions):
-        compiled = torch.compile(function, dynamic=True, fullgraph=True)
-        setattr(sys.modules[function.__module__], function.__name__, compiled)
+    regions = (*REGIONS, *functions)
+    set_regions(regions, lambda f: torch.compile(f, dynamic=True, fullgraph=True))
+    try:
+        work()
+    except Exception as error:  # a compiler that is missing or broken raises anything
+        set_regions(regions, lambda f: f)
+        return next(line for line in (*str(error).splitlines(), repr(error)) if line.strip())
+    return None

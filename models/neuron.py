@@ -10,7 +10,7 @@ takes the place of u where the neuron fires, carries its state on, and is looked
 Time is folded into the batch: tensors are (T·B, ...), all images of timestep 1 first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -28,6 +28,8 @@ from quantization import (
 LEAK = 0.25
 THRESHOLD = 0.5
 WINDOW = 0.5
+
+Watch = Callable[[Tensor], None]  # is given a layer's membrane potentials (T, B, C, H, W)
 
 
 def unfold_time(x: Tensor, time_window: int) -> Tensor:
@@ -144,20 +146,20 @@ class LIF(nn.Module):
         self.quantizer = quantizer
         self.threshold = THRESHOLD
 
-    def forward(self, x: Tensor, time_window: int, membranes: list[Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, time_window: int, watch: Watch | None = None) -> Tensor:
         """Spikes (T·B, C, H, W) of the input currents x (T·B, C, H, W), in the dtype of x.
 
-        Where a list is given, the membrane potentials (T, B, C, H, W), float32 or wider, are
-        appended to it; gradients flow through them too.
+        `watch` is given the membrane potentials (T, B, C, H, W), float32 or wider; gradients flow
+        through them too.
         """
         step = code_range = None
         if self.quantizer is not None:
             neurons = x[0].numel() * time_window
             step = self.quantizer.positive_step(neurons)
             code_range = self.quantizer.low, self.quantizer.high
-        spikes, membrane = _LIF.apply(x, step, code_range, time_window, membranes is not None)
-        if membranes is not None:
-            membranes.append(unfold_time(membrane, time_window))
+        spikes, membrane = _LIF.apply(x, step, code_range, time_window, watch is not None)
+        if watch is not None:
+            watch(unfold_time(membrane, time_window))
         return spikes
 
 

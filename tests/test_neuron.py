@@ -19,7 +19,7 @@ def currents(seed: int = 0) -> torch.Tensor:
 
 def run(lif: LIF, x: torch.Tensor):
     membranes: list[torch.Tensor] = []
-    spikes = lif(x, T, membranes)
+    spikes = lif(x, T, membranes.append)
     return spikes.unflatten(0, (T, -1)), membranes[0]
 
 
@@ -98,7 +98,7 @@ def test_bfloat16_inputs_are_integrated_in_float32():
 
 def run_two_steps(x: torch.Tensor):
     membranes: list[torch.Tensor] = []
-    return LIF()(x, 2, membranes), membranes[0]
+    return LIF()(x, 2, membranes.append), membranes[0]
 
 
 def test_spikes_are_counted_per_layer_and_only_while_asked():
