@@ -30,12 +30,20 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def softmax_kl_forward(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over rows of KL(softmax(teacher) ‖ softmax(student)), both (rows, values), and its
-    gradient with respect to the student: (p_S - p_T) / rows."""
-    log_p_student = torch.log_softmax(student, dim=1)
-    log_p_teacher = torch.log_softmax(teacher, dim=1)
-    p_teacher = log_p_teacher.exp()
-    kl = torch.sum(p_teacher * log_p_teacher.sub_(log_p_student)) / len(student)
-    return kl, log_p_student.exp_().sub_(p_teacher).div_(len(student))
+    gradient with respect to the student: (p_S - p_T) / rows.
+
+    KL = Σ p_T·(teacher - student) + log Σ exp(student) - log Σ exp(teacher): one exp per value.
+    """
+    rows = len(student)
+    highest_student, highest_teacher = student.amax(1, True), teacher.amax(1, True)
+    exp_student = (student - highest_student).exp_()
+    exp_teacher = (teacher - highest_teacher).exp_()
+    sum_student, sum_teacher = exp_student.sum(1, True), exp_teacher.sum(1, True)
+    products = (teacher - student).mul_(exp_teacher).sum(1, True)
+    kl = products / sum_teacher + (sum_student / sum_teacher).log()
+    kl = (kl + highest_student - highest_teacher).sum() / rows
+    gradient = exp_student.div_(sum_student * rows).sub_(exp_teacher.div_(sum_teacher * rows))
+    return kl, gradient
 
 
 class _SoftmaxKL(torch.autograd.Function):
@@ -49,7 +57,7 @@ class _SoftmaxKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return grad * ctx.saved_tensors[0], None
+        return ctx.saved_tensors[0].mul_(grad), None  # in place: torch refuses a second backward
 
 
 def softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:

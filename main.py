@@ -184,6 +184,7 @@ def train(settings: Settings, device: torch.device) -> None:
         # Batch norm statistics are already the same on all processes: nothing to broadcast.
         student = DistributedDataParallel(network, broadcast_buffers=False)
     loss_function = build_loss(settings, student, teacher)
+    del teacher  # the loss has a faster copy
 
     log = Log(settings) if FIRST_PROCESS else None
     best_accuracy = 0.0

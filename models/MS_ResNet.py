@@ -89,7 +89,8 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor, repeats: int) -> Tensor:
         x = self.bn(self.conv(self.image(image)), repeats)
-        return torch.cat([x] * repeats)  # x.repeat() would forget channels_last
+        # x.repeat() would forget channels_last
+        return x if repeats == 1 else torch.cat([x] * repeats)
 
 
 class Shortcut(nn.Module):

@@ -53,21 +53,21 @@ def spikes_convolve_in_integers() -> bool:
 
 
 class _SpikeConvolution(torch.autograd.Function):
-    """`convolve_spikes` of floats; keeps one byte per spike for backward."""
+    """`convolve_spikes` of floats; keeps one byte per spike and weight for backward."""
 
     @staticmethod
     def forward(ctx, spikes, codes, stride, padding):
-        spikes = spikes.to(torch.uint8)
+        spikes, codes = spikes.to(torch.uint8), codes.to(torch.int8)
         ctx.save_for_backward(spikes, codes)
         ctx.where = stride, padding
-        return convolve_spikes(spikes, codes.to(torch.int8), list(stride), list(padding))
+        return convolve_spikes(spikes, codes, list(stride), list(padding))
 
     @staticmethod
     def backward(ctx, grad):
-        spikes, codes = ctx.saved_tensors
+        spikes, codes = (x.to(grad.dtype) for x in ctx.saved_tensors)
         stride, padding = ctx.where
         grads = torch.ops.aten.convolution_backward(
-            *(grad, spikes.to(grad.dtype), codes, None, stride, padding, (1, 1), False, (0, 0), 1),
+            *(grad, spikes, codes, None, stride, padding, (1, 1), False, (0, 0), 1),
             output_mask=[True, True, False],
         )
         return *grads[:2], None, None

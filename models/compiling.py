@@ -24,6 +24,11 @@ REGIONS = (
 )
 
 
+def current(function: Callable) -> Callable:
+    """What stands in the place of a module-level function now."""
+    return getattr(sys.modules[function.__module__], function.__name__)
+
+
 def set_regions(functions: tuple[Callable, ...], replace: Callable[[Callable], Callable]) -> None:
     """Put `replace(function)` in the place of each module-level function."""
     for function in functions:

@@ -46,17 +46,19 @@ def lif_forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Spikes (in the dtype of x) and membrane potentials of input currents x, all (T, neurons).
 
-    The third result is what backward needs: whether u is in the surrogate's window, as uint8; with
-    a quantizer's `step`, u itself.
+    The third result is what backward needs: whether u is in the surrogate's window, a bit for each
+    timestep, as uint8 (T / 8, neurons); with a quantizer's `step`, u itself.
     """
     spikes, membrane, saved = [], [], []
     u = not_fired = None
-    for current in x.unbind():
+    for t, current in enumerate(x.unbind()):
         # A membrane potential rounded to half precision fires at other times: keep it in float32.
         current = current.to(torch.promote_types(x.dtype, torch.float32))
         u = current if u is None else torch.addcmul(current, u, not_fired, value=LEAK)
-        if want_gradient:
-            saved.append(in_window(u).to(torch.uint8) if step is None else u)
+        if want_gradient and (step is not None or t % 8 == 0):
+            saved.append(in_window(u) if step is None else u)
+        elif want_gradient:
+            saved[-1] = saved[-1].add(in_window(u), alpha=2 ** (t % 8))
         if step is not None:
             u = integer_codes(u, step, *code_range) * step
         if want_membrane:
@@ -64,6 +66,8 @@ def lif_forward(
         fired = is_above(u, THRESHOLD)
         spikes.append(fired.to(x.dtype))
         not_fired = 1 - fired
+    if step is None:
+        saved = [bits.to(torch.uint8) for bits in saved]
     return (
         torch.stack(spikes),
         torch.stack(membrane) if want_membrane else None,
@@ -88,12 +92,18 @@ def lif_backward(
 
     A quantized neuron needs no `spikes`: its saved u tells.
     """
-    dtype = torch.promote_types((spikes if step is None else saved).dtype, torch.float32)
-    grads, grad_step, grad_u = [], None, None
-    for t in reversed(range(len(saved))):
+    states = spikes if step is None else saved
+    dtype = torch.promote_types(states.dtype, torch.float32)
+    grads, grad_step, grad_u, bits = [], None, None, None
+    for t in reversed(range(len(states))):
         grad = None
+        if step is None:
+            # Later timesteps' bits are gone: the highest that is left is this one's.
+            bits = saved[t // 8].to(dtype) if bits is None or t % 8 == 7 else bits
+            window = bits.clone().ge_(2 ** (t % 8))
+            bits = bits.sub(window, alpha=2 ** (t % 8))
         if grad_spikes is not None:
-            window = saved[t].to(dtype) if step is None else in_window(saved[t])
+            window = window if step is None else in_window(saved[t])
             grad = window.mul_(grad_spikes[t]).mul_(1 / (2 * WINDOW))
         if grad_membrane is not None:
             grad = grad_membrane[t] if grad is None else grad + grad_membrane[t]
@@ -122,7 +132,7 @@ class _LIF(torch.autograd.Function):
         )
         # The next convolution keeps the spikes anyway; a quantized neuron can tell them from u.
         ctx.save_for_backward(spikes if step is None else None, saved, step)
-        ctx.code_range = code_range
+        ctx.code_range, ctx.time_window = code_range, time_window
         ctx.set_materialize_grads(False)
         return from_rows(spikes, x), None if membrane is None else from_rows(membrane, x)
 
@@ -130,7 +140,7 @@ class _LIF(torch.autograd.Function):
     def backward(ctx, grad_spikes, grad_membrane):
         spikes, saved, step = ctx.saved_tensors
         by_time = (
-            None if grad is None else as_rows(grad).view(len(saved), -1)
+            None if grad is None else as_rows(grad).view(ctx.time_window, -1)
             for grad in (grad_spikes, grad_membrane)
         )
         grad_x, grad_step = lif_backward(*by_time, spikes, saved, step, ctx.code_range)

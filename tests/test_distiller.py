@@ -21,8 +21,8 @@ LOG3 = math.log(3)
 
 def test_logit_kl_by_hand():
     # softmax([log 3, 0]) = (3/4, 1/4), softmax([0, 0]) = (1/2, 1/2); the second image agrees
-    student = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
-    teacher = torch.tensor([[LOG3, 0.0], [1.0, 2.0]])
+    student = torch.tensor([[0.0, 0.0], [1.0, 2.0]]).double()
+    teacher = torch.tensor([[LOG3, 0.0], [1.0, 2.0]], dtype=torch.float64)
     one_image = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert logit_kl(student, teacher, tau=1.0).item() == pytest.approx(one_image / 2)
     # twice the logits at tau = 2 are the same distributions, and tau² weighs them
@@ -31,8 +31,8 @@ def test_logit_kl_by_hand():
 
 def test_membrane_kl_by_hand():
     # one layer, T = 2, B = 1, two neurons; the timesteps differ from the teacher's in turn
-    student = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(2, 1, 2, 1, 1)
-    teacher = torch.tensor([LOG3, 0.0, 5.0, 5.0]).view(2, 1, 2, 1, 1)
+    student = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(2, 1, 2, 1, 1).double()
+    teacher = torch.tensor([LOG3, 0.0, 5.0, 5.0], dtype=torch.float64).view(2, 1, 2, 1, 1)
     one = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert membrane_kl([student], [teacher]).item() == pytest.approx(one / 2)
     two_layers = membrane_kl([student, student], [teacher, student])

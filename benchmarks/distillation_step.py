@@ -1,0 +1,188 @@
+"""Time and memory of MD-SNN's training step: python -m benchmarks.distillation_step
+
+A student of 4 bits that learns its teacher's membranes (CLK), against the plain training step of
+the full-precision network, and against the same loss as it is written down: autograd through
+log_softmax, every membrane of both networks kept until the end, the teacher with its batch norms.
+A teacher's forward pass is a third of a training step, so 1 + 1/3 is what distillation costs if the
+quantizers and the losses are free. First both losses are compared in float64.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.timing import (
+    in_turn,
+    machine,
+    peak_megabytes,
+    quartiles,
+    ratios,
+    table,
+    with_spread,
+)
+from benchmarks.training_step import NUM_CLASSES, Regions
+from distiller import ALPHA, BETA, TAU, Distiller, softmax_kl_forward
+from models import MSResNet, QuanMSResNet
+
+PLAIN, NAIVE, OURS = "full precision, plain", "MD-SNN, naive loss", "MD-SNN"
+
+
+class NaiveDistiller:
+    """The loss of MD-SNN (CLK), written down."""
+
+    def __init__(self, teacher: MSResNet, student: nn.Module):
+        self.teacher, self.student = teacher.eval(), student
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, None]:
+        logits, membranes = self.student(images, membranes=True)
+        with torch.no_grad():
+            teacher_logits, teacher_membranes = self.teacher(images, membranes=True)
+        logit = F.kl_div(
+            F.log_softmax(logits / TAU, 1),
+            F.softmax(teacher_logits / TAU, 1),
+            reduction="batchmean",
+        )
+        by_layer = [
+            F.kl_div(
+                F.log_softmax(u_student.flatten(2), 2),
+                F.softmax(u_teacher.flatten(2), 2),
+                reduction="sum",
+            )
+            / (u_student.shape[0] * u_student.shape[1])
+            for u_student, u_teacher in zip(membranes, teacher_membranes, strict=True)
+        ]
+        loss = F.cross_entropy(logits, labels) + ALPHA * TAU**2 * logit
+        return logits, loss + BETA["CLK"] * torch.stack(by_layer).mean(), None
+
+
+def networks(width: int, time_window: int) -> tuple[MSResNet, QuanMSResNet]:
+    """(teacher, student of 4 bits)"""
+    torch.manual_seed(0)
+    shape = 18, NUM_CLASSES, time_window, 3, width
+    return MSResNet(*shape), QuanMSResNet(*shape, bits=4)
+
+
+def step_of(name: str, width: int, time_window: int, batch: int, amp: bool, device: torch.device):
+    """One training step: plain, naive or ours."""
+    teacher, student = networks(width, time_window)
+    teacher, student = teacher.to(device), student.to(device)
+    trained = teacher if name == PLAIN else student
+    images = torch.rand(batch, 3, 32, 32, device=device)
+    labels = torch.arange(batch, device=device) % NUM_CLASSES
+    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3, momentum=0.9)
+
+    def plain(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, None]:
+        logits = trained(images)
+        return logits, F.cross_entropy(logits.float(), labels), None
+
+    loss_function = plain
+    if name != PLAIN:
+        loss_function = {NAIVE: NaiveDistiller, OURS: Distiller}[name](teacher, student)
+        del teacher  # ours has a faster copy
+    trained.train()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            loss = loss_function(images, labels)[1]
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def difference_of_losses() -> float:
+    """Largest relative difference between ours and the naive one in float64: loss, gradients.
+
+    Raises AssertionError above 1e-7.
+    """
+    images, labels = torch.rand(2, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1])
+    found = []
+    for distiller in (NaiveDistiller, Distiller):
+        teacher, student = (network.double() for network in networks(width=8, time_window=4))
+        _, loss, _ = distiller(teacher, student.train())(images, labels)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in student.parameters())])
+    worst = max(((a - b).norm() / a.norm()).item() for a, b in zip(*found, strict=True))
+    assert worst < 1e-7, f"the losses differ by {worst:.1e}"
+    return worst
+
+
+def prepare(name: str, compiled: bool, *how: object) -> tuple[torch.device, Callable[[], None]]:
+    """(device, training step), for a process of its own."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    step = step_of(name, *how, device)
+    if compiled:
+        Regions(softmax_kl_forward).compile(step)
+    return device, step
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--T", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=128 if on_gpu else 32)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--amp", action="store_true", help="bf16 autocast")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    args = parser.parse_args(arguments)
+    device = torch.device("cuda" if on_gpu else "cpu")
+    how = args.width, args.T, args.batch, args.amp
+    regions = Regions(softmax_kl_forward)
+    difference = difference_of_losses()
+    small = (8, args.T, 4, args.amp, device)
+    seconds = regions.compile(lambda: [step_of(name, *small)() for name in (PLAIN, OURS)])
+
+    def switched(step: Callable[[], None], compiled: bool) -> Callable[[], None]:
+        def run() -> None:
+            regions.use(compiled)
+            step()
+
+        return run
+
+    steps = {name: step_of(name, *how, device) for name in (PLAIN, NAIVE, OURS)}
+    variants = [(name, False) for name in steps] + [(PLAIN, True), (OURS, True)]
+    labels = {variant: variant[0] + ", --compile" * variant[1] for variant in variants}
+    functions = {labels[name, c]: switched(steps[name], c) for name, c in variants}
+    times, repeated = in_turn(functions, args.rounds, device)
+    memory = {labels[v]: peak_megabytes(prepare, *v, *how) for v in variants}
+    naive = memory[NAIVE]
+    rows = []
+    for name, compiled in variants:
+        label, plain = labels[name, compiled], labels[PLAIN, compiled]
+        rows.append(
+            (
+                label,
+                f"{1e3 * quartiles(times[label])[1]:.0f}",
+                with_spread(ratios(times[label], times[plain]), 3),
+                with_spread(ratios(times[label], times[NAIVE]), 3),
+                f"{memory[label]:.0f}",
+                f"{memory[label] / naive:.2f}",
+            )
+        )
+    header = ("", "step, ms", "× plain step", "× naive", "peak memory, MB", "× naive")
+    given = " ".join(sys.argv[1:] if arguments is None else arguments)
+    parts = [
+        f"`python -m benchmarks.distillation_step {given}`".replace(" `", "`"),
+        machine(device),
+        f"MS-ResNet-18, width {args.width}, 32×32, T = {args.T}, batch {args.batch}, CLK, 4 bits, "
+        f"{'bf16' if args.amp else 'float32'}; compiling took {seconds:.0f} s; {args.rounds} "
+        f"rounds, {repeated} more were noisy and repeated",
+        f"float64: naive and MD-SNN agree within {difference:.0e}",
+        table(header, rows),
+        "The plain step beside a compiled one is compiled too. Ideal: 1 + 1/3.",
+    ]
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

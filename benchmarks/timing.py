@@ -1,0 +1,130 @@
+"""Times of several ways to do the same work, taken in turn in one process, on a quiet machine."""
+
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+NOISE = 1.08  # a round is repeated where the calibration took this much longer than at its best
+
+
+def machine(device: torch.device) -> str:
+    """Hardware and versions, for the head of a result."""
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    else:
+        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
+        name = models[0].split(":")[1].strip() if models else platform.processor()
+        name = f"{name}, {torch.get_num_threads()} cores"
+    return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable[[], object], device: torch.device) -> float:
+    wait(device)
+    start = time.perf_counter()
+    function()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def in_turn(
+    functions: dict[str, Callable[[], object]], rounds: int, device: torch.device
+) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each function in each round, and how many rounds were repeated.
+
+    A round runs every function once, after two rounds that are not counted. Before and after each
+    a matrix product is timed: where other work on the machine slows it down, the round is repeated,
+    but no more than `rounds` times in all.
+    """
+    matrix = torch.rand(1024, 1024, device=device)
+
+    def calibration() -> float:
+        return min(seconds(lambda: matrix @ matrix, device) for _ in range(3))
+
+    best = min(calibration() for _ in range(10))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(2):
+        for function in functions.values():
+            function()
+    repeated = 0
+    while len(next(iter(times.values()))) < rounds:
+        before = calibration()
+        row = {name: seconds(function, device) for name, function in functions.items()}
+        slowest = max(before, calibration())
+        best = min(best, before)
+        if slowest > NOISE * best and repeated < rounds:
+            repeated += 1
+            continue
+        for name, value in row.items():
+            times[name].append(value)
+    return times, repeated
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """(first quartile, median, third quartile)"""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, median, high
+
+
+def ratios(times: list[float], reference: list[float]) -> tuple[float, float, float]:
+    """Quartiles of the ratios to a reference, taken round by round."""
+    return quartiles([a / b for a, b in zip(times, reference, strict=True)])
+
+
+def with_spread(values: tuple[float, float, float], digits: int) -> str:
+    low, median, high = (f"{value:.{digits}f}" for value in values)
+    return f"{median} ({low} … {high})"
+
+
+def peak_megabytes(prepare: Callable[..., Callable[[], object]], *arguments: object) -> float:
+    """Largest memory that `prepare(*arguments)` and three runs of what it returns add to a process.
+
+    `prepare` returns (device, function). A fresh process is started, so all has to be picklable;
+    its tensors are mapped one by one, so that on a CPU a freed one is not counted again.
+    """
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of glibc; read when a process starts
+    queue = multiprocessing.get_context("spawn").SimpleQueue()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_measure_peak, args=(queue, prepare, arguments)
+    )
+    process.start()
+    del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    process.join()
+    if process.exitcode != 0:
+        raise RuntimeError(f"the process that measures memory failed: {prepare}, {arguments}")
+    return queue.get()
+
+
+def _measure_peak(queue, prepare, arguments) -> None:
+    before = _resident_peak()
+    device, function = prepare(*arguments)
+    for _ in range(3):
+        function()
+    on_gpu = device.type == "cuda"
+    queue.put(
+        torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else _resident_peak() - before
+    )
+
+
+def _resident_peak() -> float:
+    """MB; unlike getrusage's, not inherited from the process that started this one."""
+    status = dict(x.split(":") for x in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
+def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+    """Markdown."""
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

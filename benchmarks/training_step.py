@@ -1,0 +1,334 @@
+"""Time and memory of a training step and of evaluation: python -m benchmarks.training_step
+
+MS-ResNet on random 32×32 images, computed by this project, eager and with --compile; by loops over
+timesteps, as in the public MS-ResNet code; by spikingjelly; and the limit, the same convolutions
+and batch norms with ReLU, in channels_last. First all are compared in float64. All are then timed
+in turn in one process; the table holds medians (and quartiles) of ratios within a round.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import reference_networks
+from benchmarks.timing import (
+    in_turn,
+    machine,
+    peak_megabytes,
+    quartiles,
+    ratios,
+    table,
+    wait,
+    with_spread,
+)
+from models import MSResNet, QuanMSResNet, compiling
+from models.neuron import lif_backward, lif_forward
+
+RESULTS = Path(__file__).parent / "results"
+LIMIT = "ReLU limit"
+OURS, COMPILED = "MD-SNN", "MD-SNN --compile"
+STUDENT, COMPILED_STUDENT = "student, 4 bits", "student, 4 bits, --compile"
+PRECISIONS = ("float32", "tf32", "bf16")
+NUM_CLASSES = 100
+
+
+def network_of(name: str, depth: int, time_window: int, width: int) -> nn.Module:
+    shape = depth, NUM_CLASSES, time_window, 3, width
+    torch.manual_seed(0)
+    reference = MSResNet(*shape)
+    if name in (OURS, COMPILED):
+        return reference
+    if name in (STUDENT, COMPILED_STUDENT):
+        return QuanMSResNet(*shape, bits=4)
+    build = {
+        "loops": reference_networks.loops,
+        "spikingjelly Rect": partial(reference_networks.spikingjelly, surrogate="Rect"),
+        "spikingjelly ATan": partial(reference_networks.spikingjelly, surrogate="ATan"),
+        LIMIT: reference_networks.ReLUNetwork,
+    }[name]
+    network = reference_networks.copy_parameters(reference, build(*shape))
+    # channels_last is spikingjelly's faster layout, and the slower one of the loops.
+    return network if name == "loops" else network.to(memory_format=torch.channels_last)
+
+
+NAMES = (
+    LIMIT,
+    OURS,
+    COMPILED,
+    STUDENT,
+    COMPILED_STUDENT,
+    "loops",
+    "spikingjelly Rect",
+    "spikingjelly ATan",
+)
+
+
+class Regions:
+    """Switches the hot functions, and more of them, between eager and compiled in one process."""
+
+    def __init__(self, *more: Callable):
+        self.functions = (*compiling.REGIONS, *more)
+        self.compiled: dict[Callable, Callable] = {}
+
+    def compile(self, work: Callable[[], object]) -> float:
+        """Compile by running `work`; returns the seconds that it took."""
+        start = time.perf_counter()
+        error = compiling.compile_regions(work, *self.functions[len(compiling.REGIONS) :])
+        if error is not None:
+            raise SystemExit(f"no compiler: {error}")
+        self.compiled = {f: compiling.current(f) for f in self.functions}
+        return time.perf_counter() - start
+
+    def use(self, compiled: bool) -> None:
+        replace = self.compiled.__getitem__ if compiled else lambda f: f
+        compiling.set_regions(self.functions, replace)
+
+
+def reset(network: nn.Module) -> None:
+    """spikingjelly's neurons keep their membranes until told."""
+    for module in network.modules():
+        if hasattr(module, "reset") and hasattr(module, "v_threshold"):
+            module.reset()
+
+
+class Work:
+    """A network with its images: `step()` trains it, `evaluate()` runs it."""
+
+    def __init__(self, network: nn.Module, batch: int, precision: str, device: torch.device):
+        self.network = network.to(device)
+        self.autocast = precision == "bf16"
+        self.device = device
+        self.images = torch.rand(batch, 3, 32, 32, device=device)
+        self.labels = torch.arange(batch, device=device) % NUM_CLASSES
+        self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
+
+    def logits(self) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.network(self.images)
+
+    def step(self) -> None:
+        self.network.train()
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.logits().float(), self.labels).backward()
+        self.optimizer.step()
+        reset(self.network)
+
+    @torch.no_grad()
+    def evaluate(self) -> None:
+        self.network.eval()
+        self.logits()
+        reset(self.network)
+
+
+def check_equality(regions: Regions, depth: int, time_window: int) -> float:
+    """Largest relative difference of logits and gradients from the loops', in float64.
+
+    Raises AssertionError above 1e-7.
+    """
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    labels = torch.tensor([0, 1])
+    found: dict[str, list[Tensor]] = {}
+    for name in ("loops", OURS, COMPILED, "spikingjelly Rect"):
+        network = network_of(name, depth, time_window, width=8).double()
+        regions.use(name == COMPILED)
+        logits = network(images)
+        F.cross_entropy(logits, labels).backward()
+        found[name] = [logits.detach(), *(p.grad for p in network.parameters())]
+        reset(network)
+    worst = 0.0
+    for name, values in found.items():
+        for ours, theirs in zip(values, found["loops"], strict=True):
+            difference = ((ours - theirs).norm() / theirs.norm()).item()
+            assert difference < 1e-7, f"{name} differs from the loops by {difference:.1e}"
+            worst = max(worst, difference)
+    return worst
+
+
+def prepare(name: str, depth: int, time_window: int, width: int, batch: int, precision: str):
+    """(device, training step) of one variant, for a process of its own."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_precision(precision)
+    work = Work(network_of(name, depth, time_window, width), batch, precision, device)
+    if name in (COMPILED, COMPILED_STUDENT):
+        Regions().compile(work.step)
+    return device, work.step
+
+
+def set_precision(precision: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def timings(args: argparse.Namespace, precision: str, device: torch.device, regions: Regions):
+    """Markdown of one precision: every variant against the limit."""
+    set_precision(precision)
+    works = {
+        name: Work(network_of(name, args.depth, args.T, args.width), args.batch, precision, device)
+        for name in args.variants
+    }
+
+    def switched(name: str, function: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            regions.use(name in (COMPILED, COMPILED_STUDENT))
+            function()
+
+        return run
+
+    lines = []
+    memory = {
+        name: peak_megabytes(prepare, name, args.depth, args.T, args.width, args.batch, precision)
+        for name in works
+        if args.memory
+    }
+    found = {}
+    for what in ("step", "evaluate"):
+        functions = {name: switched(name, getattr(work, what)) for name, work in works.items()}
+        found[what], repeated = in_turn(functions, args.rounds, device)
+        lines.append(f"{what}: {args.rounds} rounds, {repeated} more were noisy and repeated")
+    rows = []
+    for name in works:
+        step, evaluation = found["step"][name], found["evaluate"][name]
+        rows.append(
+            (
+                name,
+                f"{1e3 * quartiles(step)[1]:.1f}",
+                f"{args.batch / quartiles(step)[1]:.1f}",
+                with_spread(ratios(step, found["step"][LIMIT]), 3),
+                f"{1e3 * quartiles(evaluation)[1]:.1f}",
+                with_spread(ratios(evaluation, found["evaluate"][LIMIT]), 3),
+                f"{memory[name]:.0f}" if name in memory else "-",
+            )
+        )
+    header = ("", "step, ms", "img/s", "× limit", "evaluation, ms", "× limit", "peak memory, MB")
+    pairs = [
+        (other, ours)
+        for ours in (OURS, COMPILED)
+        for other in ("loops", "spikingjelly Rect", "spikingjelly ATan")
+    ]
+    pairs += [(STUDENT, OURS), (COMPILED_STUDENT, COMPILED)]
+    for one, other in pairs:
+        if one in works and other in works:
+            step, evaluation = (with_spread(ratios(t[one], t[other]), 3) for t in found.values())
+            lines.append(f"{one} / {other}: step {step}, evaluation {evaluation}")
+    return "\n\n".join([f"### {precision}", table(header, rows), *lines])
+
+
+def sweep_of_time(args: argparse.Namespace, device: torch.device, regions: Regions) -> str:
+    """Training step over T, and T = 8 against twice T = 4."""
+    regions.use(bool(regions.compiled))
+    works = {
+        f"{T}": Work(
+            network_of(OURS, args.depth, T, args.width), args.batch, "float32", device
+        ).step
+        for T in args.sweep
+    }
+    times, _ = in_turn({T: work.step for T, work in works.items()}, args.rounds, device)
+    text = table(
+        ("T", *works), [("step, ms", *(f"{1e3 * quartiles(t)[1]:.0f}" for t in times.values()))]
+    )
+    if "4" in times and "8" in times:
+        double = ratios(times["8"], [2 * t for t in times["4"]])
+        text += f"\n\nT = 8 / (2 · T = 4): {with_spread(double, 3)}"
+    return text
+
+
+def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Regions) -> str:
+    """Bytes that the first stage's LIF must read and write per second, against a copy's."""
+    x = torch.randn(args.T, args.batch * args.width * 32 * 32, device=device)
+    spikes, _, saved = lif_forward(x, None, None, False, True)
+    moved = 4 * x.numel()  # bytes of one float32 tensor
+
+    def forward() -> None:
+        compiling.current(lif_forward)(x, None, None, False, True)
+
+    def backward() -> None:
+        compiling.current(lif_backward)(x, None, spikes, saved, None, None)
+
+    functions = {"copy": lambda: x.clone(), "LIF forward": forward, "LIF backward": backward}
+    needed = {"copy": 2.0, "LIF forward": 2.25, "LIF backward": 3.25}
+    rows = []
+    for compiled in (False, True):
+        regions.use(compiled)
+        times, _ = in_turn(functions, 5 * args.rounds, device)
+        speed = {n: needed[n] * moved / quartiles(t)[1] / 1e9 for n, t in times.items()}
+        rows += [
+            (f"{n}{', compiled' if compiled else ''}", f"{s:.0f}", f"{s / speed['copy']:.0%}")
+            for n, s in speed.items()
+        ]
+    return table(("", "GB/s", "of the copy"), rows)
+
+
+def kernels(work: Work) -> int:
+    """GPU kernels that one training step starts."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work.step()
+        wait(work.device)
+    return sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--depth", type=int, default=18)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--T", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=128 if on_gpu else 32)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=PRECISIONS,
+        default=PRECISIONS if on_gpu else PRECISIONS[:1],
+    )
+    parser.add_argument("--sweep", type=int, nargs="*", default=[4, 8], help="timesteps")
+    parser.add_argument("--no_memory", dest="memory", action="store_false")
+    parser.add_argument("--out", type=Path, help="also write the tables to this file")
+    args = parser.parse_args(arguments)
+    if LIMIT not in args.variants:
+        parser.error(f"--variants must have {LIMIT!r}: all others are compared with it")
+    device = torch.device("cuda" if on_gpu else "cpu")
+    regions = Regions()
+
+    def work() -> None:
+        for name in (OURS, STUDENT):
+            for precision in args.precisions:
+                tried = Work(network_of(name, args.depth, args.T, 8), 4, precision, device)
+                tried.step(), tried.evaluate()
+
+    compile_seconds = regions.compile(work)
+    equal = check_equality(regions, args.depth, args.T)
+    given = " ".join(sys.argv[1:] if arguments is None else arguments)
+    parts = [
+        f"`python -m benchmarks.training_step {given}`".replace(" `", "`"),
+        machine(device),
+        f"MS-ResNet-{args.depth}, width {args.width}, 32×32, T = {args.T}, "
+        f"batch {args.batch}; compiling took {compile_seconds:.0f} s",
+        f"float64: loops, spikingjelly Rect, MD-SNN and MD-SNN --compile agree within {equal:.0e}",
+        *(timings(args, precision, device, regions) for precision in args.precisions),
+        "### LIF of the first stage\n\n" + bandwidth_of_lif(args, device, regions),
+    ]
+    if args.sweep:
+        parts.append("### Timesteps\n\n" + sweep_of_time(args, device, regions))
+    if on_gpu:
+        for name in (LIMIT, OURS, COMPILED):
+            regions.use(name == COMPILED)
+            tried = Work(
+                network_of(name, args.depth, args.T, args.width), args.batch, "bf16", device
+            )
+            tried.step()
+            parts.append(f"{name}, bf16: {kernels(tried)} kernels a step")
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
