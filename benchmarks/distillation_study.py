@@ -285,9 +285,10 @@ def study(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__.splitlines()[0], "distillation_study", FOLDS)
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--amp", action="store_true", help="train and test in bf16 autocast")
     args = parser.parse_args(arguments)
 
-    size = ["--width", args.width]
+    size = ["--width", args.width, *["--amp"] * args.amp]
     todo = {
         (fold, bits, method, start): [
             *(*METHODS[method], *STARTS[start], "--bits", str(bits)),
