@@ -1,6 +1,7 @@
 """Losses by hand and against PyTorch's own, and what the Distiller promises."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -88,6 +89,31 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_and_trains_the_student_alone(
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     assert teacher.training  # a copy of it is evaluated
+
+
+def test_a_layers_membranes_are_gone_when_the_next_layer_is_compared():
+    teacher, student = networks()
+    distiller = Distiller(teacher, student)
+    seen: list[weakref.ref] = []
+
+    def watched(u_student, u_teacher):
+        assert all(u() is None for u in seen)
+        seen.extend(weakref.ref(u) for u in (u_student[0], u_teacher[0]))
+        return membrane_kl(u_student, u_teacher)
+
+    distiller.membrane_loss = watched
+    _, total, _ = distiller(torch.rand(3, 1, 16, 16), torch.tensor([0, 1, 2]))
+    assert len(seen) == 2 * 17
+    total.backward()
+    assert all(p.grad is not None for p in student.parameters())
+
+
+def test_a_second_backward_through_the_membrane_loss_is_refused_not_wrong():
+    u = torch.randn(2, 1, 3, 1, 1, requires_grad=True)
+    loss = membrane_kl([u], [torch.randn(2, 1, 3, 1, 1)])
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 @pytest.mark.parametrize(

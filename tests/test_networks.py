@@ -4,10 +4,11 @@ import pytest
 import torch
 
 import reference
-from models import MSResNet, QuanMSResNet
+from models import MSResNet, Quan_MS_ResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
+from models.MS_ResNet import Conv2d, folded
 from models.neuron import LIF
-from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
+from models.Quan_MS_ResNet import QuanConv2d, QuanLinear, spikes_convolve_in_integers
 from quantization import GRID, BatchNormQuantizer, IntegerNetwork
 from spikesim_eval.trace import trace_network
 
@@ -288,3 +289,67 @@ def test_sizes_of_the_published_networks():
 def test_a_network_that_cannot_be_is_a_value_error(build):
     with pytest.raises(ValueError, match=r"must be|expected"):
         build()
+
+
+def trained_statistics(network: MSResNet) -> MSResNet:
+    """Running statistics and batch norm parameters that differ from one and zero."""
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            torch.nn.init.uniform_(module.weight, 0.2, 1.0)
+            torch.nn.init.normal_(module.bias, std=0.2)
+    network.train()
+    for _ in range(20):
+        network(images(4, 2, 8, 8))
+    return network.eval()
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+def test_a_folded_network_is_the_evaluated_one(depth):
+    network = trained_statistics(small(depth))
+    fast = folded(network)
+    x = images(3, T, 2, 8, 8)
+    logits, membranes = network(x, membranes=True)
+    fast_logits, fast_membranes = fast(x, membranes=True)
+    torch.testing.assert_close(logits, fast_logits, rtol=1e-9, atol=1e-12)
+    for u, other in zip(membranes, fast_membranes, strict=True):
+        torch.testing.assert_close(u, other, rtol=1e-9, atol=1e-12)
+    assert not any(p.requires_grad for p in fast.parameters())
+    assert not any(isinstance(module, BatchNorm) for module in fast.modules())
+    assert all(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_spikes_convolved_in_integers_are_the_floats_to_the_last_bit(bits, stride, monkeypatch):
+    torch.manual_seed(0)
+    conv = QuanConv2d(6, 5, 3, stride, bits=bits, of_spikes=True)
+    conv = conv.to(memory_format=torch.channels_last)
+    spikes = (torch.rand(2, 6, 8, 8) < 0.3).float().to(memory_format=torch.channels_last)
+    found = []
+    for in_integers in (spikes_convolve_in_integers(), False):
+        monkeypatch.setattr(Quan_MS_ResNet, "spikes_convolve_in_integers", lambda v=in_integers: v)
+        x = spikes.clone().requires_grad_()
+        conv.zero_grad()
+        y = conv(x)
+        (y.square().sum() / y.numel()).backward()
+        found.append((y, x.grad, conv.weight.grad, conv.quantizer.step.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_keep_the_layout_of_the_activations():
+    # Where one does not, every layer before it copies its tensors from one layout to the other.
+    network, layouts = MSResNet(18, 5, T, in_channels=2, width=4), []
+
+    def watch(module, inputs, y):
+        y.register_hook(
+            lambda g: layouts.append(g.is_contiguous(memory_format=torch.channels_last))
+        )
+
+    for module in network.modules():
+        if isinstance(module, Conv2d | BatchNorm):
+            module.register_forward_hook(watch)
+    network(torch.rand(2, 2, 16, 16)).square().sum().backward()
+    assert len(layouts) == 40
+    assert all(layouts)

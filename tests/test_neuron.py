@@ -52,6 +52,20 @@ def test_spikes_membranes_and_gradients_equal_a_naive_loop(bits):
         torch.testing.assert_close(lif.quantizer.step.grad, step.grad * scale, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("timesteps", [1, 8, 9, 17])
+def test_the_bits_kept_for_backward_hold_any_number_of_timesteps(timesteps):
+    generator = torch.Generator().manual_seed(0)
+    shape = timesteps * 2, 3, 4, 4
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    x_naive = x.detach().clone().requires_grad_()
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    torch.sum(LIF()(x, timesteps) * weight).backward()
+    naive = torch.cat(reference.lif(list(x_naive.unflatten(0, (timesteps, 2))))[0])
+    torch.sum(naive * weight).backward()
+    torch.testing.assert_close(x.grad, x_naive.grad, rtol=1e-9, atol=1e-12)
+    assert (x.grad != 0).any()
+
+
 def test_spikes_and_gradients_equal_spikingjelly():
     from spikingjelly.activation_based import neuron, surrogate
 

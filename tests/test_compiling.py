@@ -1,0 +1,129 @@
+"""--compile: the fused kernels against the eager functions, and what happens without a compiler."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distiller import Distiller, softmax_kl_forward
+from models import MSResNet, QuanMSResNet, compiling
+from models.neuron import LIF
+
+ROOT = Path(__file__).parent.parent
+REGIONS = (*compiling.REGIONS, softmax_kl_forward)
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+def networks() -> tuple[MSResNet, QuanMSResNet]:
+    torch.manual_seed(0)
+    return MSResNet(18, 4, 3, 1, 8).double(), QuanMSResNet(18, 4, 3, 1, 8, bits=4).double()
+
+
+def results(setting: str) -> list[torch.Tensor]:
+    """Logits, loss and all gradients of one training step, and the logits of an evaluation."""
+    teacher, student = networks()
+    network = teacher if setting == "original" else student
+    images, labels = torch.rand(3, 1, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2])
+    if setting == "qamd":
+        logits, loss, _ = Distiller(teacher, student)(images, labels)
+    else:
+        logits = network(images)
+        loss = F.cross_entropy(logits, labels)
+    loss.backward()
+    with torch.no_grad():
+        evaluated = network.eval()(images)
+    return [logits.detach(), loss.detach(), evaluated, *(p.grad for p in network.parameters())]
+
+
+@pytest.fixture(scope="module")
+def eager_and_compiled():
+    """Results of each setting, eager and compiled, and the reason why compiling failed."""
+    settings = ("original", "student", "qamd")
+    torch.manual_seed(1)
+    eager = {}
+    for setting in settings:
+        torch.manual_seed(1)
+        eager[setting] = results(setting)
+    compiled = {}
+
+    def work() -> None:
+        for setting in settings:
+            torch.manual_seed(1)
+            compiled[setting] = results(setting)
+
+    reason = compiling.compile_regions(work, softmax_kl_forward)
+    compiling.set_regions(REGIONS, lambda f: f)
+    return eager, compiled, reason
+
+
+@needs_compiler
+@pytest.mark.parametrize("setting", ["original", "student", "qamd"])
+def test_compiled_kernels_agree_with_the_eager_functions(eager_and_compiled, setting):
+    eager, compiled, reason = eager_and_compiled
+    assert reason is None
+    assert len(eager[setting]) > 50
+    for one, other in zip(eager[setting], compiled[setting], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-12)
+
+
+@needs_compiler
+def test_one_compilation_serves_tensors_of_all_sizes():
+    currents = [torch.randn(4, n, 3, 3, dtype=torch.float64) for n in (2, 5, 7)]
+    expected = [LIF()(x, 2) for x in currents]
+    found: list[torch.Tensor] = []
+    torch._dynamo.utils.counters.clear()
+    reason = compiling.compile_regions(lambda: found.extend(LIF()(x, 2) for x in currents))
+    compiling.set_regions(REGIONS, lambda f: f)
+    assert reason is None
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one, other)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_failing_compiler_leaves_the_eager_functions_and_says_why():
+    def fail() -> None:
+        raise RuntimeError("\nno compiler\nhere is a long story")
+
+    assert compiling.compile_regions(fail, softmax_kl_forward) == "no compiler"
+    assert all(compiling.current(function) is function for function in REGIONS)
+
+
+def train(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, ROOT / "main.py", "--data", "digits", "--paper_setting", "student"]
+    size = ["--bits", "2", "--width", "4", "--epochs", "1", "--time_window", "2", "--workers", "0"]
+    paths = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent)}
+    return subprocess.run(
+        [*command, *size, "--deterministic", "--save_path", folder, *options],
+        env=paths | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_without_a_compiler_training_goes_on_eager_with_one_warning(tmp_path):
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "/nonexistent/g++"}
+    compiled = train(tmp_path / "compiled", "--compile", **cache)
+    eager = train(tmp_path / "eager")
+    assert (compiled.returncode, eager.returncode) == (0, 0), compiled.stderr + eager.stderr
+    warnings = [line for line in compiled.stderr.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("main.py: warning: --compile: ")
+    assert "Traceback" not in compiled.stderr
+    rows = [(tmp_path / name / "metrics.csv").read_text() for name in ("compiled", "eager")]
+    assert rows[0] == rows[1]
+
+
+@needs_compiler
+def test_a_compiled_training_says_how_long_compiling_took(tmp_path):
+    done = train(tmp_path / "run", "--compile")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("compiling, which takes")
+    assert lines[1].startswith("compiled in ")
+    assert lines[1].endswith(" s")
+    assert lines[2].startswith("epoch 1:")
+    assert "warning: --compile" not in done.stderr
