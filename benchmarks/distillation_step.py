@@ -113,13 +113,10 @@ def difference_of_losses() -> float:
     return worst
 
 
-def prepare(name: str, compiled: bool, *how: object) -> tuple[torch.device, Callable[[], None]]:
+def prepare(name: str, *how: object) -> tuple[torch.device, Callable[[], None]]:
     """(device, training step), for a process of its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step = step_of(name, *how, device)
-    if compiled:
-        Regions(softmax_kl_forward).compile(step)
-    return device, step
+    return device, step_of(name, *how, device)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -151,8 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     labels = {variant: variant[0] + ", --compile" * variant[1] for variant in variants}
     functions = {labels[name, c]: switched(steps[name], c) for name, c in variants}
     times, repeated = in_turn(functions, args.rounds, device)
-    memory = {labels[v]: peak_megabytes(prepare, *v, *how) for v in variants}
-    naive = memory[NAIVE]
+    regions.use(compiled=False)
+    memory = {name: peak_megabytes(prepare, name, *how) for name in steps}
     rows = []
     for name, compiled in variants:
         label, plain = labels[name, compiled], labels[PLAIN, compiled]
@@ -162,8 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{1e3 * quartiles(times[label])[1]:.0f}",
                 with_spread(ratios(times[label], times[plain]), 3),
                 with_spread(ratios(times[label], times[NAIVE]), 3),
-                f"{memory[label]:.0f}",
-                f"{memory[label] / naive:.2f}",
+                # a compiled step's would hold the compiler's too
+                "-" if compiled else f"{memory[name]:.0f}",
+                "-" if compiled else f"{memory[name] / memory[NAIVE]:.2f}",
             )
         )
     header = ("", "step, ms", "× plain step", "× naive", "peak memory, MB", "× naive")

@@ -1,0 +1,94 @@
+"""The benchmarks of training and distillation steps, in their smallest form."""
+
+import shutil
+
+import pytest
+import torch
+
+from benchmarks import distillation_step, timing, training_step
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+def test_loops_spikingjelly_and_ours_are_the_same_network():
+    regions = training_step.Regions()
+    regions.compiled = dict(zip(regions.functions, regions.functions, strict=True))  # all eager
+    assert training_step.check_equality(regions, depth=18, time_window=3) < 1e-12
+
+
+def test_the_naive_loss_is_ours():
+    assert distillation_step.difference_of_losses() < 1e-10
+
+
+@needs_compiler
+def test_the_training_step_benchmark_prints_and_writes_its_tables(tmp_path, capsys):
+    out = tmp_path / "steps.md"
+    size = [
+        "--width",
+        "4",
+        "--batch",
+        "2",
+        "--T",
+        "2",
+        "--rounds",
+        "1",
+        "--no_memory",
+        "--sweep",
+        "4",
+        "8",
+    ]
+    training_step.main([*size, "--out", str(out)])
+    text = out.read_text()
+    assert text in capsys.readouterr().out
+    for name in training_step.NAMES:
+        assert f"| {name} |" in text
+    assert "loops / MD-SNN --compile: step" in text
+    assert "T = 8 / (2 · T = 4):" in text
+    assert "| LIF backward, compiled |" in text
+
+
+@needs_compiler
+def test_the_distillation_step_benchmark_measures_time_and_memory(tmp_path, capsys):
+    out = tmp_path / "distillation.md"
+    distillation_step.main(f"--width 4 --batch 2 --T 2 --rounds 1 --out {out}".split())
+    rows = [line.split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
+    by_name = {row[0].removeprefix("| "): row for row in rows}
+    assert set(by_name) >= {distillation_step.PLAIN, distillation_step.NAIVE, "MD-SNN, --compile"}
+    assert float(by_name["MD-SNN"][4]) > 1  # MB
+    assert "agree within" in capsys.readouterr().out
+
+
+def test_the_regions_are_eager_again_after_a_benchmark():
+    from models import compiling
+
+    assert all(compiling.current(function) is function for function in compiling.REGIONS)
+
+
+def test_a_round_on_a_noisy_machine_is_repeated(monkeypatch):
+    calls = iter(range(10**6))
+    noisy_until = 60
+
+    def seconds(function, device):
+        function()
+        return 0.2 if 40 <= next(calls) < noisy_until else 0.1
+
+    monkeypatch.setattr(timing, "seconds", seconds)
+    runs = []
+    times, repeated = timing.in_turn({"a": lambda: runs.append(1)}, rounds=5, device=CPU)
+    assert times == {"a": [0.1] * 5}
+    assert repeated > 0
+    assert len(runs) == 2 + 5 + repeated  # two to warm up
+
+
+def test_a_machine_that_is_never_quiet_does_not_hang_the_benchmark(monkeypatch):
+    calls = iter(range(10**6))
+    monkeypatch.setattr(timing, "seconds", lambda f, device: 1.0 if next(calls) > 20 else 0.1)
+    times, repeated = timing.in_turn({"a": lambda: None}, rounds=3, device=CPU)
+    assert len(times["a"]) == 3
+    assert repeated == 3
+
+
+def test_ratios_are_taken_within_a_round():
+    # The machine was twice as slow in the second round: that is no difference between the two.
+    assert timing.ratios([2.0, 4.0, 2.0], [1.0, 2.0, 1.0]) == (2.0, 2.0, 2.0)
