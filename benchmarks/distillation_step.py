@@ -27,6 +27,7 @@ from benchmarks.timing import (
 )
 from benchmarks.training_step import NUM_CLASSES, Regions
 from distiller import ALPHA, BETA, TAU, Distiller, softmax_kl_forward
+from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 
 PLAIN, NAIVE, OURS = "full precision, plain", "MD-SNN, naive loss", "MD-SNN"
@@ -129,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--amp", action="store_true", help="bf16 autocast")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args(arguments)
+    keep_freed_memory()
     device = torch.device("cuda" if on_gpu else "cpu")
     how = args.width, args.T, args.batch, args.amp
     regions = Regions(softmax_kl_forward)

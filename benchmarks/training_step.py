@@ -28,6 +28,7 @@ from benchmarks.timing import (
     wait,
     with_spread,
 )
+from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet, compiling
 from models.neuron import lif_backward, lif_forward
 
@@ -288,6 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--no_memory", dest="memory", action="store_false")
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args(arguments)
+    keep_freed_memory()
     if LIMIT not in args.variants:
         parser.error(f"--variants must have {LIMIT!r}: all others are compared with it")
     device = torch.device("cuda" if on_gpu else "cpu")

@@ -24,7 +24,9 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, on_grid: bool) -> Tensor:
     """x·scale + shift of pixels (N, C), dtype of x; rounded to multiples of GRID if asked."""
     if not on_grid:
         return torch.addcmul(shift, x, scale).to(x.dtype)
-    y = torch.addcmul(shift / GRID, x, scale / GRID)
+    # A fast convolution algorithm may have left integers that are not quite.
+    exact = x if x.dtype == scale.dtype else x.to(scale.dtype).round_()
+    y = torch.addcmul(shift / GRID, exact, scale / GRID)
     return y.round_().mul_(GRID).to(x.dtype)
 
 
@@ -106,10 +108,8 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         if not self.training:
             scale, shift = self.fold(self.running_mean, self.running_var)
-            # The products of wide layers are exact in float64 only; a fast convolution algorithm
-            # may have left integers that are not quite.
-            y = affine(as_pixels(x).double().round(), scale.double(), shift.double(), on_grid)
-            return from_rows(y, x).to(x.dtype)
+            # The products of wide layers are exact in float64 only.
+            return from_rows(affine(as_pixels(x), scale.double(), shift.double(), on_grid), x)
         mean, var, count = global_statistics(x)
         self._update_running_statistics(mean, var, count * repeats)
         scale, shift = self.fold(mean, var)

@@ -127,3 +127,19 @@ def test_a_compiled_training_says_how_long_compiling_took(tmp_path):
     assert lines[1].endswith(" s")
     assert lines[2].startswith("epoch 1:")
     assert "warning: --compile" not in done.stderr
+
+
+def test_a_training_does_not_ask_the_system_for_the_same_memory_again_and_again():
+    script = """
+import resource, sys, torch, main
+if sys.argv[1] == "keep": main.keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(2**24); before = faults()  # 64 MB
+for _ in range(10): torch.zeros(2**24)
+print(faults() - before)
+"""
+    counts = [
+        int(subprocess.check_output([sys.executable, "-c", script, how], cwd=ROOT))
+        for how in ("keep", "as it is")
+    ]
+    assert 10 * counts[0] < counts[1]

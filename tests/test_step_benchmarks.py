@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from benchmarks import distillation_step, timing, training_step
+from benchmarks import distillation_step, step_ablation, timing, training_step
 
 CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -92,3 +92,12 @@ def test_a_machine_that_is_never_quiet_does_not_hang_the_benchmark(monkeypatch):
 def test_ratios_are_taken_within_a_round():
     # The machine was twice as slow in the second round: that is no difference between the two.
     assert timing.ratios([2.0, 4.0, 2.0], [1.0, 2.0, 1.0]) == (2.0, 2.0, 2.0)
+
+
+@needs_compiler
+def test_the_step_ablation_takes_back_one_idea_at_a_time(tmp_path):
+    out = tmp_path / "ablation.md"
+    step_ablation.main(f"--width 4 --batch 2 --T 2 --rounds 1 --out {out}".split())
+    rows = [line for line in out.read_text().splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 10
+    assert all(float(row.split(" | ")[2].split()[0]) > 0 for row in rows[2:])

@@ -1,0 +1,142 @@
+"""What each idea is worth in a training step: python -m benchmarks.step_ablation
+
+One idea at a time is taken back, and the step is timed in turn with the step as it is (--compile),
+in one process. The table holds medians (and quartiles) of the ratios: 1.10 is 10 % slower without.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import distiller
+from benchmarks.distillation_step import OURS, step_of
+from benchmarks.timing import in_turn, machine, ratios, table, with_spread
+from benchmarks.training_step import COMPILED, COMPILED_STUDENT, Regions, Work, network_of
+from main import keep_freed_memory
+from models import MS_ResNet, Quan_MS_ResNet, neuron
+
+FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"
+
+
+def autograd_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    log_p_student, log_p_teacher = F.log_softmax(student, 1), F.log_softmax(teacher, 1)
+    return F.kl_div(log_p_student, log_p_teacher, reduction="batchmean", log_target=True)
+
+
+def var_mean(x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.var_mean(x, (0, 2, 3), correction=0)[::-1]
+
+
+def pick(x: Tensor, stride: int) -> Tensor:
+    return x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
+
+
+def ideas(regions: Regions) -> list[tuple[str, str, Callable[[], AbstractContextManager]]]:
+    """(idea, the work that it speeds up, what takes it back while open)"""
+
+    def eager(*functions: Callable) -> Callable[[], AbstractContextManager]:
+        @contextmanager
+        def all_but():
+            for function in functions:
+                setattr(sys.modules[function.__module__], function.__name__, function)
+            yield
+            regions.use(compiled=True)
+
+        return all_but
+
+    def patch(owner: object, name: str, value: object) -> Callable[[], AbstractContextManager]:
+        return lambda: mock.patch.object(owner, name, value)
+
+    in_integers = patch(Quan_MS_ResNet, "spikes_convolve_in_integers", lambda: False)
+    unfolded = patch(distiller, "folded", lambda teacher: teacher.eval().requires_grad_(False))
+    lif = neuron.lif_forward, neuron.lif_backward
+    return [
+        ("fused kernels of the LIF", FULL_PRECISION, eager(*lif)),
+        ("fused kernels of all functions", STUDENT, eager(*regions.functions)),
+        ("fused kernels of all functions", OURS, eager(*regions.functions)),
+        ("fused kernel of the membrane KL", OURS, eager(distiller.softmax_kl_forward)),
+        ("KL with its gradient in one pass", OURS, patch(distiller, "softmax_kl", autograd_kl)),
+        ("teacher's batch norms folded", OURS, unfolded),
+        ("spikes convolved in 8-bit integers", STUDENT, in_integers),
+        ("spikes convolved in 8-bit integers", EVALUATION, in_integers),
+        (
+            "statistics by batch_norm_update_stats, not var_mean",
+            STUDENT,
+            patch(torch, "batch_norm_update_stats", var_mean),
+        ),
+        (
+            "channels_last gradient of the shortcut's pixels",
+            FULL_PRECISION,
+            patch(MS_ResNet._PickPixels, "apply", pick),
+        ),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--T", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=128 if on_gpu else 32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    args = parser.parse_args(arguments)
+    keep_freed_memory()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    regions = Regions(distiller.softmax_kl_forward)
+
+    def make(width: int, batch: int) -> dict[str, Callable[[], None]]:
+        plain, student = (
+            Work(network_of(name, 18, args.T, width), batch, "float32", device)
+            for name in (COMPILED, COMPILED_STUDENT)
+        )
+        return {
+            FULL_PRECISION: plain.step,
+            STUDENT: student.step,
+            EVALUATION: student.evaluate,
+            OURS: step_of(OURS, width, args.T, batch, False, device),
+        }
+
+    regions.compile(lambda: [work() for work in make(8, 4).values()])
+    functions = make(args.width, args.batch)
+    todo = ideas(regions)
+    for number, (_, work, without) in enumerate(todo):
+        run = functions[work]
+        if work == OURS:
+            with without():  # the distiller folds its teacher when it is made
+                run = step_of(OURS, args.width, args.T, args.batch, False, device)
+
+        def taken_back(run: Callable[[], None] = run, without=without) -> None:
+            with without():
+                run()
+
+        functions[f"{number}"] = taken_back
+    times, repeated = in_turn(functions, args.rounds, device)
+    regions.use(compiled=False)
+    rows = [
+        (idea, work, with_spread(ratios(times[f"{number}"], times[work]), 3))
+        for number, (idea, work, _) in enumerate(todo)
+    ]
+    given = " ".join(sys.argv[1:] if arguments is None else arguments)
+    parts = [
+        f"`python -m benchmarks.step_ablation {given}`".replace(" `", "`"),
+        machine(device),
+        f"MS-ResNet-18, width {args.width}, 32×32, T = {args.T}, batch {args.batch}, float32, 4 "
+        f"bits, CLK; {args.rounds} rounds, {repeated} more were noisy and repeated",
+        table(("idea", "work", "time without it / with it"), rows),
+    ]
+    text = "\n\n".join(parts) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
