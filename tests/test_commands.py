@@ -251,3 +251,11 @@ def test_a_trained_student_fires_the_same_spikes_with_integers_alone(
     assert network.split("(")[1].split(")")[0] in integers
     spikes = 360 * 4 * 4 * (5 * 16 * 16 + 4 * 2 * 8 * 8 + 4 * 4 * 4 * 4 + 4 * 8 * 2 * 2)
     assert f" 0 of {spikes} spikes differ" in integers
+
+
+def test_a_checkpoint_from_before_accumulate_and_compile_is_read(trained, tmp_path):
+    checkpoint = torch.load(trained["student"], weights_only=True)
+    del checkpoint["settings"]["accumulate"], checkpoint["settings"]["compile"]
+    torch.save(checkpoint, tmp_path / "old.pth")
+    settings = load_checkpoint(tmp_path / "old.pth").settings
+    assert settings == load_checkpoint(trained["student"]).settings
