@@ -19,8 +19,10 @@ import distiller
 from benchmarks.distillation_step import OURS, step_of
 from benchmarks.timing import in_turn, machine, ratios, table, with_spread
 from benchmarks.training_step import COMPILED, COMPILED_STUDENT, Regions, Work, network_of
+from distiller import softmax_kl_forward
 from main import keep_freed_memory
-from models import MS_ResNet, Quan_MS_ResNet, neuron
+from models import MS_ResNet, Quan_MS_ResNet
+from models.neuron import lif_backward, lif_forward
 
 FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"
 
@@ -56,12 +58,11 @@ def ideas(regions: Regions) -> list[tuple[str, str, Callable[[], AbstractContext
 
     in_integers = patch(Quan_MS_ResNet, "spikes_convolve_in_integers", lambda: False)
     unfolded = patch(distiller, "folded", lambda teacher: teacher.eval().requires_grad_(False))
-    lif = neuron.lif_forward, neuron.lif_backward
     return [
-        ("fused kernels of the LIF", FULL_PRECISION, eager(*lif)),
+        ("fused kernels of the LIF", FULL_PRECISION, eager(lif_forward, lif_backward)),
         ("fused kernels of all functions", STUDENT, eager(*regions.functions)),
         ("fused kernels of all functions", OURS, eager(*regions.functions)),
-        ("fused kernel of the membrane KL", OURS, eager(distiller.softmax_kl_forward)),
+        ("fused kernel of the membrane KL", OURS, eager(softmax_kl_forward)),
         ("KL with its gradient in one pass", OURS, patch(distiller, "softmax_kl", autograd_kl)),
         ("teacher's batch norms folded", OURS, unfolded),
         ("spikes convolved in 8-bit integers", STUDENT, in_integers),
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     keep_freed_memory()
     device = torch.device("cuda" if on_gpu else "cpu")
-    regions = Regions(distiller.softmax_kl_forward)
+    regions = Regions(softmax_kl_forward)
 
     def make(width: int, batch: int) -> dict[str, Callable[[], None]]:
         plain, student = (
