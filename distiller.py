@@ -157,7 +157,7 @@ class Distiller:
         }
         loss = terms["ce"] + self.alpha * terms["logit"]
         if by_layer:
-            terms["membrane"] = torch.stack(by_layer).mean()
+            terms["membrane"] = mean_over_layers(by_layer)
             loss = loss + self.beta_now * terms["membrane"]
         return logits, loss, terms
 

@@ -8,7 +8,6 @@ quantizers and the losses are free. First both losses are compared in float64.
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from torch import Tensor, nn
 
 from benchmarks.timing import (
     in_turn,
-    machine,
     peak_megabytes,
     quartiles,
     ratios,
+    report,
     table,
     with_spread,
 )
@@ -138,17 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     small = (8, args.T, 4, args.amp, device)
     seconds = regions.compile(lambda: [step_of(name, *small)() for name in (PLAIN, OURS)])
 
-    def switched(step: Callable[[], None], compiled: bool) -> Callable[[], None]:
-        def run() -> None:
-            regions.use(compiled)
-            step()
-
-        return run
-
     steps = {name: step_of(name, *how, device) for name in (PLAIN, NAIVE, OURS)}
     variants = [(name, False) for name in steps] + [(PLAIN, True), (OURS, True)]
     labels = {variant: variant[0] + ", --compile" * variant[1] for variant in variants}
-    functions = {labels[name, c]: switched(steps[name], c) for name, c in variants}
+    functions = {labels[name, c]: regions.using(c, steps[name]) for name, c in variants}
     times, repeated = in_turn(functions, args.rounds, device)
     regions.use(compiled=False)
     memory = {name: peak_megabytes(prepare, name, *how) for name in steps}
@@ -167,10 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         )
     header = ("", "step, ms", "× plain step", "× naive", "peak memory, MB", "× naive")
-    given = " ".join(sys.argv[1:] if arguments is None else arguments)
     parts = [
-        f"`python -m benchmarks.distillation_step {given}`".replace(" `", "`"),
-        machine(device),
         f"MS-ResNet-18, width {args.width}, 32×32, T = {args.T}, batch {args.batch}, CLK, 4 bits, "
         f"{'bf16' if args.amp else 'float32'}; compiling took {seconds:.0f} s; {args.rounds} "
         f"rounds, {repeated} more were noisy and repeated",
@@ -178,10 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         table(header, rows),
         "The plain step beside a compiled one is compiled too. Ideal: 1 + 1/3.",
     ]
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    report("distillation_step", arguments, device, parts, args.out)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ in one process. The table holds medians (and quartiles) of the ratios: 1.10 is 1
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,11 +16,11 @@ from torch import Tensor
 
 import distiller
 from benchmarks.distillation_step import OURS, step_of
-from benchmarks.timing import in_turn, machine, ratios, table, with_spread
+from benchmarks.timing import in_turn, ratios, report, table, with_spread
 from benchmarks.training_step import COMPILED, COMPILED_STUDENT, Regions, Work, network_of
 from distiller import softmax_kl_forward
 from main import keep_freed_memory
-from models import MS_ResNet, Quan_MS_ResNet
+from models import MS_ResNet, Quan_MS_ResNet, compiling
 from models.neuron import lif_backward, lif_forward
 
 FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"
@@ -46,8 +45,7 @@ def ideas(regions: Regions) -> list[tuple[str, str, Callable[[], AbstractContext
     def eager(*functions: Callable) -> Callable[[], AbstractContextManager]:
         @contextmanager
         def all_but():
-            for function in functions:
-                setattr(sys.modules[function.__module__], function.__name__, function)
+            compiling.set_regions(functions, lambda f: f)
             yield
             regions.use(compiled=True)
 
@@ -125,18 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (idea, work, with_spread(ratios(times[f"{number}"], times[work]), 3))
         for number, (idea, work, _) in enumerate(todo)
     ]
-    given = " ".join(sys.argv[1:] if arguments is None else arguments)
     parts = [
-        f"`python -m benchmarks.step_ablation {given}`".replace(" `", "`"),
-        machine(device),
         f"MS-ResNet-18, width {args.width}, 32×32, T = {args.T}, batch {args.batch}, float32, 4 "
         f"bits, CLK; {args.rounds} rounds, {repeated} more were noisy and repeated",
         table(("idea", "work", "time without it / with it"), rows),
     ]
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    report("step_ablation", arguments, device, parts, args.out)
 
 
 if __name__ == "__main__":

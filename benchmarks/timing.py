@@ -4,8 +4,9 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -128,3 +129,22 @@ def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
     """Markdown."""
     lines = [header, ("---",) * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def report(
+    benchmark: str,
+    arguments: Sequence[str] | None,
+    device: torch.device,
+    parts: Sequence[str],
+    out: Path | None,
+) -> None:
+    """Print paragraphs below the command and the machine, and write them to `out` if there is one.
+
+    `arguments` are those of the benchmark's main: None for the command line's.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    command = " ".join([f"python -m benchmarks.{benchmark}", *given])
+    text = "\n\n".join([f"`{command}`", machine(device), *parts]) + "\n"
+    print(text)
+    if out is not None:
+        out.write_text(text)

@@ -7,7 +7,6 @@ in turn in one process; the table holds medians (and quartiles) of ratios within
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 from benchmarks import reference_networks
 from benchmarks.timing import (
     in_turn,
-    machine,
     peak_megabytes,
     quartiles,
     ratios,
+    report,
     table,
     wait,
     with_spread,
@@ -32,7 +31,6 @@ from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet, compiling
 from models.neuron import lif_backward, lif_forward
 
-RESULTS = Path(__file__).parent / "results"
 LIMIT = "ReLU limit"
 OURS, COMPILED = "MD-SNN", "MD-SNN --compile"
 STUDENT, COMPILED_STUDENT = "student, 4 bits", "student, 4 bits, --compile"
@@ -90,6 +88,15 @@ class Regions:
     def use(self, compiled: bool) -> None:
         replace = self.compiled.__getitem__ if compiled else lambda f: f
         compiling.set_regions(self.functions, replace)
+
+    def using(self, compiled: bool, function: Callable[[], object]) -> Callable[[], None]:
+        """`function`, run with the compiled or with the eager functions."""
+
+        def run() -> None:
+            self.use(compiled)
+            function()
+
+        return run
 
 
 def reset(network: nn.Module) -> None:
@@ -172,13 +179,6 @@ def timings(args: argparse.Namespace, precision: str, device: torch.device, regi
         for name in args.variants
     }
 
-    def switched(name: str, function: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            regions.use(name in (COMPILED, COMPILED_STUDENT))
-            function()
-
-        return run
-
     lines = []
     memory = {  # a compiled step's would hold the compiler's too
         name: peak_megabytes(prepare, name, args.depth, args.T, args.width, args.batch, precision)
@@ -187,7 +187,10 @@ def timings(args: argparse.Namespace, precision: str, device: torch.device, regi
     }
     found = {}
     for what in ("step", "evaluate"):
-        functions = {name: switched(name, getattr(work, what)) for name, work in works.items()}
+        functions = {
+            name: regions.using(name in (COMPILED, COMPILED_STUDENT), getattr(work, what))
+            for name, work in works.items()
+        }
         found[what], repeated = in_turn(functions, args.rounds, device)
         lines.append(f"{what}: {args.rounds} rounds, {repeated} more were noisy and repeated")
     rows = []
@@ -303,10 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     compile_seconds = regions.compile(work)
     equal = check_equality(regions, args.depth, args.T)
-    given = " ".join(sys.argv[1:] if arguments is None else arguments)
     parts = [
-        f"`python -m benchmarks.training_step {given}`".replace(" `", "`"),
-        machine(device),
         f"MS-ResNet-{args.depth}, width {args.width}, 32×32, T = {args.T}, "
         f"batch {args.batch}; compiling took {compile_seconds:.0f} s",
         f"float64: loops, spikingjelly Rect, MD-SNN and MD-SNN --compile agree within {equal:.0e}",
@@ -324,10 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             tried.step()
             parts.append(f"{name}, bf16: {kernels(tried)} kernels a step")
     regions.use(compiled=False)
-    text = "\n\n".join(parts) + "\n"
-    print(text)
-    if args.out is not None:
-        args.out.write_text(text)
+    report("training_step", arguments, device, parts, args.out)
 
 
 if __name__ == "__main__":
