@@ -4,53 +4,72 @@
 |---|---|---|---|
 | CIFAR10 | cifar-10-batches-py, downloaded when missing | (3, 32, 32) | 10 |
 | CIFAR100 | cifar-100-python, downloaded when missing | (3, 32, 32) | 100 |
-| TinyImagenet | tiny-imagenet-200 | (3, 64, 64) | 200 |
+| TinyImagenet | tiny-imagenet-200, downloaded when missing | (3, 64, 64) | 200 |
 | ncaltech101 | N-Caltech101/frames_number_T_split_by_number | (T, 2, 48, 48) | 101 |
 | digits | scikit-learn itself | (1, 16, 16) | 10 |
+| digits-dvs | Digits-DVS, made from scikit-learn's digits when missing | (T, 2, 24, 24) | 10 |
+| folder | train/CLASS/*, val/CLASS/* | (3, 64, 64) | as many as there are |
 
 Static images are pixel values / 255, so they lie in [0, 1] and are **not** normalised by a mean and
 a standard deviation: the network's first batch norm does that, and the image that enters the
-quantized network is then exactly an 8-bit integer times 1/255. N-Caltech101 gives event counts per
-frame and polarity.
+quantized network is then exactly an 8-bit integer times 1/255. Events are counts per frame and
+polarity.
+
+Whatever is many files on disk is packed once into a cache beside them, one array that is mapped
+into memory. `python data_loader.py prepare --data ncaltech101 --data_path D --time_window 10` makes
+frames of raw events and the cache; a training makes what is missing too, but for the frames.
 """
 
+import fcntl
+import hashlib
+import json
 import os
 import shutil
+import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.utils import download_url
 from torchvision.transforms import v2
+from tqdm import tqdm
 
-from load_settings import UserError
+from load_settings import (
+    DATA_SETS,
+    LIMITS,
+    Parser,
+    UserError,
+    classes_of_folder,
+    parse_image_size,
+)
 
-
-class DamagedFileError(UserError):
-    """A file that turns out to be unreadable while images are being loaded.
-
-    A loader's worker hands an exception to the main process as type(error)(its whole traceback),
-    and a traceback ends with "data_loader.DamagedFileError: text". Keeping what follows the name
-    makes the text the same one line either way.
-    """
-
-    def __init__(self, text: str):
-        super().__init__(" ".join(text.rpartition("DamagedFileError: ")[2].splitlines()))
+Arrays = tuple[tuple[Tensor, Sequence[int]], tuple[Tensor, Sequence[int]]]  # (images, labels) twice
+GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
 
 class ImageSet(Dataset):
-    """Pairs (image, label): augment(read(items[index])) as float32 (uint8 pixels / 255), an int.
+    """Pairs (image, label): augment(images[index]) / white in torch's default dtype, an int.
+
+    images: (N, …), in memory or mapped from a file, so that a loader's worker takes no memory for
+    it. white: what 1.0 stands for, 255 of pixels, 1 of event counts.
 
     The augmentation of an image depends on (seed, epoch, index) alone: neither the number of
     processes nor of loader workers changes it. `augment` may therefore draw from torch's CPU
@@ -59,60 +78,243 @@ class ImageSet(Dataset):
 
     def __init__(
         self,
-        items: Sequence | Tensor,
+        images: Tensor,
         labels: Sequence[int],
-        read: Callable[..., Tensor],
         augment: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
+        white: int = 255,
     ):
-        self.items, self.labels, self.read, self.augment = items, labels, read, augment
+        self.images, self.labels = images, torch.as_tensor(labels)
+        self.augment, self.white = augment, white
         self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.read(self.items[index])
+        image = self.images[index]
+        if self.white == 1:
+            image = image.float()  # counts: uint16 knows no transforms
         if self.augment is not None:
-            entropy = (self.seed, self.epoch, index)
-            sample_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would reseed the GPU's generators too, and for good.
-                torch.default_generator.manual_seed(sample_seed)
+                torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))
                 image = self.augment(image)
-        if image.dtype == torch.uint8:
-            image = image / 255  # v2.ToDtype multiplies by 1/255, which is not always the same
-        return image, self.labels[index]
+        # v2.ToDtype multiplies by 1/255, which is not always the same.
+        return image.to(torch.get_default_dtype()) / self.white, self.labels[index].item()
+
+
+def seed_of(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def load_data_sets(
-    data: str, data_path: str | Path, time_window: int, seed: int = 0
+    data: str,
+    data_path: str | Path,
+    time_window: int,
+    seed: int = 0,
+    augment: str = "basic",
+    image_size: tuple[int, int] | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """The data sets (train, test) of `data`; training images are augmented, from `seed` ≥ 0.
 
-    `time_window` (T) is used by ncaltech101 alone: static images are repeated by the network, not
-    here. Under torch.distributed every process must call this, since the first one reads (and
-    downloads) before the others. Raises UserError, one line, where data are missing or damaged; it
-    names the expected folder and how to fill it.
+    `time_window` (T) is used by event data alone: static images are repeated by the network, not
+    here. augment: "basic", "auto" (colour images) or "none"; image_size: (height, width) where it
+    is not the data set's own. Under torch.distributed every process must call this, since the first
+    one reads (and downloads, and packs) before the others. Raises UserError, one line, where data
+    are missing or damaged; it names the expected folder and how to fill it.
     """
-    data_path = Path(data_path)
+    if data not in DATA_SETS:
+        raise UserError(f"there is no data set {data!r}")
+    data_path, size = Path(data_path), image_size or DATA_SETS[data].image_size
     with first_process_first():
         try:
             match data:
                 case "CIFAR10":
-                    return _cifar(CIFAR10, data_path, seed)
+                    arrays = _cifar(CIFAR10, data_path)
                 case "CIFAR100":
-                    return _cifar(CIFAR100, data_path, seed)
+                    arrays = _cifar(CIFAR100, data_path)
                 case "TinyImagenet":
-                    return _tiny_imagenet(data_path, seed)
-                case "ncaltech101":
-                    return _ncaltech101(data_path, time_window, seed)
+                    arrays = _tiny_imagenet(data_path)
+                case "ncaltech101" | "digits-dvs":
+                    arrays = _events(data, data_path, time_window, size)
                 case "digits":
                     return _digits()
-                case _:
-                    raise UserError(f"there is no data set {data!r}")
-        except OSError as error:  # no permission, a disk that fails
-            raise UserError(f"cannot read {data} in {data_path}: {error}") from error
+                case "folder":
+                    arrays = _folder(data_path, size)
+        except OSError as error:  # no permission, a disk that fails or is full
+            raise UserError(f"cannot prepare {data} in {data_path}: {error}") from error
+    (train, train_labels), (test, test_labels) = arrays
+    white = 1 if DATA_SETS[data].events else 255
+    transform = augmentation(augment, DATA_SETS[data].events, size)
+    return (
+        ImageSet(train, train_labels, transform, seed, white),
+        ImageSet(test, test_labels, white=white),
+    )
+
+
+class CropAndFlip(torch.nn.Module):
+    """Crop of the image padded with zeros to its own size again, flipped in half of the cases.
+
+    Called on one image (torchvision's transforms, in a loader's worker) or, as `of_batch`, on a
+    batch on any device: the same distribution, other draws.
+    """
+
+    def __init__(self, size: tuple[int, int]):
+        super().__init__()
+        self.padding = max(size) // 8  # 4 of 32 pixels, 8 of 64
+        self.of_one = v2.Compose(
+            [v2.RandomCrop(size, padding=self.padding), v2.RandomHorizontalFlip()]
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.of_one(image)
+
+    def draw(self, number: int, seed: int) -> Tensor:
+        """(number, 3): first row, first column of each crop, whether it is flipped."""
+        generator = torch.Generator().manual_seed(seed)
+        corners = torch.randint(2 * self.padding + 1, (number, 2), generator=generator)
+        return torch.cat([corners, torch.randint(2, (number, 1), generator=generator)], dim=1)
+
+    def of_batch(self, images: Tensor, draws: Tensor) -> Tensor:
+        """(B, C, H, W) images, each cropped and flipped as its row of `draws` says."""
+        B, C, H, W = images.shape
+        padded = F.pad(images, [self.padding] * 4)
+        row, column, flipped = draws.unsqueeze(-1).unbind(1)  # (B, 1) each
+        rows = row + torch.arange(H, device=images.device)
+        columns = torch.arange(W, device=images.device)
+        columns = column + torch.where(flipped == 1, columns.flip(0), columns)
+        image = torch.arange(B, device=images.device)[:, None, None, None]
+        channel = torch.arange(C, device=images.device)[:, None, None]
+        return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+class Cutout(torch.nn.Module):
+    """A square of `side` pixels around a random pixel is grey (DeVries, Taylor: 1708.04552)."""
+
+    def __init__(self, side: int):
+        super().__init__()
+        self.side = side
+
+    def forward(self, image: Tensor) -> Tensor:
+        H, W = image.shape[-2:]
+        top, left = (int(torch.randint(n, ())) - self.side // 2 for n in (H, W))
+        image = image.clone()
+        image[..., max(top, 0) : top + self.side, max(left, 0) : left + self.side] = GRAY
+        return image
+
+
+def roll(frames: Tensor) -> Tensor:
+    """Shift (…, H, W) frames by −3 … 3 pixels along each axis, cyclically."""
+    return frames.roll(torch.randint(-3, 4, (2,)).tolist(), dims=(-2, -1))
+
+
+def augmentation(
+    name: str, events: bool, size: tuple[int, int]
+) -> Callable[[Tensor], Tensor] | None:
+    """The transform of --augment (DESIGN §5); all T frames of a sample get the same one."""
+    if name == "none":
+        return None
+    if events:
+        nearest = v2.InterpolationMode.NEAREST  # keeps counts whole
+        rotate = v2.RandomRotation(15, interpolation=nearest)
+        return v2.RandomChoice([roll, rotate, v2.RandomAffine(0, shear=15, interpolation=nearest)])
+    if name == "basic":
+        return CropAndFlip(size)
+    # AutoAugment's policy for CIFAR-10 (Cubuk et al.: 1805.09501)
+    policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=GRAY)
+    return v2.Compose([CropAndFlip(size), policy, Cutout(16)])
+
+
+def loaders(
+    train_set: ImageSet,
+    test_set: ImageSet,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    seed: int,
+    device: torch.device,
+) -> tuple["DeviceLoader | DataLoader", "DeviceLoader | DataLoader"]:
+    """Batches (images, labels int64) of process `rank`, for training and for evaluation.
+
+    Static images are kept and augmented on the device, where no loader can hold up a step; events
+    and --augment auto need transforms of single images, in `workers` processes.
+    """
+    share = (batch_size, rank, world_size)
+    if isinstance(train_set.augment, CropAndFlip | None) and train_set.white == 255:
+        sampler, drop_last = training_order(train_set, *share, seed)
+        own = range(rank, len(test_set), world_size)
+        return (
+            DeviceLoader(train_set, batch_size, sampler, drop_last, device),
+            DeviceLoader(test_set, batch_size, own, False, device),
+        )
+    on_gpu = device.type == "cuda"
+    return (
+        train_loader(train_set, *share, workers, seed, pin_memory=on_gpu),
+        evaluation_loader(test_set, *share, workers, pin_memory=on_gpu),
+    )
+
+
+class DeviceLoader:
+    """The batches of train_loader or evaluation_loader, taken from images on the device.
+
+    The same images in the same batches, and, where there is no augmentation, the same numbers. An
+    epoch's augmentation is drawn for all images at once, from (seed, epoch): the number of
+    processes does not change it. Images that would take more than a quarter of a GPU's memory stay
+    where they are, and each batch is copied.
+    """
+
+    def __init__(
+        self,
+        data_set: ImageSet,
+        batch_size: int,
+        sampler: DistributedSampler | range,
+        drop_last: bool,
+        device: torch.device,
+    ):
+        self.dataset, self.sampler, self.device = data_set, sampler, device
+        self.batch_size, self.drop_last, self.first_batch = batch_size, drop_last, 0
+        self.images = data_set.images
+        if device.type == "cuda":
+            memory = torch.cuda.get_device_properties(device).total_memory
+            if self.images.nbytes <= memory / 4:
+                self.images = self.images.to(device)
+        # A tensor, because CUDA multiplies by the reciprocal of a plain number.
+        self.white = torch.tensor(data_set.white, dtype=torch.get_default_dtype(), device=device)
+
+    def __len__(self) -> int:
+        full, left = divmod(len(self.sampler), self.batch_size)
+        return full + (left > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        augment, draws = self.dataset.augment, None
+        if augment is not None:
+            draws = augment.draw(len(self.dataset), seed_of(self.dataset.seed, self.dataset.epoch))
+        order = torch.tensor(list(self.sampler))
+        for batch in order.split(self.batch_size)[self.first_batch : len(self)]:
+            images = self.images[batch.to(self.images.device)].to(self.device)
+            if draws is not None:
+                images = augment.of_batch(images, draws[batch].to(self.device))
+            yield images / self.white, self.dataset.labels[batch].to(self.device)
+
+
+def training_order(
+    data_set: Dataset, batch_size: int, rank: int, world_size: int, seed: int
+) -> tuple[DistributedSampler, bool]:
+    """(shuffled indices of process `rank`, whether an incomplete last batch is dropped).
+
+    Batch k of all processes together is the same set of images for any `world_size` with the same
+    global batch batch_size · world_size. Images left over after the last global batch are dropped
+    for this epoch. A data set smaller than one global batch gives one partial batch per process, of
+    equal sizes: up to world_size − 1 images come twice.
+    """
+    # The sampler must drop too: padded to equal shares, two processes could get one batch more than
+    # a single process.
+    drop_last = len(data_set) >= batch_size * world_size
+    return DistributedSampler(
+        data_set, world_size, rank, shuffle=True, seed=seed, drop_last=drop_last
+    ), drop_last
 
 
 def train_loader(
@@ -124,19 +326,8 @@ def train_loader(
     seed: int,
     pin_memory: bool = False,
 ) -> DataLoader:
-    """Shuffled batches (images, labels int64) of process `rank`, `batch_size` images per process.
-
-    Batch k of all processes together is the same set of images for any `world_size` with the same
-    global batch batch_size · world_size. Images left over after the last global batch are dropped
-    for this epoch. A data set smaller than one global batch gives one partial batch per process, of
-    equal sizes: up to world_size − 1 images come twice.
-    """
-    # The sampler must drop too: padded to equal shares, two processes could get one batch more than
-    # a single process.
-    drop_last = len(data_set) >= batch_size * world_size
-    sampler = DistributedSampler(
-        data_set, world_size, rank, shuffle=True, seed=seed, drop_last=drop_last
-    )
+    """Shuffled batches of process `rank`, `batch_size` images each (see training_order)."""
+    sampler, drop_last = training_order(data_set, batch_size, rank, world_size, seed)
     # Workers start anew each epoch (not persistent): they get their copy of the data set, with its
     # epoch, at their start.
     return DataLoader(
@@ -166,8 +357,8 @@ def evaluation_loader(
     return DataLoader(share, batch_size, num_workers=workers, pin_memory=pin_memory)
 
 
-def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Give the next pass over a train_loader the order and the augmentation of `epoch`."""
+def set_epoch(loader: DeviceLoader | DataLoader, epoch: int) -> None:
+    """Give the next pass over training batches the order and the augmentation of `epoch`."""
     loader.sampler.set_epoch(epoch)
     loader.dataset.epoch = epoch
 
@@ -201,43 +392,318 @@ def first_process_first() -> Iterator[None]:
         dist.broadcast_object_list(failure, src=0, group=group)
 
 
-def _cifar(
-    cifar: type[CIFAR10] | type[CIFAR100], data_path: Path, seed: int
-) -> tuple[ImageSet, ImageSet]:
-    """CIFAR-10/100 (Krizhevsky 2009), checked by md5; a failed download leaves nothing behind."""
-    folder, archive = data_path / cifar.base_folder, data_path / cifar.filename
-    ours = [p for p in (folder, archive, data_path, *data_path.parents) if not p.exists()]
+# Files are made whole or not at all, by one process at a time.
+
+OURS = "made by MD-SNN's data_loader.py, which holds a lock on it while it works\n"
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Be the only process that makes `target`; others wait for it.
+
+    The marker target.building keeps SpikingJelly out as well. One of ours that a killed process
+    left is taken over, since its lock died with it. Raises UserError for SpikingJelly's own, which
+    says that a conversion of its was not finished.
+    """
+    marker = target.with_name(f"{target.name}.building")
+    while True:
+        with suppress(FileExistsError), marker.open("x") as file:
+            file.write(OURS)
+        try:
+            file = marker.open("r+")
+        except FileNotFoundError:
+            continue  # its owner has just finished
+        with file:
+            _check_ours(marker, target)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for the process that makes {target} ...", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not marker.exists() or not os.path.samestat(os.fstat(file.fileno()), marker.stat()):
+                continue
+            try:
+                yield
+            finally:
+                marker.unlink()
+            return
+
+
+def _check_ours(marker: Path, target: Path) -> None:
+    for patience in (1, 0):  # it might be ours, a moment after it was made
+        with suppress(FileNotFoundError):
+            if marker.read_text() != OURS:
+                if not patience:
+                    raise UserError(
+                        f"{marker} says that another program did not finish {target}: "
+                        "remove both and start again"
+                    )
+                time.sleep(patience)
+
+
+@contextmanager
+def whole_folder(folder: Path, top: str = "") -> Iterator[Path]:
+    """A new folder to fill: it, or `top` in it, becomes `folder`; a failure removes it."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     try:
-        parts = cifar(data_path, train=True, download=True), cifar(data_path, train=False)
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
-        for path in ours:
-            if path == folder:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path == archive:
-                path.unlink(missing_ok=True)
+        yield unfinished
+        (unfinished / top).rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def nothing_left(*paths: Path) -> Iterator[None]:
+    """Where the block fails, remove those of the paths that were not there before, if empty."""
+    new = [path for path in paths if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            if path.is_file():
+                path.unlink()
             else:
                 with suppress(OSError):  # never made, or no longer empty
                     path.rmdir()
+        raise
+
+
+class Archive(NamedTuple):
+    """A zip file that is only unpacked where it is the one that was published."""
+
+    name: str
+    top: str  # the only folder in it
+    md5: str
+    url: str
+
+    def unpack(self, archive: Path, folder: Path) -> None:
+        """Make `folder` of what is in it; raises UserError for another archive, which is kept."""
+        print(f"checking {archive} ...", flush=True)
+        with archive.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        if md5 != self.md5:
+            raise UserError(
+                f"{archive} has the md5 {md5}, not {self.md5}: it is incomplete or another file; "
+                f"get it from {self.url}"
+            )
+        with zipfile.ZipFile(archive) as files, whole_folder(folder, self.top) as unfinished:
+            for name in tqdm(files.namelist(), f"unpacking {archive.name}", leave=False):
+                if not (unfinished / name).resolve().is_relative_to(unfinished.resolve()):
+                    raise UserError(f"{archive} holds {name!r}, which leads out of {folder}")
+                files.extract(name, unfinished)
+
+
+class Found(NamedTuple):
+    """A file of a data set and its label; the name is relative to a root."""
+
+    name: str
+    label: int
+
+
+def packed(
+    stem: Path,
+    root: Path,
+    find: Callable[[], list[Found]],
+    read: Callable[[Path], np.ndarray],
+    shape: tuple[int, ...],
+) -> tuple[Tensor, Tensor]:
+    """(images (N, *shape) mapped from one file, labels (N,)) of what `find` lists in `root`.
+
+    Two files beside each other: STEM-CRC32.npy, and STEM.json that names each source with label,
+    size and time of change. They are written whole or not at all, uint8 or uint16 where that holds
+    all values and else float32, and written anew where a source has changed. Where `root` is gone
+    they are enough. Raises UserError where they are damaged.
+    """
+    index = stem.with_name(f"{stem.name}.json")
+
+    def current() -> tuple[Tensor, Tensor] | None:
+        if not index.exists():
+            return None
+        rows, images = _read_packed(index, shape)
+        if root.is_dir() and rows != _rows(root, find()):
+            return None
+        return torch.from_numpy(images), torch.tensor([label for _, label, *_ in rows])
+
+    if (already := current()) is not None:
+        return already
+    find()  # raises UserError where there is nothing
+    with alone(stem):
+        if current() is None:
+            _write_packed(index, _rows(root, find()), root, read, shape)
+    return current()
+
+
+def _rows(root: Path, files: list[Found]) -> list[list]:
+    """What the index says of each file."""
+    stats = (os.stat(root / file.name) for file in files)
+    return [
+        [file.name, file.label, stat.st_size, stat.st_mtime_ns]
+        for file, stat in zip(files, stats, strict=True)
+    ]
+
+
+def _as_bytes(rows: list[list]) -> bytes:
+    return json.dumps(rows).encode()
+
+
+def _read_packed(index: Path, shape: tuple[int, ...]) -> tuple[list[list], np.ndarray]:
+    try:
+        content = json.loads(index.read_bytes())
+        rows, crc = content["files"], content["crc32"]
+        path = index.with_name(f"{index.stem}-{crc:08x}.npy")
+        images = np.load(path, mmap_mode="c", allow_pickle=False)
+        damaged = (
+            images.shape != (len(rows), *shape)
+            or images.dtype not in (np.uint8, np.uint16, np.float32)
+            or any([str, int, int, int] != list(map(type, row)) for row in rows)
+            or not rows
+            or min(row[1] for row in rows) < 0
+            or zlib.crc32(_as_bytes(rows), zlib.crc32(images)) != crc
+        )
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        damaged = True
+    if damaged:
+        raise UserError(
+            f"the cache {index} is damaged: remove it, and it will be made again from its source"
+        )
+    return rows, images
+
+
+def _write_packed(
+    index: Path,
+    rows: list[list],
+    root: Path,
+    read: Callable[[Path], np.ndarray],
+    shape: tuple[int, ...],
+) -> None:
+    files = [root / name for name, *_ in rows]
+    temporary = index.with_suffix(".tmp")
+    try:
+        for dtype in (np.uint8, np.uint16, np.float32):
+            with temporary.open("wb") as file:
+                crc = _write_array(file, files, read, (len(files), *shape), np.dtype(dtype))
+                file.flush()
+                os.fsync(file.fileno())
+            if crc is not None:
+                break
+        # The index is what makes the array valid, so it comes last; an array that a running
+        # training has mapped lives on until that ends.
+        crc = zlib.crc32(_as_bytes(rows), crc)
+        outdated = list(index.parent.glob(f"{index.stem}-????????.npy"))
+        array = index.with_name(f"{index.stem}-{crc:08x}.npy")
+        temporary.rename(array)
+        temporary.write_text(json.dumps({"crc32": crc, "files": rows}))
+        temporary.rename(index)
+    except OSError as error:  # a full disk
+        raise UserError(f"cannot write the cache {index} ({error}): it was not made") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    for path in outdated:
+        if path != array:
+            path.unlink()
+
+
+def _write_array(
+    file, files: list[Path], read: Callable, shape: tuple[int, ...], dtype: np.dtype
+) -> int | None:
+    """Write what `read` gives of each file as .npy; its CRC-32, None where `dtype` is too small."""
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    crc = 0
+    for array in in_threads(read, files, f"packing {files[0].parent.parent.name}"):
+        whole = dtype.kind == "u"
+        if whole and (array.max() > np.iinfo(dtype).max or (array != np.floor(array)).any()):
+            return None
+        data = np.ascontiguousarray(array, dtype)
+        file.write(data)
+        crc = zlib.crc32(data, crc)
+    return crc
+
+
+def in_threads(function: Callable[[Any], Any], items: Sequence, what: str) -> Iterator[Any]:
+    """function(item) of each item in order, on all cores, with a progress bar.
+
+    Threads are enough: decompressing and decoding let go of Python's lock.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with (
+        ThreadPoolExecutor(cores) as pool,
+        tqdm(total=len(items), desc=what, leave=False, delay=1) as bar,
+    ):
+        for start in range(0, len(items), 32 * cores):  # in parts, so that few results wait
+            for result in pool.map(function, items[start : start + 32 * cores]):
+                yield result
+                bar.update()
+
+
+def _cifar(cifar: type[CIFAR10] | type[CIFAR100], data_path: Path) -> Arrays:
+    """CIFAR-10/100 (Krizhevsky 2009), checked by md5; a failed download leaves nothing behind."""
+    folder, archive = data_path / cifar.base_folder, data_path / cifar.filename
+    downloads = not folder.exists()
+    try:
+        with nothing_left(archive, data_path, *data_path.parents):
+            try:
+                parts = cifar(data_path, train=True, download=True), cifar(data_path, train=False)
+            except BaseException:
+                if downloads:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
         reason = " ".join(str(error).split())
         raise UserError(
             f"{cifar.__name__} is expected in {folder}, which is missing or damaged, and "
             f"downloading it failed ({reason}): remove what is there and unpack {cifar.url} "
             f"in {data_path}"
         ) from error
-    augment = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
-    train, test = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in parts)
-    return (
-        ImageSet(train, parts[0].targets, torch.nn.Identity(), augment, seed),
-        ImageSet(test, parts[1].targets, torch.nn.Identity()),
+    train, test = (
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), part.targets)
+        for part in parts
     )
+    return train, test
 
 
-def _tiny_imagenet(data_path: Path, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Tiny ImageNet with val/ as the test set; label = place of the WNID in sorted order."""
-    root = data_path / "tiny-imagenet-200"
-    remedy = f"unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip in {data_path}"
-    annotations, val_images = root / "val" / "val_annotations.txt", root / "val" / "images"
-    for needed in (root / "wnids.txt", root / "train", annotations, val_images):
+TINY_IMAGENET = Archive(
+    "tiny-imagenet-200.zip",
+    "tiny-imagenet-200",
+    "90528d7ca1a48142e341f4ef8d21d0de",
+    "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+)
+
+
+def _tiny_imagenet(data_path: Path) -> Arrays:
+    """Tiny ImageNet with val/ as the test set; label = place of the WNID in sorted order.
+
+    Missing, it is unpacked from the archive, which is downloaded if that is missing too.
+    """
+    root, archive = data_path / TINY_IMAGENET.top, data_path / TINY_IMAGENET.name
+    remedy = f"unpack {TINY_IMAGENET.url} in {data_path}"
+    stems = {part: data_path / f"{TINY_IMAGENET.top}-{part}" for part in ("train", "val")}
+    if not root.is_dir() and not stems["val"].with_suffix(".json").exists():
+        try:
+            with nothing_left(archive, data_path, *data_path.parents):
+                if not archive.exists():
+                    download_url(TINY_IMAGENET.url, data_path, archive.name, TINY_IMAGENET.md5)
+                TINY_IMAGENET.unpack(archive, root)
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"TinyImagenet is expected in {root}, which is missing, and getting it failed "
+                f"({reason}): {remedy}"
+            ) from error
+    train, test = (
+        packed(stem, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))
+        for part, stem in stems.items()
+    )
+    return train, test
+
+
+def _find_tiny(root: Path, part: str, remedy: str) -> list[Found]:
+    annotations, val = root / "val" / "val_annotations.txt", root / "val"
+    rearranged = not (val / "images").is_dir() and not annotations.exists()
+    official = () if rearranged else (annotations, val / "images")
+    for needed in (root / "wnids.txt", root / "train", val, *official):
         if not needed.exists():
             raise UserError(
                 f"TinyImagenet is expected in {root}, but {needed} is missing: {remedy}"
@@ -245,18 +711,20 @@ def _tiny_imagenet(data_path: Path, seed: int) -> tuple[ImageSet, ImageSet]:
     wnids = sorted((root / "wnids.txt").read_text().split())
     if not 1 <= len(wnids) <= 200:
         raise UserError(f"{root / 'wnids.txt'} names {len(wnids)} classes, not 200: {remedy}")
-
-    train = []
-    for label, wnid in enumerate(wnids):
-        images = root / "train" / wnid / "images"
-        files = sorted(str(path) for path in images.glob("*.JPEG"))
-        if not files:
-            raise UserError(f"{images} holds no training image (*.JPEG): {remedy}")
-        train += [(file, label) for file in files]
-
-    test = []
     labels = {wnid: label for label, wnid in enumerate(wnids)}
-    present = set(os.listdir(val_images))
+
+    found = []
+    if part == "train" or rearranged:
+        for wnid, label in labels.items():
+            folder = root / part / wnid
+            images = folder / "images" if (folder / "images").is_dir() else folder
+            names = sorted(path.name for path in images.glob("*.JPEG"))
+            if not names:
+                raise UserError(f"{images} holds no image (*.JPEG): {remedy}")
+            found += [Found(f"{images.relative_to(root)}/{name}", label) for name in names]
+        return found
+
+    present = set(os.listdir(val / "images"))
     for line in annotations.read_text().splitlines():
         name, wnid = [*line.split("\t"), ""][:2]  # then a box: x, y, width, height
         if wnid not in labels:
@@ -264,124 +732,366 @@ def _tiny_imagenet(data_path: Path, seed: int) -> tuple[ImageSet, ImageSet]:
                 f"{annotations} gives {name} the class {wnid!r}, which wnids.txt lacks: {remedy}"
             )
         if name not in present:
-            raise UserError(f"{annotations} names {name}, which is not in {val_images}: {remedy}")
-        test.append((str(val_images / name), labels[wnid]))
-    if not test:
+            raise UserError(
+                f"{annotations} names {name}, which is not in {val / 'images'}: {remedy}"
+            )
+        found.append(Found(f"val/images/{name}", labels[wnid]))
+    if not found:
         raise UserError(f"{annotations} is empty: {remedy}")
-
-    augment = v2.Compose([v2.RandomCrop(64, padding=8), v2.RandomHorizontalFlip()])
-    return (
-        ImageSet(*zip(*train, strict=True), _read_jpeg, augment, seed),
-        ImageSet(*zip(*test, strict=True), _read_jpeg),
-    )
+    return found
 
 
-def _read_jpeg(path: str) -> Tensor:
-    """A 64×64 image as uint8 (3, 64, 64); some of Tiny ImageNet's are grayscale."""
-    try:
-        with Image.open(path, formats=["JPEG"]) as image:
-            pixels = v2.functional.pil_to_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DamagedFileError(f"{path} cannot be read ({error}): fetch it again") from error
+def _read_tiny(path: Path) -> np.ndarray:
+    pixels = read_image(path)
     if pixels.shape != (3, 64, 64):
         height, width = pixels.shape[1:]
-        raise DamagedFileError(f"{path} is {height}×{width} pixels, not 64×64: fetch it again")
+        raise UserError(f"{path} is {height}×{width} pixels, not 64×64: fetch it again")
     return pixels
 
 
-def _ncaltech101(data_path: Path, time_window: int, seed: int) -> tuple[ImageSet, ImageSet]:
-    """N-Caltech101 (Orchard et al. 2015) as event frames that SpikingJelly wrote, T per sample.
+def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """uint8 (3, H, W), some of Tiny ImageNet's are grey; with `size` scaled and cropped to fit."""
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            if size is not None:
+                image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+            return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # what Pillow raises depends on where the bytes stop making sense
+        raise UserError(f"{path} cannot be read ({error}): fetch it again or remove it") from error
+
+
+def _folder(data_path: Path, size: tuple[int, int]) -> Arrays:
+    """A user's own images, val/ as the test set; label = place of the folder in sorted order."""
+    train, test = (
+        packed(
+            data_path / "{}-{}x{}".format(part, *size),
+            data_path / part,
+            partial(_find_images, data_path, part),
+            partial(read_image, size=size),
+            (3, *size),
+        )
+        for part in ("train", "val")
+    )
+    return train, test
+
+
+def _find_images(data_path: Path, part: str) -> list[Found]:
+    found = []
+    for label, name in enumerate(classes_of_folder(data_path)):
+        root = data_path / part
+        images = [x for x in (root / name).rglob("*") if x.suffix.lower() in IMG_EXTENSIONS]
+        if not images:
+            kinds = " ".join(IMG_EXTENSIONS)
+            raise UserError(f"{root / name} holds no image ({kinds}): add some or remove it")
+        found += sorted(Found(str(x.relative_to(root)), label) for x in images)
+    return found
+
+
+class EventData(NamedTuple):
+    """Event data in the layout of N-Caltech101."""
+
+    folder: str
+    one_in: int  # of a class's files is for the test
+    archive: Archive | None
+
+
+EVENT_DATA = {
+    "ncaltech101": EventData(
+        "N-Caltech101",
+        10,
+        Archive(
+            "Caltech101.zip",
+            "Caltech101",
+            "66201824eabb0239c7ab992480b50ba3",
+            "https://www.garrickorchard.com/datasets/n-caltech101",
+        ),
+    ),
+    "digits-dvs": EventData("Digits-DVS", 5, None),
+}
+SENSOR = 180, 240  # height and width of N-Caltech101's camera
+
+
+def _frames_folder(data: str, data_path: Path, time_window: int) -> Path:
+    folder = EVENT_DATA[data].folder
+    return data_path / folder / f"frames_number_{time_window}_split_by_number"
+
+
+def _events(data: str, data_path: Path, time_window: int, size: tuple[int, int]) -> Arrays:
+    """N-Caltech101 (Orchard et al. 2015) or data like it, as frames of event counts, T per sample.
 
     The split, the same on every machine: of a class's n file names in code-point order, the last
-    max(1, ⌊n/10⌋) are test files and those before them training files; a class with a single file
-    has it in the training set. Label = place of the class's folder name in code-point order.
+    max(1, ⌊n/10⌋) (digits-dvs: ⌊n/5⌋) are test files and those before them training files; a class
+    with a single file has it in the training set. Label = place of the class's folder name in
+    code-point order.
     """
-    root = data_path / "N-Caltech101"
-    folder = root / f"frames_number_{time_window}_split_by_number"
-    remedy = (
-        "convert the events (https://www.garrickorchard.com/datasets/n-caltech101) with "
-        f"spikingjelly.datasets.NCaltech101({str(root)!r}, data_type='frame', "
-        f"frames_number={time_window}, split_by='number')"
+    frames = _frames_folder(data, data_path, time_window)
+    stem = frames.with_name("{}-{}x{}".format(frames.name, *size))
+    if not frames.is_dir() and not stem.with_name(f"{stem.name}.json").exists():
+        if data == "ncaltech101":
+            found = sorted(path.name for path in frames.parent.glob("frames_number_*_by_number"))
+            raise UserError(
+                f"{data} with --time_window {time_window} is expected in {frames}, which is "
+                f"missing (found there: {', '.join(found) or 'no frames'}): "
+                + _remedy(data, data_path, time_window)
+            )
+        convert_events(data, data_path, time_window)
+    images, labels = packed(
+        stem,
+        frames,
+        partial(_find_frames, data, data_path, time_window),
+        partial(read_frames, time_window=time_window, size=size),
+        (time_window, 2, *size),
     )
-    if not folder.is_dir():
-        found = sorted(path.name for path in root.glob("frames_number_*_split_by_number"))
-        raise UserError(
-            f"ncaltech101 with --time_window {time_window} is expected in {folder}, which is "
-            f"missing (found there: {', '.join(found) or 'no frames'}): {remedy}"
-        )
-    unfinished = folder.with_name(f"{folder.name}.building")
-    if unfinished.exists():  # SpikingJelly's own marker
-        raise UserError(
-            f"the conversion into {folder} was not finished: remove it and {unfinished}, "
-            f"then {remedy}"
-        )
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if len(classes) > 101:
-        raise UserError(f"{folder} holds {len(classes)} classes, N-Caltech101 has 101: {remedy}")
+    tests = sum(_test_share(data, n) for n in labels.bincount().tolist())
+    if not tests:
+        raise UserError(f"{frames} holds no class of two files or more")
+    return (images[:-tests], labels[:-tests]), (images[-tests:], labels[-tests:])
 
+
+def _test_share(data: str, files: int) -> int:
+    """How many of a class's files are for the test."""
+    return max(1, files // EVENT_DATA[data].one_in) if files > 1 else 0
+
+
+def _remedy(data: str, data_path: Path, time_window: int) -> str:
+    return (
+        f"run python data_loader.py prepare --data {data} --data_path {data_path} "
+        f"--time_window {time_window}"
+    )
+
+
+def _find_frames(data: str, data_path: Path, time_window: int) -> list[Found]:
+    """All training files, then all test files."""
+    root = _frames_folder(data, data_path, time_window)
+    unfinished = root.with_name(f"{root.name}.building")  # SpikingJelly's marker
+    if unfinished.exists():
+        _check_ours(unfinished, root)
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    most = DATA_SETS[data].num_classes
+    if len(classes) > most:
+        raise UserError(f"{root} holds {len(classes)} classes, {data} has {most}")
     train, test = [], []
     for label, name in enumerate(classes):
-        files = sorted(str(path) for path in (folder / name).glob("*.npz"))
+        files = sorted(path.name for path in (root / name).glob("*.npz"))
         if not files:
-            raise UserError(f"{folder / name} holds no frames (*.npz): {remedy}")
-        for file in files:
-            _check_frames(file, time_window)
-        first_test = len(files) - max(1, len(files) // 10) if len(files) > 1 else 1
-        train += [(file, label) for file in files[:first_test]]
-        test += [(file, label) for file in files[first_test:]]
-    if not test:
-        raise UserError(f"{folder} holds no class of two files or more: {remedy}")
-
-    nearest = v2.InterpolationMode.NEAREST
-    augment = v2.RandomChoice(
-        [
-            _roll,
-            v2.RandomRotation(15, interpolation=nearest),
-            v2.RandomAffine(degrees=0, shear=15, interpolation=nearest),
-        ]
-    )
-    return (
-        ImageSet(*zip(*train, strict=True), _read_frames, augment, seed),
-        ImageSet(*zip(*test, strict=True), _read_frames),
-    )
+            raise UserError(
+                f"{root / name} holds no frames (*.npz): remove {root} and "
+                + _remedy(data, data_path, time_window)
+            )
+        first_test = len(files) - _test_share(data, len(files))
+        train += [Found(f"{name}/{file}", label) for file in files[:first_test]]
+        test += [Found(f"{name}/{file}", label) for file in files[first_test:]]
+    return train + test
 
 
-def _check_frames(path: str, time_window: int) -> None:
-    """Refuse a file that cannot hold (T, 2, H, W) frames; header only, as there are 8,709 files."""
+def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarray:
+    """Event counts (T, 2, *size) of a file that SpikingJelly wrote, or data_loader.py.
+
+    Nearest neighbour: a pixel of the sensor in (H / height) · (W / width) is kept, so that counts
+    stay whole. Raises UserError for a damaged file and for frames of another T.
+    """
+    again = "remove it and convert its events again"
     try:
         with zipfile.ZipFile(path) as arrays, arrays.open("frames.npy") as file:
-            np.lib.format.read_magic(file)
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("an unknown version of .npy")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            if len(shape) != 4 or shape[1] != 2 or max(shape) > 4096 or dtype.kind not in "fui":
+                raise UserError(
+                    f"{path} holds {dtype} of shape {shape}, not frames (T, 2, H, W): {again}"
+                )
+            if shape[0] != time_window:
+                raise UserError(
+                    f"{path} holds frames of another T: got {shape[0]}, --time_window says "
+                    f"{time_window}"
+                )
+            file.seek(0)
+            frames = np.lib.format.read_array(file, allow_pickle=False)
     except KeyError:
-        raise UserError(f"{path} holds no array named frames: convert its events again") from None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): convert its events again") from error
-    if len(shape) != 4 or shape[1] != 2 or dtype.kind != "f":
+        raise UserError(f"{path} holds no array named frames: {again}") from None
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,  # another compression
+        RuntimeError,  # encrypted
+    ) as error:
+        raise UserError(f"{path} cannot be read ({error}): {again}") from error
+    rows, columns = (np.arange(side) * n // side for side, n in zip(size, shape[2:], strict=True))
+    frames = frames[..., rows[:, None], columns]
+    if not (np.isfinite(frames).all() and frames.min() >= 0):
+        raise UserError(f"{path} holds numbers that are no event counts: {again}")
+    return frames
+
+
+def convert_events(
+    data: str, data_path: Path, time_window: int, skip_damaged: bool = False
+) -> list[str]:
+    """Make frames of the raw events, split by number of events, with SpikingJelly on all cores.
+
+    A conversion that was stopped goes on where it was. Returns the damaged files that were skipped;
+    without `skip_damaged` the first one raises UserError.
+    """
+    frames = _frames_folder(data, data_path, time_window)
+    if frames.is_dir():
+        return []
+    frames.parent.mkdir(parents=True, exist_ok=True)
+    with alone(frames):
+        if frames.is_dir():
+            return []  # made by the process that was waited for
+        events = _find_events(data, data_path)
+        unfinished = frames.with_name(f"{frames.name}.unfinished")
+        skipped = []
+
+        def convert(path: Path) -> None:
+            target = unfinished / path.parent.name / f"{path.stem}.npz"
+            try:
+                _convert(path, target, time_window)
+            except UserError as error:
+                if not skip_damaged:
+                    raise
+                skipped.append(str(error))
+
+        for folder in {path.parent.name for path in events}:
+            (unfinished / folder).mkdir(parents=True, exist_ok=True)
+        for _ in in_threads(convert, events, f"converting events to {time_window} frames"):
+            pass
+        unfinished.rename(frames)
+    return sorted(skipped)
+
+
+def _find_events(data: str, data_path: Path) -> list[Path]:
+    """The files CLASS/*.bin, unpacked or made first where they are missing."""
+    kind = EVENT_DATA[data]
+    root = data_path / kind.folder
+    top = "Caltech101"
+    extracted = root / "extract" / top
+    if (root / top).is_dir() and not extracted.is_dir():
+        extracted = root / top
+    if not extracted.is_dir():
+        if kind.archive is None:
+            with whole_folder(extracted) as unfinished:
+                write_digit_events(unfinished)
+        elif (archive := root / "download" / kind.archive.name).exists():
+            kind.archive.unpack(archive, extracted)
+        else:
+            raise UserError(
+                f"{data} is expected in {extracted}/CLASS/*.bin or in {archive}, and neither is "
+                f"there: get {kind.archive.name} from {kind.archive.url}"
+            )
+    events = []
+    for folder in sorted(path for path in extracted.iterdir() if path.is_dir()):
+        files = sorted(folder.glob("*.bin"))
+        if not files:
+            raise UserError(f"{folder} holds no events (*.bin): fill or remove it")
+        events += files
+    if not events:
+        raise UserError(f"{extracted} holds no classes CLASS/*.bin")
+    return events
+
+
+def _convert(path: Path, target: Path, time_window: int) -> None:
+    """Write the frames of one file of events, unless they are there and newer."""
+    # Imported here: it takes seconds, and needs a torchaudio that fits torch.
+    from spikingjelly.datasets import utils
+
+    if target.exists() and target.stat().st_mtime_ns > path.stat().st_mtime_ns:
+        return
+    H, W = SENSOR
+    size = path.stat().st_size
+    events = utils.load_ATIS_bin(path) if size and size % 5 == 0 else None
+    if events is None or (events["x"] >= W).any() or (events["y"] >= H).any():
         raise UserError(
-            f"{path} holds {dtype} of shape {shape}, not float frames (T, 2, H, W): "
-            "convert its events again"
+            f"{path} is damaged: {size} bytes are not events (5 bytes each) of a {W}×{H} camera"
         )
-    if shape[0] != time_window:
-        raise UserError(
-            f"{path} holds frames of another T: got {shape[0]}, --time_window says {time_window}"
-        )
+    frames = utils.integrate_events_by_fixed_frames_number(events, "number", time_window, H, W)
+    temporary = target.with_name(f"{target.name}.tmp")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, frames=frames)
+    temporary.rename(target)
 
 
-def _read_frames(path: str) -> Tensor:
-    """Event counts float32 (T, 2, 48, 48): nearest neighbour keeps them whole numbers."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            frames = torch.from_numpy(arrays["frames"]).float()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, KeyError) as error:
-        raise DamagedFileError(
-            f"{path} cannot be read ({error}): convert its events again"
-        ) from error
-    return F.interpolate(frames, size=(48, 48), mode="nearest")
+# The event camera of digits-dvs.
+SACCADE_MS = 100  # each of the three, as N-Caltech101's (Orchard et al. 2015)
+STEPS = 24  # per saccade
+REACH = 8  # pixels from the centre to a side of the triangle
+SIDE = 160  # pixels of the displayed digit with a frame of one of its own pixels
+DARK = 0.1  # of the background, where the digit's brightest pixel is 1
+THRESHOLD = 0.3  # of the logarithm of the intensity
 
 
-def _roll(frames: Tensor) -> Tensor:
-    """Shift (…, H, W) frames by −3 … 3 pixels along each axis, cyclically."""
-    return frames.roll(torch.randint(-3, 4, (2,)).tolist(), dims=(-2, -1))
+def write_digit_events(folder: Path) -> None:
+    """scikit-learn's 1,797 digits as an event camera sees them, in N-Caltech101's layout.
+
+    The camera makes three saccades of 100 ms along an isosceles triangle (Orchard et al. 2015,
+    10.3389/fnins.2015.00437) in front of the enlarged digit. A pixel sends an event when its log
+    intensity has moved by THRESHOLD since its last one, at the time that linear interpolation gives
+    (the ideal sensor of ESIM, Rebecq et al. 2018): no noise, no refractory time, no mismatch.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+
+    def write(number: int) -> None:
+        label = str(digits.target[number])
+        (folder / label).mkdir(exist_ok=True)
+        path = folder / label / f"image_{number:04d}.bin"
+        path.write_bytes(as_atis(*digit_events(digits.images[number])))
+
+    for _ in in_threads(write, range(len(digits.images)), "making the events of digits-dvs"):
+        pass
+
+
+def digit_events(digit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Events (t in µs, x, y, p) of an 8×8 digit of values 0 … 16, in order of time."""
+    H, W = SENSOR
+    framed = F.pad(torch.from_numpy(digit)[None, None] / 16, [1] * 4)  # a hard edge would flash
+    enlarged = F.interpolate(framed, (SIDE, SIDE), mode="bilinear")[0, 0]
+    scene = DARK + (1 - DARK) * F.pad(enlarged, [REACH + 1] * 4).numpy()
+    corners = np.array([(-REACH, REACH), (0, -REACH), (REACH, REACH), (-REACH, REACH)])
+    places = np.concatenate(
+        [a + (b - a) * np.arange(STEPS)[:, None] / STEPS for a, b in pairwise(corners)]
+        + [corners[-1:]]
+    )
+    # Log intensity in thresholds since the start: a pixel sends an event at each whole number.
+    seen = [np.log(_shifted(scene, *place)) / THRESHOLD for place in places]
+    start, last = seen[0], np.zeros(scene.shape, int)
+    step = SACCADE_MS * 1000 / STEPS
+    parts = []
+    for k, (before, now) in enumerate(pairwise(seen)):
+        before, now = before - start, now - start
+        reached = np.where(now > last, np.floor(now), np.ceil(now)).astype(int)
+        y, x = (reached != last).nonzero()
+        rises, number = reached[y, x] > last[y, x], np.abs(reached - last)[y, x]
+        pixel = np.repeat(np.arange(len(y)), number)
+        event = np.arange(len(pixel)) - np.repeat(number.cumsum() - number, number) + 1
+        y, x, rises = y[pixel], x[pixel], rises[pixel]
+        level = last[y, x] + np.where(rises, event, -event)
+        moved = (level - before[y, x]) / (now[y, x] - before[y, x])
+        parts.append(((k + moved) * step, x, y, rises))
+        last = reached
+    t, x, y, p = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(t, kind="stable")
+    top, left = (H - scene.shape[0]) // 2, (W - scene.shape[1]) // 2
+    return t[order].astype(int), x[order] + left, y[order] + top, p[order]
+
+
+def _shifted(image: np.ndarray, down: float, right: float) -> np.ndarray:
+    """The image moved by a fraction of its size, bilinearly; what comes in is its edge's value."""
+    for axis, shift in ((0, down), (1, right)):
+        whole = int(np.floor(shift))
+        part = shift - whole
+        image = (1 - part) * np.roll(image, whole, axis) + part * np.roll(image, whole + 1, axis)
+    return image
+
+
+def as_atis(t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> bytes:
+    """Events as N-Caltech101 stores them, 5 bytes each: x, y, p and the 23 bits of t."""
+    columns = (x, y, p.astype(int) << 7 | t >> 16, t >> 8 & 255, t & 255)
+    return np.stack(columns, axis=1).astype(np.uint8).tobytes()
 
 
 def digits_of(*shares: Sequence[int]) -> tuple[ImageSet, ...]:
@@ -396,10 +1106,7 @@ def digits_of(*shares: Sequence[int]) -> tuple[ImageSet, ...]:
     small = torch.from_numpy(digits.images).unsqueeze(1)
     enlarged = F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False)
     images = (enlarged * 255 / 16).round().to(torch.uint8)
-    return tuple(
-        ImageSet(images[share], digits.target[share].tolist(), torch.nn.Identity())
-        for share in shares
-    )
+    return tuple(ImageSet(images[share], digits.target[share]) for share in shares)
 
 
 def _digits() -> tuple[ImageSet, ImageSet]:
@@ -413,3 +1120,55 @@ def _digits() -> tuple[ImageSet, ImageSet]:
     )
     train, test = digits_of(*shares)
     return train, test
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python data_loader.py prepare`: everything that a first training would have to make."""
+    parser = Parser(
+        prog="data_loader.py",
+        description="Convert raw events to frames, fetch what can be fetched, pack the cache.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="prepare")
+    prepare = commands.add_parser("prepare", allow_abbrev=False)
+    add = prepare.add_argument
+    add("--data", choices=DATA_SETS, required=True)
+    add("--data_path", type=Path, default=Path("data"), help="default ./data")
+    add("--time_window", type=int, help="frames of a sample of events (default 10)")
+    add("--image_size", help="HxW or one side (ncaltech101: 48; all that its camera has: 180x240)")
+    add("--skip_damaged", action="store_true", help="leave damaged files of events out")
+    try:
+        args = parser.parse_args(argv)
+        data_set, T = DATA_SETS[args.data], args.time_window
+        if T is None:
+            T = data_set.time_window
+        low, high = LIMITS["time_window"]
+        if not low <= T <= high:
+            raise UserError(f"--time_window must be between {low} and {high}, got {T}")
+        if args.image_size is not None and not data_set.any_size:
+            raise UserError(f"--image_size: the images of {args.data} have a size of their own")
+        size = None if args.image_size is None else parse_image_size(args.image_size)
+        if args.skip_damaged and args.data not in EVENT_DATA:
+            raise UserError("--skip_damaged goes with raw events")
+        skipped = []
+        if args.data in EVENT_DATA:
+            skipped = convert_events(args.data, args.data_path, T, args.skip_damaged)
+        for text in skipped:
+            print(f"data_loader.py: warning: skipped: {text}", file=sys.stderr)
+        train, test = load_data_sets(args.data, args.data_path, T, image_size=size)
+    except UserError as error:
+        print("data_loader.py: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"data_loader.py: error: cannot prepare {args.data}: {error}", file=sys.stderr)
+        return 2
+    classes = len(torch.cat([train.labels, test.labels]).unique())
+    print(
+        f"{args.data}: {len(train)} training and {len(test)} test samples of {classes} classes, "
+        f"{tuple(train.images.shape[1:])} {str(train.images.dtype).removeprefix('torch.')} each"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

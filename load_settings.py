@@ -7,6 +7,7 @@ import argparse
 import errno
 import math
 import os
+import re
 import reprlib
 import tempfile
 import warnings
@@ -33,20 +34,25 @@ class DataSet:
 
     num_classes: int
     in_channels: int
-    image_size: int  # pixels, height and width
+    image_size: tuple[int, int]  # pixels, height and width
     image_step: float  # what one code of the 8-bit network input stands for
     time_window: int
     batch_size: int
     events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
+    any_size: bool = False  # --image_size may say another one
 
 
 DATA_SETS = {
-    "CIFAR10": DataSet(10, 3, 32, 1 / 255, time_window=4, batch_size=256),
-    "CIFAR100": DataSet(100, 3, 32, 1 / 255, time_window=4, batch_size=256),
-    "TinyImagenet": DataSet(200, 3, 64, 1 / 255, time_window=4, batch_size=256),
-    "ncaltech101": DataSet(101, 2, 48, 1.0, time_window=10, batch_size=32, events=True),
-    "digits": DataSet(10, 1, 16, 1 / 255, time_window=4, batch_size=64),
+    "CIFAR10": DataSet(10, 3, (32, 32), 1 / 255, time_window=4, batch_size=256),
+    "CIFAR100": DataSet(100, 3, (32, 32), 1 / 255, time_window=4, batch_size=256),
+    "TinyImagenet": DataSet(200, 3, (64, 64), 1 / 255, time_window=4, batch_size=256),
+    "ncaltech101": DataSet(101, 2, (48, 48), 1.0, 10, 32, events=True, any_size=True),
+    "digits": DataSet(10, 1, (16, 16), 1 / 255, time_window=4, batch_size=64),
+    "digits-dvs": DataSet(10, 2, (24, 24), 1.0, 10, 32, events=True, any_size=True),
+    # The number of classes is that of the folder, in Settings.num_classes.
+    "folder": DataSet(0, 3, (64, 64), 1 / 255, time_window=4, batch_size=256, any_size=True),
 }
+AUGMENTATIONS = ("basic", "auto", "none")
 PAPER_SETTINGS = ("original", "student", "qamd")
 OF_DISTILLATION = ("loss", "alpha", "beta", "tau", "beta_schedule")
 BN_BITS = 8
@@ -67,7 +73,9 @@ LIMITS = {  # smallest and largest value; the largest are far above any use
     "clip_grad": (0, 1e6),
     "seed": (0, 2**63 - 1),
     "workers": (0, 256),
+    "num_classes": (2, 10**5),
 }
+IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,9 @@ class Settings:
     # A setting that is added has a default, so that checkpoints of before can still be read.
     accumulate: int = 1
     compile: bool = False
+    augment: str = "basic"
+    image_size: str | None = None  # "HxW"; None: the data set's own
+    num_classes: int | None = None  # of a folder; None: the data set's own
 
 
 class Checkpoint(NamedTuple):
@@ -119,13 +130,15 @@ class Checkpoint(NamedTuple):
     accuracy: float
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are UserErrors, without the usage."""
+
     def error(self, message: str) -> None:
         raise UserError(message)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="main.py",
         description="Train a full-precision teacher (original), a quantized student (student) or "
         "MD-SNN, a quantized student distilled from the teacher's membrane potentials (qamd).",
@@ -136,7 +149,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--paper_setting", choices=PAPER_SETTINGS, help="what to train")
     add("--model_depth", type=int, choices=BLOCKS, help="18 or 34 (default 18)")
     add("--width", type=int, help="channels of the first stage (default 64)")
-    add("--time_window", type=int, help="timesteps T (default 4; ncaltech101 10)")
+    add("--time_window", type=int, help="timesteps T (default 4; ncaltech101, digits-dvs 10)")
+    add("--image_size", help="HxW or one side, for folder (64), ncaltech101 (48), digits-dvs (24)")
+    add(
+        "--augment",
+        choices=AUGMENTATIONS,
+        default="basic",
+        help="basic: crop and flip, events roll, rotate or shear; auto: AutoAugment and cutout too",
+    )
     add("--bits", type=int, help="width of weights and membrane potentials, 2 to 8")
     add("--bn_bits", type=int, help="width of batch norm's scale and shift, 2 to 16 (default 8)")
     add("--loss", choices=MEMBRANE_LOSSES, help="only with qamd: CLK (default), CLM or CL")
@@ -157,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--batch_size",
         type=int,
-        help="global batch, split over the processes (256; ncaltech101 32, digits 64)",
+        help="global batch, split over the processes (256; events 32, digits 64)",
     )
     add(
         "--accumulate",
@@ -246,6 +266,9 @@ def _training_settings(args: argparse.Namespace) -> Settings:
 
     loss = default("loss", "CLK") if distilled else None
     data_set = DATA_SETS[args.data]
+    if args.augment == "auto" and data_set.in_channels != 3:
+        raise UserError(f"--augment auto is made for colour images: {args.data} has none")
+    is_folder = args.data == "folder"
     settings = Settings(
         data=args.data,
         paper_setting=args.paper_setting,
@@ -277,6 +300,9 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         amp=args.amp,
         compile=args.compile,
         deterministic=args.deterministic,
+        augment=args.augment,
+        image_size=_other_image_size(args.image_size, args.data),
+        num_classes=len(classes_of_folder(args.data_path)) if is_folder else None,
     )
     default_path = f"./checkpoints/{run_name(settings)}"
     return replace(settings, save_path=args.save_path or default_path)
@@ -285,7 +311,17 @@ def _training_settings(args: argparse.Namespace) -> Settings:
 def _evaluation_settings(args: argparse.Namespace) -> Settings:
     """The settings that the checkpoint was trained with, and this command's of how to run."""
     trained = load_checkpoint(args.eval_only).settings
-    of_network = ("data", "paper_setting", "model_depth", "width", "time_window", "bits", "bn_bits")
+    args.image_size = _other_image_size(args.image_size, trained.data)
+    of_network = (
+        "data",
+        "paper_setting",
+        "model_depth",
+        "width",
+        "time_window",
+        "image_size",
+        "bits",
+        "bn_bits",
+    )
     for name in of_network:
         if getattr(args, name) not in (None, getattr(trained, name)):
             raise UserError(
@@ -319,6 +355,18 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
     )
 
 
+def _other_image_size(text: str | None, data: str) -> str | None:
+    """The setting image_size of an option: None where it is the data set's own size."""
+    data_set = DATA_SETS[data]
+    if text is None or parse_image_size(text) == data_set.image_size:
+        return None
+    if not data_set.any_size:
+        raise UserError(
+            "--image_size: the images of {} are {}x{}".format(data, *data_set.image_size)
+        )
+    return "{}x{}".format(*parse_image_size(text))
+
+
 def run_name(settings: Settings) -> str:
     """Name of the default save path: the network, and every other setting that is no default."""
     parts = [
@@ -330,6 +378,7 @@ def run_name(settings: Settings) -> str:
         f"depth{settings.model_depth}",
         f"width{settings.width}",
         f"T{settings.time_window}",
+        settings.image_size,
         settings.amp and "amp",
     ]
     defaults = {
@@ -342,7 +391,7 @@ def run_name(settings: Settings) -> str:
         "batch_size": DATA_SETS[settings.data].batch_size,
     }
     parser = _parser()
-    for name in ("accumulate", "epochs", "lr", "weight_decay"):
+    for name in ("accumulate", "augment", "epochs", "lr", "weight_decay"):
         defaults[name] = parser.get_default(name)
     for name, default in defaults.items():
         if getattr(settings, name) not in (None, default):
@@ -356,9 +405,54 @@ def check_settings(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and not low <= value <= high:
             raise UserError(f"--{name} must be between {low} and {high}, got {value}")
+    if settings.image_size is not None:
+        parse_image_size(settings.image_size)
     for name in ("data_path", "save_path"):
         if any(ord(character) < 32 for character in getattr(settings, name)):
             raise UserError(f"--{name} holds a control character")
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """(height, width) of "HxW", or of one number for both."""
+    low, high = IMAGE_SIDES
+    sides = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text, re.ASCII)
+    size = sides and (int(sides[1]), int(sides[2] or sides[1]))
+    if not size or not all(low <= side <= high for side in size):
+        raise UserError(
+            f"--image_size must be HxW or one number, {low} to {high} pixels each, got {text!r}"
+        )
+    return size
+
+
+def classes_of_folder(data_path: str | Path) -> list[str]:
+    """The classes of --data folder: the names of the folders in train/, in code-point order."""
+    root = Path(data_path)
+    expected = f"--data folder expects {root}/train/CLASS/* and {root}/val/CLASS/*"
+    names = {}
+    for part in ("train", "val"):
+        try:
+            folders = [x.name for x in (root / part).iterdir() if x.is_dir()]
+        except OSError as error:
+            raise UserError(f"{expected}: cannot read {root / part} ({error.strerror})") from None
+        names[part] = sorted(name for name in folders if not name.startswith("."))
+    for part, other in (("train", "val"), ("val", "train")):
+        missing = sorted(set(names[other]) - set(names[part]))
+        if missing:
+            raise UserError(
+                f"{root / part} lacks {len(missing)} of the classes of {root / other}: "
+                f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+            )
+    if len(names["train"]) < 2:
+        raise UserError(f"{expected} with two classes or more, found {len(names['train'])}")
+    return names["train"]
+
+
+def data_set_of(settings: Settings) -> DataSet:
+    """What the settings say of their data set, over what DATA_SETS does."""
+    data_set = DATA_SETS[settings.data]
+    if settings.image_size is not None:
+        data_set = replace(data_set, image_size=parse_image_size(settings.image_size))
+    return replace(data_set, num_classes=settings.num_classes or data_set.num_classes)
 
 
 def _check_teacher(settings: Settings) -> None:
@@ -368,12 +462,17 @@ def _check_teacher(settings: Settings) -> None:
             f"--teacher_path {settings.teacher_path} holds a quantized {teacher.paper_setting} "
             "network: a teacher comes from --paper_setting original"
         )
-    for name in ("data", "model_depth", "width", "time_window"):
+    for name in ("data", "model_depth", "width", "time_window", "image_size"):
         if getattr(teacher, name) != getattr(settings, name):
             raise UserError(
                 f"--teacher_path {settings.teacher_path} was trained with --{name} "
                 f"{getattr(teacher, name)}, this run has --{name} {getattr(settings, name)}"
             )
+    if teacher.num_classes != settings.num_classes:
+        raise UserError(
+            f"--teacher_path {settings.teacher_path} knows {teacher.num_classes} classes, "
+            f"{settings.data_path} has {settings.num_classes}"
+        )
 
 
 def check_writable(folder: str | Path) -> None:
@@ -438,6 +537,9 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
         settings.data not in DATA_SETS
         or settings.paper_setting not in PAPER_SETTINGS
         or settings.model_depth not in BLOCKS
+        or settings.augment not in AUGMENTATIONS
+        or (settings.num_classes is None) != (settings.data != "folder")
+        or (settings.image_size is not None and not DATA_SETS[settings.data].any_size)
         or {settings.bits is None, settings.bn_bits is None} != {not quantized}
         or {getattr(settings, name) is None for name in OF_DISTILLATION} != {not distilled}
     ):
@@ -478,7 +580,7 @@ def _is_plain_tensor(x: Any) -> bool:
 
 def build_network(settings: Settings) -> MSResNet:
     """The network of the settings, with fresh weights from torch's random state."""
-    data_set = DATA_SETS[settings.data]
+    data_set = data_set_of(settings)
     shape = (
         settings.model_depth,
         data_set.num_classes,

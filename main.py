@@ -32,14 +32,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data_loader import DamagedFileError, evaluation_loader, load_data_sets, set_epoch, train_loader
+from data_loader import ImageSet, evaluation_loader, load_data_sets, loaders, set_epoch
 from distiller import Distiller, at_least_float32, softmax_kl_forward
 from load_settings import (
-    DATA_SETS,
     Settings,
     UserError,
     build_network,
     build_optimizer,
+    data_set_of,
     load_checkpoint,
     load_network,
     parse_settings,
@@ -89,8 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 print_accuracy(settings, device)
     except UserError as error:
-        # All processes of a node meet the same mistake, but a damaged file only its reader.
-        if LOCAL_RANK == 0 or isinstance(error, DamagedFileError):
+        if LOCAL_RANK == 0:  # all processes of a node meet the same mistake
             print("main.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
@@ -140,7 +139,7 @@ def compile_for(settings: Settings, device: torch.device) -> None:
 
     def use() -> None:
         network = build_network(settings).to(device)
-        data_set, T = DATA_SETS[settings.data], settings.time_window
+        data_set, T = data_set_of(settings), settings.time_window
         shape = (T,) * data_set.events + (data_set.in_channels, 16, 16)
         images = torch.rand(4, *shape, device=device)
         labels = torch.zeros(4, dtype=torch.int64, device=device)
@@ -169,15 +168,21 @@ def make_deterministic(settings: Settings) -> None:
         torch.use_deterministic_algorithms(True)
 
 
+def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
+    return load_data_sets(
+        settings.data,
+        settings.data_path,
+        settings.time_window,
+        settings.seed,
+        settings.augment,
+        data_set_of(settings).image_size,
+    )
+
+
 def train(settings: Settings, device: torch.device) -> None:
     make_deterministic(settings)
-    train_set, test_set = load_data_sets(
-        settings.data, settings.data_path, settings.time_window, settings.seed
-    )
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
-    on_gpu = device.type == "cuda"
-    train_batches = train_loader(train_set, *shard, settings.seed, pin_memory=on_gpu)
-    test_batches = evaluation_loader(test_set, *shard, pin_memory=on_gpu)
+    train_batches, test_batches = loaders(*data_sets(settings), *shard, settings.seed, device)
 
     network = build_network(settings)
     teacher = None
@@ -348,9 +353,7 @@ def add_over_processes(x: Tensor) -> Tensor:
 def print_accuracy(settings: Settings, device: torch.device) -> None:
     make_deterministic(settings)
     network = load_network(load_checkpoint(settings.eval_only)).to(device)
-    _, test_set = load_data_sets(
-        settings.data, settings.data_path, settings.time_window, settings.seed
-    )
+    _, test_set = data_sets(settings)
     batch_size = max(1, settings.batch_size // WORLD_SIZE)
     batches = evaluation_loader(test_set, batch_size, RANK, WORLD_SIZE, settings.workers)
     correct, total, spike_rate = evaluate(network, batches, device, settings.amp)

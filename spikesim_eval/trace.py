@@ -19,7 +19,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data_loader import evaluation_loader, load_data_sets
-from load_settings import DATA_SETS, Checkpoint, Settings, load_checkpoint, load_network
+from load_settings import (
+    DATA_SETS,
+    Checkpoint,
+    Settings,
+    data_set_of,
+    load_checkpoint,
+    load_network,
+)
 from models import MSResNet
 from models.neuron import LIF, count_spikes
 
@@ -275,8 +282,8 @@ def trace_network(
 
 def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> Network:
     """The layer list of a checkpoint's network."""
-    data_set = DATA_SETS[settings.data]
-    shape = (data_set.in_channels, data_set.image_size, data_set.image_size)
+    data_set = data_set_of(settings)
+    shape = (data_set.in_channels, *data_set.image_size)
     steps = (network.time_window,) if data_set.events else ()
     sample = torch.zeros(1, *steps, *shape)
     bits, bn_bits = settings.bits or FLOAT_BITS, settings.bn_bits or FLOAT_BITS
@@ -290,7 +297,12 @@ def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | N
     """
     if data_path is None and settings.data != "digits":
         return None
-    _, test_set = load_data_sets(settings.data, data_path or ".", settings.time_window)
+    _, test_set = load_data_sets(
+        settings.data,
+        data_path or ".",
+        settings.time_window,
+        image_size=data_set_of(settings).image_size,
+    )
     return evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
 
 

@@ -122,6 +122,34 @@ def write_ncaltech101(root: Path, time_window: int, classes: int = 3, per_class:
     return folder
 
 
+def write_events(root: Path, classes: int = 2, per_class: int = 5, events: int = 400) -> Path:
+    """Raw events Caltech101/CLASS/*.bin as N-Caltech101's archive has them; returns the folder."""
+    folder = root / "Caltech101"
+    rng = np.random.default_rng(5)
+    for label in range(classes):
+        (folder / f"class_{label}").mkdir(parents=True)
+        for number in range(per_class):
+            x = rng.integers(240 * label // classes, 240 * (label + 1) // classes, events)
+            y, p = rng.integers(0, 180, events), rng.integers(0, 2, events)
+            t = np.sort(rng.integers(0, 300_000, events))
+            rows = np.stack([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255], axis=1)
+            path = folder / f"class_{label}" / f"image_{number:04d}.bin"
+            path.write_bytes(rows.astype(np.uint8).tobytes())
+    return folder
+
+
+def write_image_folder(root: Path, classes: int = 3, per_class: int = 6, size: int = 40) -> Path:
+    """train/CLASS/* and val/CLASS/* of images of several kinds and sizes; returns `root`."""
+    pixels, labels = _images(classes * per_class, classes, size, seed=3)
+    for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        part = "val" if i // classes < 2 else "train"
+        kind = ("png", "jpg", "bmp")[i % 3]
+        (root / part / f"kind {label}").mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image).crop((0, 0, size, size - 4 * (i % 2)))
+        picture.save(root / part / f"kind {label}" / f"{i}.{kind}")
+    return root
+
+
 def _images(
     number: int, classes: int, size: int, seed: int, noise_seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

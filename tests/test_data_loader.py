@@ -1,5 +1,6 @@
 """The data sets as a user gets them, read from files in their real formats (stand_in_data)."""
 
+import json
 import os
 import pickle
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -15,10 +17,20 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.transforms import v2
 
 import data_loader
 import stand_in_data
-from data_loader import ImageSet, evaluation_loader, load_data_sets, set_epoch, train_loader
+from data_loader import (
+    CropAndFlip,
+    DeviceLoader,
+    ImageSet,
+    evaluation_loader,
+    load_data_sets,
+    loaders,
+    set_epoch,
+    train_loader,
+)
 from load_settings import UserError
 
 T = 4
@@ -63,10 +75,19 @@ def one_line_error(data: str, data_path: Path, time_window: int = T) -> str:
     return text
 
 
+def sources(index: Path) -> list[tuple[str, int]]:
+    """(name, label) of what a cache was made of, in the order of its images."""
+    return [(name, label) for name, label, *_ in json.loads(index.read_text())["files"]]
+
+
+def cache_of(frames: Path) -> Path:
+    return frames.with_name(f"{frames.name}-48x48.json")
+
+
 def indices(data_set: ImageSet) -> ImageSet:
     """A data set of the same length whose labels are its indices, to see what a loader reads."""
     blank = torch.zeros(len(data_set), 1, 1, 1, dtype=torch.uint8)
-    return ImageSet(blank, range(len(data_set)), torch.nn.Identity())
+    return ImageSet(blank, range(len(data_set)))
 
 
 @pytest.mark.parametrize(
@@ -105,10 +126,10 @@ def test_cifar_images_are_the_pixels_of_the_files_in_order(data, data_path):
     for part, files in ((train, CIFAR[data].train_list), (test, CIFAR[data].test_list)):
         batches = [pickle.loads((folder / file).read_bytes()) for file, _ in files]
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        assert part.items.dtype == torch.uint8
-        assert torch.equal(part.items, torch.from_numpy(pixels))
+        assert part.images.dtype == torch.uint8
+        assert torch.equal(part.images, torch.from_numpy(pixels))
         key = "labels" if data == "CIFAR10" else "fine_labels"
-        assert list(part.labels) == [label for batch in batches for label in batch[key]]
+        assert part.labels.tolist() == [label for batch in batches for label in batch[key]]
     assert torch.equal(test[7][0], torch.from_numpy(pixels[7]) / 255)
 
 
@@ -116,16 +137,38 @@ def test_tiny_imagenet_labels_are_the_places_of_sorted_wnids(data_path):
     train, test = load_data_sets("TinyImagenet", data_path, T)
     root = data_path / "tiny-imagenet-200"
     wnids = sorted((root / "wnids.txt").read_text().split())
-    for path, label in zip(train.items, train.labels, strict=True):
-        assert Path(path).parent.parent.name == wnids[label]
+    names = sources(data_path / "tiny-imagenet-200-train.json")
+    assert [label for _, label in names] == train.labels.tolist()
+    assert all(Path(name).parent.parent.name == wnids[label] for name, label in names)
     annotated = dict(line.split("\t")[:2] for line in (root / "val" / "val_annotations.txt").open())
-    for path, label in zip(test.items, test.labels, strict=True):
-        assert annotated[Path(path).name] == wnids[label]
+    names = sources(data_path / "tiny-imagenet-200-val.json")
+    assert [label for _, label in names] == test.labels.tolist()
+    assert all(annotated[Path(name).name] == wnids[label] for name, label in names)
+
+
+@pytest.mark.parametrize("below", ["images", "."])
+def test_a_rearranged_val_folder_gives_the_same_test_set(below, data_path, tmp_path):
+    _, official = load_data_sets("TinyImagenet", data_path, T)
+    val = data_path / "tiny-imagenet-200" / "val"
+    for line in (val / "val_annotations.txt").read_text().splitlines():
+        name, wnid = line.split("\t")[:2]
+        (val / wnid / below).mkdir(parents=True, exist_ok=True)
+        (val / "images" / name).rename(val / wnid / below / name)
+    (val / "images").rmdir()
+    (val / "val_annotations.txt").unlink()
+    _, rearranged = load_data_sets("TinyImagenet", data_path, T)
+
+    def content(part):
+        rows = zip(part.labels.tolist(), part.images, strict=True)
+        return sorted((label, image.numpy().tobytes()) for label, image in rows)
+
+    assert content(rearranged) == content(official)
 
 
 def test_a_grayscale_jpeg_is_read_as_three_equal_channels(data_path):
     _, test = load_data_sets("TinyImagenet", data_path, T)
-    assert Image.open(test.items[0]).mode == "L"
+    name, _ = sources(data_path / "tiny-imagenet-200-val.json")[0]
+    assert Image.open(data_path / "tiny-imagenet-200" / name).mode == "L"
     red, green, blue = test[0][0]
     assert torch.equal(red, green)
     assert torch.equal(red, blue)
@@ -138,24 +181,24 @@ def test_ncaltech101_holds_out_the_last_tenth_of_each_class_in_sorted_order(tmp_
     (tmp_path / "few/N-Caltech101" / folder.name / "accordion").rename(folder / "accordion")
     train, test = load_data_sets("ncaltech101", tmp_path, 1)
 
-    def names(part):
-        return [(label, Path(p).stem) for p, label in zip(part.items, part.labels, strict=True)]
-
-    assert names(test) == [
+    names = [(label, Path(name).stem) for name, label in sources(cache_of(folder))]
+    assert names[len(train) :] == [
         (0, "image_0019"),
         (0, "image_0020"),
         (1, "image_0019"),
         (1, "image_0020"),
         (2, "image_0003"),
     ]
-    assert names(train) == sorted(names(train))
-    assert not set(names(train)) & set(names(test))
-    assert len(train) == 18 + 18 + 2
+    assert names[: len(train)] == sorted(names[: len(train)])
+    assert len(set(names)) == len(names)
+    assert (len(train), len(test)) == (18 + 18 + 2, 5)
 
 
 def test_ncaltech101_test_frames_are_event_counts_of_the_file(data_path):
     _, test = load_data_sets("ncaltech101", data_path, T)
-    frames = np.load(test.items[0])["frames"]
+    folder = data_path / "N-Caltech101" / f"frames_number_{T}_split_by_number"
+    name, _ = sources(cache_of(folder))[-len(test)]
+    frames = np.load(folder / name)["frames"]
     # Nearest neighbour keeps, of 180 rows and 240 columns, number ⌊i·180/48⌋ and 5·i.
     kept = frames[:, :, np.arange(48) * 180 // 48][..., np.arange(48) * 5]
     assert torch.equal(test[0][0], torch.from_numpy(kept).float())
@@ -163,14 +206,14 @@ def test_ncaltech101_test_frames_are_event_counts_of_the_file(data_path):
 
 def test_digits_are_enlarged_bilinearly_and_split_by_class():
     train, test = load_data_sets("digits", "unused", T)
-    share = [torch.bincount(torch.tensor(part.labels)) for part in (train, test)]
+    share = [torch.bincount(part.labels) for part in (train, test)]
     assert torch.allclose(share[1] / (share[0] + share[1]), torch.tensor(0.2), atol=0.01)
     # A corner pixel of the enlarged image is the corner of the 8×8 one, for align_corners=False.
     from sklearn.datasets import load_digits
 
     corners = {tuple(d[::7, ::7].ravel()) for d in (load_digits().images * 255 / 16).round()}
     for part in (train, test):
-        assert all(tuple(image[0, ::15, ::15].ravel().tolist()) in corners for image in part.items)
+        assert all(tuple(image[0, ::15, ::15].ravel().tolist()) in corners for image in part.images)
 
 
 @pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
@@ -217,8 +260,8 @@ def test_reading_an_augmented_image_leaves_the_random_state_alone(data_path):
 
 def test_augmentation_treats_all_frames_of_a_sample_alike(data_path):
     train, _ = load_data_sets("ncaltech101", data_path, T)
-    first = train.read(train.items[0])[:1]
-    train.items, train.read = [first.expand(T, -1, -1, -1)] * len(train), torch.nn.Identity()
+    first = train.images[0, :1]
+    train.images = first.expand(len(train), T, -1, -1, -1)
     for index in range(len(train)):
         frames, _ = train[index]
         assert all(torch.equal(frame, frames[0]) for frame in frames)
@@ -284,7 +327,7 @@ def test_evaluation_covers_every_test_image_exactly_once(world_size, data_path):
 
 @pytest.mark.parametrize("size", [63, 64, 65, 100])
 def test_a_global_batch_is_the_same_set_of_images_on_1_2_or_4_processes(size):
-    data_set = ImageSet(torch.zeros(size, 1, 1, 1), range(size), torch.nn.Identity())
+    data_set = ImageSet(torch.zeros(size, 1, 1, 1), range(size))
 
     def global_batches(world_size):
         shares = []
@@ -301,7 +344,7 @@ def test_a_global_batch_is_the_same_set_of_images_on_1_2_or_4_processes(size):
 
 
 def test_a_data_set_below_one_global_batch_is_kept_as_one_partial_batch():
-    data_set = ImageSet(torch.zeros(10, 1, 1, 1), range(10), torch.nn.Identity())
+    data_set = ImageSet(torch.zeros(10, 1, 1, 1), range(10))
     for world_size in (1, 2, 4):
         seen = []
         for rank in range(world_size):
@@ -312,7 +355,7 @@ def test_a_data_set_below_one_global_batch_is_kept_as_one_partial_batch():
 
 
 def test_training_order_depends_on_seed_and_epoch_only():
-    data_set = ImageSet(torch.zeros(64, 1, 1, 1), range(64), torch.nn.Identity())
+    data_set = ImageSet(torch.zeros(64, 1, 1, 1), range(64))
 
     def order(seed, epoch):
         loader = train_loader(data_set, 64, 0, 1, 0, seed)
@@ -322,6 +365,123 @@ def test_training_order_depends_on_seed_and_epoch_only():
     assert order(1, 0) == order(1, 0)
     assert order(1, 0) != order(1, 1)
     assert order(1, 0) != order(2, 0)
+
+
+def both_loaders(data_set, batch_size=16, rank=0, world_size=1, epoch=1):
+    """(the reference, the one on the device) for training."""
+    share = (batch_size, rank, world_size)
+    reference = train_loader(data_set, *share, 0, seed=5)
+    on_device, _ = loaders(data_set, data_set, *share, 0, 5, torch.device("cpu"))
+    assert isinstance(on_device, DeviceLoader)
+    for loader in (reference, on_device):
+        set_epoch(loader, epoch)
+    assert len(reference) == len(on_device)
+    return reference, on_device
+
+
+@pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100", "TinyImagenet", "digits"])
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_on_the_device_evaluation_is_exactly_that_of_torchvisions_loader(
+    data, world_size, data_path
+):
+    train, test = load_data_sets(data, data_path, T)
+    for rank in range(world_size):
+        _, on_device = loaders(train, test, 7, rank, world_size, 0, 5, torch.device("cpu"))
+        assert isinstance(on_device, DeviceLoader)
+        reference = evaluation_loader(test, 7, rank, world_size, workers=0)
+        assert len(on_device) == len(reference)
+        for ours, theirs in zip(on_device, reference, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("size", [10, 64, 70])
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_on_the_device_training_batches_hold_the_same_images(size, world_size):
+    images = torch.randint(256, (size, 3, 8, 8), dtype=torch.uint8)
+    for rank in range(world_size):
+        loaders_of_rank = both_loaders(ImageSet(images, range(size)), 16, rank, world_size)
+        for ours, theirs in zip(*loaders_of_rank, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_crops_and_flips_on_the_device_are_torchvisions_in_distribution():
+    """Each of 5 · 5 crops, flipped or not, is as likely: counted on an image of distinct pixels."""
+    image = torch.arange(1, 1 + 16 * 16).reshape(1, 16, 16)
+    size = 6000
+    data_set = ImageSet(image.expand(size, 1, 16, 16), range(size), CropAndFlip((16, 16)))
+    seen = []
+    for loader in both_loaders(data_set, 1000):
+        counts = Counter()
+        for images, _ in loader:
+            # A crop is known by the pixels of its middle, where no padding reaches.
+            pixels = (images[:, 0, 8, 7:9] * 255).round().int().tolist()
+            counts.update(map(tuple, pixels))
+        seen.append(counts)
+    reference, on_device = seen
+    assert set(reference) == set(on_device)
+    assert len(on_device) == 2 * 5 * 5
+    expected = size / 50
+    for counts in seen:  # χ² with 49 degrees of freedom: above 95 once in 10,000
+        assert sum((n - expected) ** 2 / expected for n in counts.values()) < 95
+
+
+def test_each_image_on_the_device_is_one_of_its_crops():
+    images = torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8)
+    augment = CropAndFlip((16, 16))
+    draws = augment.draw(20, seed=3)
+    padded = torch.nn.functional.pad(images, [2] * 4)
+    for i, image in enumerate(augment.of_batch(images, draws)):
+        row, column, flipped = draws[i].tolist()
+        crop = padded[i, :, row : row + 16, column : column + 16]
+        assert torch.equal(image, crop.flip(-1) if flipped else crop)
+
+
+def test_augmentation_on_the_device_is_the_same_on_any_number_of_processes_and_new_in_each_epoch():
+    images = torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8)
+    data_set = ImageSet(images, range(64), CropAndFlip((16, 16)), seed=7)
+
+    def epoch_images(world_size, epoch):
+        seen = {}
+        for rank in range(world_size):
+            _, loader = both_loaders(data_set, 16 // world_size, rank, world_size, epoch)
+            for batch, labels in loader:
+                seen |= dict(zip(labels.tolist(), batch, strict=True))
+        return torch.stack([seen[label] for label in range(64)])
+
+    alone = epoch_images(1, 1)
+    assert torch.equal(alone, epoch_images(2, 1))
+    assert torch.equal(alone, epoch_images(4, 1))
+    assert not torch.equal(alone, epoch_images(1, 2))
+    data_set.seed = 8
+    assert not torch.equal(alone, epoch_images(1, 1))
+
+
+def test_auto_is_autoaugment_and_a_grey_square(data_path):
+    train, _ = load_data_sets("CIFAR10", data_path, T, augment="auto")
+    crop, policy, cutout = train.augment.transforms
+    assert isinstance(crop, CropAndFlip)
+    assert policy.policy == v2.AutoAugmentPolicy.CIFAR10
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    areas = []
+    for seed in range(300):
+        torch.manual_seed(seed)
+        cut = cutout(image)
+        assert set(cut.unique().tolist()) == {0, 128}
+        areas.append(int((cut[0] > 0).sum()))
+    assert max(areas) == 16 * 16
+    assert 8 * 8 <= min(areas) < 12 * 12  # squares reach over the border
+    assert torch.equal(image, torch.zeros_like(image))
+    # Images of their own transforms: from a loader with workers.
+    on_workers, _ = loaders(train, train, 4, 0, 1, 2, 0, torch.device("cpu"))
+    assert isinstance(on_workers, torch.utils.data.DataLoader)
+    first = next(iter(on_workers))[0]
+    assert torch.equal(first, next(iter(on_workers))[0])
+
+
+@pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
+def test_none_is_no_augmentation(data, data_path):
+    train, _ = load_data_sets(data, data_path, T, augment="none")
+    assert torch.equal(train[3][0], train.images[3].float() / train.white)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -337,7 +497,7 @@ def tree(folder: Path) -> dict[str, bytes]:
         ("CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
         ("CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz"),
         ("TinyImagenet", "tiny-imagenet-200", "cs231n.stanford.edu/tiny-imagenet-200.zip"),
-        ("ncaltech101", "N-Caltech101/frames_number_4_split_by_number", "NCaltech101("),
+        ("ncaltech101", "N-Caltech101/frames_number_4_split_by_number", "data_loader.py prepare"),
     ],
 )
 @pytest.mark.parametrize("there", [True, False], ids=["empty path", "missing path"])
@@ -438,7 +598,7 @@ def no_annotations(folder):
     [
         (no_wnids, "wnids.txt is missing"),
         (no_train, "train is missing"),
-        (empty_train, "holds no training image"),
+        (empty_train, "holds no image"),
         (too_many_wnids, "names 201 classes"),
         (unknown_wnid, "n99999999"),
         (malformed_annotation, "gives val_0.JPEG the class ''"),
@@ -499,7 +659,7 @@ def test_a_bad_frames_file_is_named_before_anything_is_loaded(damage, named, dat
 def test_frames_of_another_time_window_are_named_with_the_way_to_convert(data_path):
     text = one_line_error("ncaltech101", data_path, time_window=10)
     assert "found there: frames_number_4_split_by_number" in text
-    assert "data_type='frame', frames_number=10, split_by='number'" in text
+    assert f"prepare --data ncaltech101 --data_path {data_path} --time_window 10" in text
 
 
 def test_an_unfinished_conversion_is_refused(data_path):
@@ -531,27 +691,24 @@ def thumbnail(file):
     Image.new("RGB", (32, 32)).save(file)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("data", "damage"),
+    ("data", "damage", "files", "cache"),
     [
-        ("ncaltech101", cut_in_the_middle),
-        ("TinyImagenet", not_a_zip),
-        ("TinyImagenet", truncated),
-        ("TinyImagenet", thumbnail),
+        ("ncaltech101", cut_in_the_middle, "N-Caltech101/*/*/*.npz", "frames"),
+        ("TinyImagenet", not_a_zip, "tiny-imagenet-200/train/*/images/*", "tiny"),
+        ("TinyImagenet", truncated, "tiny-imagenet-200/val/images/*", "tiny-imagenet-200-val"),
+        ("TinyImagenet", thumbnail, "tiny-imagenet-200/val/images/*", "tiny-imagenet-200-val"),
     ],
 )
-def test_a_file_found_damaged_while_reading_is_named_in_one_line(data, damage, workers, data_path):
-    _, test = load_data_sets(data, data_path, T)
-    damage(Path(test.items[1]))
-    batches = iter(evaluation_loader(test, 2, 0, 1, workers))
-    with pytest.raises(UserError) as caught:
-        list(batches)
-    if workers:  # left to the garbage collector after an error, they take torch 10 s to stop
-        batches._shutdown_workers()
-    text = str(caught.value)
-    assert text.isprintable()
-    assert text.startswith(test.items[1])
+def test_a_file_found_damaged_while_packing_is_named_and_leaves_no_cache(
+    data, damage, files, cache, data_path
+):
+    file = sorted(data_path.glob(files))[1]
+    damage(file)
+    assert one_line_error(data, data_path).startswith(str(file))
+    left = {path.name for path in data_path.rglob("*") if path.is_file()}
+    assert not any(name.endswith((".tmp", ".building")) for name in left)
+    assert not any(name.startswith(cache) and name.endswith((".json", ".npy")) for name in left)
 
 
 def test_an_unknown_name_is_refused(tmp_path):

@@ -1,0 +1,500 @@
+"""`data_loader.py prepare`, what it leaves on disk, and trainings that read it."""
+
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from spikingjelly.datasets import NCaltech101
+from spikingjelly.datasets.utils import load_ATIS_bin
+
+import data_loader
+from conftest import REPOSITORY
+from data_loader import EVENT_DATA, OURS, load_data_sets
+from load_settings import UserError
+from stand_in_data import (
+    write_events,
+    write_image_folder,
+    write_ncaltech101,
+    write_tiny_imagenet,
+)
+
+T = 3
+FRAMES = f"N-Caltech101/frames_number_{T}_split_by_number"
+PREPARE = ["prepare", "--data", "ncaltech101", "--time_window", str(T), "--data_path"]
+
+
+def prepare(*arguments: object) -> int:
+    return data_loader.main([str(argument) for argument in arguments])
+
+
+def refused(capsys, *arguments: object) -> str:
+    """The one line with which `prepare` ends."""
+    assert prepare(*arguments) == 2
+    lines = [x for x in re.split(r"[\r\n]+", capsys.readouterr().err) if "error" in x]
+    assert len(lines) == 1, lines
+    return lines[0].strip().removeprefix("data_loader.py: error: ")
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(x.relative_to(folder)) for x in folder.rglob("*") if x.is_file()}
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    write_events(tmp_path / "N-Caltech101" / "extract")
+    return tmp_path
+
+
+def test_frames_are_those_of_spikingjelly_and_are_packed_without_loss(raw):
+    assert prepare(*PREPARE, raw) == 0
+
+    class WithoutDownload(NCaltech101):
+        @classmethod
+        def resource_url_md5(cls):
+            return []
+
+    other = raw / "other"
+    (other / "download").mkdir(parents=True)
+    shutil.copytree(raw / "N-Caltech101" / "extract", other / "extract")
+    WithoutDownload(str(other), data_type="frame", frames_number=T, split_by="number")
+    theirs, ours = other / Path(FRAMES).name, raw / FRAMES
+    assert files_below(theirs) == files_below(ours)
+    for name in files_below(ours):
+        mine, reference = np.load(ours / name)["frames"], np.load(theirs / name)["frames"]
+        assert mine.dtype == reference.dtype
+        assert np.array_equal(mine, reference)
+    # The size of the camera: nothing is left out.
+    train, test = load_data_sets("ncaltech101", raw, T, image_size=(180, 240))
+    name = json.loads((raw / f"{FRAMES}-180x240.json").read_text())["files"][0][0]
+    assert np.array_equal(train.images[0].numpy(), np.load(ours / name)["frames"])
+    assert (len(train), len(test)) == (8, 2)
+
+
+def test_frames_that_spikingjelly_made_are_used_as_they_are(tmp_path, capsys):
+    folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
+    before = {name: (folder / name).read_bytes() for name in files_below(folder)}
+    for name in sorted(before)[:3]:  # older versions wrote float32
+        np.savez_compressed(folder / name, frames=np.load(folder / name)["frames"].astype("f4"))
+    before = {name: (folder / name).read_bytes() for name in files_below(folder)}
+    assert prepare(*PREPARE, tmp_path) == 0
+    assert {name: (folder / name).read_bytes() for name in files_below(folder)} == before
+    assert "(3, 2, 48, 48) uint8 each" in capsys.readouterr().out
+
+
+def zipped(folder: Path, archive: Path) -> str:
+    """Pack `folder` with its own name as the top; returns the md5."""
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder.parent))
+    return hashlib.md5(archive.read_bytes()).hexdigest()
+
+
+def expect_md5(monkeypatch, md5: str) -> None:
+    kind = EVENT_DATA["ncaltech101"]
+    changed = kind._replace(archive=kind.archive._replace(md5=md5))
+    monkeypatch.setitem(EVENT_DATA, "ncaltech101", changed)
+
+
+def test_the_downloaded_zip_becomes_frames_and_stays(tmp_path, monkeypatch):
+    archive = tmp_path / "N-Caltech101" / "download" / "Caltech101.zip"
+    expect_md5(monkeypatch, zipped(write_events(tmp_path / "events"), archive))
+    assert prepare(*PREPARE, tmp_path) == 0
+    assert archive.exists()
+    assert len(files_below(tmp_path / FRAMES)) == 10
+
+
+def test_another_zip_is_named_with_its_md5_and_never_deleted(tmp_path, capsys):
+    archive = tmp_path / "N-Caltech101" / "download" / "Caltech101.zip"
+    md5 = zipped(write_events(tmp_path / "events"), archive)
+    text = refused(capsys, *PREPARE, tmp_path)
+    assert str(archive) in text
+    assert md5 in text
+    assert "66201824eabb0239c7ab992480b50ba3" in text
+    assert files_below(tmp_path / "N-Caltech101") == {"download/Caltech101.zip"}
+
+
+def test_an_archive_that_leads_out_of_its_folder_is_refused(tmp_path, monkeypatch, capsys):
+    archive = tmp_path / "N-Caltech101" / "download" / "Caltech101.zip"
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("Caltech101/a/image_0000.bin", b"12345")
+        file.writestr("../../../outside", b"x")
+    expect_md5(monkeypatch, hashlib.md5(archive.read_bytes()).hexdigest())
+    assert "'../../../outside', which leads out" in refused(capsys, *PREPARE, tmp_path)
+    assert files_below(tmp_path) == {"N-Caltech101/download/Caltech101.zip"}
+
+
+def test_nothing_to_prepare_says_what_to_get(tmp_path, capsys):
+    text = refused(capsys, *PREPARE, tmp_path)
+    assert "Caltech101.zip" in text
+    assert "garrickorchard.com" in text
+    assert files_below(tmp_path) == set()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def outside_the_camera(path: Path) -> None:
+    path.write_bytes(bytes([250, 3, 0, 0, 1]) * 20)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, outside_the_camera])
+def test_a_damaged_events_file_stops_with_its_path_and_the_rest_is_not_done_twice(
+    damage, raw, capsys
+):
+    events = sorted(raw.glob("N-Caltech101/extract/Caltech101/*/*.bin"))
+    whole = events[-1].read_bytes()
+    damage(events[-1])
+    assert refused(capsys, *PREPARE, raw).startswith(f"{events[-1]} is damaged")
+    assert not (raw / FRAMES).exists()
+    done = {x: x.stat().st_mtime_ns for x in raw.glob(f"{FRAMES}.unfinished/*/*.npz")}
+    assert len(done) == len(events) - 1
+    events[-1].write_bytes(whole)
+    assert prepare(*PREPARE, raw) == 0
+    now = {x.name: x.stat().st_mtime_ns for x in raw.glob(f"{FRAMES}/class_0/*.npz")}
+    assert now == {x.name: time for x, time in done.items() if x.parent.name == "class_0"}
+    assert not list(raw.glob("N-Caltech101/*.building")) + list(raw.rglob("*.tmp"))
+
+
+def test_skip_damaged_leaves_the_named_file_out(raw, capsys):
+    events = sorted(raw.glob("N-Caltech101/extract/Caltech101/*/*.bin"))
+    cut(events[0])
+    assert prepare(*PREPARE, raw, "--skip_damaged") == 0
+    output = capsys.readouterr()
+    assert f"warning: skipped: {events[0]} is damaged" in output.err
+    assert "7 training and 2 test samples of 2 classes" in output.out
+    train, _ = load_data_sets("ncaltech101", raw, T)
+    assert len(train) == 7
+
+
+def test_an_empty_class_of_events_is_refused(raw, capsys):
+    (raw / "N-Caltech101/extract/Caltech101/class_2").mkdir()
+    assert "class_2 holds no events" in refused(capsys, *PREPARE, raw)
+
+
+def test_spikingjellys_marker_is_left_and_refused_and_a_stale_one_of_ours_is_taken_over(
+    raw, capsys
+):
+    marker = raw / f"{FRAMES}.building"
+    marker.touch()
+    assert str(marker) in refused(capsys, *PREPARE, raw)
+    assert marker.exists()
+    marker.write_text(OURS)
+    assert prepare(*PREPARE, raw) == 0
+    assert not marker.exists()
+
+
+def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(raw):
+    command = [sys.executable, REPOSITORY / "data_loader.py", *PREPARE, raw]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert all("8 training and 2 test samples" in output for output in outputs)
+    assert len(list((raw / "N-Caltech101").glob("*.npy"))) == 1
+    assert not list(raw.rglob("*.building"))
+
+
+def packed_array(index: Path) -> Path:
+    (array,) = index.parent.glob(f"{index.stem}-*.npy")
+    return array
+
+
+@pytest.fixture
+def cached(tmp_path) -> Path:
+    """The index of a cache beside its frames."""
+    write_ncaltech101(tmp_path, T, classes=2, per_class=3)
+    load_data_sets("ncaltech101", tmp_path, T)
+    return tmp_path / f"{FRAMES}-48x48.json"
+
+
+def test_the_cache_is_made_once_and_anew_where_its_source_has_changed(cached, tmp_path):
+    before = packed_array(cached)
+    made = before.stat().st_mtime_ns
+    load_data_sets("ncaltech101", tmp_path, T)
+    assert packed_array(cached).stat().st_mtime_ns == made
+    file = min((tmp_path / FRAMES).rglob("*.npz"))
+    np.savez_compressed(file, frames=np.load(file)["frames"] + 1)
+    train, _ = load_data_sets("ncaltech101", tmp_path, T)
+    assert train.images[0].min() == 1
+    assert packed_array(cached) != before
+    max((tmp_path / FRAMES).rglob("*.npz")).unlink()
+    train, test = load_data_sets("ncaltech101", tmp_path, T)
+    assert len(train) + len(test) == 5
+
+
+def test_the_cache_alone_is_enough(cached, tmp_path):
+    with_source = load_data_sets("ncaltech101", tmp_path, T)
+    shutil.rmtree(tmp_path / FRAMES)
+    for part, other in zip(with_source, load_data_sets("ncaltech101", tmp_path, T), strict=True):
+        assert np.array_equal(part.images, other.images)
+        assert part.labels.tolist() == other.labels.tolist()
+
+
+@pytest.mark.parametrize(("peak", "dtype"), [(255, "uint8"), (256, "uint16"), (0.5, "float32")])
+def test_counts_are_kept_exactly_in_the_smallest_type(peak, dtype, tmp_path):
+    folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
+    file = max(folder.rglob("*.npz"))
+    np.savez_compressed(file, frames=np.full((T, 2, 180, 240), float(peak)))
+    _, test = load_data_sets("ncaltech101", tmp_path, T)
+    assert str(test.images.dtype) == f"torch.{dtype}"
+    image, _ = test[len(test) - 1]
+    assert image.unique().tolist() == [peak]
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_numbers_that_are_no_counts_are_refused(value, tmp_path):
+    folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
+    file = max(folder.rglob("*.npz"))
+    np.savez_compressed(file, frames=np.full((T, 2, 180, 240), value))
+    with pytest.raises(UserError, match=f"{file} holds numbers that are no event counts"):
+        load_data_sets("ncaltech101", tmp_path, T)
+
+
+def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
+    array = packed_array(cached)
+    rng = np.random.default_rng(0)
+    for path in (cached, array):
+        whole = path.read_bytes()
+        for offset in rng.integers(0, len(whole), 20).tolist():
+            altered = bytearray(whole)
+            altered[offset] ^= 0x55
+            for content in (whole[:offset], bytes(altered)):
+                path.write_bytes(content)
+                with pytest.raises(UserError) as caught:
+                    load_data_sets("ncaltech101", tmp_path, T)
+                assert str(cached) in str(caught.value)
+        path.write_bytes(whole)
+    load_data_sets("ncaltech101", tmp_path, T)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"files": [], "crc32": 0}', '{"files": 5, "crc32": "../x"}', "{}"]
+)
+def test_a_hostile_index_is_one_line(content, cached, tmp_path):
+    cached.write_text(content)
+    with pytest.raises(UserError, match="is damaged: remove it"):
+        load_data_sets("ncaltech101", tmp_path, T)
+
+
+@pytest.mark.parametrize("data", ["ncaltech101", "TinyImagenet", "raw events"])
+def test_a_full_disk_while_preparing_is_one_line_and_leaves_no_cache(data, tmp_path):
+    if data == "raw events":
+        write_events(tmp_path / "N-Caltech101" / "extract", events=40_000)
+        limit = 20_000
+    elif data == "ncaltech101":
+        write_ncaltech101(tmp_path, T, classes=2, per_class=3)
+        limit = 50_000
+    else:
+        write_tiny_imagenet(tmp_path)
+        limit = 50_000
+    before = files_below(tmp_path)
+    name = "TinyImagenet" if data == "TinyImagenet" else "ncaltech101"
+    command = [sys.executable, REPOSITORY / "data_loader.py", *PREPARE, tmp_path, "--data", name]
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "File too large" in result.stderr.splitlines()[-1]
+    # Frames that are whole stay for the next time, in a folder that nobody reads.
+    assert {x for x in files_below(tmp_path) - before if ".unfinished/" not in x} == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], "prepare"),
+        (["prepare"], "--data"),
+        (["prepare", "--data", "ncaltech101", "--time_window", "0"], "--time_window"),
+        (["prepare", "--data", "CIFAR10", "--image_size", "64"], "--image_size"),
+        (["prepare", "--data", "ncaltech101", "--image_size", "4"], "8 to 1024"),
+        (["prepare", "--data", "digits", "--skip_damaged"], "--skip_damaged"),
+    ],
+)
+def test_bad_options_are_one_line(options, named, capsys):
+    assert named in refused(capsys, *options)
+
+
+def run(clone: Path, environment: dict[str, str], command: str) -> str:
+    result = subprocess.run(
+        command, shell=True, cwd=clone, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_raw_events_are_prepared_trained_on_and_evaluated(clone, shell_environment, tmp_path):
+    write_events(tmp_path / "data" / "N-Caltech101", per_class=11)  # not in extract/
+    main = (
+        f"python main.py --data ncaltech101 --data_path {tmp_path}/data --time_window {T} "
+        f"--image_size 24x32 --save_path {tmp_path}/run"
+    )
+    output = run(
+        clone,
+        shell_environment,
+        f"python data_loader.py prepare --data ncaltech101 --data_path {tmp_path}/data "
+        f"--time_window {T} --image_size 24x32",
+    )
+    assert "20 training and 2 test samples of 2 classes, (3, 2, 24, 32) uint8 each" in output
+    run(
+        clone,
+        shell_environment,
+        f"{main} --paper_setting original --width 2 --epochs 2 --batch_size 4 --workers 1",
+    )
+    checkpoint = f"{tmp_path}/run/original-last.pth"
+    evaluated = run(
+        clone,
+        shell_environment,
+        f"python main.py --eval_only {checkpoint} --data_path {tmp_path}/data --image_size 24x32",
+    )
+    assert re.search(r"accuracy .* of 2 test images", evaluated)
+    run(
+        clone,
+        shell_environment,
+        f"python -m spikesim_eval report --checkpoint {checkpoint} --data_path {tmp_path}/data "
+        f"--out {tmp_path}/report",
+    )
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert report["accuracy"] in (0.0, 0.5, 1.0)
+
+
+def test_a_folder_of_images_is_trained_on_and_evaluated(clone, shell_environment, tmp_path):
+    data = write_image_folder(tmp_path / "data")
+    common = f"--data folder --data_path {data} --image_size 24 --width 2 --workers 1 --epochs 1"
+    for setting, augment in (("original", "basic"), ("student --bits 4", "auto")):
+        run(
+            clone,
+            shell_environment,
+            f"python main.py {common} --paper_setting {setting} --augment {augment} "
+            f"--batch_size 4 --save_path {tmp_path}/{setting.split()[0]}",
+        )
+    checkpoint = f"{tmp_path}/student/student-best.pth"
+    output = run(
+        clone, shell_environment, f"python main.py --eval_only {checkpoint} --data_path {data}"
+    )
+    assert "of 6 test images" in output
+    result = subprocess.run(
+        [sys.executable, "main.py", "--eval_only", checkpoint, "--image_size", "32"],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 2
+    assert "--image_size 32x32 does not fit" in result.stderr
+
+
+def test_images_of_a_folder_are_scaled_and_cropped_in_the_middle(tmp_path):
+    write_image_folder(tmp_path, classes=2)
+    image = np.zeros((20, 60, 3), np.uint8)
+    image[:, 20:40] = 200
+    Image.fromarray(image).save(tmp_path / "val" / "kind 0" / "0.png")
+    _, test = load_data_sets("folder", tmp_path, 4, image_size=(10, 10))
+    assert test.images[0, :, 2:8, 2:8].unique().tolist() == [200]
+
+
+def no_val(folder):
+    shutil.rmtree(folder / "val")
+
+
+def another_class(folder):
+    (folder / "val" / "kind 2").rename(folder / "val" / "kind 3")
+
+
+def one_class(folder):
+    for part in ("train", "val"):
+        for label in (1, 2):
+            shutil.rmtree(folder / part / f"kind {label}")
+
+
+def empty_class(folder):
+    for path in (folder / "train" / "kind 1").iterdir():
+        path.unlink()
+
+
+def damaged_image(folder):
+    cut_in_half = min((folder / "train" / "kind 1").iterdir())
+    cut_in_half.write_bytes(cut_in_half.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (no_val, "cannot read {}/val"),
+        (another_class, "{}/train lacks 1 of the classes of {}/val: kind 3"),
+        (one_class, "two classes or more, found 1"),
+        (empty_class, "{}/train/kind 1 holds no image"),
+        (damaged_image, "{}/train/kind 1/"),
+    ],
+)
+def test_a_bad_folder_is_one_line(damage, named, tmp_path, capsys):
+    damage(write_image_folder(tmp_path))
+    text = refused(capsys, "prepare", "--data", "folder", "--data_path", tmp_path)
+    assert named.replace("{}", str(tmp_path)) in text
+
+
+def test_a_digit_s_events_are_the_log_intensity_that_the_camera_sees(tmp_path):
+    from sklearn.datasets import load_digits
+
+    t, x, y, p = data_loader.digit_events(load_digits().images[3])
+    assert (np.diff(t) >= 0).all()
+    assert 0 <= t[0] <= t[-1] <= 300_000
+    assert abs(p.mean() - 0.5) < 0.01  # the camera is back where it started
+    for path, part in ((tmp_path / "whole.bin", slice(None)), (tmp_path / "cut.bin", slice(100))):
+        path.write_bytes(data_loader.as_atis(t[part], x[part], y[part], p[part]))
+        read = load_ATIS_bin(path)
+        for name, column in (("t", t), ("x", x), ("y", y), ("p", p)):
+            assert np.array_equal(read[name], column[part])
+    # Each pixel's signed sum of events stays within one threshold of its log intensity: after the
+    # round trip nothing may be left, and at the first corner it is the difference of two pictures.
+    total = np.zeros((180, 240), int)
+    np.add.at(total, (y, x), np.where(p, 1, -1))
+    assert np.abs(total).max() <= 1
+    half = np.zeros((180, 240), int)
+    first = t <= 100_000
+    np.add.at(half, (y[first], x[first]), np.where(p[first], 1, -1))
+    assert half.max() * data_loader.THRESHOLD <= np.log(1 / data_loader.DARK)
+    assert half.max() * data_loader.THRESHOLD > 0.5 * np.log(1 / data_loader.DARK)
+
+
+def test_digits_dvs_is_made_converted_and_trained_on(clone, shell_environment, tmp_path):
+    """Of forty digits: all 1,797 take a minute (scripts/quickstart_dvs.sh)."""
+    code = (
+        "import sys, sklearn.datasets as s\n"
+        "d = s.load_digits(); d.images, d.target = d.images[:40], d.target[:40]\n"
+        "s.load_digits = lambda: d\n"
+        "import main\n"
+        "sys.exit(main.main(sys.argv[1:]))"
+    )
+    options = "--data digits-dvs --paper_setting original --width 2 --epochs 1 --batch_size 8"
+    environment = shell_environment | {"PYTHONPATH": os.fspath(clone)}
+    result = subprocess.run(
+        [sys.executable, "-c", code, *options.split(), "--workers", "1", "--augment", "none"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    root = tmp_path / "data" / "Digits-DVS"
+    assert len(list(root.glob("extract/Caltech101/*/image_*.bin"))) == 40
+    assert len(list(root.glob("frames_number_10_split_by_number/*/*.npz"))) == 40
+    assert not list(root.rglob("*.unfinished"))
