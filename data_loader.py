@@ -31,7 +31,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from http.client import HTTPException
@@ -455,18 +455,20 @@ def whole_folder(folder: Path, top: str = "") -> Iterator[Path]:
 
 
 @contextmanager
-def nothing_left(*paths: Path) -> Iterator[None]:
-    """Where the block fails, remove those of the paths that were not there before, if empty."""
-    new = [path for path in paths if not path.exists()]
+def downloading(data_path: Path, target: Path, archive: Path) -> Iterator[None]:
+    """Be the only process that gets `target`; a failure leaves no new archive and folders."""
+    new_folders = [path for path in (data_path, *data_path.parents) if not path.exists()]
+    had_archive = archive.exists()
     try:
-        yield
+        data_path.mkdir(parents=True, exist_ok=True)
+        with alone(target):
+            yield
     except BaseException:
-        for path in new:
-            if path.is_file():
-                path.unlink()
-            else:
-                with suppress(OSError):  # never made, or no longer empty
-                    path.rmdir()
+        if not had_archive:
+            archive.unlink(missing_ok=True)
+        for path in new_folders:
+            with suppress(OSError):  # never made, or no longer empty
+                path.rmdir()
         raise
 
 
@@ -495,114 +497,118 @@ class Archive(NamedTuple):
                 files.extract(name, unfinished)
 
 
-class Found(NamedTuple):
-    """A file of a data set and its label; the name is relative to a root."""
+class Source(NamedTuple):
+    """The files of a data set, by names relative to a root, and what they show."""
 
-    name: str
-    label: int
+    classes: list[str]
+    files: list[tuple[str, int]]  # (name, label: place in classes)
 
 
 def packed(
     stem: Path,
     root: Path,
-    find: Callable[[], list[Found]],
+    find: Callable[[], Source],
     read: Callable[[Path], np.ndarray],
     shape: tuple[int, ...],
 ) -> tuple[Tensor, Tensor]:
-    """(images (N, *shape) mapped from one file, labels (N,)) of what `find` lists in `root`.
+    """(images (N, *shape) mapped from one file, labels (N,)) of the files that `find` names.
 
-    Two files beside each other: STEM-CRC32.npy, and STEM.json that names each source with label,
-    size and time of change. They are written whole or not at all, uint8 or uint16 where that holds
-    all values and else float32, and written anew where a source has changed. Where `root` is gone
-    they are enough. Raises UserError where they are damaged.
+    Two files beside each other: STEM-CRC32.npy, of uint8 or uint16 where that holds all values and
+    else of float32, and STEM.json, which says what it was made of (see _contents). They are written
+    whole or not at all, and anew where a source has changed. Where `root` is gone they are enough.
+    Raises UserError where they are damaged.
     """
     index = stem.with_name(f"{stem.name}.json")
 
     def current() -> tuple[Tensor, Tensor] | None:
         if not index.exists():
             return None
-        rows, images = _read_packed(index, shape)
-        if root.is_dir() and rows != _rows(root, find()):
+        contents, images = _read_packed(index, shape)
+        if root.is_dir() and contents != _contents(root, find()):
             return None
-        return torch.from_numpy(images), torch.tensor([label for _, label, *_ in rows])
+        return torch.from_numpy(images), torch.tensor([row[1] for row in contents["files"]])
 
     if (already := current()) is not None:
         return already
     find()  # raises UserError where there is nothing
     with alone(stem):
         if current() is None:
-            _write_packed(index, _rows(root, find()), root, read, shape)
+            _write_packed(index, root, _contents(root, find()), read, shape)
     return current()
 
 
-def _rows(root: Path, files: list[Found]) -> list[list]:
-    """What the index says of each file."""
-    stats = (os.stat(root / file.name) for file in files)
-    return [
-        [file.name, file.label, stat.st_size, stat.st_mtime_ns]
-        for file, stat in zip(files, stats, strict=True)
-    ]
+def _contents(root: Path, source: Source) -> dict[str, list]:
+    """The classes, and of each file [name, label, bytes, time of its last change]."""
+    rows = []
+    for name, label in source.files:
+        stat = os.stat(root / name)
+        rows.append([name, label, stat.st_size, stat.st_mtime_ns])
+    return {"classes": source.classes, "files": rows}
 
 
-def _as_bytes(rows: list[list]) -> bytes:
-    return json.dumps(rows).encode()
+def _checksum(contents: dict[str, list], crc_of_images: int) -> int:
+    return zlib.crc32(json.dumps(contents).encode(), crc_of_images)
 
 
-def _read_packed(index: Path, shape: tuple[int, ...]) -> tuple[list[list], np.ndarray]:
+def _read_packed(index: Path, shape: tuple[int, ...]) -> tuple[dict[str, list], np.ndarray]:
     try:
-        content = json.loads(index.read_bytes())
-        rows, crc = content["files"], content["crc32"]
+        contents = json.loads(index.read_bytes())
+        crc = contents.pop("crc32")
+        labels = [label for _, label, _, _ in contents["files"]]
         path = index.with_name(f"{index.stem}-{crc:08x}.npy")
         images = np.load(path, mmap_mode="c", allow_pickle=False)
         damaged = (
-            images.shape != (len(rows), *shape)
+            not labels
+            or any(type(label) is not int for label in labels)
+            or not 0 <= min(labels) <= max(labels) < len(contents["classes"])
+            or images.shape != (len(labels), *shape)
             or images.dtype not in (np.uint8, np.uint16, np.float32)
-            or any([str, int, int, int] != list(map(type, row)) for row in rows)
-            or not rows
-            or min(row[1] for row in rows) < 0
-            or zlib.crc32(_as_bytes(rows), zlib.crc32(images)) != crc
+            or _checksum(contents, zlib.crc32(images)) != crc
         )
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         damaged = True
     if damaged:
         raise UserError(
             f"the cache {index} is damaged: remove it, and it will be made again from its source"
         )
-    return rows, images
+    return contents, images
 
 
 def _write_packed(
     index: Path,
-    rows: list[list],
     root: Path,
+    contents: dict[str, list],
     read: Callable[[Path], np.ndarray],
     shape: tuple[int, ...],
 ) -> None:
-    files = [root / name for name, *_ in rows]
-    temporary = index.with_suffix(".tmp")
+    files = [root / name for name, *_ in contents["files"]]
+    new_index, new_array = index.with_suffix(".json.tmp"), index.with_suffix(".npy.tmp")
     try:
         for dtype in (np.uint8, np.uint16, np.float32):
-            with temporary.open("wb") as file:
+            with new_array.open("wb") as file:
                 crc = _write_array(file, files, read, (len(files), *shape), np.dtype(dtype))
                 file.flush()
                 os.fsync(file.fileno())
             if crc is not None:
                 break
+        crc = _checksum(contents, crc)
+        with new_index.open("w") as file:
+            json.dump({"crc32": crc, **contents}, file)
+            file.flush()
+            os.fsync(file.fileno())
         # The index is what makes the array valid, so it comes last; an array that a running
         # training has mapped lives on until that ends.
-        crc = zlib.crc32(_as_bytes(rows), crc)
-        outdated = list(index.parent.glob(f"{index.stem}-????????.npy"))
         array = index.with_name(f"{index.stem}-{crc:08x}.npy")
-        temporary.rename(array)
-        temporary.write_text(json.dumps({"crc32": crc, "files": rows}))
-        temporary.rename(index)
+        outdated = set(index.parent.glob(f"{index.stem}-????????.npy")) - {array}
+        new_array.rename(array)
+        new_index.rename(index)
     except OSError as error:  # a full disk
         raise UserError(f"cannot write the cache {index} ({error}): it was not made") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        new_array.unlink(missing_ok=True)
+        new_index.unlink(missing_ok=True)
     for path in outdated:
-        if path != array:
-            path.unlink()
+        path.unlink()
 
 
 def _write_array(
@@ -643,7 +649,7 @@ def _cifar(cifar: type[CIFAR10] | type[CIFAR100], data_path: Path) -> Arrays:
     folder, archive = data_path / cifar.base_folder, data_path / cifar.filename
     downloads = not folder.exists()
     try:
-        with nothing_left(archive, data_path, *data_path.parents):
+        with downloading(data_path, folder, archive) if downloads else nullcontext():
             try:
                 parts = cifar(data_path, train=True, download=True), cifar(data_path, train=False)
             except BaseException:
@@ -682,10 +688,11 @@ def _tiny_imagenet(data_path: Path) -> Arrays:
     stems = {part: data_path / f"{TINY_IMAGENET.top}-{part}" for part in ("train", "val")}
     if not root.is_dir() and not stems["val"].with_suffix(".json").exists():
         try:
-            with nothing_left(archive, data_path, *data_path.parents):
-                if not archive.exists():
+            with downloading(data_path, root, archive):
+                if not (root.exists() or archive.exists()):
                     download_url(TINY_IMAGENET.url, data_path, archive.name, TINY_IMAGENET.md5)
-                TINY_IMAGENET.unpack(archive, root)
+                if not root.exists():
+                    TINY_IMAGENET.unpack(archive, root)
         except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
             reason = " ".join(str(error).split())
             raise UserError(
@@ -699,7 +706,7 @@ def _tiny_imagenet(data_path: Path) -> Arrays:
     return train, test
 
 
-def _find_tiny(root: Path, part: str, remedy: str) -> list[Found]:
+def _find_tiny(root: Path, part: str, remedy: str) -> Source:
     annotations, val = root / "val" / "val_annotations.txt", root / "val"
     rearranged = not (val / "images").is_dir() and not annotations.exists()
     official = () if rearranged else (annotations, val / "images")
@@ -721,8 +728,8 @@ def _find_tiny(root: Path, part: str, remedy: str) -> list[Found]:
             names = sorted(path.name for path in images.glob("*.JPEG"))
             if not names:
                 raise UserError(f"{images} holds no image (*.JPEG): {remedy}")
-            found += [Found(f"{images.relative_to(root)}/{name}", label) for name in names]
-        return found
+            found += [(f"{images.relative_to(root)}/{name}", label) for name in names]
+        return Source(wnids, found)
 
     present = set(os.listdir(val / "images"))
     for line in annotations.read_text().splitlines():
@@ -735,10 +742,10 @@ def _find_tiny(root: Path, part: str, remedy: str) -> list[Found]:
             raise UserError(
                 f"{annotations} names {name}, which is not in {val / 'images'}: {remedy}"
             )
-        found.append(Found(f"val/images/{name}", labels[wnid]))
+        found.append((f"val/images/{name}", labels[wnid]))
     if not found:
         raise UserError(f"{annotations} is empty: {remedy}")
-    return found
+    return Source(wnids, found)
 
 
 def _read_tiny(path: Path) -> np.ndarray:
@@ -776,16 +783,16 @@ def _folder(data_path: Path, size: tuple[int, int]) -> Arrays:
     return train, test
 
 
-def _find_images(data_path: Path, part: str) -> list[Found]:
-    found = []
-    for label, name in enumerate(classes_of_folder(data_path)):
+def _find_images(data_path: Path, part: str) -> Source:
+    classes, found = classes_of_folder(data_path), []
+    for label, name in enumerate(classes):
         root = data_path / part
         images = [x for x in (root / name).rglob("*") if x.suffix.lower() in IMG_EXTENSIONS]
         if not images:
             kinds = " ".join(IMG_EXTENSIONS)
             raise UserError(f"{root / name} holds no image ({kinds}): add some or remove it")
-        found += sorted(Found(str(x.relative_to(root)), label) for x in images)
-    return found
+        found += sorted((str(x.relative_to(root)), label) for x in images)
+    return Source(classes, found)
 
 
 class EventData(NamedTuple):
@@ -861,7 +868,7 @@ def _remedy(data: str, data_path: Path, time_window: int) -> str:
     )
 
 
-def _find_frames(data: str, data_path: Path, time_window: int) -> list[Found]:
+def _find_frames(data: str, data_path: Path, time_window: int) -> Source:
     """All training files, then all test files."""
     root = _frames_folder(data, data_path, time_window)
     unfinished = root.with_name(f"{root.name}.building")  # SpikingJelly's marker
@@ -880,9 +887,9 @@ def _find_frames(data: str, data_path: Path, time_window: int) -> list[Found]:
                 + _remedy(data, data_path, time_window)
             )
         first_test = len(files) - _test_share(data, len(files))
-        train += [Found(f"{name}/{file}", label) for file in files[:first_test]]
-        test += [Found(f"{name}/{file}", label) for file in files[first_test:]]
-    return train + test
+        train += [(f"{name}/{file}", label) for file in files[:first_test]]
+        test += [(f"{name}/{file}", label) for file in files[first_test:]]
+    return Source(classes, train + test)
 
 
 def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarray:

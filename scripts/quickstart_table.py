@@ -1,16 +1,18 @@
-"""Table and plots of the quickstart: python scripts/quickstart_table.py runs/quickstart
+"""Table and plots of a quickstart: python scripts/quickstart_table.py runs/quickstart
 
-Reads the three runs (teacher, student, mdsnn) and their SpikeSim reports below the folder, measures
-both students' distance to the teacher's membranes over the test set, prints the table and writes
-table.md, table.csv and quickstart.png. The students are those of the last epoch, which nobody
-chose; the teacher is that of its best epoch, which taught. The best accuracies stand below: chosen
-on the test set, as SNN papers do.
+Reads the runs (a teacher, and students with and without it) and their SpikeSim reports below the
+folder, measures the students' distance to the teacher's membranes over the test set, prints the
+table and writes table.md, table.csv and quickstart.png. The students are those of the last epoch,
+which nobody chose; the teacher is that of its best epoch, which taught. The best accuracies stand
+below: chosen on the test set, as SNN papers do.
 """
 
 import csv
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
@@ -22,31 +24,50 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_loader import evaluation_loader, load_data_sets
 from distiller import distance_to_teacher
-from load_settings import Settings, load_checkpoint, load_network
+from load_settings import Checkpoint, Settings, load_checkpoint, load_network
 
-RUNS = {  # folder: (label, the checkpoint that the SpikeSim report describes, colour)
-    "teacher": ("teacher (full precision)", "original-best.pth", "tab:gray"),
-    "student": ("student", "student-last.pth", "tab:orange"),
-    "mdsnn": ("MD-SNN", "qamd-last.pth", "tab:blue"),
-}
 COSTS = ("energy", "delay", "area", "edap")
+LABELS = {"original": "teacher (full precision)", "student": "student", "qamd": "MD-SNN"}
+COLOURS = ("tab:gray", "tab:orange", "tab:blue", "tab:green", "tab:red")
+
+
+class Run(NamedTuple):
+    label: str
+    colour: str
+    checkpoint: Checkpoint  # which the SpikeSim report describes
+    metrics: list[dict[str, str]]
+    report: dict
 
 
 def main(folder: Path) -> None:
-    checkpoints = {run: load_checkpoint(folder / run / RUNS[run][1]) for run in RUNS}
-    metrics = {run: read_metrics(folder / run / "metrics.csv") for run in RUNS}
-    reports = {run: json.loads((folder / run / "edap" / "report.json").read_text()) for run in RUNS}
-    settings = checkpoints["mdsnn"].settings
-    networks = {run: load_network(checkpoint) for run, checkpoint in checkpoints.items()}
+    teacher, *students = runs = find_runs(folder)
+    network = load_network(teacher.checkpoint)
+    batches = test_batches(teacher.checkpoint.settings)
     distances = {
-        run: distance_to_teacher(networks["teacher"], networks[run], test_batches(settings))
-        for run in ("student", "mdsnn")
+        run.label: distance_to_teacher(network, load_network(run.checkpoint), batches)
+        for run in students
     }
-    epochs = [str(checkpoint.settings.epochs) for checkpoint in checkpoints.values()]
-    rows = [["epochs", *epochs], *table(checkpoints, metrics, reports, distances)]
-    write_table(folder, rows, settings)
-    plot(folder / "quickstart.png", metrics, distances, reports)
+    write_table(folder, table(runs, distances), teacher.checkpoint.settings, runs)
+    plot(folder / "quickstart.png", runs, distances)
     print(f"\ntable.md, table.csv, quickstart.png and the runs are in {folder}")
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The runs below the folder: the teacher, then students, then MD-SNN; fewer bits first."""
+    found = []
+    for path in folder.glob("*/settings.json"):
+        (file,) = [*path.parent.glob("original-best.pth"), *path.parent.glob("[sq]*-last.pth")]
+        checkpoint = load_checkpoint(file)
+        place = list(LABELS).index(checkpoint.settings.paper_setting)
+        found.append((place, checkpoint.settings.bits or 0, path.parent, checkpoint))
+    kinds = [checkpoint.settings.paper_setting for *_, checkpoint in found]
+    runs = []
+    for colour, (*_, path, checkpoint) in zip(COLOURS, sorted(found), strict=False):
+        kind, bits = checkpoint.settings.paper_setting, checkpoint.settings.bits
+        label = LABELS[kind] + (f", {bits} bits" if kinds.count(kind) > 1 else "")
+        report = json.loads((path / "edap" / "report.json").read_text())
+        runs.append(Run(label, colour, checkpoint, read_metrics(path / "metrics.csv"), report))
+    return runs
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -59,40 +80,39 @@ def test_batches(settings: Settings):
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
 
 
-def table(checkpoints, metrics, reports, distances) -> list[list[str]]:
-    """Rows [quantity, teacher, student, MD-SNN], already formatted."""
+def table(runs: list[Run], distances: dict[str, dict[str, Tensor]]) -> list[list[str]]:
+    """Rows [quantity, a cell per run], already formatted."""
 
-    def row(name: str, cell) -> list[str]:
-        return [name, *(cell(run) for run in RUNS)]
+    def row(name: str, cell: Callable[[Run], str]) -> list[str]:
+        return [name, *map(cell, runs)]
 
-    def distance(name: str, form: str) -> list[str]:
-        def cell(run: str) -> str:
-            return format(distances[run][name].mean().item(), form) if run in distances else "-"
+    def distance(name: str, key: str, form: str) -> list[str]:
+        def cell(run: Run) -> str:
+            measured = distances.get(run.label)
+            return "-" if measured is None else format(measured[key].mean().item(), form)
 
-        return row(
-            {"membrane_kl": "membrane KL to teacher", "differing_spikes": "differing spikes"}[name],
-            cell,
-        )
+        return row(name, cell)
 
     def total(name: str, key: str, scale: float) -> list[str]:
-        return row(name, lambda run: f"{reports[run]['total'][key] * scale:.4g}")
+        return row(name, lambda run: f"{run.report['total'][key] * scale:.4g}")
 
     def ratio(name: str, key: str) -> list[str]:
-        return row(
-            f"{name}, × better",
-            lambda run: f"{reports[run]['ratio'][key]:.2f}" if "ratio" in reports[run] else "1.00",
-        )
+        def cell(run: Run) -> str:
+            return f"{run.report['ratio'][key]:.2f}" if "ratio" in run.report else "1.00"
+
+        return row(f"{name}, × better", cell)
+
+    def spike_rate(run: Run) -> str:
+        return f"{float(run.metrics[run.checkpoint.epoch - 1]['spike_rate']):.2%}"
 
     return [
-        row("bits", lambda run: str(checkpoints[run].settings.bits or "32 (float)")),
-        row("accuracy", lambda run: f"{checkpoints[run].accuracy:.2%}"),
-        row("accuracy, best epoch", lambda run: f"{float(metrics[run][-1]['best_accuracy']):.2%}"),
-        distance("membrane_kl", ".4f"),
-        distance("differing_spikes", ".2%"),
-        row(
-            "spike rate",
-            lambda run: f"{float(metrics[run][checkpoints[run].epoch - 1]['spike_rate']):.2%}",
-        ),
+        row("epochs", lambda run: str(run.checkpoint.settings.epochs)),
+        row("bits", lambda run: str(run.checkpoint.settings.bits or "32 (float)")),
+        row("accuracy", lambda run: f"{run.checkpoint.accuracy:.2%}"),
+        row("accuracy, best epoch", lambda run: f"{float(run.metrics[-1]['best_accuracy']):.2%}"),
+        distance("membrane KL to teacher", "membrane_kl", ".4f"),
+        distance("differing spikes", "differing_spikes", ".2%"),
+        row("spike rate", spike_rate),
         total("energy, µJ", "energy_pj", 1e-6),
         total("delay, ms", "delay_ns", 1e-6),
         total("area, mm²", "area_um2", 1e-6),
@@ -108,8 +128,8 @@ def table(checkpoints, metrics, reports, distances) -> list[list[str]]:
     ]
 
 
-def write_table(folder: Path, rows: list[list[str]], settings: Settings) -> None:
-    header = ["", *(label for label, *_ in RUNS.values())]
+def write_table(folder: Path, rows: list[list[str]], settings: Settings, runs: list[Run]) -> None:
+    header = ["", *(run.label for run in runs)]
     title = (
         f"{settings.data}, MS-ResNet-{settings.model_depth}, width {settings.width}, "
         f"T = {settings.time_window}, seed {settings.seed}"
@@ -126,18 +146,24 @@ def write_table(folder: Path, rows: list[list[str]], settings: Settings) -> None
     (folder / "table.md").write_text(f"{title}\n\n{text}\n")
 
 
-def plot(path: Path, metrics, distances: dict[str, dict[str, Tensor]], reports) -> None:
+def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -> None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    for run, (label, _, colour) in RUNS.items():
-        accuracy = [100 * float(row["test_accuracy"]) for row in metrics[run]]
-        left.plot(range(1, len(accuracy) + 1), accuracy, label=label, color=colour)
+    for run in runs:
+        accuracy = [100 * float(row["test_accuracy"]) for row in run.metrics]
+        left.plot(range(1, len(accuracy) + 1), accuracy, label=run.label, color=run.colour)
     left.set(xlabel="epoch", ylabel="test accuracy, %", title="accuracy")
     left.legend(loc="lower right")
 
-    for run, distance in distances.items():
-        label, _, colour = RUNS[run]
-        share = 100 * distance["differing_spikes"].mean(dim=1)
-        middle.plot(range(1, len(share) + 1), share, marker="o", label=label, color=colour)
+    teacher, *students = runs
+    width = 0.8 / len(students)
+    for number, run in enumerate(students):
+        share = 100 * distances[run.label]["differing_spikes"].mean(dim=1)
+        layers = range(1, len(share) + 1)
+        middle.plot(layers, share, marker="o", label=run.label, color=run.colour)
+        values = [run.report["ratio"][name] for name in COSTS]
+        places = [i + (number - (len(students) - 1) / 2) * width for i in range(len(COSTS))]
+        bars = right.bar(places, values, width, label=run.label, color=run.colour)
+        right.bar_label(bars, fmt="%.1f", fontsize=8)
     middle.set(
         xlabel="LIF layer, in forward order",
         ylabel="%",
@@ -146,15 +172,7 @@ def plot(path: Path, metrics, distances: dict[str, dict[str, Tensor]], reports) 
     middle.set_ylim(bottom=0)
     middle.xaxis.set_major_locator(MaxNLocator(integer=True))
     middle.legend()
-
-    for offset, run in ((-0.2, "student"), (0.2, "mdsnn")):
-        label, _, colour = RUNS[run]
-        values = [reports[run]["ratio"][name] for name in COSTS]
-        bars = right.bar([i + offset for i in range(len(COSTS))], values, 0.4, label=label)
-        for bar in bars:
-            bar.set_color(colour)
-        right.bar_label(bars, fmt="%.1f", fontsize=8)
-    right.axhline(1, color=RUNS["teacher"][2], linestyle="--", label=RUNS["teacher"][0])
+    right.axhline(1, color=teacher.colour, linestyle="--", label=teacher.label)
     right.set(ylabel="times better than the teacher", title="SpikeSim estimate")
     right.set_xticks(range(len(COSTS)), [*COSTS[:-1], "EDAP"])
     right.legend()

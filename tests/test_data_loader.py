@@ -1,5 +1,6 @@
 """The data sets as a user gets them, read from files in their real formats (stand_in_data)."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -557,6 +558,42 @@ def test_a_command_in_the_cifar_environment_accepts_stand_ins(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
     assert result.stdout == "[100, 40, 100, 40]\n", result.stderr
+
+
+def tiny_archive(data_path: Path) -> tuple[Path, str]:
+    """Pack the stand-in as it is published and remove its folder; the archive and its md5."""
+    archive = shutil.make_archive(
+        str(data_path / "tiny-imagenet-200"), "zip", data_path, "tiny-imagenet-200"
+    )
+    shutil.rmtree(data_path / "tiny-imagenet-200")
+    return Path(archive), hashlib.md5(Path(archive).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["archive there", "downloaded"])
+def test_tiny_imagenet_is_unpacked_from_the_archive_with_its_md5(there, data_path, monkeypatch):
+    expected = [part.labels.tolist() for part in load_data_sets("TinyImagenet", data_path, T)]
+    archive, md5 = tiny_archive(data_path)
+    for path in [*data_path.glob("tiny-imagenet-200-*.json")]:
+        path.unlink()
+    monkeypatch.setattr(data_loader, "TINY_IMAGENET", data_loader.TINY_IMAGENET._replace(md5=md5))
+    if not there:
+        elsewhere = archive.rename(data_path.with_name(f"{data_path.name}.zip"))
+
+        def download(url, root, filename, md5_):
+            assert md5_ == md5
+            shutil.copy(elsewhere, Path(root) / filename)
+
+        monkeypatch.setattr(data_loader, "download_url", download)
+    found = [part.labels.tolist() for part in load_data_sets("TinyImagenet", data_path, T)]
+    assert found == expected
+
+
+def test_another_tiny_imagenet_archive_is_refused_and_kept(data_path):
+    archive, md5 = tiny_archive(data_path)
+    text = one_line_error("TinyImagenet", data_path)
+    assert f"{archive} has the md5 {md5}" in text
+    assert archive.exists()
+    assert not (data_path / "tiny-imagenet-200").exists()
 
 
 def no_wnids(folder):

@@ -284,7 +284,15 @@ def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["[" * 100_000, '{"files": [], "crc32": 0}', '{"files": 5, "crc32": "../x"}', "{}"]
+    "content",
+    [
+        "[" * 100_000,
+        "[]",
+        '{"classes": ["a"], "files": [["a", -1, 1, 1]], "crc32": 0}',
+        '{"files": [], "crc32": 0}',
+        '{"files": 5, "crc32": "../x"}',
+        "{}",
+    ],
 )
 def test_a_hostile_index_is_one_line(content, cached, tmp_path):
     cached.write_text(content)

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from sklearn.datasets import load_digits
 
 from conftest import REPOSITORY
+from data_loader import as_atis, digit_events
 
 ENVIRONMENT = Path(sys.prefix)
 QUICK = ["--epochs", "1", "--width", "2"]
@@ -55,6 +57,24 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(copy):
     for run_ in ("teacher", "student", "mdsnn"):
         report = json.loads((out / run_ / "edap" / "report.json").read_text())
         assert any(layer["rate_is_measured"] for layer in report["layers"])
+
+
+def test_the_quickstart_of_events_trains_on_them_at_two_widths(copy):
+    """On thirty digits: data_loader.py takes what lies in the folder and makes the rest of it."""
+    digits = load_digits()
+    events = copy / "data" / "Digits-DVS" / "extract" / "Caltech101"
+    for number, (digit, label) in enumerate(zip(digits.images[:30], digits.target, strict=False)):
+        path = events / str(label) / f"image_{number:04d}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(as_atis(*digit_events(digit)))
+    printed = run("quickstart_dvs.sh", *QUICK, "--batch_size", "8", folder=copy)
+    assert "20 training and 10 test samples of 10 classes, (10, 2, 24, 24)" in printed
+    with (copy / "runs" / "quickstart_dvs" / "table.csv").open(newline="") as file:
+        table = {row[0]: row[1:] for row in csv.reader(file)}
+    assert table[""][1:] == ["student", "MD-SNN, 4 bits", "MD-SNN, 8 bits"]
+    assert table["bits"] == ["32 (float)", "4", "4", "8"]
+    edap = [float(x) for x in table["EDAP, × better"]]
+    assert edap[2] > edap[3] > 1
 
 
 def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(copy):

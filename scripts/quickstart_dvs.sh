@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# The paper's dynamic case on data that are always at hand: scikit-learn's digits as an event camera
+# sees them (data_loader.py, digits-dvs), T = 10. A full-precision teacher, a quantized student and
+# MD-SNN with 8 and 4 bits, their SpikeSim reports, a table and plots in runs/quickstart_dvs/.
+# Arguments are passed to all four trainings: bash scripts/quickstart_dvs.sh --epochs 30
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+out=runs/quickstart_dvs seed=1234
+options=(--data digits-dvs --data_path data --model_depth 18 --width 8 --seed "$seed" --workers 1)
+
+python data_loader.py prepare --data digits-dvs --data_path data
+rm -rf "$out"
+python main.py "${options[@]}" --paper_setting original --epochs 20 \
+    --save_path "$out/teacher" "$@"
+teacher=$out/teacher/original-best.pth
+python main.py "${options[@]}" --paper_setting student --bits 4 --epochs 8 \
+    --save_path "$out/student-4bit" "$@"
+for bits in 8 4; do
+    python main.py "${options[@]}" --paper_setting qamd --bits "$bits" --loss CLK --epochs 8 \
+        --teacher_path "$teacher" --save_path "$out/mdsnn-${bits}bit" "$@"
+done
+
+python -m spikesim_eval report --checkpoint "$teacher" --data_path data \
+    --out "$out/teacher/edap" > /dev/null
+for run in student-4bit/student mdsnn-8bit/qamd mdsnn-4bit/qamd; do
+    python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$teacher" \
+        --data_path data --out "$out/${run%/*}/edap" > /dev/null
+done
+python scripts/quickstart_table.py "$out"
