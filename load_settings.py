@@ -346,6 +346,10 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if args.integer and trained.bits is None:
         raise UserError(f"--integer: {args.eval_only} is a full-precision network")
+    if trained.data == "folder":
+        found, known = len(classes_of_folder(args.data_path)), trained.num_classes
+        if found != known:
+            raise UserError(f"{args.eval_only} knows {known} classes, {args.data_path} has {found}")
     batch_size = trained.batch_size if args.batch_size is None else args.batch_size
     return replace(
         trained,

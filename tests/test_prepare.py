@@ -18,6 +18,7 @@ from spikingjelly.datasets import NCaltech101
 from spikingjelly.datasets.utils import load_ATIS_bin
 
 import data_loader
+import main
 from conftest import REPOSITORY
 from data_loader import EVENT_DATA, OURS, load_data_sets
 from load_settings import UserError
@@ -352,7 +353,7 @@ def run(clone: Path, environment: dict[str, str], command: str) -> str:
 
 def test_raw_events_are_prepared_trained_on_and_evaluated(clone, shell_environment, tmp_path):
     write_events(tmp_path / "data" / "N-Caltech101", per_class=11)  # not in extract/
-    main = (
+    train = (
         f"python main.py --data ncaltech101 --data_path {tmp_path}/data --time_window {T} "
         f"--image_size 24x32 --save_path {tmp_path}/run"
     )
@@ -366,7 +367,7 @@ def test_raw_events_are_prepared_trained_on_and_evaluated(clone, shell_environme
     run(
         clone,
         shell_environment,
-        f"{main} --paper_setting original --width 2 --epochs 2 --batch_size 4 --workers 1",
+        f"{train} --paper_setting original --width 2 --epochs 2 --batch_size 4 --workers 1",
     )
     checkpoint = f"{tmp_path}/run/original-last.pth"
     evaluated = run(
@@ -385,7 +386,7 @@ def test_raw_events_are_prepared_trained_on_and_evaluated(clone, shell_environme
     assert report["accuracy"] in (0.0, 0.5, 1.0)
 
 
-def test_a_folder_of_images_is_trained_on_and_evaluated(clone, shell_environment, tmp_path):
+def test_a_folder_of_images_is_trained_on_and_evaluated(clone, shell_environment, tmp_path, capsys):
     data = write_image_folder(tmp_path / "data")
     common = f"--data folder --data_path {data} --image_size 24 --width 2 --workers 1 --epochs 1"
     for setting, augment in (("original", "basic"), ("student --bits 4", "auto")):
@@ -400,14 +401,12 @@ def test_a_folder_of_images_is_trained_on_and_evaluated(clone, shell_environment
         clone, shell_environment, f"python main.py --eval_only {checkpoint} --data_path {data}"
     )
     assert "of 6 test images" in output
-    result = subprocess.run(
-        [sys.executable, "main.py", "--eval_only", checkpoint, "--image_size", "32"],
-        cwd=clone,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2
-    assert "--image_size 32x32 does not fit" in result.stderr
+    assert main.main(["--eval_only", checkpoint, "--image_size", "32"]) == 2
+    assert "--image_size 32x32 does not fit" in capsys.readouterr().err
+    for part in ("train", "val"):
+        (data / part / "another").mkdir()
+    assert main.main(["--eval_only", checkpoint, "--data_path", str(data)]) == 2
+    assert f"knows 3 classes, {data} has 4" in capsys.readouterr().err
 
 
 def test_images_of_a_folder_are_scaled_and_cropped_in_the_middle(tmp_path):
