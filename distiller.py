@@ -21,11 +21,7 @@ from torch import Tensor, nn
 
 from models.MS_ResNet import MSResNet, folded
 from models.neuron import THRESHOLD
-from quantization import as_rows
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from quantization import as_rows, at_least_float32
 
 
 def softmax_kl_forward(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

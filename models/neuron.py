@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from quantization import (
     MembraneQuantizer,
     as_rows,
+    at_least_float32,
     fake_quantize_backward,
     from_rows,
     integer_codes,
@@ -53,7 +54,7 @@ def lif_forward(
     u = not_fired = None
     for t, current in enumerate(x.unbind()):
         # A membrane potential rounded to half precision fires at other times: keep it in float32.
-        current = current.to(torch.promote_types(x.dtype, torch.float32))
+        current = at_least_float32(current)
         u = current if u is None else torch.addcmul(current, u, not_fired, value=LEAK)
         if want_gradient and (step is not None or t % 8 == 0):
             saved.append(in_window(u) if step is None else u)
@@ -92,19 +93,17 @@ def lif_backward(
 
     A quantized neuron needs no `spikes`: its saved u tells.
     """
-    states = spikes if step is None else saved
-    dtype = torch.promote_types(states.dtype, torch.float32)
     grads, grad_step, grad_u, bits = [], None, None, None
-    for t in reversed(range(len(states))):
+    for t in reversed(range(len(saved if spikes is None else spikes))):
         grad = None
         if step is None:
             # Later timesteps' bits are gone: the highest that is left is this one's.
-            bits = saved[t // 8].to(dtype) if bits is None or t % 8 == 7 else bits
+            bits = saved[t // 8].float() if bits is None or t % 8 == 7 else bits
             window = bits.clone().ge_(2 ** (t % 8))
             bits = bits.sub(window, alpha=2 ** (t % 8))
         if grad_spikes is not None:
             window = window if step is None else in_window(saved[t])
-            grad = window.mul_(grad_spikes[t]).mul_(1 / (2 * WINDOW))
+            grad = (window * grad_spikes[t]).mul_(1 / (2 * WINDOW))
         if grad_membrane is not None:
             grad = grad_membrane[t] if grad is None else grad + grad_membrane[t]
         if step is None:
