@@ -46,14 +46,19 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def is_above(x: Tensor, bound: float) -> Tensor:
+def is_above(x: Tensor, bound: float, out: Tensor | None = None) -> Tensor:
     """1 where x > bound, else 0, in the dtype of x: on a CPU several times faster than a bool."""
-    return x.clone().gt_(bound)
+    return torch.gt(x, bound, out=torch.empty_like(x) if out is None else out)
+
+
+def is_below(x: Tensor, bound: float) -> Tensor:
+    """1 where x < bound, else 0, in the dtype of x."""
+    return torch.lt(x, bound, out=torch.empty_like(x))
 
 
 def inside(scaled: Tensor, low: int, high: int) -> Tensor:
     """1 where low < scaled < high, else 0, in the dtype of `scaled`."""
-    return is_above(scaled, low).mul_(scaled.clone().lt_(high))
+    return is_above(scaled, low).mul_(is_below(scaled, high))
 
 
 def fake_quantize_backward(

@@ -40,22 +40,24 @@ def unfold_time(x: Tensor, time_window: int) -> Tensor:
 
 def lif_forward(
     x: Tensor,
+    spikes: tuple[Tensor, ...],
     step: Tensor | None,
     code_range: tuple[int, int] | None,
     want_membrane: bool,
     want_gradient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Spikes (in the dtype of x) and membrane potentials of input currents x, all (T, neurons).
+) -> tuple[Tensor | None, Tensor | None]:
+    """Membrane potentials of input currents x, both (T, neurons); writes `spikes`, T · (neurons,).
 
-    The third result is what backward needs: whether u is in the surrogate's window, a bit for each
+    The spikes come one timestep each, because a fused kernel is slow at writing parts of a tensor.
+    The second result is what backward needs: whether u is in the surrogate's window, a bit for each
     timestep, as uint8 (T / 8, neurons); with a quantizer's `step`, u itself.
     """
-    spikes, membrane, saved = [], [], []
-    u = not_fired = None
+    membrane, saved = [], []
+    u = fired = None
     for t, current in enumerate(x.unbind()):
         # A membrane potential rounded to half precision fires at other times: keep it in float32.
         current = at_least_float32(current)
-        u = current if u is None else torch.addcmul(current, u, not_fired, value=LEAK)
+        u = current if u is None else torch.addcmul(current, u, 1 - fired, value=LEAK)
         if want_gradient and (step is not None or t % 8 == 0):
             saved.append(in_window(u) if step is None else u)
         elif want_gradient:
@@ -64,13 +66,10 @@ def lif_forward(
             u = integer_codes(u, step, *code_range) * step
         if want_membrane:
             membrane.append(u)
-        fired = is_above(u, THRESHOLD)
-        spikes.append(fired.to(x.dtype))
-        not_fired = 1 - fired
+        fired = is_above(u, THRESHOLD, out=spikes[t]).to(u.dtype)
     if step is None:
         saved = [bits.to(torch.uint8) for bits in saved]
     return (
-        torch.stack(spikes),
         torch.stack(membrane) if want_membrane else None,
         torch.stack(saved) if want_gradient else None,
     )
@@ -126,8 +125,9 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, step, code_range, time_window, want_membrane):
         by_time = as_rows(x).view(time_window, -1)
-        spikes, membrane, saved = lif_forward(
-            by_time, step, code_range, want_membrane, any(ctx.needs_input_grad)
+        spikes = torch.empty_like(by_time)
+        membrane, saved = lif_forward(
+            by_time, spikes.unbind(), step, code_range, want_membrane, any(ctx.needs_input_grad)
         )
         # The next convolution keeps the spikes anyway; a quantized neuron can tell them from u.
         ctx.save_for_backward(spikes if step is None else None, saved, step)
