@@ -98,7 +98,7 @@ def lif_backward(
         if step is None:
             # Later timesteps' bits are gone: the highest that is left is this one's.
             bits = saved[t // 8].float() if bits is None or t % 8 == 7 else bits
-            window = bits.clone().ge_(2 ** (t % 8))
+            window = is_above(bits, 2 ** (t % 8) - 1)
             bits = bits.sub(window, alpha=2 ** (t % 8))
         if grad_spikes is not None:
             window = window if step is None else in_window(saved[t])
