@@ -21,11 +21,7 @@ from torch import Tensor, nn
 
 from models.MS_ResNet import MSResNet, folded
 from models.neuron import THRESHOLD
-from quantization import as_rows
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+from quantization import as_rows, at_least_float32
 
 
 def softmax_kl_forward(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,13 +139,14 @@ class Distiller:
             logits = self.student(images)
             teacher_logits = self.teacher(images)
         else:
-            logits, membranes = self.student(images, membranes=True)
+            # The teacher first: then a layer's membranes, the largest tensors of the step, are gone
+            # before the student's next layer adds to what backward needs.
+            teacher_logits, membranes = self.teacher(images, membranes=True)
 
-            def compare(u_teacher: Tensor) -> None:
-                # Both layers' membranes are freed here: the largest tensors of the step.
-                by_layer.append(self.membrane_loss([membranes.pop(0)], [u_teacher]))
+            def compare(u_student: Tensor) -> None:
+                by_layer.append(self.membrane_loss([u_student], [membranes.pop(0)]))
 
-            teacher_logits = self.teacher(images, membranes=compare)
+            logits = self.student(images, membranes=compare)
 
         terms = {
             "ce": F.cross_entropy(at_least_float32(logits), labels),

@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from benchmarks import distillation_study as study
+from benchmarks.timing import table
 from data_loader import digits_of
 from distiller import (
     BETA,
@@ -125,7 +126,7 @@ def ablation(arguments: Sequence[str] | None = None) -> None:
     text = (
         f"digits, validation images of {len(args.folds)} folds, MS-ResNet-18, width {args.width}, "
         f"T = 4, {BITS} bits, {args.epochs} epochs; mean ± standard deviation, gains ± standard "
-        "error\n\n" + study.table([*header, *study.AGAINST_STUDENT], lines)
+        "error\n\n" + table([*header, *study.AGAINST_STUDENT], lines) + "\n"
     )
     path.with_suffix(".md").write_text(text)
     print(text)

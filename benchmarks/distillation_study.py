@@ -28,6 +28,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 import main
+from benchmarks.timing import table
 from data_loader import digits_of, evaluation_loader
 from distiller import distance_to_teacher
 from load_settings import load_checkpoint, load_network
@@ -173,12 +174,6 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else float("nan")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
 def against_student(ours: list[dict[str, str]], students: list[dict[str, str]]) -> list[str]:
     """Four cells: gain in accuracy (mean ± standard error over the folds, in points), folds in
     which it is a gain, and the ratios of mean membrane KL and of differing spikes."""
@@ -223,7 +218,7 @@ def full_table(rows: list[dict[str, str]]) -> str:
                     against = against_student(runs, students)
                     lines.append([bits, start, method, str(len(runs)), *cells, *against])
     names = (name for name, *_ in MEASURES.values())
-    return table(["bits", "start", "method", "folds", *names, *AGAINST_STUDENT], lines)
+    return table(["bits", "start", "method", "folds", *names, *AGAINST_STUDENT], lines) + "\n"
 
 
 def short_table(rows: list[dict[str, str]], name: str) -> str:
@@ -236,7 +231,7 @@ def short_table(rows: list[dict[str, str]], name: str) -> str:
         for start in STARTS
         if all((bits, start, method) in groups for method in methods)
     ]
-    return f"{MEASURES[name][0]}:\n\n" + table(["bits", "from", *methods], lines)
+    return f"{MEASURES[name][0]}:\n\n" + table(["bits", "from", *methods], lines) + "\n"
 
 
 def plot(path: Path, rows: list[dict[str, str]]) -> None:

@@ -5,13 +5,11 @@ non-ideal crossbars against the digital network; medians of interleaved rounds i
 """
 
 import argparse
-import resource
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
+from benchmarks.timing import in_turn, quartiles, resident_peak
 from data_loader import evaluation_loader, load_data_sets
 from models import QuanMSResNet
 from spikesim_eval.crossbar import Crossbar
@@ -21,6 +19,7 @@ from spikesim_eval.nonideal import accuracy_of, on_crossbars
 from spikesim_eval.sweep import sweep
 from spikesim_eval.trace import trace_network
 
+CPU = torch.device("cpu")
 AXES = {  # 10 · 5 · 10 · 10 · 20 = 100,000 points
     "xbar_size": [16, 32, 48, 64, 96, 128, 192, 256, 384, 512],
     "cell_bits": [1, 2, 3, 4, 8],
@@ -30,36 +29,19 @@ AXES = {  # 10 · 5 · 10 · 10 · 20 = 100,000 points
 }
 
 
-def seconds(function: Callable[[], object], repeats: int = 1) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        function()
-    return (time.perf_counter() - start) / repeats
-
-
-def medians(functions: Sequence[Callable[[], object]], repeats: Sequence[int], rounds: int):
-    """Median seconds of each function, measured in turn."""
-    times = [
-        [seconds(f, n) for f, n in zip(functions, repeats, strict=True)] for _ in range(rounds)
-    ]
-    return [statistics.median(column) for column in zip(*times, strict=True)]
-
-
-def megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def sweep_speed(rounds: int) -> None:
     network = QuanMSResNet(18, 100, 4, 3, 64, bits=4)
     subject = Subject("", trace_network(network, torch.zeros(1, 3, 32, 32), 4, 8, {}, 4))
-    before = megabytes()
+    before = resident_peak()
     points = len(sweep([subject], Chip(), AXES)["pareto"])
-    memory = megabytes() - before
-    functions = (
-        lambda: estimate(subject.network, Chip()),
-        lambda: sweep([subject], Chip(), AXES),
-    )
-    one, grid = medians(functions, (20, 1), rounds)
+    memory = resident_peak() - before
+    functions = {
+        "20 estimates": lambda: [estimate(subject.network, Chip()) for _ in range(20)],
+        "sweep": lambda: sweep([subject], Chip(), AXES),
+    }
+    times, _ = in_turn(functions, rounds, CPU)
+    twenty, grid = (quartiles(times[name])[1] for name in functions)
+    one = twenty / 20
     print(
         f"sweep of {points} points: {grid / one:.0f} times one estimate "
         f"({1e3 * grid:.0f} ms, {1e3 * one:.2f} ms), {memory:.0f} MB more memory"
@@ -75,18 +57,18 @@ def nonideal_speed(rounds: int, width: int) -> None:
     network(next(iter(batches))[0])  # running statistics
     network.eval()
     description = trace_network(network, torch.zeros(1, 1, 16, 16), 4, 8, {}, 4)
-    functions = [lambda: accuracy_of(network, batches, "digital")]
-    labels = ["digital"]
+    functions = {"digital": lambda: accuracy_of(network, batches, "digital")}
     for columns in ("differential", "offset"):
         crossbar = Crossbar(adc_bits=4, columns=columns, sigma=0.1, on_off_ratio=10)
         placed, _ = on_crossbars(network, description, crossbar, seed=0)
-        functions.append(lambda placed=placed: accuracy_of(placed, batches, "crossbars"))
-        labels.append(f"{columns} columns, 4-bit ADC")
-    found = medians(functions, [1] * len(functions), rounds)
-    for label, value in zip(labels[1:], found[1:], strict=True):
+        label = f"{columns} columns, 4-bit ADC"
+        functions[label] = lambda placed=placed: accuracy_of(placed, batches, "crossbars")
+    times, _ = in_turn(functions, rounds, CPU)
+    digital, *others = (quartiles(times[name])[1] for name in functions)
+    for label, value in zip(list(functions)[1:], others, strict=True):
         print(
             f"digits test set, MS-ResNet-18, width {width}, T = 4, {label}: "
-            f"{value / found[0]:.1f} times the digital evaluation ({found[0]:.2f} s)"
+            f"{value / digital:.1f} times the digital evaluation ({digital:.2f} s)"
         )
 
 

@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -25,9 +24,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.timing import quartiles, report, table, wait, with_spread
 from models import MSResNet, batch_norm
 
-RESULTS = Path(__file__).parent / "results"
 HEADER = (
     "width",
     "processes",
@@ -52,8 +51,7 @@ Medians over the rounds, with their quartiles. A step ends when the last process
 - *gradients after backward*: how much longer a step takes (below 0: shorter) that sends all
   gradients at once when backward is over, instead of overlapping them with it.
 - *batch norm's messages alone*: a step's all_reduces of batch norm (one forward and one backward a
-  layer, each waits for the one before) with nothing else to do: latency, the sizes hardly matter.
-"""
+  layer, each waits for the one before) with nothing else to do: latency, sizes hardly matter."""
 
 
 def ways_to_step(network: MSResNet, batch: int) -> dict[str, Callable[[], None]]:
@@ -138,8 +136,7 @@ def measure(rank: int, processes: int, width: int, args: argparse.Namespace, fol
 
 def meet(device: torch.device) -> None:
     dist.barrier()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    wait(device)
 
 
 def run(processes: int, width: int, args: argparse.Namespace) -> dict[str, list[float]]:
@@ -148,11 +145,8 @@ def run(processes: int, width: int, args: argparse.Namespace) -> dict[str, list[
         return json.loads(Path(folder, "seconds.json").read_text())
 
 
-def quartiles(values: Sequence[float]) -> str:
-    """The median, and the quartiles in brackets."""
-    cuts = statistics.quantiles(values, method="inclusive") if len(values) > 1 else 3 * [*values]
-    low, middle, high = (f"{cut:z.0f}" for cut in cuts)
-    return f"{middle} ({low} … {high})"
+def spread(values: list[float]) -> str:
+    return with_spread(quartiles(values), 0)
 
 
 def table_row(
@@ -167,14 +161,14 @@ def table_row(
             f"{processes * batch / step:.1f}",
             f"{100 * alone / step:.0f}",
         ),
-        quartiles([1e3 * s for s in seconds["all"]]),
+        spread([1e3 * s for s in seconds["all"]]),
     ]
     if processes == 1:
         return cells + ["-"] * (len(HEADER) - len(cells))
 
     def share(more: str, less: str) -> str:
         rounds = zip(seconds[more], seconds[less], seconds["all"], strict=True)
-        return quartiles([100 * (a - b) / whole for a, b, whole in rounds])
+        return spread([100 * (a - b) / whole for a, b, whole in rounds])
 
     return [
         *cells,
@@ -183,17 +177,8 @@ def table_row(
         share("all", "batch norm"),
         share("nothing", "one process"),
         share("after backward", "all"),
-        quartiles([1e3 * s for s in seconds["messages"]]),
+        spread([1e3 * s for s in seconds["messages"]]),
     ]
-
-
-def hardware(backend: str) -> str:
-    if backend == "nccl":
-        return f"{torch.cuda.device_count()} × {torch.cuda.get_device_name()}"
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{(models or [platform.processor()])[0]}, {os.cpu_count()} cores"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -202,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, nargs="+", default=[16, 64], help="of the network")
     parser.add_argument("--batch", type=int, default=8, help="images per process and step (8)")
     parser.add_argument("--rounds", type=int, default=4, help="of all ways in turn, widest network")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of scaling.md")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args(arguments)
     cores, most = os.cpu_count() or 1, max(args.processes)
     args.backend = "nccl" if torch.cuda.device_count() >= most else "gloo"
@@ -216,26 +201,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seconds = run(processes, width, args)
             rows.append(table_row(width, processes, args.batch, seconds, alone))
 
-    command = ["python -m benchmarks.scaling"]
-    for name in ("processes", "width"):
-        command += [f"--{name}", *map(str, getattr(args, name))]
-    command += ["--batch", str(args.batch), "--rounds", str(args.rounds)]
-    text = [
-        f"`{' '.join(command)}`\n",
-        f"{hardware(args.backend)}; torch {torch.__version__}, {args.backend}, one thread a "
-        f"process; MS-ResNet-18, T = 4, 32×32, float32, {args.batch} images a process.\n",
-        *(f"| {' | '.join(cells)} |" for cells in (HEADER, ["---"] * len(HEADER), *rows)),
-        f"\n{LEGEND}",
+    parts = [
+        f"{args.backend}, one thread a process; MS-ResNet-18, T = 4, 32×32, float32, {args.batch} "
+        "images a process",
+        table(HEADER, rows),
+        LEGEND,
     ]
     if args.backend == "gloo" and most > cores:
-        text.append(
+        parts.append(
             f"**Oversubscribed**: {most} processes share {cores} cores, so they cannot reach more "
             f"than {100 * cores / most:.0f} % of linear, and their communication is also waiting "
-            "for a core.\n"
+            "for a core."
         )
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "scaling.md").write_text("\n".join(text))
-    print("\n".join(text))
+    device = torch.device("cuda" if args.backend == "nccl" else "cpu")
+    report("scaling", arguments, device, parts, args.out)
 
 
 if __name__ == "__main__":

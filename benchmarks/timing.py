@@ -85,7 +85,7 @@ def ratios(times: list[float], reference: list[float]) -> tuple[float, float, fl
 
 
 def with_spread(values: tuple[float, float, float], digits: int) -> str:
-    low, median, high = (f"{value:.{digits}f}" for value in values)
+    low, median, high = (f"{value:z.{digits}f}" for value in values)
     return f"{median} ({low} … {high})"
 
 
@@ -109,25 +109,25 @@ def peak_megabytes(prepare: Callable[..., Callable[[], object]], *arguments: obj
 
 
 def _measure_peak(queue, prepare, arguments) -> None:
-    before = _resident_peak()
+    before = resident_peak()
     device, function = prepare(*arguments)
     for _ in range(3):
         function()
     on_gpu = device.type == "cuda"
     queue.put(
-        torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else _resident_peak() - before
+        torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident_peak() - before
     )
 
 
-def _resident_peak() -> float:
+def resident_peak() -> float:
     """MB; unlike getrusage's, not inherited from the process that started this one."""
     status = dict(x.split(":") for x in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 1024
 
 
-def table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     """Markdown."""
-    lines = [header, ("---",) * len(header), *rows]
+    lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 

@@ -241,11 +241,12 @@ def sweep_of_time(args: argparse.Namespace, device: torch.device, regions: Regio
 def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Regions) -> str:
     """Bytes that the first stage's LIF must read and write per second, against a copy's."""
     x = torch.randn(args.T, args.batch * args.width * 32 * 32, device=device)
-    spikes, _, saved = lif_forward(x, None, None, False, True)
+    spikes = torch.empty_like(x)
+    _, saved = lif_forward(x, spikes.unbind(), None, None, False, True)
     moved = 4 * x.numel()  # bytes of one float32 tensor
 
     def forward() -> None:
-        compiling.current(lif_forward)(x, None, None, False, True)
+        compiling.current(lif_forward)(x, spikes.unbind(), None, None, False, True)
 
     def backward() -> None:
         compiling.current(lif_backward)(x, None, spikes, saved, None, None)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from quantization import GRID, BatchNormQuantizer, from_rows
+from quantization import GRID, BatchNormQuantizer, at_least_float32, from_rows
 
 
 def several_processes() -> bool:
@@ -33,8 +33,7 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, on_grid: bool) -> Tensor:
 @torch.no_grad()
 def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean and biased variance (C,) of x (N, C, H, W) over all processes; the count of values."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+    mean, var = torch.batch_norm_update_stats(at_least_float32(x), None, None, 0.0)
     count = torch.full_like(mean[:1], x.numel() // x.shape[1], dtype=torch.float64)
     if not several_processes():
         return mean, var, count

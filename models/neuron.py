@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from quantization import (
     MembraneQuantizer,
     as_rows,
+    at_least_float32,
     fake_quantize_backward,
     from_rows,
     integer_codes,
@@ -39,22 +40,24 @@ def unfold_time(x: Tensor, time_window: int) -> Tensor:
 
 def lif_forward(
     x: Tensor,
+    spikes: tuple[Tensor, ...],
     step: Tensor | None,
     code_range: tuple[int, int] | None,
     want_membrane: bool,
     want_gradient: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Spikes (in the dtype of x) and membrane potentials of input currents x, all (T, neurons).
+) -> tuple[Tensor | None, Tensor | None]:
+    """Membrane potentials of input currents x, both (T, neurons); writes `spikes`, T · (neurons,).
 
-    The third result is what backward needs: whether u is in the surrogate's window, a bit for each
+    The spikes come one timestep each, because a fused kernel is slow at writing parts of a tensor.
+    The second result is what backward needs: whether u is in the surrogate's window, a bit for each
     timestep, as uint8 (T / 8, neurons); with a quantizer's `step`, u itself.
     """
-    spikes, membrane, saved = [], [], []
-    u = not_fired = None
+    membrane, saved = [], []
+    u = fired = None
     for t, current in enumerate(x.unbind()):
         # A membrane potential rounded to half precision fires at other times: keep it in float32.
-        current = current.to(torch.promote_types(x.dtype, torch.float32))
-        u = current if u is None else torch.addcmul(current, u, not_fired, value=LEAK)
+        current = at_least_float32(current)
+        u = current if u is None else torch.addcmul(current, u, 1 - fired, value=LEAK)
         if want_gradient and (step is not None or t % 8 == 0):
             saved.append(in_window(u) if step is None else u)
         elif want_gradient:
@@ -63,13 +66,10 @@ def lif_forward(
             u = integer_codes(u, step, *code_range) * step
         if want_membrane:
             membrane.append(u)
-        fired = is_above(u, THRESHOLD)
-        spikes.append(fired.to(x.dtype))
-        not_fired = 1 - fired
+        fired = is_above(u, THRESHOLD, out=spikes[t]).to(u.dtype)
     if step is None:
         saved = [bits.to(torch.uint8) for bits in saved]
     return (
-        torch.stack(spikes),
         torch.stack(membrane) if want_membrane else None,
         torch.stack(saved) if want_gradient else None,
     )
@@ -92,19 +92,17 @@ def lif_backward(
 
     A quantized neuron needs no `spikes`: its saved u tells.
     """
-    states = spikes if step is None else saved
-    dtype = torch.promote_types(states.dtype, torch.float32)
     grads, grad_step, grad_u, bits = [], None, None, None
-    for t in reversed(range(len(states))):
+    for t in reversed(range(len(saved if spikes is None else spikes))):
         grad = None
         if step is None:
             # Later timesteps' bits are gone: the highest that is left is this one's.
-            bits = saved[t // 8].to(dtype) if bits is None or t % 8 == 7 else bits
-            window = bits.clone().ge_(2 ** (t % 8))
+            bits = saved[t // 8].float() if bits is None or t % 8 == 7 else bits
+            window = is_above(bits, 2 ** (t % 8) - 1)
             bits = bits.sub(window, alpha=2 ** (t % 8))
         if grad_spikes is not None:
             window = window if step is None else in_window(saved[t])
-            grad = window.mul_(grad_spikes[t]).mul_(1 / (2 * WINDOW))
+            grad = (window * grad_spikes[t]).mul_(1 / (2 * WINDOW))
         if grad_membrane is not None:
             grad = grad_membrane[t] if grad is None else grad + grad_membrane[t]
         if step is None:
@@ -127,8 +125,9 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, step, code_range, time_window, want_membrane):
         by_time = as_rows(x).view(time_window, -1)
-        spikes, membrane, saved = lif_forward(
-            by_time, step, code_range, want_membrane, any(ctx.needs_input_grad)
+        spikes = torch.empty_like(by_time)
+        membrane, saved = lif_forward(
+            by_time, spikes.unbind(), step, code_range, want_membrane, any(ctx.needs_input_grad)
         )
         # The next convolution keeps the spikes anyway; a quantized neuron can tell them from u.
         ctx.save_for_backward(spikes if step is None else None, saved, step)
