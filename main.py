@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data_loader import ImageSet, evaluation_loader, load_data_sets, loaders, set_epoch
-from distiller import Distiller, at_least_float32, softmax_kl_forward
+from distiller import Distiller, softmax_kl_forward
 from load_settings import (
     Settings,
     UserError,
@@ -48,7 +48,7 @@ from models import MSResNet
 from models.batch_norm import BatchNorm
 from models.compiling import compile_regions
 from models.neuron import THRESHOLD, count_spikes
-from quantization import IntegerNetwork
+from quantization import IntegerNetwork, at_least_float32
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
