@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from http.client import HTTPException
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -134,9 +135,7 @@ def train_loader(
     # The sampler must drop too: padded to equal shares, two processes could get one batch more than
     # a single process.
     drop_last = len(data_set) >= batch_size * world_size
-    sampler = DistributedSampler(
-        data_set, world_size, rank, shuffle=True, seed=seed, drop_last=drop_last
-    )
+    sampler = Shuffled(data_set, world_size, rank, shuffle=True, seed=seed, drop_last=drop_last)
     # Workers start anew each epoch (not persistent): they get their copy of the data set, with its
     # epoch, at their start.
     return DataLoader(
@@ -146,7 +145,24 @@ def train_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=drop_last,
+        worker_init_fn=leave_process_group,
+        generator=torch.Generator(),  # of nothing but the workers' seeds, which are not used
     )
+
+
+class Shuffled(DistributedSampler):
+    """A process's share of an epoch, from its image number `first` on; its length is the whole."""
+
+    first = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(super().__iter__(), self.first, None)
+
+
+def leave_process_group(worker: int) -> None:
+    """A signal to the process group, as of Ctrl-C, is for the main process: it finishes its step,
+    and needs its workers for that."""
+    os.setpgid(0, 0)
 
 
 def evaluation_loader(
@@ -163,12 +179,21 @@ def evaluation_loader(
     processes after the loop.
     """
     share = Subset(data_set, range(rank, len(data_set), world_size))
-    return DataLoader(share, batch_size, num_workers=workers, pin_memory=pin_memory)
+    return DataLoader(
+        share,
+        batch_size,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=leave_process_group,
+        generator=torch.Generator(),
+    )
 
 
-def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Give the next pass over a train_loader the order and the augmentation of `epoch`."""
+def set_epoch(loader: DataLoader, epoch: int, first_batch: int = 0) -> None:
+    """Give the next pass over a train_loader the order and the augmentation of `epoch`, from its
+    batch number `first_batch` on. The loader's length stays that of a whole epoch."""
     loader.sampler.set_epoch(epoch)
+    loader.sampler.first = first_batch * loader.batch_size
     loader.dataset.epoch = epoch
 
 
