@@ -177,10 +177,13 @@ class Run:
             for name in now
             if name not in MAY_CHANGE and now[name] != before[name]
         ]
-        if checkpoint.rest.get("teacher") != self.teacher:
-            differences.append("another teacher's file")
-        if checkpoint.rest.get("training_images") != self.training_images:
-            differences.append("another number of training images")
+        for name, what in (
+            ("teacher", "another teacher's file"),
+            ("training_images", "another number of training images"),
+        ):
+            theirs, ours = checkpoint.rest.get(name), getattr(self, name)
+            if type(theirs) is not type(ours) or theirs != ours:
+                differences.append(what)
         if differences:
             raise UserError(
                 f"--resume: {self.last} is of a run with other settings, here are "
@@ -189,11 +192,11 @@ class Run:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["model"])
-        for parameter, buffer in zip(parameters_of(self.optimizer), state["momentum"], strict=True):
-            if buffer is not None:
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(
-                    parameter
-                ).copy_(buffer)
+        parameters = parameters_of(self.optimizer)
+        for parameter, momentum in zip(parameters, state["momentum"], strict=True):
+            if momentum is not None:
+                buffer = torch.empty_like(parameter).copy_(momentum)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.rows, self.step = state["rows"], state["step"]
         rank, processes = 0, 1
         if self.group is not None:
@@ -351,7 +354,7 @@ def digest(path: str | Path) -> str:
 
 def not_finite(what: str, epoch: int, step: int, last: Path) -> str:
     return (
-        f"{what} is NaN or infinite in step {step} of epoch {epoch}: {last} is from before; try a "
+        f"{what}: not finite in step {step} of epoch {epoch}: {last} is from before; try a "
         "lower --lr, a smaller --clip_grad, or --check_numerics, which names the first layer"
     )
 

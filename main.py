@@ -25,7 +25,7 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -63,16 +63,16 @@ LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor
 LAUNCHED = "RANK" in os.environ  # by torchrun or torch.distributed.launch
 
 
-def of_launcher(name: str, default: int) -> int:
-    text = os.environ.get(name, default) if LAUNCHED else default
-    try:
+def of_launcher(name: str, default: int, smallest: int = 0) -> int:
+    """A number of the environment, which a launcher has set; a mistake in it ends the program."""
+    text = os.environ.get(name, str(default)) if LAUNCHED else str(default)
+    if text.isascii() and text.isdigit() and int(text) >= smallest:
         return int(text)
-    except ValueError:
-        print(f"main.py: error: the environment's {name} is no number: {text!r}", file=sys.stderr)
-        sys.exit(2)
+    print(f"main.py: error: the launcher's {name} makes no sense: {text!r}", file=sys.stderr)
+    sys.exit(2)
 
 
-RANK, WORLD_SIZE = of_launcher("RANK", 0), of_launcher("WORLD_SIZE", 1)
+RANK, WORLD_SIZE = of_launcher("RANK", 0), of_launcher("WORLD_SIZE", 1, smallest=1)
 LOCAL_RANK, LOCAL_WORLD_SIZE = of_launcher("LOCAL_RANK", 0), of_launcher("LOCAL_WORLD_SIZE", 1)
 FIRST_PROCESS = RANK == 0
 COLUMNS = (
@@ -152,14 +152,7 @@ def processes(settings: Settings) -> Iterator[torch.device]:
     if not LAUNCHED:
         yield device
         return
-    backend = "nccl" if use_cuda else "gloo"
-    try:
-        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-        dist.init_process_group(
-            backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=PATIENCE
-        )
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the {WORLD_SIZE} processes cannot meet: {error}") from None
+    store = meet("nccl" if use_cuda else "gloo")
     try:
         refuse_different_settings(settings)
         yield device
@@ -172,6 +165,24 @@ def processes(settings: Settings) -> Iterator[torch.device]:
     # gloo's threads abort now and then if a DistributedDataParallel outlives the group.
     gc.collect()
     dist.destroy_process_group()
+
+
+def meet(backend: str) -> dist.Store:
+    """Start the process group; returns the store that all processes share."""
+    # After a restart torchrun's store still holds what the processes of before have told each
+    # other, and the new ones would wait for those.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        if RANK >= WORLD_SIZE:
+            raise ValueError(f"RANK is {RANK}")
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+        dist.init_process_group(
+            backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=PATIENCE
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the {WORLD_SIZE} processes cannot meet: {error}") from None
+    return store
 
 
 def refuse_different_settings(settings: Settings) -> None:
@@ -330,8 +341,8 @@ def train_epoch(
     sums = EpochSums(run, device)
     images_seen, start = 0, time.perf_counter()
 
-    def found(layer: str) -> None:
-        raise UserError(not_finite(f"what {layer} gives", run.epoch, run.step + 1, run.last))
+    def found(what: str) -> None:
+        raise UserError(not_finite(what, run.epoch, run.step + 1, run.last))
 
     watching = watch_numbers(run.network, found) if settings.check_numerics else nullcontext()
     with watching, progress_bar(batches, "train", len(batches), run.step) as bar:
@@ -601,9 +612,14 @@ def about_run(settings: Settings) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    code = main()
+def leave(code: int) -> NoReturn:
+    """End the program."""
     if LAUNCHED and code != 0:
+        # The process group is still there, and taking it down may hang or abort.
         sys.stdout.flush()
-        os._exit(code)  # the process group is still there: leaving in good order may abort or hang
+        os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    leave(main())

@@ -8,13 +8,16 @@ from torch import Tensor, nn
 
 @contextmanager
 def watch_numbers(network: nn.Module, found: Callable[[str], None]) -> Iterator[None]:
-    """While open, call `found` with the name of a layer whose output is not finite as soon as it is
-    there; "the images" where it is the network's input. Each layer waits for the device."""
+    """While open, call `found` as soon as something is not finite: with "the images", "the weights
+    of LAYER" (a quantizer would clamp them, and hide it) or "the output of LAYER". Each layer waits
+    for the device."""
 
     def hook_of(name: str):
         def check(module: nn.Module, inputs: tuple, output: object) -> None:
+            if not all(x.isfinite().all() for x in module.parameters(recurse=False)):
+                found(f"the weights of {name}")
             if isinstance(output, Tensor) and not output.isfinite().all():
-                found(name)
+                found(f"the output of {name}")
 
         return check
 
