@@ -271,7 +271,7 @@ class Run:
                 "model": dict(self.network.state_dict()),
                 "settings": asdict(self.settings),
                 "epoch": len(self.rows),
-                "accuracy": last_row["test_accuracy"],
+                "accuracy": last_row["test_accuracy"],  # of the last evaluation
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": {"last_epoch": self.steps_done},  # all that it depends on
                 "random_states": [state for state, _ in processes],

@@ -146,7 +146,7 @@ def train_loader(
         pin_memory=pin_memory,
         drop_last=drop_last,
         worker_init_fn=leave_process_group,
-        generator=torch.Generator(),  # of nothing but the workers' seeds, which are not used
+        generator=torch.Generator(),  # leaves the global one alone: --resume restores its state
     )
 
 
