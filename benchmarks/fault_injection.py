@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -154,27 +155,32 @@ def signals(folder: Path, expected: list[bytes]) -> list[Row]:
 
 def full_disks(count: int, folder: Path, expected: list[bytes]) -> Row:
     """A limit of the size of files that cuts off a checkpoint at `count` different places."""
-    import resource
+    survived, options = 0, [*RUN, "--save_path", str(folder)]
+    step_is_done = program.Run.step_is_done
 
-    survived = 0
+    def cut_off(run: program.Run, sums) -> None:
+        step_is_done(run, sums)
+        if run.steps_done == 7:
+            raise KeyboardInterrupt
+
     for number in range(count):
         shutil.rmtree(folder, ignore_errors=True)
-        options = [*RUN, "--save_path", str(folder)]
         with mock.patch("builtins.print"):
-            program.main([*options[: options.index("3")], "1", *options[options.index("3") + 1 :]])
+            with mock.patch.object(program.Run, "step_is_done", cut_off):
+                program.main(options)
             before = (folder / "student-last.pth").read_bytes()
             limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(
-                resource.RLIMIT_FSIZE, (len(before) * (number + 1) // (count + 1), limit[1])
-            )
+            size = len(before) * (number + 1) // (count + 1)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
             try:
                 code = program.main(options)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, limit)
             kept = (folder / "student-last.pth").read_bytes() == before
             kept = kept and not list(folder.glob("*.tmp"))
-            ok = code == 2 and kept and program.main(options) == 0 and end(folder) == expected
-        survived += ok
+            survived += (
+                code == 2 and kept and program.main(options) == 0 and end(folder) == expected
+            )
     return "disk full while a checkpoint is written", count, survived, count - survived
 
 
@@ -193,8 +199,6 @@ def clean_exits(count: int, folder: Path) -> list[Row]:
 
 def hostile(count: int, folder: Path) -> list[Row]:
     """The property tests, and files cut off; a failure raises."""
-    from load_settings import check_writable
-
     run = [*STUDENT, "--epochs", "1", "--save_path", str(folder)]
     with mock.patch("builtins.print"):
         program.main(run)
@@ -202,7 +206,6 @@ def hostile(count: int, folder: Path) -> list[Row]:
     layers = folder / "layers.json"
     np.savez_compressed(npz, frames=np.random.default_rng(0).poisson(1, (4, 2, 180, 240)) * 1.0)
     layers.write_text(json.dumps(hostile_input.LAYER_LIST))
-    check_writable(folder)
     shares = {"argument lists": 6, "layer lists": 3, "checkpoints, evaluated and resumed": 1}
     tries: tuple[Callable[[int], None], ...] = (
         hostile_input.try_arguments,
