@@ -1,6 +1,7 @@
 """A run that is interrupted, wherever and however, and resumed ends as one that was not."""
 
 import csv
+import errno
 import os
 import resource
 import signal
@@ -17,14 +18,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import main
 from checkpoints import Run, save_whole
 from conftest import REPOSITORY
-from data_loader import ImageSet
+from data_loader import ImageSet, set_epoch, train_loader
 from load_settings import load_checkpoint
 
 # Five steps an epoch.
 DIGITS = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
 STUDENT = [*DIGITS, "--paper_setting", "student", "--bits", "4", "--epochs", "2", "--deterministic"]
-WORKER = Path(__file__).with_name("train_in_float64.py")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone"]
 
 
 @pytest.fixture(autouse=True)
@@ -382,3 +381,34 @@ def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
     monkeypatch.undo()
     assert train(tmp_path, "--resume") == 0
     assert_same_end(tmp_path, uninterrupted)
+
+
+def test_a_loader_that_starts_later_reads_none_of_the_images_before():
+    read = []
+
+    def note(item: int) -> torch.Tensor:
+        read.append(item)
+        return torch.tensor([item])
+
+    data_set = ImageSet(range(50), [0] * 50, note)
+    loader = train_loader(data_set, 4, rank=1, world_size=2, workers=0, seed=3)
+    set_epoch(loader, 7)
+    whole = [images for images, _ in loader]
+    read.clear()
+    set_epoch(loader, 7, first_batch=4)
+    rest = [images for images, _ in loader]
+    assert len(loader) == len(whole) == 6
+    assert torch.equal(torch.stack(rest), torch.stack(whole[4:]))
+    assert len(read) == 8
+    set_epoch(loader, 7)
+    assert len(list(loader)) == 6
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, capfd, monkeypatch):
+    def no_locks(*arguments) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    assert train(tmp_path, "--epochs", "1") == 0
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if "no neuron" not in x]
+    assert line.startswith(f"main.py: warning: {tmp_path} cannot be locked (No locks available)")
