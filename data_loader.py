@@ -35,7 +35,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from http.client import HTTPException
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,6 +256,33 @@ def loaders(
     )
 
 
+class Shuffled(DistributedSampler):
+    """A process's share of an epoch, from its image number `first` on; its length is the whole."""
+
+    first = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(super().__iter__(), self.first, None)
+
+
+def training_order(
+    data_set: Dataset, batch_size: int, rank: int, world_size: int, seed: int
+) -> tuple[Shuffled, bool]:
+    """(shuffled indices of process `rank`, whether an incomplete last batch is dropped).
+
+    Batch k of all processes together is the same set of images for any `world_size` with the same
+    global batch batch_size · world_size. Images left over after the last global batch are dropped
+    for this epoch. A data set smaller than one global batch gives one partial batch per process, of
+    equal sizes: up to world_size − 1 images come twice.
+    """
+    # The sampler must drop too: padded to equal shares, two processes could get one batch more than
+    # a single process.
+    drop_last = len(data_set) >= batch_size * world_size
+    return Shuffled(
+        data_set, world_size, rank, shuffle=True, seed=seed, drop_last=drop_last
+    ), drop_last
+
+
 class DeviceLoader:
     """The batches of train_loader or evaluation_loader, taken from images on the device.
 
@@ -269,12 +296,12 @@ class DeviceLoader:
         self,
         data_set: ImageSet,
         batch_size: int,
-        sampler: DistributedSampler | range,
+        sampler: Shuffled | range,
         drop_last: bool,
         device: torch.device,
     ):
         self.dataset, self.sampler, self.device = data_set, sampler, device
-        self.batch_size, self.drop_last, self.first_batch = batch_size, drop_last, 0
+        self.batch_size, self.drop_last = batch_size, drop_last
         self.images = data_set.images
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
@@ -291,30 +318,15 @@ class DeviceLoader:
         augment, draws = self.dataset.augment, None
         if augment is not None:
             draws = augment.draw(len(self.dataset), seed_of(self.dataset.seed, self.dataset.epoch))
-        order = torch.tensor(list(self.sampler))
-        for batch in order.split(self.batch_size)[self.first_batch : len(self)]:
+        order = torch.tensor(list(self.sampler), dtype=torch.int64)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            if self.drop_last and len(batch) < self.batch_size:
+                break
             images = self.images[batch.to(self.images.device)].to(self.device)
             if draws is not None:
                 images = augment.of_batch(images, draws[batch].to(self.device))
             yield images / self.white, self.dataset.labels[batch].to(self.device)
-
-
-def training_order(
-    data_set: Dataset, batch_size: int, rank: int, world_size: int, seed: int
-) -> tuple[DistributedSampler, bool]:
-    """(shuffled indices of process `rank`, whether an incomplete last batch is dropped).
-
-    Batch k of all processes together is the same set of images for any `world_size` with the same
-    global batch batch_size · world_size. Images left over after the last global batch are dropped
-    for this epoch. A data set smaller than one global batch gives one partial batch per process, of
-    equal sizes: up to world_size − 1 images come twice.
-    """
-    # The sampler must drop too: padded to equal shares, two processes could get one batch more than
-    # a single process.
-    drop_last = len(data_set) >= batch_size * world_size
-    return DistributedSampler(
-        data_set, world_size, rank, shuffle=True, seed=seed, drop_last=drop_last
-    ), drop_last
 
 
 def train_loader(
@@ -337,7 +349,15 @@ def train_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=drop_last,
+        worker_init_fn=leave_process_group,
+        generator=torch.Generator(),  # leaves the global one alone: --resume restores its state
     )
+
+
+def leave_process_group(worker: int) -> None:
+    """A signal to the process group, as of Ctrl-C, is for the main process: it finishes its step,
+    and needs its workers for that."""
+    os.setpgid(0, 0)
 
 
 def evaluation_loader(
@@ -354,12 +374,21 @@ def evaluation_loader(
     processes after the loop.
     """
     share = Subset(data_set, range(rank, len(data_set), world_size))
-    return DataLoader(share, batch_size, num_workers=workers, pin_memory=pin_memory)
+    return DataLoader(
+        share,
+        batch_size,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=leave_process_group,
+        generator=torch.Generator(),
+    )
 
 
-def set_epoch(loader: DeviceLoader | DataLoader, epoch: int) -> None:
-    """Give the next pass over training batches the order and the augmentation of `epoch`."""
+def set_epoch(loader: DeviceLoader | DataLoader, epoch: int, first_batch: int = 0) -> None:
+    """Give the next pass over training batches the order and the augmentation of `epoch`, from its
+    batch number `first_batch` on. The loader's length stays that of a whole epoch."""
     loader.sampler.set_epoch(epoch)
+    loader.sampler.first = first_batch * loader.batch_size
     loader.dataset.epoch = epoch
 
 

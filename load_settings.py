@@ -74,6 +74,7 @@ LIMITS = {  # smallest and largest value; the largest are far above any use
     "seed": (0, 2**63 - 1),
     "workers": (0, 256),
     "num_classes": (2, 10**5),
+    "save_every": (1, 10**9),
 }
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
 
@@ -119,6 +120,9 @@ class Settings:
     augment: str = "basic"
     image_size: str | None = None  # "HxW"; None: the data set's own
     num_classes: int | None = None  # of a folder; None: the data set's own
+    resume: bool = False
+    save_every: int | None = None
+    check_numerics: bool = False
 
 
 class Checkpoint(NamedTuple):
@@ -128,6 +132,7 @@ class Checkpoint(NamedTuple):
     model: dict[str, Tensor]
     epoch: int
     accuracy: float
+    rest: dict[str, Any]  # all of the file, not checked: --resume does that
 
 
 class Parser(argparse.ArgumentParser):
@@ -196,6 +201,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="default 0")
     add("--data_path", default="./data", help="where the data sets lie (default ./data)")
     add("--save_path", help="where checkpoints and logs go (default ./checkpoints/RUN)")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from SETTING-last.pth in the save path if there is one, else start",
+    )
+    add("--save_every", type=int, metavar="N", help="save every N steps too, not only every epoch")
     add("--eval_only", metavar="CKPT", help="print the test accuracy of a checkpoint and stop")
     add("--integer", action="store_true", help="with --eval_only: also with integers alone")
     workers = min(4, os.cpu_count() or 1)
@@ -209,6 +220,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--amp", action="store_true", help="bf16 autocast; membranes and losses stay in float32")
     add("--compile", action="store_true", help="fused kernels; compiling takes up to a minute")
     add("--deterministic", action="store_true", help="same seed, same numbers")
+    add(
+        "--check_numerics",
+        action="store_true",
+        help="slow: stop at the first layer that gives NaN or infinite numbers, with its name",
+    )
     # torch.distributed.launch passes one of these; the environment says the same.
     add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
     return parser
@@ -303,6 +319,9 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         augment=args.augment,
         image_size=_other_image_size(args.image_size, args.data),
         num_classes=len(classes_of_folder(args.data_path)) if is_folder else None,
+        resume=args.resume,
+        save_every=args.save_every,
+        check_numerics=args.check_numerics,
     )
     default_path = f"./checkpoints/{run_name(settings)}"
     return replace(settings, save_path=args.save_path or default_path)
@@ -519,7 +538,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise UserError(f"{not_ours}: it holds no {name}, or another type")
     settings = _settings_from(content["settings"], not_ours)
     _check_weights(content["model"], settings, path)
-    return Checkpoint(settings, content["model"], content["epoch"], content["accuracy"])
+    return Checkpoint(settings, content["model"], content["epoch"], content["accuracy"], content)
 
 
 def _settings_from(saved: dict, not_ours: str) -> Settings:
@@ -556,8 +575,7 @@ def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
         network = build_network(settings).state_dict()
     expected = {name: (x.dtype, tuple(x.shape)) for name, x in network.items()}
     found = {
-        name: (x.dtype, tuple(x.shape)) if _is_plain_tensor(x) else None
-        for name, x in model.items()
+        name: (x.dtype, tuple(x.shape)) if is_plain_tensor(x) else None for name, x in model.items()
     }
     for name in expected | found:
         if expected.get(name) != found.get(name):
@@ -573,7 +591,7 @@ def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
             )
 
 
-def _is_plain_tensor(x: Any) -> bool:
+def is_plain_tensor(x: Any) -> bool:
     return (
         isinstance(x, Tensor)
         and not x.is_nested
@@ -613,7 +631,18 @@ def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:
         is_free = parameter.dim() <= 1 or name.endswith("quantizer.step")
         (free if is_free else decayed).append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": settings.weight_decay, "initial_lr": settings.lr},
+        {"params": free, "weight_decay": 0.0, "initial_lr": settings.lr},
     ]
     return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, steps: int, steps_done: int = 0
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Cosine from `initial_lr` to 0 over `steps`. The rate depends on the number of the step alone,
+    so a resumed run has that of an uninterrupted one, also of one that was given more epochs."""
+    cosine = BETA_SCHEDULES["cosine"]
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: cosine(step / steps), last_epoch=steps_done - 1
+    )

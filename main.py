@@ -11,27 +11,32 @@ import csv
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from checkpoints import Run, Stopped, digest, disk_errors, not_finite
 from data_loader import ImageSet, evaluation_loader, load_data_sets, loaders, set_epoch
 from distiller import Distiller, softmax_kl_forward
 from load_settings import (
@@ -39,6 +44,7 @@ from load_settings import (
     UserError,
     build_network,
     build_optimizer,
+    build_scheduler,
     data_set_of,
     load_checkpoint,
     load_network,
@@ -47,22 +53,27 @@ from load_settings import (
 from models import MSResNet
 from models.batch_norm import BatchNorm
 from models.compiling import compile_regions
-from models.neuron import THRESHOLD, count_spikes
+from models.neuron import LIF, THRESHOLD, count_spikes
+from models.numerics import watch_numbers
 from quantization import IntegerNetwork, at_least_float32
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
 LAUNCHED = "RANK" in os.environ  # by torchrun or torch.distributed.launch
-RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE = (
-    int(os.environ.get(name, default)) if LAUNCHED else default
-    for name, default in (
-        ("RANK", 0),
-        ("WORLD_SIZE", 1),
-        ("LOCAL_RANK", 0),
-        ("LOCAL_WORLD_SIZE", 1),
-    )
-)
+
+
+def of_launcher(name: str, default: int, smallest: int = 0) -> int:
+    """A number of the environment, which a launcher has set; a mistake in it ends the program."""
+    text = os.environ.get(name, str(default)) if LAUNCHED else str(default)
+    if text.isascii() and text.isdigit() and int(text) >= smallest:
+        return int(text)
+    print(f"main.py: error: the launcher's {name} makes no sense: {text!r}", file=sys.stderr)
+    sys.exit(2)
+
+
+RANK, WORLD_SIZE = of_launcher("RANK", 0), of_launcher("WORLD_SIZE", 1, smallest=1)
+LOCAL_RANK, LOCAL_WORLD_SIZE = of_launcher("LOCAL_RANK", 0), of_launcher("LOCAL_WORLD_SIZE", 1)
 FIRST_PROCESS = RANK == 0
 COLUMNS = (
     "epoch",
@@ -77,10 +88,17 @@ COLUMNS = (
     "spike_rate",
     "images_per_second",
 )
+# How long a process waits for another that says nothing. One that dies is noticed at once; a
+# checkpoint may take its time on a slow disk.
+PATIENCE = timedelta(minutes=10)
+# What may differ between the nodes of a run.
+PER_PROCESS = {"data_path", "save_path", "teacher_path", "eval_only", "workers"}
+READ_EVERY = 10  # steps: reading a number waits for the GPU
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 0, or 2 for a mistake of the user's."""
+    """Run one command line; returns the exit code: 0, 2 for what the user has to know of, and
+    128 + its number after a signal."""
     try:
         settings = parse_settings(argv, WORLD_SIZE)
         with processes(settings) as device:
@@ -88,11 +106,31 @@ def main(argv: Sequence[str] | None = None) -> int:
                 train(settings, device)
             else:
                 print_accuracy(settings, device)
-    except UserError as error:
-        if LOCAL_RANK == 0:  # all processes of a node meet the same mistake
-            print("main.py: error:", " ".join(str(error).split()), file=sys.stderr)
+    except (Stopped, KeyboardInterrupt) as stop:
+        if FIRST_PROCESS:
+            print("main.py:", str(stop) or "interrupted", file=sys.stderr)
+        return 128 + getattr(stop, "signal_number", signal.SIGINT)
+    except Exception as error:
+        text = what_to_say(error)
+        if text is None:
+            raise
+        # Before the processes have met, all of a node meet the same mistake.
+        if getattr(error, "said_first", LOCAL_RANK == 0):
+            print("main.py: error:", " ".join(text.split()), file=sys.stderr)
         return 2
     return 0
+
+
+def what_to_say(error: Exception) -> str | None:
+    """The line for the user about what ended the run; None where it is a fault of the program."""
+    text, go_on = str(error), "the same command with --resume goes on from SETTING-last.pth"
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
+        return f"{text.splitlines()[0]} (killed, or no memory left?): {go_on}"
+    if LAUNCHED and (isinstance(error, dist.DistError) or "gloo" in text):
+        return f"another process of this run has died or is silent: {go_on}"
+    return None
 
 
 @contextmanager
@@ -114,13 +152,52 @@ def processes(settings: Settings) -> Iterator[torch.device]:
     if not LAUNCHED:
         yield device
         return
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    store = meet("nccl" if use_cuda else "gloo")
     try:
+        refuse_different_settings(settings)
         yield device
-    finally:
-        # gloo's threads abort now and then if a DistributedDataParallel outlives the group.
-        gc.collect()
-        dist.destroy_process_group()
+    except Exception as error:
+        # Of all processes one tells the user, the one that meets the trouble first. The group
+        # stays: while a DistributedDataParallel is alive, destroying it may abort.
+        with suppress(RuntimeError):  # the store has gone with the process that kept it
+            error.said_first = store.add("said", 1) == 1
+        raise
+    # gloo's threads abort now and then if a DistributedDataParallel outlives the group.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def meet(backend: str) -> dist.Store:
+    """Start the process group; returns the store that all processes share."""
+    # After a restart torchrun's store still holds what the processes of before have told each
+    # other, and the new ones would wait for those.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        if RANK >= WORLD_SIZE:
+            raise ValueError(f"RANK is {RANK}")
+        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        store = dist.PrefixStore(f"attempt {attempt}", store)
+        dist.init_process_group(
+            backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=PATIENCE
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the {WORLD_SIZE} processes cannot meet: {error}") from None
+    return store
+
+
+def refuse_different_settings(settings: Settings) -> None:
+    """Processes that were started one by one may have got different arguments."""
+    ours = {name: x for name, x in asdict(settings).items() if name not in PER_PROCESS}
+    ours["teacher's file"] = settings.teacher_path and digest(settings.teacher_path)
+    all_settings: list[dict[str, Any]] = [ours] * WORLD_SIZE
+    dist.all_gather_object(all_settings, ours)
+    for rank, theirs in enumerate(all_settings):
+        for name, value in theirs.items():
+            if value != all_settings[0][name]:
+                raise UserError(
+                    f"process {rank} was started with {name} {value}, process 0 with "
+                    f"{all_settings[0][name]}: start all with the same options"
+                )
 
 
 def keep_freed_memory() -> None:
@@ -182,7 +259,8 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
 def train(settings: Settings, device: torch.device) -> None:
     make_deterministic(settings)
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
-    train_batches, test_batches = loaders(*data_sets(settings), *shard, settings.seed, device)
+    train_set, test_set = data_sets(settings)
+    train_batches, test_batches = loaders(train_set, test_set, *shard, settings.seed, device)
 
     network = build_network(settings)
     teacher = None
@@ -194,9 +272,6 @@ def train(settings: Settings, device: torch.device) -> None:
     if settings.accumulate > 1:
         slow_down_running_statistics(network, settings.accumulate)
     optimizer = build_optimizer(network, settings)
-    steps = settings.epochs * len(train_batches)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-
     student = network
     if WORLD_SIZE > 1:
         # Batch norm statistics are already the same on all processes: nothing to broadcast.
@@ -204,28 +279,32 @@ def train(settings: Settings, device: torch.device) -> None:
     loss_function = build_loss(settings, student, teacher)
     del teacher  # the loss has a faster copy
 
-    log = Log(settings) if FIRST_PROCESS else None
-    best_accuracy = 0.0
-    for epoch in range(1, settings.epochs + 1):
-        set_epoch(train_batches, epoch)
-        if isinstance(loss_function, Distiller):
-            loss_function.set_epoch(epoch, settings.epochs)
-        network.train()
-        row = {"epoch": epoch, "lr": scheduler.get_last_lr()[0]}
-        row |= train_epoch(
-            student, loss_function, train_batches, optimizer, scheduler, settings, device
-        )
-        correct, total, row["spike_rate"] = evaluate(network, test_batches, device, settings.amp)
-        row["test_accuracy"] = correct / total
-        is_best = row["test_accuracy"] > best_accuracy or epoch == 1
-        best_accuracy = row["best_accuracy"] = max(best_accuracy, row["test_accuracy"])
-        if log is not None:
-            log.write(row)
-            save_checkpoints(network, optimizer, scheduler, settings, row, is_best)
+    steps = len(train_batches)
+    with Run(settings, network, optimizer, len(train_set), steps) as run:
+        if run.steps_done == 0:
+            run.save()  # finds out now whether a checkpoint can be written
+        scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done)
+        log = Log(settings, run.rows) if FIRST_PROCESS else None
+        for epoch in range(run.epoch, settings.epochs + 1):
+            set_epoch(train_batches, epoch, run.step)
+            if isinstance(loss_function, Distiller):
+                loss_function.set_epoch(epoch, settings.epochs)
+            network.train()
+            row = {"epoch": epoch, "lr": settings.lr * scheduler.lr_lambdas[0](steps * (epoch - 1))}
+            row |= train_epoch(
+                student, loss_function, train_batches, optimizer, scheduler, settings, device, run
+            )
+            correct, total, row["spike_rate"], silent = evaluate(
+                network, test_batches, device, settings.amp
+            )
+            row["test_accuracy"] = correct / total
+            row["best_accuracy"] = max(run.best_accuracy, row["test_accuracy"])
+            run.epoch_is_done(row)
+            if log is not None:
+                log.write(row, silent)
     if log is not None:
-        log.close()
         print(
-            f"best accuracy {best_accuracy:.2%}, last {row['test_accuracy']:.2%}; "
+            f"best accuracy {run.best_accuracy:.2%}, last {run.rows[-1]['test_accuracy']:.2%}; "
             f"checkpoints in {settings.save_path}"
         )
 
@@ -263,36 +342,94 @@ def train_epoch(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     settings: Settings,
     device: torch.device,
+    run: Run,
 ) -> dict[str, float]:
-    """One pass over the training data; means over all images and processes."""
-    sums: dict[str, Tensor] = {}
+    """One pass over the training data, or its rest; means over all images and processes."""
+    sums = EpochSums(run, device)
     images_seen, start = 0, time.perf_counter()
-    bar = tqdm(batches, desc="train", leave=False, disable=not FIRST_PROCESS)
-    for step, (images, labels) in enumerate(bar):
-        images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
-        optimizer.zero_grad()
-        means = add_gradients(student, loss_function, images, labels, settings)
-        if settings.clip_grad:
-            # Surrogate gradients through many timesteps and layers now and then explode.
-            parameters = (p for group in optimizer.param_groups for p in group["params"])
-            nn.utils.clip_grad_norm_(parameters, settings.clip_grad)
-        optimizer.step()
-        scheduler.step()
 
-        for name, mean in means.items():
-            sums[name] = sums.get(name, 0) + mean * len(labels)
-        images_seen += len(labels) * WORLD_SIZE
-        if step % 10 == 0:  # reading a number waits for the GPU
-            bar.set_postfix(
-                loss=f"{means['loss'].item():.3f}",
-                accuracy=f"{means['train_accuracy'].item():.1%}",
-                img_per_s=f"{images_seen / (time.perf_counter() - start):.0f}",
-            )
-    totals = add_over_processes(torch.stack(list(sums.values())))
+    def found(what: str) -> None:
+        raise UserError(not_finite(what, run.epoch, run.step + 1, run.last))
+
+    watching = watch_numbers(run.network, found) if settings.check_numerics else nullcontext()
+    with watching, progress_bar(batches, "train", len(batches), run.step) as bar:
+        for images, labels in bar:
+            images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+            optimizer.zero_grad()
+            means = add_gradients(student, loss_function, images, labels, settings)
+            # Surrogate gradients through many timesteps and layers now and then explode.
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            limit = settings.clip_grad or math.inf
+            norm = nn.utils.clip_grad_norm_(parameters, limit)
+            optimizer.step()
+            scheduler.step()
+
+            sums.add(means, norm, len(labels))
+            images_seen += len(labels) * WORLD_SIZE
+            if run.step % READ_EVERY == 0:
+                sums.check()
+                bar.set_postfix(
+                    loss=f"{means['loss'].item():.3f}",
+                    accuracy=f"{means['train_accuracy'].item():.1%}",
+                    img_per_s=f"{images_seen / (time.perf_counter() - start):.0f}",
+                )
+            run.step_is_done(sums.read)
+    row = sums.means()
     speed = images_seen / (time.perf_counter() - start)
-    return dict(zip(sums, (totals / images_seen).tolist(), strict=True)) | {
-        "images_per_second": None if settings.deterministic else round(speed, 1)
-    }
+    return row | {"images_per_second": None if settings.deterministic else round(speed, 1)}
+
+
+def progress_bar(batches: DataLoader, name: str, total: int, done: int = 0) -> tqdm:
+    """For a person who watches: nothing where the output is no terminal."""
+    disable = None if FIRST_PROCESS else True
+    return tqdm(batches, name, total, leave=False, initial=done, disable=disable)
+
+
+class EpochSums:
+    """This process's sums over the images of an epoch: the loss, its terms and the accuracy.
+
+    They stay on the device, and so does the first step in which one was NaN or infinite.
+    """
+
+    def __init__(self, run: Run, device: torch.device):
+        self.run = run
+        float64 = {"dtype": torch.float64, "device": device}
+        self.sums = {name: torch.tensor(x, **float64) for name, x in run.sums.items()}
+        self.first_bad: dict[str, Tensor] = {}
+        self.never = torch.tensor(math.inf, **float64)
+
+    def add(self, means: dict[str, Tensor], gradient_norm: Tensor, images: int) -> None:
+        """Add a batch's means; `gradient_norm` is only looked at."""
+        for name, mean in (*means.items(), ("images", torch.ones_like(self.never))):
+            self.sums[name] = self.sums.get(name, 0) + mean * images
+        terms = {name: x for name, x in means.items() if name not in ("loss", "train_accuracy")}
+        # The first of those that go wrong in the same step is named: the terms before their sum.
+        for name, x in (terms | {"loss": means["loss"], "gradient": gradient_norm}).items():
+            bad_step = self.never.where(x.isfinite(), self.run.step + 1)
+            self.first_bad[name] = torch.minimum(self.first_bad.get(name, self.never), bad_step)
+
+    def check(self) -> None:
+        """Raise UserError, in all processes, where a number was not finite in one."""
+        if self.first_bad:
+            first = torch.stack(list(self.first_bad.values()))
+            first = add_over_processes(first, dist.ReduceOp.MIN).tolist()
+            step, name = min(zip(first, self.first_bad, strict=True), key=lambda pair: pair[0])
+            if step < math.inf:
+                what = "the gradient" if name == "gradient" else f"the loss term {name}"
+                raise UserError(not_finite(what, self.run.epoch, int(step), self.run.last))
+
+    def read(self) -> dict[str, float]:
+        """The sums of this process."""
+        self.check()
+        return dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
+
+    def means(self) -> dict[str, float]:
+        """Means over the images of all processes."""
+        self.check()
+        totals = add_over_processes(torch.stack(list(self.sums.values())))
+        means = dict(zip(self.sums, totals.tolist(), strict=True))
+        images = means.pop("images")
+        return {name: total / images for name, total in means.items()}
 
 
 def add_gradients(
@@ -326,27 +463,31 @@ def add_gradients(
 @torch.no_grad()
 def evaluate(
     network: nn.Module, batches: DataLoader, device: torch.device, amp: bool
-) -> tuple[int, int, float]:
-    """(correct images, all images, spikes per neuron and timestep) over all processes."""
+) -> tuple[int, int, float, list[str]]:
+    """(correct images, all images, spikes per neuron and timestep) over all processes, and the
+    names of layers that never fired."""
     network.eval()
     counts = torch.zeros(2, dtype=torch.int64, device=device)
     with count_spikes(network) as spikes:
-        for images, labels in tqdm(batches, "test", leave=False, disable=not FIRST_PROCESS):
+        for images, labels in progress_bar(batches, "test", len(batches)):
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 logits = network(images)
             counts += torch.stack(
                 [(logits.argmax(1) == labels).sum(), counts.new_tensor(len(labels))]
             )
+    layers = [name for name, layer in network.named_modules() if isinstance(layer, LIF)]
     zero = torch.zeros(2, network.time_window, dtype=torch.float64, device=device)
-    fired, neurons = add_over_processes(sum(spikes.values(), zero)).sum(dim=1)
+    by_layer = torch.stack([spikes.get(name, zero) for name in layers])
+    fired, neurons = add_over_processes(by_layer).sum(dim=2).unbind(dim=1)
+    silent = [name for name, count in zip(layers, fired.tolist(), strict=True) if count == 0]
     correct, total = add_over_processes(counts).tolist()
-    return correct, total, (fired / neurons).item()
+    return correct, total, (fired.sum() / neurons.sum()).item(), silent
 
 
-def add_over_processes(x: Tensor) -> Tensor:
+def add_over_processes(x: Tensor, how: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
     if WORLD_SIZE > 1:
-        dist.all_reduce(x)
+        dist.all_reduce(x, how)
     return x
 
 
@@ -356,7 +497,7 @@ def print_accuracy(settings: Settings, device: torch.device) -> None:
     _, test_set = data_sets(settings)
     batch_size = max(1, settings.batch_size // WORLD_SIZE)
     batches = evaluation_loader(test_set, batch_size, RANK, WORLD_SIZE, settings.workers)
-    correct, total, spike_rate = evaluate(network, batches, device, settings.amp)
+    correct, total, spike_rate, _ = evaluate(network, batches, device, settings.amp)
     if FIRST_PROCESS:
         print(
             f"accuracy {correct / total:.2%} ({correct} of {total} test images), "
@@ -371,7 +512,7 @@ def print_integer_accuracy(network: nn.Module, batches: DataLoader, device: torc
     """Evaluate with integers alone and count the spikes that differ from the network's own."""
     integer_network = IntegerNetwork(network)
     counts = torch.zeros(4, dtype=torch.int64, device=device)
-    for images, labels in tqdm(batches, "integer", leave=False, disable=not FIRST_PROCESS):
+    for images, labels in progress_bar(batches, "integer", len(batches)):
         images, labels = images.to(device), labels.to(device)
         _, membranes = network(images, membranes=True)
         try:
@@ -394,34 +535,64 @@ def print_integer_accuracy(network: nn.Module, batches: DataLoader, device: torc
 
 
 class Log:
-    """What a run leaves beside its checkpoints: settings.json, metrics.csv, TensorBoard events."""
+    """What a run leaves beside its checkpoints: settings.json, metrics.csv, TensorBoard events.
 
-    def __init__(self, settings: Settings):
-        # Imported here: it takes seconds, and only the first process of a training needs it.
-        from torch.utils.tensorboard import SummaryWriter
+    A resumed run writes them anew, from the rows of its checkpoint: nothing is there twice, and
+    nothing of an epoch that was lost.
+    """
 
-        folder = Path(settings.save_path)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "settings.json").write_text(json.dumps(about_run(settings), indent=2) + "\n")
-        self.metrics = folder / "metrics.csv"
-        with self.metrics.open("w", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writeheader()
-        self.tensorboard = SummaryWriter(folder)
+    def __init__(self, settings: Settings, rows: list[dict[str, Any]]):
+        # Imported here: only the first process of a training needs it. A SummaryWriter would write
+        # in a thread, which dies with a traceback when the disk is full.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-    def write(self, row: dict[str, Any]) -> None:
+        self.event, self.summary, self.record_writer = Event, Summary, RecordWriter
+        self.folder = Path(settings.save_path)
+        self.metrics = self.folder / "metrics.csv"
+        self.events = self.folder / "events.out.tfevents.md-snn"
+        with disk_errors(self.folder):
+            about = json.dumps(about_run(settings), indent=2) + "\n"
+            (self.folder / "settings.json").write_text(about)
+            for old in self.folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            with self.metrics.open("w", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writeheader()
+            with self.events.open("wb") as file:
+                version = Event(wall_time=time.time(), file_version="brain.Event:2")
+                RecordWriter(file).write(version.SerializeToString())
+            for row in rows:
+                self.append(row, row["time"])
+
+    def append(self, row: dict[str, Any], wall_time: float) -> None:
         with self.metrics.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
-        for name, value in row.items():
-            if name != "epoch" and value is not None:
-                self.tensorboard.add_scalar(name, value, row["epoch"])
+            csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerow(row)
+        values = [
+            self.summary.Value(tag=name, simple_value=row[name])
+            for name in COLUMNS[1:]
+            if row.get(name) is not None
+        ]
+        event = self.event(
+            wall_time=wall_time, step=row["epoch"], summary=self.summary(value=values)
+        )
+        with self.events.open("ab") as file:
+            self.record_writer(file).write(event.SerializeToString())
+
+    def write(self, row: dict[str, Any], silent: list[str]) -> None:
+        """Log an epoch and print it; `silent` are the layers that never fired in its evaluation."""
+        with disk_errors(self.folder):
+            self.append(row, time.time())
         print(
             f"epoch {row['epoch']}: loss {row['loss']:.4f}, train {row['train_accuracy']:.2%}, "
             f"test {row['test_accuracy']:.2%}, spike rate {row['spike_rate']:.2%}",
             flush=True,
         )
-
-    def close(self) -> None:
-        self.tensorboard.close()
+        if silent:
+            print(
+                f"main.py: warning: no neuron of {', '.join(silent)} fired for any test image",
+                file=sys.stderr,
+            )
 
 
 def about_run(settings: Settings) -> dict[str, Any]:
@@ -446,41 +617,14 @@ def about_run(settings: Settings) -> dict[str, Any]:
     }
 
 
-def save_checkpoints(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    settings: Settings,
-    row: dict[str, Any],
-    is_best: bool,
-) -> None:
-    """Write SETTING-last.pth and, where this epoch is the best so far, SETTING-best.pth."""
-    checkpoint = {
-        "model": dict(network.state_dict()),
-        "settings": asdict(settings),
-        "epoch": row["epoch"],
-        "accuracy": row["test_accuracy"],
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "random_states": {
-            "python": random.getstate(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all(),
-        },
-    }
-    for name in ("last", "best") if is_best else ("last",):
-        save_whole(checkpoint, Path(settings.save_path) / f"{settings.paper_setting}-{name}.pth")
-
-
-def save_whole(checkpoint: dict[str, Any], path: Path) -> None:
-    """Replace the file at `path` or leave it as it was: a reader never sees half a checkpoint."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def leave(code: int) -> NoReturn:
+    """End the program."""
+    if LAUNCHED and code != 0:
+        # The process group is still there, and taking it down may hang or abort.
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

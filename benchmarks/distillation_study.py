@@ -98,7 +98,7 @@ def run(out: Path, name: str, fold: int, data_of: Callable, options: Sequence[st
     batches = evaluation_loader(data_sets[1], 64, 0, 1, workers=0)
     student = load_network(load_checkpoint(checkpoint))
     distance = distance_to_teacher(load_network(load_checkpoint(teacher)), student, batches)
-    _, _, spike_rate = main.evaluate(student, batches, torch.device("cpu"), amp=False)
+    spike_rate = main.evaluate(student, batches, torch.device("cpu"), amp=False)[2]
     ours, baseline = (
         estimate(trace_checkpoint(path).network, Chip()).total for path in (checkpoint, teacher)
     )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import main
+from checkpoints import Run
 from conftest import DIGITS
 from distiller import Distiller
 from load_settings import Settings, build_optimizer, load_checkpoint, parse_settings
@@ -72,8 +73,9 @@ def trained(setting: str, parts: int) -> tuple[dict[str, Tensor], dict[str, floa
         (images[k : k + 4].repeat(2, 1, 1, 1), labels[k : k + 4].repeat(2)) for k in (0, 4, 8)
     ]
     network.train()
+    run = Run(settings, network, optimizer, training_images=12, steps_per_epoch=3)
     row = main.train_epoch(
-        network, loss_function, batches, optimizer, scheduler, settings, torch.device("cpu")
+        network, loss_function, batches, optimizer, scheduler, settings, torch.device("cpu"), run
     )
     return network.state_dict(), row
 

@@ -290,21 +290,6 @@ def test_the_hardware_report_refuses_what_is_not_our_checkpoint(setting, trained
     assert files_below(tmp_path) == {path}
 
 
-def test_a_save_that_fails_half_way_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
-    path = tmp_path / "net.pth"
-    main.save_whole({"epoch": 1}, path)
-    before = path.read_bytes()
-
-    def fails_half_way(content, file):
-        file.write(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(torch, "save", fails_half_way)
-    with pytest.raises(OSError, match="no space"):
-        main.save_whole({"epoch": 2}, path)
-    assert path.read_bytes() == before
-
-
 def test_the_process_that_meets_a_damaged_image_says_so(tmp_path):
     folder = write_tiny_imagenet(tmp_path, classes=2, per_class=2, val_per_class=2)
     damaged = folder / "val" / "images" / "val_1.JPEG"  # test image 1 is the second process's

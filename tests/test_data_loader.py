@@ -381,7 +381,7 @@ def both_loaders(data_set, batch_size=16, rank=0, world_size=1, epoch=1):
 
 
 @pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100", "TinyImagenet", "digits"])
-@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("world_size", [1, 3, 50])  # of 50, some have nothing to do
 def test_on_the_device_evaluation_is_exactly_that_of_torchvisions_loader(
     data, world_size, data_path
 ):
@@ -402,6 +402,20 @@ def test_on_the_device_training_batches_hold_the_same_images(size, world_size):
     for rank in range(world_size):
         loaders_of_rank = both_loaders(ImageSet(images, range(size)), 16, rank, world_size)
         for ours, theirs in zip(*loaders_of_rank, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("data", ["CIFAR10", "ncaltech101"])
+def test_an_epoch_can_be_gone_on_with_at_any_batch(data, data_path):
+    train, _ = load_data_sets(data, data_path, T)
+    loader, _ = loaders(train, train, 8, 0, 1, 0, 5, torch.device("cpu"))
+    set_epoch(loader, 1)
+    whole = list(loader)
+    assert len(whole) == len(loader)
+    for first in (1, len(whole) - 1, len(whole)):
+        set_epoch(loader, 1, first)
+        assert len(loader) == len(whole)
+        for ours, theirs in zip(loader, whole[first:], strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 

@@ -1,0 +1,447 @@
+"""Nothing of a run is lost: checkpoints that are whole, --resume, signals, one run per save path.
+
+SETTING-last.pth holds all that a training goes on from: it is written when the training starts,
+every --save_every steps, after every epoch, and when a signal ends the run. What is read back from
+one may come from anywhere: all of it is checked, and a fault is one line (UserError).
+"""
+
+import fcntl
+import hashlib
+import io
+import math
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from load_settings import Checkpoint, Settings, UserError, is_plain_tensor, load_checkpoint
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Settings that a resumed run may change: how it runs, how long, and where its files are. The
+# teacher's file is compared, not its path.
+MAY_CHANGE = {
+    *("epochs", "data_path", "save_path", "teacher_path", "eval_only", "integer", "workers"),
+    *("device", "compile", "deterministic", "resume", "save_every", "check_numerics"),
+}
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A signal has ended the run, after a whole step and with everything saved."""
+
+    def __init__(self, text: str, signal_number: int):
+        super().__init__(text)
+        self.signal_number = signal_number
+
+
+class Run:
+    """A training between its start and its end, over all interruptions; used as a context.
+
+    While it is open no other run can have the save path, and signals end it between two steps.
+
+    Attributes:
+        rows: metrics of the epochs that are done.
+        step: steps that are done of the next epoch.
+        sums: this process's sums over those steps.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        training_images: int,
+        steps_per_epoch: int,
+    ):
+        self.settings, self.network, self.optimizer = settings, network, optimizer
+        self.training_images, self.steps_per_epoch = training_images, steps_per_epoch
+        self.teacher = None if settings.teacher_path is None else digest(settings.teacher_path)
+        self.last = Path(settings.save_path) / f"{settings.paper_setting}-last.pth"
+        self.best = self.last.with_name(f"{settings.paper_setting}-best.pth")
+        self.rows: list[dict[str, Any]] = []
+        self.step = 0
+        self.sums: dict[str, float] = {}
+        self.received = 0
+        self.asked: tuple[Tensor, dist.Work] | None = None
+        self.group = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs or comes next, counted from 1."""
+        return len(self.rows) + 1
+
+    @property
+    def steps_done(self) -> int:
+        return len(self.rows) * self.steps_per_epoch + self.step
+
+    @property
+    def best_accuracy(self) -> float:
+        return max((row["test_accuracy"] for row in self.rows), default=0.0)
+
+    def __enter__(self) -> "Run":
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            # For numbers that lie in main memory, also where the tensors are on GPUs.
+            self.group = dist.new_group(backend="gloo")
+        self.lock = None
+        state = self._of_first_process(self._open_save_path)
+        if state is not None:
+            self._restore(state)
+        self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, kind, *error) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if kind is None and self.asked is not None:
+            self.asked[1].wait()
+        if self.lock is not None:
+            self.lock.close()
+
+    def _of_first_process(self, function: Callable[[], Any]) -> Any:
+        """What `function` returns in the first process; a UserError of it is raised in all."""
+        if self.group is None:
+            return function()
+        outcome = [None, None]
+        if dist.get_rank() == 0:
+            try:
+                outcome[0] = function()
+            except UserError as error:
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome, src=0, group=self.group)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        return outcome[0]
+
+    def _open_save_path(self) -> dict[str, Any] | None:
+        """Take the save path; the checked contents of SETTING-last.pth where the run goes on."""
+        with disk_errors(self.last.parent):
+            self.last.parent.mkdir(parents=True, exist_ok=True)
+            self.lock = lock(self.last.parent)
+            for path in (self.last, self.best):
+                temporary(path).unlink(missing_ok=True)  # of a run that was killed
+        if self.settings.resume and os.path.lexists(self.last):
+            return self._read()
+        return None
+
+    def _read(self) -> dict[str, Any]:
+        checkpoint = load_checkpoint(self.last)
+        rest = checkpoint.rest
+        if "rows" not in rest:
+            raise UserError(
+                f"{self.last} is of a version without --resume: it can be evaluated and taught "
+                "from, not gone on with"
+            )
+        self._refuse_another_run(checkpoint)
+        cannot = f"cannot go on from {self.last}: its"
+        rows, step, sums, random_states = (
+            rest.get(name) for name in ("rows", "step", "sums", "random_states")
+        )
+        if not are_rows(rows) or len(rows) != checkpoint.epoch:
+            raise UserError(f"{cannot} metrics of {checkpoint.epoch} epochs are damaged")
+        if len(rows) > self.settings.epochs:
+            raise UserError(
+                f"{self.last} has already trained for {len(rows)} epochs, more than --epochs "
+                f"{self.settings.epochs}"
+            )
+        if type(step) is not int or not 0 <= step <= self.steps_per_epoch:
+            raise UserError(f"{cannot} number of steps is damaged")
+        if not are_sums(sums) or (not sums[0] and step > 0):
+            raise UserError(f"{cannot} sums are damaged")
+        if not are_random_states(random_states) or len(random_states) != len(sums):
+            raise UserError(f"{cannot} random states are damaged")
+        momentum = momentum_of(rest.get("optimizer"), parameters_of(self.optimizer))
+        if momentum is None:
+            raise UserError(f"{cannot} optimizer does not fit its network, or is not finite")
+        return {
+            "model": checkpoint.model,
+            "momentum": momentum,
+            "rows": rows,
+            "step": step,
+            "sums": sums,
+            "random_states": random_states,
+        }
+
+    def _refuse_another_run(self, checkpoint: Checkpoint) -> None:
+        before, now = asdict(checkpoint.settings), asdict(self.settings)
+        differences = [
+            f"--{name} {now[name]} instead of {before[name]}"
+            for name in now
+            if name not in MAY_CHANGE and now[name] != before[name]
+        ]
+        for name, what in (
+            ("teacher", "another teacher's file"),
+            ("training_images", "another number of training images"),
+        ):
+            theirs, ours = checkpoint.rest.get(name), getattr(self, name)
+            if type(theirs) is not type(ours) or theirs != ours:
+                differences.append(what)
+        if differences:
+            raise UserError(
+                f"--resume: {self.last} is of a run with other settings, here are "
+                f"{', '.join(differences)}: use the same, or another --save_path"
+            )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["model"])
+        parameters = parameters_of(self.optimizer)
+        for parameter, momentum in zip(parameters, state["momentum"], strict=True):
+            if momentum is not None:
+                buffer = torch.empty_like(parameter).copy_(momentum)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        self.rows, self.step = state["rows"], state["step"]
+        rank, processes = 0, 1
+        if self.group is not None:
+            rank, processes = dist.get_rank(), dist.get_world_size()
+        sums = state["sums"]
+        if len(sums) != processes:  # the first process takes over all of them
+            names = sums[0] if rank == 0 else ()
+            total = {name: math.fsum(part[name] for part in sums) for name in names}
+            self.sums = dict.fromkeys(sums[0], 0.0) | total
+        else:
+            self.sums = sums[rank]
+        if rank < len(state["random_states"]):
+            set_random_state(state["random_states"][rank])
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.received = number
+
+    def step_is_done(self, sums: Callable[[], dict[str, float]]) -> None:
+        """To be called after each step, by all processes: saves and stops where it is time to.
+
+        `sums` gives this process's sums of the epoch so far, or raises UserError where the state
+        is not worth saving. Raises Stopped after a signal.
+        """
+        self.step += 1
+        number = self._agreed_signal()
+        every = self.settings.save_every
+        if number or (every is not None and self.steps_done % every == 0):
+            self.sums = sums()
+            self.save()
+        if number:
+            raise Stopped(
+                f"stopped by {signal.Signals(number).name} after step {self.step} of epoch "
+                f"{self.epoch}: the same command with --resume goes on from {self.last}",
+                number,
+            )
+
+    def _agreed_signal(self) -> int:
+        """The signal on which all processes stop after this step, or 0.
+
+        They may receive it in different steps, so each step asks all. The answer is taken a step
+        later: it has then long been there, and nobody has waited for it.
+        """
+        if self.group is None:
+            return self.received
+        before, flag = self.asked, torch.tensor(self.received)
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self.asked = flag, work
+        if before is None:
+            return 0
+        before[1].wait()
+        return int(before[0])
+
+    def epoch_is_done(self, row: dict[str, Any]) -> None:
+        """Save after an epoch with these metrics, as the best too if it is."""
+        is_best = row["test_accuracy"] > self.best_accuracy or not self.rows
+        self.rows.append(row | {"time": time.time()})
+        self.step, self.sums = 0, {}
+        self.save(is_best)
+
+    def save(self, is_best: bool = False) -> None:
+        """Write SETTING-last.pth, and before it SETTING-best.pth; called by all processes."""
+        tensors = [*self.network.state_dict().values(), *momentum_buffers(self.optimizer)]
+        if not torch.stack([x.isfinite().all() for x in tensors]).all():
+            raise UserError(not_finite("a weight", self.epoch, self.step, self.last))
+        processes = [(random_state(), self.sums)]
+        if self.group is not None:
+            processes *= dist.get_world_size()
+            dist.all_gather_object(processes, (random_state(), self.sums), group=self.group)
+        if self.group is None or dist.get_rank() == 0:
+            last_row = self.rows[-1] if self.rows else {"test_accuracy": 0.0}
+            content = {
+                "model": dict(self.network.state_dict()),
+                "settings": asdict(self.settings),
+                "epoch": len(self.rows),
+                "accuracy": last_row["test_accuracy"],  # of the last evaluation
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": {"last_epoch": self.steps_done},  # all that it depends on
+                "random_states": [state for state, _ in processes],
+                "sums": [sums for _, sums in processes],
+                "rows": self.rows,
+                "step": self.step,
+                "training_images": self.training_images,
+                "teacher": self.teacher,
+            }
+            # The best one first: were it last, a run killed between the two would lack it.
+            for path in (self.best, self.last) if is_best else (self.last,):
+                with disk_errors(path):
+                    save_whole(content, path)
+        if self.group is not None:
+            # The process that ends first ends the others: none before the checkpoint is there.
+            dist.barrier(group=self.group)
+
+
+def temporary(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")
+
+
+def save_whole(content: dict[str, Any], path: Path) -> None:
+    """Replace the file at `path` or leave it as it was: a reader never sees half a checkpoint."""
+    buffer = io.BytesIO()  # torch.save into a file would hide why the disk refuses
+    torch.save(content, buffer)
+    try:
+        with temporary(path).open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary(path), path)
+    except BaseException:
+        temporary(path).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """A disk that is full or refuses to write ends the run with one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): what is already there is whole; "
+            "with room on the disk the same command with --resume goes on"
+        ) from None
+
+
+def lock(folder: Path) -> io.IOBase:
+    """A file that this process holds until it is closed or the process ends, however it ends.
+
+    A record lock: a loader's workers do not inherit it, and it also works over NFS. Raises
+    UserError where another process has it.
+    """
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise UserError(
+            f"another run is writing into {folder}: wait for its end, or choose another --save_path"
+        ) from None
+    except OSError as error:  # a file system without locks
+        print(
+            f"main.py: warning: {folder} cannot be locked ({error.strerror}): "
+            "nothing keeps a second run from using it",
+            file=sys.stderr,
+        )
+    return file
+
+
+def digest(path: str | Path) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+
+
+def not_finite(what: str, epoch: int, step: int, last: Path) -> str:
+    return (
+        f"{what}: not finite in step {step} of epoch {epoch}: {last} is from before; try a "
+        "lower --lr, a smaller --clip_grad, or --check_numerics, which names the first layer"
+    )
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """In the order in which the optimizer's state_dict numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def momentum_buffers(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [state["momentum_buffer"] for state in optimizer.state.values()]
+
+
+def momentum_of(state_dict: Any, parameters: list[Tensor]) -> list[Tensor | None] | None:
+    """The momentum of each parameter in a saved optimizer; None where that is damaged.
+
+    Nothing else is taken from it: learning rate and weight decay are the settings'.
+    """
+    states = state_dict.get("state") if isinstance(state_dict, dict) else None
+    if not isinstance(states, dict) or not set(states) <= set(range(len(parameters))):
+        return None
+    momentum: list[Tensor | None] = [None] * len(parameters)
+    for number, state in states.items():
+        buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
+        expected = parameters[number].dtype, parameters[number].shape
+        if not is_plain_tensor(buffer) or (buffer.dtype, buffer.shape) != expected:
+            return None
+        if not buffer.isfinite().all():
+            return None
+        momentum[number] = buffer
+    return momentum
+
+
+def random_state() -> dict[str, Any]:
+    """Of this process. NumPy's global one is used nowhere."""
+    return {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def are_random_states(states: Any) -> bool:
+    """Whether they could be set: tried on generators of their own."""
+    if not isinstance(states, list) or not states:
+        return False
+    try:
+        for state in states:
+            random.Random().setstate(state["python"])
+            if not (is_plain_tensor(state["torch"]) and state["torch"].is_contiguous()):
+                return False
+            torch.Generator().set_state(state["torch"])
+            if state["cuda"] is not None and torch.cuda.is_available():
+                torch.Generator("cuda").set_state(state["cuda"])
+    except Exception:  # whatever the three raise for what is not theirs
+        return False
+    return True
+
+
+def are_sums(sums: Any) -> bool:
+    """A non-empty list of dictionaries of finite numbers, all with the same names."""
+    return (
+        isinstance(sums, list)
+        and len(sums) > 0
+        and all(isinstance(part, dict) and part.keys() == sums[0].keys() for part in sums)
+        and all(type(x) is float and math.isfinite(x) for part in sums for x in part.values())
+        and (not sums[0] or sum(part.get("images", 0) for part in sums) > 0)
+        and (not sums[0] or {"loss", "train_accuracy"} <= sums[0].keys())
+    )
+
+
+def are_rows(rows: Any) -> bool:
+    """A list of metrics, one dictionary of numbers an epoch."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return False
+    numbers = ("test_accuracy", "best_accuracy", "time")
+    return all(
+        row.get("epoch") == epoch
+        and all(type(row.get(name)) is float and math.isfinite(row[name]) for name in numbers)
+        and all(type(name) is str for name in row)
+        and all(type(x) in (int, float, type(None)) for x in row.values())
+        for epoch, row in enumerate(rows, 1)
+    )

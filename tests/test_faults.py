@@ -1,0 +1,334 @@
+"""Faults of several processes, hostile files, and numbers gone wrong: one line, never a hang."""
+
+import copy
+import csv
+import itertools
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import main
+from benchmarks import hostile_input
+from conftest import DIGITS, REPOSITORY
+from data_loader import ImageSet
+from load_settings import load_checkpoint
+from stand_in_data import write_ncaltech101
+
+WORKER = Path(__file__).with_name("train_in_float64.py")
+ORIGINAL = ["--paper_setting", "original", "--epochs", "2", "--save_every", "1"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def launch(
+    processes: int, folder: Path, *options: str, fault: str = "", restarts: int = 0
+) -> subprocess.CompletedProcess:
+    """Six steps of 16 digits each in float64, two epochs of three."""
+    environment = os.environ | ({"FAULT": fault} if fault else {})
+    launcher = [*TORCHRUN, f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
+    return subprocess.run(
+        [*launcher, str(WORKER), *ORIGINAL, "--save_path", str(folder), *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+
+
+def lines_of_ours(result: subprocess.CompletedProcess) -> list[str]:
+    lines = result.stderr.splitlines()
+    return [line for line in lines if line.startswith(("main.py: error:", "main.py: stopped"))]
+
+
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
+    """Last weights and metrics."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return torch.load(folder / "original-last.pth", weights_only=True)["model"], rows
+
+
+def assert_close(found: tuple, expected: tuple) -> None:
+    for name, x in expected[0].items():
+        torch.testing.assert_close(found[0][name], x, rtol=1e-9, atol=1e-9, msg=name)
+    assert [row["epoch"] for row in found[1]] == [row["epoch"] for row in expected[1]]
+    for row, wanted in zip(found[1], expected[1], strict=True):
+        for name in ("loss", "train_accuracy", "test_accuracy", "spike_rate"):
+            assert float(row[name]) == pytest.approx(float(wanted[name]), rel=1e-9), name
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> tuple:
+    folder = tmp_path_factory.mktemp("one")
+    assert launch(1, folder).returncode == 0
+    return outcome(folder)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(one_process, tmp_path):
+    result = launch(2, tmp_path, fault="SIGTERM 1 2")
+    assert result.returncode != 0
+    (line,) = lines_of_ours(result)
+    assert "stopped by SIGTERM after step 3 of epoch 1" in line
+    assert result.stderr.count("Traceback") == 1  # the launcher's own
+    # One process goes on from what two have done.
+    assert launch(1, tmp_path, "--resume").returncode == 0
+    assert_close(outcome(tmp_path), one_process)
+
+
+def test_a_killed_process_ends_the_run_with_one_line_and_two_go_on(one_process, tmp_path):
+    result = launch(2, tmp_path, fault="SIGKILL 1 5")
+    assert result.returncode != 0
+    (line,) = lines_of_ours(result)
+    assert "another process of this run has died" in line
+    assert launch(2, tmp_path, "--resume").returncode == 0
+    assert_close(outcome(tmp_path), one_process)
+
+
+def test_torchrun_restarts_a_run_of_which_a_process_was_killed(one_process, tmp_path):
+    result = launch(2, tmp_path, "--resume", fault="SIGKILL 0 5", restarts=1)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert_close(outcome(tmp_path), one_process)
+
+
+def start_process(rank: int, folder: Path, *options: str, **environment: str) -> subprocess.Popen:
+    """A process of two as a launcher would start it."""
+    launcher = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29561",
+    }
+    digits = ["--data", "digits", "--width", "1", "--paper_setting", "original"]
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(REPOSITORY / "main.py"),
+            *digits,
+            "--save_path",
+            str(folder),
+            *options,
+        ],
+        env=os.environ | launcher | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_processes_started_with_different_options_are_refused(tmp_path):
+    processes = [start_process(0, tmp_path), start_process(1, tmp_path, "--lr", "0.2")]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [2, 2]
+    lines = [line for _, err in outputs for line in err.splitlines()]
+    assert [line for line in lines if line.startswith("main.py")] == [  # torch may warn too
+        "main.py: error: process 1 was started with lr 0.2, process 0 with 0.1: "
+        "start all with the same options"
+    ]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("RANK", "first", "RANK makes no sense: 'first'"),
+        ("WORLD_SIZE", "", "WORLD_SIZE makes no sense: ''"),
+        ("LOCAL_RANK", "0.5", "LOCAL_RANK makes no sense: '0.5'"),
+        ("RANK", "-1", "RANK makes no sense: '-1'"),
+        ("RANK", "2", "the 2 processes cannot meet: RANK is 2"),
+        ("WORLD_SIZE", "0", "WORLD_SIZE makes no sense: '0'"),
+        ("MASTER_ADDR", "", "MASTER_ADDR"),
+        ("MASTER_PORT", "port", "'port'"),
+        ("MASTER_PORT", "99999", "99999"),
+    ],
+)
+def test_a_broken_environment_of_a_launcher_is_one_line(name, value, expected, tmp_path):
+    process = start_process(0, tmp_path, **{name: value})
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.count("\n") == 1
+    assert err.startswith("main.py: error: ")
+    assert expected in err
+
+
+class Bomb:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, sign: Path):
+        self.sign = sign
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.sign}",)
+
+
+def test_nothing_in_a_checkpoint_or_in_frames_is_executed(trained, tmp_path, capfd):
+    sign, checkpoint = tmp_path / "exploded", tmp_path / "bomb.pth"
+    good = torch.load(trained["original"], weights_only=True)
+    bombs = {
+        "in place of the checkpoint": lambda: torch.save(Bomb(sign), checkpoint),
+        "in it": lambda: torch.save(good | {"rows": [Bomb(sign)]}, checkpoint),
+        "a bare pickle": lambda: checkpoint.write_bytes(pickle.dumps(Bomb(sign))),
+    }
+    for plant in bombs.values():
+        plant()
+        assert main.main(["--eval_only", str(checkpoint)]) == 2
+        assert capfd.readouterr().err.count("\n") == 1
+    frames = write_ncaltech101(tmp_path, time_window=4, classes=2, per_class=3)
+    file = sorted(frames.rglob("*.npz"))[0]
+    np.savez(file, frames=np.array([Bomb(sign)], dtype=object))
+    ncaltech101 = ["--data", "ncaltech101", "--time_window", "4", "--data_path", str(tmp_path)]
+    assert main.main([*ncaltech101, "--paper_setting", "original"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert not sign.exists()
+
+
+def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = [*DIGITS, "--width", "1", "--paper_setting", "student", "--bits", "4"]
+    run += ["--batch_size", "240", "--save_path", str(tmp_path)]
+    assert main.main(run) == 0
+    hostile_input.try_arguments(300)
+    hostile_input.try_layer_lists(300, tmp_path)
+    hostile_input.try_checkpoints(200, run, tmp_path / "student-last.pth")
+    npz = sorted(write_ncaltech101(tmp_path, time_window=4, classes=1).rglob("*.npz"))[0]
+    layers = tmp_path / "layers.json"
+    layers.write_text(json.dumps(hostile_input.LAYER_LIST))
+    hostile_input.try_cut_files(100, tmp_path / "student-last.pth", npz, layers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"rows": [{}]}, "metrics of 1 epochs are damaged"),
+        ({"rows": []}, "metrics of 1 epochs are damaged"),
+        ({"step": 6}, "number of steps is damaged"),
+        ({"step": 2, "sums": [{}]}, "sums are damaged"),
+        ({"step": 2, "sums": [{"images": 0.0}]}, "sums are damaged"),
+        ({"sums": [{"loss": float("nan")}]}, "sums are damaged"),
+        ({"random_states": []}, "random states are damaged"),
+        ({"random_states": [{"python": (3, (1,), None)}]}, "random states are damaged"),
+        ({"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}}, "optimizer does not"),
+        ({"optimizer": {"state": {10**6: {}}}}, "optimizer does not"),
+        ({"optimizer": {}}, "optimizer does not"),
+    ],
+)
+def test_a_damaged_state_to_resume_is_one_line(changes, expected, resumable, tmp_path, capfd):
+    options, content = resumable
+    torch.save(content | changes, tmp_path / "original-last.pth")
+    assert main.main([*options, "--resume", "--save_path", str(tmp_path)]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert expected in err
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, float("nan")), (torch.float64, 0)])
+def test_momentum_of_nan_or_of_another_type_is_refused(dtype, value, resumable, tmp_path, capfd):
+    options, content = resumable
+    content = copy.deepcopy(content)
+    state = content["optimizer"]["state"][0]
+    state["momentum_buffer"] = torch.full_like(state["momentum_buffer"], value, dtype=dtype)
+    torch.save(content, tmp_path / "original-last.pth")
+    assert main.main([*options, "--resume", "--save_path", str(tmp_path)]) == 2
+    assert "optimizer does not fit its network, or is not finite" in capfd.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def resumable(tmp_path_factory) -> tuple[list[str], dict]:
+    """Options of a short run, and the checkpoint it left."""
+    folder = tmp_path_factory.mktemp("resumable")
+    options = [*DIGITS, "--width", "1", "--batch_size", "240", "--paper_setting", "original"]
+    assert main.main([*options, "--save_path", str(folder)]) == 0
+    return options, torch.load(folder / "original-last.pth", weights_only=True)
+
+
+def spoil(monkeypatch, step: int, change) -> None:
+    """Let `change(run)` happen after the given step."""
+    add = main.EpochSums.add
+
+    def add_and_spoil(sums, *arguments) -> None:
+        add(sums, *arguments)
+        if sums.run.steps_done + 1 == step:
+            change(sums.run)
+
+    monkeypatch.setattr(main.EpochSums, "add", add_and_spoil)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    resumable, tmp_path, capfd, monkeypatch
+):
+    options, _ = resumable
+    cross_entropy, steps = torch.nn.functional.cross_entropy, itertools.count(1)
+
+    def diverges(logits, labels):
+        loss = cross_entropy(logits, labels)
+        return loss * float("nan") if next(steps) == 8 else loss
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", diverges)
+    assert main.main([*options, "--epochs", "2", "--save_path", str(tmp_path)]) == 2
+    err = capfd.readouterr().err
+    last = tmp_path / "original-last.pth"
+    assert err.splitlines()[-1] == (
+        f"main.py: error: the loss term ce: not finite in step 3 of epoch 2: {last} is from "
+        "before; try a lower --lr, a smaller --clip_grad, or --check_numerics, which names the "
+        "first layer"
+    )
+    content = torch.load(last, weights_only=True)
+    assert (content["epoch"], content["step"]) == (1, 0)
+    assert load_checkpoint(last).epoch == 1  # which checks that all weights are finite
+
+
+@pytest.mark.parametrize("setting", [["original"], ["student", "--bits", "4"]])
+def test_weights_that_are_not_finite_are_never_saved_and_the_first_layer_is_found(
+    setting, tmp_path, capfd, monkeypatch
+):
+    options = [*DIGITS, "--width", "1", "--batch_size", "240", "--paper_setting", *setting]
+    options += ["--save_path", str(tmp_path), "--save_every", "2"]
+
+    def break_a_layer(run) -> None:
+        with torch.no_grad():
+            run.network.blocks[3].conv1.weight.fill_(float("inf"))
+
+    spoil(monkeypatch, 3, break_a_layer)
+    assert main.main(options) == 2
+    assert "not finite in step 4 of epoch 1" in capfd.readouterr().err
+    content = torch.load(tmp_path / f"{setting[0]}-last.pth", weights_only=True)
+    assert content["step"] == 2
+    assert main.main([*options, "--check_numerics"]) == 2
+    err = capfd.readouterr().err
+    assert "the weights of blocks.3.conv1" in err
+    assert "in step 4 of epoch 1" in err
+
+
+def test_images_that_are_not_finite_are_named(resumable, tmp_path, capfd, monkeypatch):
+    options, _ = resumable
+    item = ImageSet.__getitem__
+
+    def damaged(data_set, index: int):
+        image, label = item(data_set, index)
+        return image * (float("nan") if index == 3 else 1), label
+
+    monkeypatch.setattr(ImageSet, "__getitem__", damaged)
+    options = [*options, "--batch_size", "1437", "--save_path", str(tmp_path)]
+    assert main.main([*options, "--check_numerics"]) == 2
+    assert "the images: not finite in step 1" in capfd.readouterr().err
+
+
+def test_a_layer_that_never_fires_is_a_warning_with_its_name(
+    resumable, tmp_path, capfd, monkeypatch
+):
+    def silence(run) -> None:
+        with torch.no_grad():
+            run.network.blocks[2].bn1.weight.zero_()
+            run.network.blocks[2].bn1.bias.fill_(-1)
+
+    options, _ = resumable
+    spoil(monkeypatch, 5, silence)
+    assert main.main([*options, "--save_path", str(tmp_path)]) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("main.py: warning: no neuron of ")
+    assert "blocks.2.lif2" in line

@@ -1,0 +1,414 @@
+"""A run that is interrupted, wherever and however, and resumed ends as one that was not."""
+
+import csv
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import main
+from checkpoints import Run, save_whole
+from conftest import REPOSITORY
+from data_loader import ImageSet, set_epoch, train_loader
+from load_settings import load_checkpoint
+
+# Five steps an epoch.
+DIGITS = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
+STUDENT = [*DIGITS, "--paper_setting", "student", "--bits", "4", "--epochs", "2", "--deterministic"]
+
+
+@pytest.fixture(autouse=True)
+def nondeterministic_again() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def train(folder: Path, *options: str) -> int:
+    return main.main([*STUDENT, "--save_path", str(folder), *options])
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen:
+    command = [sys.executable, str(REPOSITORY / "main.py"), *STUDENT, "--save_path", str(folder)]
+    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
+
+
+def contents(folder: Path, name: str = "last") -> dict:
+    return torch.load(folder / f"student-{name}.pth", weights_only=True)
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) pairs of all TensorBoard curves."""
+    events = EventAccumulator(str(folder)).Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def assert_same_end(folder: Path, expected: Path) -> None:
+    assert (folder / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
+    assert scalars(folder) == scalars(expected)
+    for name in ("last", "best"):
+        found, wanted = contents(folder, name), contents(expected, name)
+        for key in ("epoch", "accuracy", "step", "sums", "scheduler"):
+            assert found[key] == wanted[key], key
+        assert found["model"].keys() == wanted["model"].keys()
+        for key, x in wanted["model"].items():
+            assert torch.equal(found["model"][key], x), (name, key)
+        states = wanted["optimizer"]["state"]
+        for number, state in found["optimizer"]["state"].items():
+            assert torch.equal(state["momentum_buffer"], states[number]["momentum_buffer"])
+        states = zip(found["random_states"], wanted["random_states"], strict=True)
+        for state, wanted_state in states:
+            assert state["python"] == wanted_state["python"]
+            assert torch.equal(state["torch"], wanted_state["torch"])
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert train(folder) == 0
+    torch.use_deterministic_algorithms(False)
+    steps = [step for step, _ in scalars(folder)["loss"]]
+    assert steps == [1, 2]
+    return folder
+
+
+class PowerCutError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("step", range(1, 11))
+def test_a_run_cut_off_after_any_step_goes_on_as_if_nothing_had_been(
+    step, uninterrupted, tmp_path, monkeypatch
+):
+    step_is_done = Run.step_is_done
+
+    def cut_off(run: Run, sums) -> None:
+        step_is_done(run, sums)
+        if run.steps_done == step:
+            raise PowerCutError
+
+    monkeypatch.setattr(Run, "step_is_done", cut_off)
+    # Every third step is saved: the run goes back by none, one or two steps.
+    with pytest.raises(PowerCutError):
+        train(tmp_path, "--save_every", "3")
+    saved = contents(tmp_path)
+    assert 5 * saved["epoch"] + saved["step"] == max(step - step % 3, 5 if step > 5 else 0)
+    monkeypatch.undo()
+    assert train(tmp_path, "--save_every", "3", "--resume") == 0
+    assert_same_end(tmp_path, uninterrupted)
+    assert train(tmp_path, "--resume") == 0  # nothing is left to do
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_kills_at_random_moments_lose_nothing(uninterrupted, tmp_path):
+    for wait in (0.2, 0.45, 0.3):
+        process = start(tmp_path, "--save_every", "1", "--resume")
+        reached = last_change(tmp_path)
+        while last_change(tmp_path) == reached and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.kill()
+        process.communicate()
+    process = start(tmp_path, "--save_every", "1", "--resume")
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def last_change(folder: Path) -> float:
+    path = folder / "student-last.pth"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+KILLED_WHILE_SAVING = """\
+import os, pathlib, signal, sys
+import checkpoints, main
+
+class HalfWritten:
+    saves = 0
+    def __init__(self, file): self.file = file
+    def __enter__(self): return self
+    def __exit__(self, *error): self.file.close()
+    def write(self, content):
+        HalfWritten.saves += 1
+        if HalfWritten.saves == 4:
+            self.file.write(content[:len(content) // 2])
+            self.file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.file.write(content)
+    def flush(self): self.file.flush()
+    def fileno(self): return self.file.fileno()
+
+class Path(type(pathlib.Path())):
+    def open(self, mode="r", *rest, **named):
+        file = super().open(mode, *rest, **named)
+        return HalfWritten(file) if self.suffix == ".tmp" else file
+
+checkpoints.Path = Path
+sys.exit(main.main(sys.argv[1:]))
+"""
+
+
+def test_a_kill_while_a_checkpoint_is_written_loses_nothing(uninterrupted, tmp_path):
+    options = [*STUDENT, "--save_path", str(tmp_path), "--save_every", "1"]
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, *options]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert (tmp_path / "student-last.pth.tmp").exists()
+    assert contents(tmp_path)["step"] == 2  # the start, two steps, and the half of the third
+    assert train(tmp_path, "--resume") == 0
+    assert not (tmp_path / "student-last.pth.tmp").exists()
+    assert_same_end(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)]
+)
+def test_a_signal_finishes_the_step_and_saves(
+    number, code, uninterrupted, tmp_path, capfd, monkeypatch
+):
+    add = main.EpochSums.add
+
+    def in_the_third_step(sums, *arguments) -> None:
+        add(sums, *arguments)
+        if sums.run.step == 2:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(main.EpochSums, "add", in_the_third_step)
+    handler = signal.getsignal(number)
+    assert train(tmp_path) == code
+    assert signal.getsignal(number) == handler
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == (
+        f"main.py: stopped by {signal.Signals(number).name} after step 3 of epoch 1: the same "
+        f"command with --resume goes on from {tmp_path / 'student-last.pth'}\n"
+    )
+    monkeypatch.undo()
+    assert train(tmp_path, "--resume") == 0
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_a_signal_to_the_whole_process_group_leaves_the_loaders_alone(uninterrupted, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "main.py"), *STUDENT]
+    process = subprocess.Popen(
+        [*command, "--workers", "2", "--save_every", "1", "--save_path", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_a_step(tmp_path, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 143
+    assert err.count("\n") == 1
+    assert "stopped by SIGTERM" in err
+    assert train(tmp_path, "--resume") == 0
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def wait_for_a_step(folder: Path, process: subprocess.Popen) -> None:
+    """Until the first checkpoint after the one of the start is there."""
+    while last_change(folder) == 0 and process.poll() is None:
+        time.sleep(0.005)
+    at_start = last_change(folder)
+    while last_change(folder) == at_start and process.poll() is None:
+        time.sleep(0.005)
+    assert process.poll() is None
+
+
+def test_a_fresh_start_replaces_what_a_run_before_it_left(uninterrupted, tmp_path):
+    assert train(tmp_path, "--seed", "5") == 0
+    assert train(tmp_path) == 0
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_more_epochs_and_other_ways_to_run_are_accepted(uninterrupted, tmp_path):
+    assert train(tmp_path) == 0
+    assert train(tmp_path, "--resume", "--epochs", "3", "--workers", "1") == 0
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    # The third of three epochs: two thirds of a cosine are done.
+    assert float(rows[2]["lr"]) == pytest.approx(0.1 * 0.25)
+    assert (
+        (tmp_path / "metrics.csv")
+        .read_text()
+        .startswith((uninterrupted / "metrics.csv").read_text())
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--lr", "0.2", "--seed", "1"], "--lr 0.2 instead of 0.1, --seed 1 instead of 0"),
+        (["--width", "2"], "--width 2 instead of 1"),
+        (["--bits", "2", "--bn_bits", "4"], "--bits 2 instead of 4, --bn_bits 4 instead of 8"),
+        (["--batch_size", "120"], "--batch_size 120 instead of 240"),
+        (["--time_window", "2"], "--time_window 2 instead of 4"),
+        (["--epochs", "1"], "has already trained for 2 epochs, more than --epochs 1"),
+    ],
+)
+def test_other_settings_are_refused(options, expected, uninterrupted, capfd):
+    before = {path: path.read_bytes() for path in uninterrupted.iterdir()}
+    assert train(uninterrupted, "--resume", *options) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert expected in err
+    assert {path: path.read_bytes() for path in uninterrupted.iterdir()} == before
+
+
+def test_another_teacher_is_refused_and_the_same_one_elsewhere_is_not(trained, tmp_path, capfd):
+    teacher, other = tmp_path / "teacher.pth", tmp_path / "other.pth"
+    teacher.write_bytes(trained["original"].read_bytes())
+    content = torch.load(teacher, weights_only=True)
+    content["model"]["linear.bias"] += 1
+    torch.save(content, other)
+    qamd = ["--data", "digits", "--width", "2", "--batch_size", "480", "--workers", "0"]
+    qamd += ["--paper_setting", "qamd", "--bits", "4", "--save_path", str(tmp_path / "run")]
+    assert main.main([*qamd, "--epochs", "1", "--teacher_path", str(teacher)]) == 0
+    capfd.readouterr()
+    qamd += ["--resume", "--epochs", "2"]
+    assert main.main([*qamd, "--teacher_path", str(other)]) == 2
+    assert "another teacher's file" in capfd.readouterr().err
+    assert main.main([*qamd, "--teacher_path", str(trained["original"])]) == 0
+
+
+def test_a_second_run_on_the_same_save_path_is_refused_and_a_dead_one_holds_nothing(
+    tmp_path, capfd
+):
+    process = start(tmp_path, "--save_every", "1", "--epochs", "100", "--workers", "1")
+    wait_for_a_step(tmp_path, process)
+    assert train(tmp_path, "--resume") == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert f"another run is writing into {tmp_path}" in err
+    process.kill()
+    process.wait()
+    assert train(tmp_path, "--resume", "--epochs", "2") == 0
+
+
+def limit_file_size(size: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+
+def test_a_full_disk_leaves_the_checkpoint_of_before(uninterrupted, tmp_path, capfd):
+    assert train(tmp_path, "--epochs", "1") == 0
+    before = {name: (tmp_path / f"student-{name}.pth").read_bytes() for name in ("last", "best")}
+    capfd.readouterr()
+    try:
+        limit_file_size(len(before["last"]) // 2)
+        assert train(tmp_path, "--epochs", "2", "--resume") == 2
+    finally:
+        limit_file_size(resource.RLIM_INFINITY)
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "-best.pth (File too large)" in err or "-last.pth (File too large)" in err
+    for name, content in before.items():
+        assert (tmp_path / f"student-{name}.pth").read_bytes() == content
+    assert list(tmp_path.glob("*.tmp")) == []
+    assert train(tmp_path, "--epochs", "2", "--resume") == 0
+    assert len(scalars(tmp_path)["loss"]) == 2
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "settings.json", "events.out.tfevents.md-snn"])
+def test_a_full_disk_under_a_log_is_one_line(name, uninterrupted, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # of old events
+    (tmp_path / name).symlink_to("/dev/full")
+    assert train(tmp_path) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "No space left on device" in err
+    monkeypatch.undo()
+    (tmp_path / name).unlink()
+    assert train(tmp_path, "--resume") == 0
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_a_save_that_fails_half_way_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
+    path = tmp_path / "net.pth"
+    save_whole({"epoch": 1}, path)
+    before = path.read_bytes()
+
+    def fails(file: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="no space"):
+        save_whole({"epoch": 2}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_checkpoint_from_before_resume_is_read_but_not_gone_on_with(
+    uninterrupted, tmp_path, capfd
+):
+    content = contents(uninterrupted)
+    old = {key: content[key] for key in ("model", "settings", "epoch", "accuracy", "optimizer")}
+    for name in ("resume", "save_every", "check_numerics"):
+        del old["settings"][name]
+    torch.save(old, tmp_path / "student-last.pth")
+    assert load_checkpoint(tmp_path / "student-last.pth").epoch == 2
+    assert train(tmp_path, "--resume") == 2
+    assert "of a version without --resume" in capfd.readouterr().err
+
+
+def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
+    item = ImageSet.__getitem__
+    pid = os.getpid()
+
+    def dies(data_set, index: int):
+        if os.getpid() != pid and index % 500 == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item(data_set, index)
+
+    monkeypatch.setattr(ImageSet, "__getitem__", dies)
+    assert train(tmp_path, "--workers", "1", "--save_every", "1") == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "DataLoader worker (pid" in err
+    assert "--resume" in err
+    monkeypatch.undo()
+    assert train(tmp_path, "--resume") == 0
+    assert_same_end(tmp_path, uninterrupted)
+
+
+def test_a_loader_that_starts_later_reads_none_of_the_images_before():
+    read = []
+
+    def note(item: int) -> torch.Tensor:
+        read.append(item)
+        return torch.tensor([item])
+
+    data_set = ImageSet(range(50), [0] * 50, note)
+    loader = train_loader(data_set, 4, rank=1, world_size=2, workers=0, seed=3)
+    set_epoch(loader, 7)
+    whole = [images for images, _ in loader]
+    read.clear()
+    set_epoch(loader, 7, first_batch=4)
+    rest = [images for images, _ in loader]
+    assert len(loader) == len(whole) == 6
+    assert torch.equal(torch.stack(rest), torch.stack(whole[4:]))
+    assert len(read) == 8
+    set_epoch(loader, 7)
+    assert len(list(loader)) == 6
+
+
+def test_a_file_system_without_locks_is_a_warning(tmp_path, capfd, monkeypatch):
+    def no_locks(*arguments) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    assert train(tmp_path, "--epochs", "1") == 0
+    (line,) = [x for x in capfd.readouterr().err.splitlines() if "no neuron" not in x]
+    assert line.startswith(f"main.py: warning: {tmp_path} cannot be locked (No locks available)")
