@@ -364,14 +364,21 @@ def test_a_checkpoint_from_before_resume_is_read_but_not_gone_on_with(
 
 
 def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
-    item = ImageSet.__getitem__
+    item, load = ImageSet.__getitem__, main.load_data_sets
     pid = os.getpid()
+
+    def with_a_transform(*arguments):
+        """Images of a transform that is none of batches come from workers."""
+        train_set, test_set = load(*arguments)
+        train_set.augment = torch.nn.Identity()
+        return train_set, test_set
 
     def dies(data_set, index: int):
         if os.getpid() != pid and index % 500 == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return item(data_set, index)
 
+    monkeypatch.setattr(main, "load_data_sets", with_a_transform)
     monkeypatch.setattr(ImageSet, "__getitem__", dies)
     assert train(tmp_path, "--workers", "1", "--save_every", "1") == 2
     err = capfd.readouterr().err
@@ -386,11 +393,12 @@ def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
 def test_a_loader_that_starts_later_reads_none_of_the_images_before():
     read = []
 
-    def note(item: int) -> torch.Tensor:
-        read.append(item)
-        return torch.tensor([item])
+    class Noting(ImageSet):
+        def __getitem__(self, index: int):
+            read.append(index)
+            return super().__getitem__(index)
 
-    data_set = ImageSet(range(50), [0] * 50, note)
+    data_set = Noting(torch.arange(50).unsqueeze(1), [0] * 50)
     loader = train_loader(data_set, 4, rank=1, world_size=2, workers=0, seed=3)
     set_epoch(loader, 7)
     whole = [images for images, _ in loader]

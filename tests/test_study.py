@@ -25,14 +25,14 @@ def test_every_image_is_a_test_image_of_one_fold_and_never_its_training_image():
     for fold in range(study.FOLDS):
         train, test = study.fold_data(fold)
         assert len(train) + len(test) == 1797
-        pixels.update(bytes(image.numpy()) for image in test.items)
+        pixels.update(bytes(image.numpy()) for image in test.images)
     whole, _ = study.digits_of(range(1797), [])
-    assert pixels == Counter(bytes(image.numpy()) for image in whole.items)
+    assert pixels == Counter(bytes(image.numpy()) for image in whole.images)
 
 
 def test_the_ablation_never_sees_a_test_image_of_its_fold():
     def images(data_set):
-        return Counter(bytes(image.numpy()) for image in data_set.items)
+        return Counter(bytes(image.numpy()) for image in data_set.images)
 
     for fold in range(study.FOLDS):
         train, validation = ablation.validation_data(fold)
