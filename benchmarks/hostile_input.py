@@ -10,6 +10,7 @@ import io
 import json
 import random
 from contextlib import redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from checkpoints import Run
+from data_loader import read_frames
 from load_settings import (
     UserError,
     build_network,
@@ -34,7 +36,17 @@ OPTIONS = (
     *("--init_from_teacher", "--batch_size", "--accumulate", "--epochs", "--lr"),
     *("--weight_decay", "--clip_grad", "--seed", "--data_path", "--save_path", "--resume"),
     *("--save_every", "--eval_only", "--integer", "--workers", "--device", "--amp", "--compile"),
-    *("--deterministic", "--check_numerics", "--local-rank", "--help", "--", "-", "--no_such"),
+    *(
+        "--deterministic",
+        "--check_numerics",
+        "--image_size",
+        "--augment",
+        "--local-rank",
+        "--help",
+        "--",
+        "-",
+        "--no_such",
+    ),
 )
 VALUES = (
     *("digits", "CIFAR10", "original", "student", "qamd", "CLK", "cosine", "cpu", "auto", "18"),
@@ -219,14 +231,12 @@ def try_checkpoints(count: int, run: list[str], checkpoint: Path) -> None:
 
 def try_cut_files(count: int, checkpoint: Path, npz: Path, layer_list: Path) -> None:
     """Each file cut off at random places has to be refused."""
-    from data_loader import _check_frames, _read_frames
-
-    def read_frames(path: Path) -> None:
-        _check_frames(str(path), 4)
-        _read_frames(str(path))
-
     generator = random.Random(0)
-    readers = {checkpoint: load_checkpoint, npz: read_frames, layer_list: load_layer_list}
+    readers = {
+        checkpoint: load_checkpoint,
+        npz: partial(read_frames, time_window=4, size=(48, 48)),
+        layer_list: load_layer_list,
+    }
     for path, read in readers.items():
         whole = path.read_bytes()
         read(path)

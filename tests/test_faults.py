@@ -17,7 +17,6 @@ import torch
 import main
 from benchmarks import hostile_input
 from conftest import DIGITS, REPOSITORY
-from data_loader import ImageSet
 from load_settings import load_checkpoint
 from stand_in_data import write_ncaltech101
 
@@ -306,13 +305,15 @@ def test_weights_that_are_not_finite_are_never_saved_and_the_first_layer_is_foun
 
 def test_images_that_are_not_finite_are_named(resumable, tmp_path, capfd, monkeypatch):
     options, _ = resumable
-    item = ImageSet.__getitem__
+    load = main.load_data_sets
 
-    def damaged(data_set, index: int):
-        image, label = item(data_set, index)
-        return image * (float("nan") if index == 3 else 1), label
+    def damaged(*arguments):
+        train_set, test_set = load(*arguments)
+        train_set.images = train_set.images.float()
+        train_set.images[3] = float("nan")
+        return train_set, test_set
 
-    monkeypatch.setattr(ImageSet, "__getitem__", damaged)
+    monkeypatch.setattr(main, "load_data_sets", damaged)
     options = [*options, "--batch_size", "1437", "--save_path", str(tmp_path)]
     assert main.main([*options, "--check_numerics"]) == 2
     assert "the images: not finite in step 1" in capfd.readouterr().err

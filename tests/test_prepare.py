@@ -272,7 +272,7 @@ def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
     rng = np.random.default_rng(0)
     for path in (cached, array):
         whole = path.read_bytes()
-        for offset in rng.integers(0, len(whole), 20).tolist():
+        for offset in rng.integers(0, len(whole), 100).tolist():
             altered = bytearray(whole)
             altered[offset] ^= 0x55
             for content in (whole[:offset], bytes(altered)):
