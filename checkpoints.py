@@ -439,9 +439,9 @@ def are_rows(rows: Any) -> bool:
         return False
     numbers = ("test_accuracy", "best_accuracy", "time")
     return all(
-        row.get("epoch") == epoch
-        and all(type(row.get(name)) is float and math.isfinite(row[name]) for name in numbers)
+        all(type(x) in (int, float, type(None)) for x in row.values())
         and all(type(name) is str for name in row)
-        and all(type(x) in (int, float, type(None)) for x in row.values())
+        and row.get("epoch") == epoch
+        and all(type(row.get(name)) is float and math.isfinite(row[name]) for name in numbers)
         for epoch, row in enumerate(rows, 1)
     )

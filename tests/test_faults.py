@@ -204,6 +204,7 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
     ("changes", "expected"),
     [
         ({"rows": [{}]}, "metrics of 1 epochs are damaged"),
+        ({"rows": [{"epoch": torch.zeros(3)}]}, "metrics of 1 epochs are damaged"),
         ({"rows": []}, "metrics of 1 epochs are damaged"),
         ({"step": 6}, "number of steps is damaged"),
         ({"step": 2, "sums": [{}]}, "sums are damaged"),
