@@ -36,20 +36,12 @@ OPTIONS = (
     *("--init_from_teacher", "--batch_size", "--accumulate", "--epochs", "--lr"),
     *("--weight_decay", "--clip_grad", "--seed", "--data_path", "--save_path", "--resume"),
     *("--save_every", "--eval_only", "--integer", "--workers", "--device", "--amp", "--compile"),
-    *(
-        "--deterministic",
-        "--check_numerics",
-        "--image_size",
-        "--augment",
-        "--local-rank",
-        "--help",
-        "--",
-        "-",
-        "--no_such",
-    ),
+    *("--deterministic", "--check_numerics", "--image_size", "--augment", "--local-rank"),
+    *("--help", "--", "-", "--no_such"),
 )
 VALUES = (
     *("digits", "CIFAR10", "original", "student", "qamd", "CLK", "cosine", "cpu", "auto", "18"),
+    *("folder", "digits-dvs", "48x32", "none"),
     *("0", "1", "2", "4", "-1", "1e400", "nan", "inf", "1" * 5000, "9" * 20, "0x10", "", " ", "/"),
     *("../x", "a\0b", "a\nb", "/dev/null", "/proc/self/mem", "ü", "\udcff", "%s%n", "a" * 5000),
 )
