@@ -26,7 +26,6 @@ import json
 import os
 import shutil
 import sys
-import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +61,7 @@ from load_settings import (
 )
 
 Arrays = tuple[tuple[Tensor, Sequence[int]], tuple[Tensor, Sequence[int]]]  # (images, labels) twice
+FIRST_HERE = os.environ.get("LOCAL_RANK", "0") == "0"
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
 
@@ -162,10 +162,9 @@ class CropAndFlip(torch.nn.Module):
 
     def __init__(self, size: tuple[int, int]):
         super().__init__()
-        self.padding = max(size) // 8  # 4 of 32 pixels, 8 of 64
-        self.of_one = v2.Compose(
-            [v2.RandomCrop(size, padding=self.padding), v2.RandomHorizontalFlip()]
-        )
+        self.padding = size[0] // 8, size[1] // 8  # 4 of 32 pixels, 8 of 64
+        crop = v2.RandomCrop(size, padding=self.padding[::-1])  # of the sides, then above and below
+        self.of_one = v2.Compose([crop, v2.RandomHorizontalFlip()])
 
     def forward(self, image: Tensor) -> Tensor:
         return self.of_one(image)
@@ -173,13 +172,15 @@ class CropAndFlip(torch.nn.Module):
     def draw(self, number: int, seed: int) -> Tensor:
         """(number, 3): first row, first column of each crop, whether it is flipped."""
         generator = torch.Generator().manual_seed(seed)
-        corners = torch.randint(2 * self.padding + 1, (number, 2), generator=generator)
-        return torch.cat([corners, torch.randint(2, (number, 1), generator=generator)], dim=1)
+        limits = (2 * self.padding[0] + 1, 2 * self.padding[1] + 1, 2)
+        draws = [torch.randint(limit, (number,), generator=generator) for limit in limits]
+        return torch.stack(draws, dim=1)
 
     def of_batch(self, images: Tensor, draws: Tensor) -> Tensor:
         """(B, C, H, W) images, each cropped and flipped as its row of `draws` says."""
         B, C, H, W = images.shape
-        padded = F.pad(images, [self.padding] * 4)
+        above, beside = self.padding
+        padded = F.pad(images, [beside, beside, above, above])
         row, column, flipped = draws.unsqueeze(-1).unbind(1)  # (B, 1) each
         rows = row + torch.arange(H, device=images.device)
         columns = torch.arange(W, device=images.device)
@@ -223,37 +224,46 @@ def augmentation(
         return CropAndFlip(size)
     # AutoAugment's policy for CIFAR-10 (Cubuk et al.: 1805.09501)
     policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=GRAY)
-    return v2.Compose([CropAndFlip(size), policy, Cutout(16)])
+    return v2.Compose([CropAndFlip(size), policy, Cutout(min(16, *(side // 2 for side in size)))])
 
 
-def loaders(
-    train_set: ImageSet,
-    test_set: ImageSet,
+def training_batches(
+    data_set: ImageSet,
     batch_size: int,
     rank: int,
     world_size: int,
     workers: int,
     seed: int,
     device: torch.device,
-) -> tuple["DeviceLoader | DataLoader", "DeviceLoader | DataLoader"]:
-    """Batches (images, labels int64) of process `rank`, for training and for evaluation.
+) -> "DeviceLoader | DataLoader":
+    """Batches (images, labels int64) of process `rank`, in the order of training_order.
 
     Static images are kept and augmented on the device, where no loader can hold up a step; events
     and --augment auto need transforms of single images, in `workers` processes.
     """
-    share = (batch_size, rank, world_size)
-    if isinstance(train_set.augment, CropAndFlip | None) and train_set.white == 255:
-        sampler, drop_last = training_order(train_set, *share, seed)
-        own = range(rank, len(test_set), world_size)
-        return (
-            DeviceLoader(train_set, batch_size, sampler, drop_last, device),
-            DeviceLoader(test_set, batch_size, own, False, device),
-        )
-    on_gpu = device.type == "cuda"
-    return (
-        train_loader(train_set, *share, workers, seed, pin_memory=on_gpu),
-        evaluation_loader(test_set, *share, workers, pin_memory=on_gpu),
-    )
+    share = batch_size, rank, world_size
+    if not _for_device(data_set):
+        return train_loader(data_set, *share, workers, seed, device.type == "cuda")
+    return DeviceLoader(data_set, batch_size, *training_order(data_set, *share, seed), device)
+
+
+def evaluation_batches(
+    data_set: ImageSet,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    device: torch.device,
+) -> "DeviceLoader | DataLoader":
+    """Batches of the images of evaluation_loader, on the device where training_batches has them."""
+    share = batch_size, rank, world_size
+    if not _for_device(data_set):
+        return evaluation_loader(data_set, *share, workers, device.type == "cuda")
+    return DeviceLoader(data_set, batch_size, range(rank, len(data_set), world_size), False, device)
+
+
+def _for_device(data_set: ImageSet) -> bool:
+    return data_set.white == 255 and isinstance(data_set.augment, CropAndFlip | None)
 
 
 class Shuffled(DistributedSampler):
@@ -423,51 +433,36 @@ def first_process_first() -> Iterator[None]:
 
 # Files are made whole or not at all, by one process at a time.
 
-OURS = "made by MD-SNN's data_loader.py, which holds a lock on it while it works\n"
-
 
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
     """Be the only process that makes `target`; others wait for it.
 
-    The marker target.building keeps SpikingJelly out as well. One of ours that a killed process
-    left is taken over, since its lock died with it. Raises UserError for SpikingJelly's own, which
-    says that a conversion of its was not finished.
+    The lock dies with its process, so what a killed one leaves is taken over.
     """
-    marker = target.with_name(f"{target.name}.building")
+    path = target.with_name(f".{target.name}.lock")
     while True:
-        with suppress(FileExistsError), marker.open("x") as file:
-            file.write(OURS)
-        try:
-            file = marker.open("r+")
-        except FileNotFoundError:
-            continue  # its owner has just finished
-        with file:
-            _check_ours(marker, target)
+        with path.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 print(f"waiting for the process that makes {target} ...", flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not marker.exists() or not os.path.samestat(os.fstat(file.fileno()), marker.stat()):
-                continue
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue  # its owner has finished and removed it
             try:
                 yield
             finally:
-                marker.unlink()
+                path.unlink()
             return
 
 
-def _check_ours(marker: Path, target: Path) -> None:
-    for patience in (1, 0):  # it might be ours, a moment after it was made
-        with suppress(FileNotFoundError):
-            if marker.read_text() != OURS:
-                if not patience:
-                    raise UserError(
-                        f"{marker} says that another program did not finish {target}: "
-                        "remove both and start again"
-                    )
-                time.sleep(patience)
+def _refuse_unfinished(frames: Path) -> None:
+    marker = frames.with_name(f"{frames.name}.building")
+    if marker.exists():
+        raise UserError(
+            f"{marker} says that SpikingJelly did not finish {frames}: remove both and start again"
+        )
 
 
 @contextmanager
@@ -516,8 +511,8 @@ class Archive(NamedTuple):
             md5 = hashlib.file_digest(file, "md5").hexdigest()
         if md5 != self.md5:
             raise UserError(
-                f"{archive} has the md5 {md5}, not {self.md5}: it is incomplete or another file; "
-                f"get it from {self.url}"
+                f"{archive} has the md5 {md5}, not {self.md5}: it is incomplete or another file, "
+                f"put the one of {self.url} in its place"
             )
         with zipfile.ZipFile(archive) as files, whole_folder(folder, self.top) as unfinished:
             for name in tqdm(files.namelist(), f"unpacking {archive.name}", leave=False):
@@ -534,7 +529,7 @@ class Source(NamedTuple):
 
 
 def packed(
-    stem: Path,
+    index: Path,
     root: Path,
     find: Callable[[], Source],
     read: Callable[[Path], np.ndarray],
@@ -542,12 +537,11 @@ def packed(
 ) -> tuple[Tensor, Tensor]:
     """(images (N, *shape) mapped from one file, labels (N,)) of the files that `find` names.
 
-    Two files beside each other: STEM-CRC32.npy, of uint8 or uint16 where that holds all values and
-    else of float32, and STEM.json, which says what it was made of (see _contents). They are written
-    whole or not at all, and anew where a source has changed. Where `root` is gone they are enough.
-    Raises UserError where they are damaged.
+    Two files beside each other: the index NAME.json, which says what it was made of (see
+    _contents), and NAME-CRC32.npy, uint8 or uint16 where that holds all values and else float32.
+    They are written whole or not at all, and anew where a source has changed. Where `root` is gone
+    they are enough. Raises UserError where they are damaged.
     """
-    index = stem.with_name(f"{stem.name}.json")
 
     def current() -> tuple[Tensor, Tensor] | None:
         if not index.exists():
@@ -560,7 +554,7 @@ def packed(
     if (already := current()) is not None:
         return already
     find()  # raises UserError where there is nothing
-    with alone(stem):
+    with alone(index):
         if current() is None:
             _write_packed(index, root, _contents(root, find()), read, shape)
     return current()
@@ -592,9 +586,10 @@ def _read_packed(index: Path, shape: tuple[int, ...]) -> tuple[dict[str, list], 
             or not 0 <= min(labels) <= max(labels) < len(contents["classes"])
             or images.shape != (len(labels), *shape)
             or images.dtype not in (np.uint8, np.uint16, np.float32)
-            or _checksum(contents, zlib.crc32(images)) != crc
+            # Once on a machine: all processes read the same file.
+            or (FIRST_HERE and _checksum(contents, zlib.crc32(images)) != crc)
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except Exception:  # what these raise depends on where the bytes stop making sense
         damaged = True
     if damaged:
         raise UserError(
@@ -667,8 +662,8 @@ def in_threads(function: Callable[[Any], Any], items: Sequence, what: str) -> It
         ThreadPoolExecutor(cores) as pool,
         tqdm(total=len(items), desc=what, leave=False, delay=1) as bar,
     ):
-        for start in range(0, len(items), 32 * cores):  # in parts, so that few results wait
-            for result in pool.map(function, items[start : start + 32 * cores]):
+        for start in range(0, len(items), 4 * cores):  # in parts, so that few results wait
+            for result in pool.map(function, items[start : start + 4 * cores]):
                 yield result
                 bar.update()
 
@@ -714,8 +709,8 @@ def _tiny_imagenet(data_path: Path) -> Arrays:
     """
     root, archive = data_path / TINY_IMAGENET.top, data_path / TINY_IMAGENET.name
     remedy = f"unpack {TINY_IMAGENET.url} in {data_path}"
-    stems = {part: data_path / f"{TINY_IMAGENET.top}-{part}" for part in ("train", "val")}
-    if not root.is_dir() and not stems["val"].with_suffix(".json").exists():
+    indexes = {part: data_path / f"{root.name}-{part}.json" for part in ("train", "val")}
+    if not root.is_dir() and not all(index.exists() for index in indexes.values()):
         try:
             with downloading(data_path, root, archive):
                 if not (root.exists() or archive.exists()):
@@ -729,22 +724,21 @@ def _tiny_imagenet(data_path: Path) -> Arrays:
                 f"({reason}): {remedy}"
             ) from error
     train, test = (
-        packed(stem, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))
-        for part, stem in stems.items()
+        packed(index, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))
+        for part, index in indexes.items()
     )
     return train, test
 
 
 def _find_tiny(root: Path, part: str, remedy: str) -> Source:
     annotations, val = root / "val" / "val_annotations.txt", root / "val"
-    rearranged = not (val / "images").is_dir() and not annotations.exists()
-    official = () if rearranged else (annotations, val / "images")
-    for needed in (root / "wnids.txt", root / "train", val, *official):
+    rearranged = not any((val / "images").glob("*.JPEG"))
+    for needed in (root / "wnids.txt", root / "train", val if rearranged else annotations):
         if not needed.exists():
             raise UserError(
                 f"TinyImagenet is expected in {root}, but {needed} is missing: {remedy}"
             )
-    wnids = sorted((root / "wnids.txt").read_text().split())
+    wnids = sorted((root / "wnids.txt").read_text(errors="replace").split())
     if not 1 <= len(wnids) <= 200:
         raise UserError(f"{root / 'wnids.txt'} names {len(wnids)} classes, not 200: {remedy}")
     labels = {wnid: label for label, wnid in enumerate(wnids)}
@@ -761,7 +755,7 @@ def _find_tiny(root: Path, part: str, remedy: str) -> Source:
         return Source(wnids, found)
 
     present = set(os.listdir(val / "images"))
-    for line in annotations.read_text().splitlines():
+    for line in annotations.read_text(errors="replace").splitlines():
         name, wnid = [*line.split("\t"), ""][:2]  # then a box: x, y, width, height
         if wnid not in labels:
             raise UserError(
@@ -789,6 +783,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """uint8 (3, H, W), some of Tiny ImageNet's are grey; with `size` scaled and cropped to fit."""
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits: convert would clip them
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             image = image.convert("RGB")
             if size is not None:
                 image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
@@ -801,7 +797,7 @@ def _folder(data_path: Path, size: tuple[int, int]) -> Arrays:
     """A user's own images, val/ as the test set; label = place of the folder in sorted order."""
     train, test = (
         packed(
-            data_path / "{}-{}x{}".format(part, *size),
+            data_path / "{}-{}x{}.json".format(part, *size),
             data_path / part,
             partial(_find_images, data_path, part),
             partial(read_image, size=size),
@@ -816,12 +812,20 @@ def _find_images(data_path: Path, part: str) -> Source:
     classes, found = classes_of_folder(data_path), []
     for label, name in enumerate(classes):
         root = data_path / part
-        images = [x for x in (root / name).rglob("*") if x.suffix.lower() in IMG_EXTENSIONS]
+        images = [
+            path
+            for path in (root / name).rglob("*")
+            if path.suffix.lower() in IMG_EXTENSIONS and path.is_file() and path.name[0] != "."
+        ]
         if not images:
             kinds = " ".join(IMG_EXTENSIONS)
             raise UserError(f"{root / name} holds no image ({kinds}): add some or remove it")
         found += sorted((str(x.relative_to(root)), label) for x in images)
     return Source(classes, found)
+
+
+class DamagedError(UserError):
+    """A file of events or frames that cannot be used; --skip_damaged goes on without it."""
 
 
 class EventData(NamedTuple):
@@ -862,8 +866,8 @@ def _events(data: str, data_path: Path, time_window: int, size: tuple[int, int])
     code-point order.
     """
     frames = _frames_folder(data, data_path, time_window)
-    stem = frames.with_name("{}-{}x{}".format(frames.name, *size))
-    if not frames.is_dir() and not stem.with_name(f"{stem.name}.json").exists():
+    index = _event_cache(data, data_path, time_window, size)
+    if not frames.is_dir() and not index.exists():
         if data == "ncaltech101":
             found = sorted(path.name for path in frames.parent.glob("frames_number_*_by_number"))
             raise UserError(
@@ -873,7 +877,7 @@ def _events(data: str, data_path: Path, time_window: int, size: tuple[int, int])
             )
         convert_events(data, data_path, time_window)
     images, labels = packed(
-        stem,
+        index,
         frames,
         partial(_find_frames, data, data_path, time_window),
         partial(read_frames, time_window=time_window, size=size),
@@ -883,6 +887,11 @@ def _events(data: str, data_path: Path, time_window: int, size: tuple[int, int])
     if not tests:
         raise UserError(f"{frames} holds no class of two files or more")
     return (images[:-tests], labels[:-tests]), (images[-tests:], labels[-tests:])
+
+
+def _event_cache(data: str, data_path: Path, time_window: int, size: tuple[int, int]) -> Path:
+    frames = _frames_folder(data, data_path, time_window)
+    return frames.with_name("{}-{}x{}.json".format(frames.name, *size))
 
 
 def _test_share(data: str, files: int) -> int:
@@ -897,22 +906,24 @@ def _remedy(data: str, data_path: Path, time_window: int) -> str:
     )
 
 
+def _classes_below(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
 def _find_frames(data: str, data_path: Path, time_window: int) -> Source:
     """All training files, then all test files."""
     root = _frames_folder(data, data_path, time_window)
-    unfinished = root.with_name(f"{root.name}.building")  # SpikingJelly's marker
-    if unfinished.exists():
-        _check_ours(unfinished, root)
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    _refuse_unfinished(root)
+    classes = [path.name for path in _classes_below(root)]
     most = DATA_SETS[data].num_classes
-    if len(classes) > most:
+    if not 1 <= len(classes) <= most:
         raise UserError(f"{root} holds {len(classes)} classes, {data} has {most}")
     train, test = [], []
     for label, name in enumerate(classes):
         files = sorted(path.name for path in (root / name).glob("*.npz"))
         if not files:
             raise UserError(
-                f"{root / name} holds no frames (*.npz): remove {root} and "
+                f"{root / name} holds no frames (*.npz): remove it, or remove {root} and "
                 + _remedy(data, data_path, time_window)
             )
         first_test = len(files) - _test_share(data, len(files))
@@ -933,8 +944,8 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("an unknown version of .npy")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if len(shape) != 4 or shape[1] != 2 or max(shape) > 4096 or dtype.kind not in "fui":
-                raise UserError(
+            if len(shape) != 4 or shape[1] != 2 or dtype.kind not in "fui":
+                raise DamagedError(
                     f"{path} holds {dtype} of shape {shape}, not frames (T, 2, H, W): {again}"
                 )
             if shape[0] != time_window:
@@ -942,24 +953,20 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
                     f"{path} holds frames of another T: got {shape[0]}, --time_window says "
                     f"{time_window}"
                 )
+            if not 1 <= min(shape) <= max(shape) <= 4096:
+                raise ValueError(f"shape {shape}")
             file.seek(0)
             frames = np.lib.format.read_array(file, allow_pickle=False)
+    except UserError:
+        raise
     except KeyError:
-        raise UserError(f"{path} holds no array named frames: {again}") from None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        EOFError,
-        ValueError,
-        NotImplementedError,  # another compression
-        RuntimeError,  # encrypted
-    ) as error:
-        raise UserError(f"{path} cannot be read ({error}): {again}") from error
+        raise DamagedError(f"{path} holds no array named frames: {again}") from None
+    except Exception as error:  # what zipfile and numpy raise depends on where the bytes go wrong
+        raise DamagedError(f"{path} cannot be read ({error}): {again}") from error
     rows, columns = (np.arange(side) * n // side for side, n in zip(size, shape[2:], strict=True))
     frames = frames[..., rows[:, None], columns]
-    if not (np.isfinite(frames).all() and frames.min() >= 0):
-        raise UserError(f"{path} holds numbers that are no event counts: {again}")
+    if not (frames.min() >= 0 and frames.max() <= np.finfo(np.float32).max):  # NaN is neither
+        raise DamagedError(f"{path} holds numbers that are no event counts: {again}")
     return frames
 
 
@@ -972,31 +979,60 @@ def convert_events(
     without `skip_damaged` the first one raises UserError.
     """
     frames = _frames_folder(data, data_path, time_window)
+    _refuse_unfinished(frames)
     if frames.is_dir():
+        print(f"{frames} is there already: remove it to convert its events again")
         return []
     frames.parent.mkdir(parents=True, exist_ok=True)
     with alone(frames):
         if frames.is_dir():
             return []  # made by the process that was waited for
-        events = _find_events(data, data_path)
         unfinished = frames.with_name(f"{frames.name}.unfinished")
+        targets = {
+            unfinished / path.parent.name / f"{path.stem}.npz": path
+            for path in _find_events(data, data_path)
+        }
+        for path in unfinished.glob("*/*"):  # of files that are no longer there
+            if path not in targets:
+                path.unlink()
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
         skipped = []
 
-        def convert(path: Path) -> None:
-            target = unfinished / path.parent.name / f"{path.stem}.npz"
+        def convert(target: Path) -> None:
             try:
-                _convert(path, target, time_window)
-            except UserError as error:
+                _convert(targets[target], target, time_window)
+            except DamagedError as error:
                 if not skip_damaged:
                     raise
+                target.unlink(missing_ok=True)
                 skipped.append(str(error))
 
-        for folder in {path.parent.name for path in events}:
-            (unfinished / folder).mkdir(parents=True, exist_ok=True)
-        for _ in in_threads(convert, events, f"converting events to {time_window} frames"):
+        what = f"converting events to {time_window} frames"
+        for _ in in_threads(convert, list(targets), what):
             pass
+        for folder in unfinished.iterdir():
+            with suppress(OSError):  # of classes that are gone or that had only damaged files
+                folder.rmdir()
         unfinished.rename(frames)
     return sorted(skipped)
+
+
+def set_damaged_frames_aside(data: str, data_path: Path, time_window: int) -> list[str]:
+    """Rename frames that cannot be read to *.npz.damaged, which nobody reads; what was wrong."""
+    aside = []
+
+    def check(path: Path) -> None:
+        try:
+            read_frames(path, time_window, SENSOR)
+        except DamagedError as error:
+            path.rename(path.with_name(f"{path.name}.damaged"))
+            aside.append(str(error))
+
+    files = sorted(_frames_folder(data, data_path, time_window).glob("*/*.npz"))
+    for _ in in_threads(check, files, "checking frames"):
+        pass
+    return sorted(aside)
 
 
 def _find_events(data: str, data_path: Path) -> list[Path]:
@@ -1008,18 +1044,21 @@ def _find_events(data: str, data_path: Path) -> list[Path]:
     if (root / top).is_dir() and not extracted.is_dir():
         extracted = root / top
     if not extracted.is_dir():
-        if kind.archive is None:
-            with whole_folder(extracted) as unfinished:
-                write_digit_events(unfinished)
-        elif (archive := root / "download" / kind.archive.name).exists():
-            kind.archive.unpack(archive, extracted)
-        else:
+        archive = kind.archive and root / "download" / kind.archive.name
+        if archive and not archive.exists():
             raise UserError(
                 f"{data} is expected in {extracted}/CLASS/*.bin or in {archive}, and neither is "
                 f"there: get {kind.archive.name} from {kind.archive.url}"
             )
+        extracted.parent.mkdir(parents=True, exist_ok=True)
+        with alone(extracted):
+            if archive and not extracted.is_dir():
+                kind.archive.unpack(archive, extracted)
+            elif not extracted.is_dir():
+                with whole_folder(extracted) as unfinished:
+                    write_digit_events(unfinished)
     events = []
-    for folder in sorted(path for path in extracted.iterdir() if path.is_dir()):
+    for folder in _classes_below(extracted):
         files = sorted(folder.glob("*.bin"))
         if not files:
             raise UserError(f"{folder} holds no events (*.bin): fill or remove it")
@@ -1030,23 +1069,25 @@ def _find_events(data: str, data_path: Path) -> list[Path]:
 
 
 def _convert(path: Path, target: Path, time_window: int) -> None:
-    """Write the frames of one file of events, unless they are there and newer."""
+    """Write the frames of one file of events, dated as it is, unless they are there."""
     # Imported here: it takes seconds, and needs a torchaudio that fits torch.
     from spikingjelly.datasets import utils
 
-    if target.exists() and target.stat().st_mtime_ns > path.stat().st_mtime_ns:
+    stat = path.stat()
+    if target.exists() and target.stat().st_mtime_ns == stat.st_mtime_ns:
         return
     H, W = SENSOR
-    size = path.stat().st_size
+    size = stat.st_size
     events = utils.load_ATIS_bin(path) if size and size % 5 == 0 else None
     if events is None or (events["x"] >= W).any() or (events["y"] >= H).any():
-        raise UserError(
+        raise DamagedError(
             f"{path} is damaged: {size} bytes are not events (5 bytes each) of a {W}×{H} camera"
         )
     frames = utils.integrate_events_by_fixed_frames_number(events, "number", time_window, H, W)
     temporary = target.with_name(f"{target.name}.tmp")
     with temporary.open("wb") as file:
         np.savez_compressed(file, frames=frames)
+    os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     temporary.rename(target)
 
 
@@ -1186,11 +1227,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = None if args.image_size is None else parse_image_size(args.image_size)
         if args.skip_damaged and args.data not in EVENT_DATA:
             raise UserError("--skip_damaged goes with raw events")
-        skipped = []
-        if args.data in EVENT_DATA:
+        size = size or data_set.image_size
+        if (
+            args.data in EVENT_DATA
+            and not _event_cache(args.data, args.data_path, T, size).exists()
+        ):
             skipped = convert_events(args.data, args.data_path, T, args.skip_damaged)
-        for text in skipped:
-            print(f"data_loader.py: warning: skipped: {text}", file=sys.stderr)
+            if args.skip_damaged:
+                skipped += set_damaged_frames_aside(args.data, args.data_path, T)
+            for text in skipped:
+                print(f"data_loader.py: warning: skipped: {text}", file=sys.stderr)
         train, test = load_data_sets(args.data, args.data_path, T, image_size=size)
     except UserError as error:
         print("data_loader.py: error:", " ".join(str(error).split()), file=sys.stderr)
@@ -1198,6 +1244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"data_loader.py: error: cannot prepare {args.data}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("data_loader.py: interrupted: the same command goes on", file=sys.stderr)
+        return 130
     classes = len(torch.cat([train.labels, test.labels]).unique())
     print(
         f"{args.data}: {len(train)} training and {len(test)} test samples of {classes} classes, "

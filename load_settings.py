@@ -49,7 +49,7 @@ DATA_SETS = {
     "ncaltech101": DataSet(101, 2, (48, 48), 1.0, 10, 32, events=True, any_size=True),
     "digits": DataSet(10, 1, (16, 16), 1 / 255, time_window=4, batch_size=64),
     "digits-dvs": DataSet(10, 2, (24, 24), 1.0, 10, 32, events=True, any_size=True),
-    # The number of classes is that of the folder, in Settings.num_classes.
+    # The classes are those of the folder, in Settings.classes.
     "folder": DataSet(0, 3, (64, 64), 1 / 255, time_window=4, batch_size=256, any_size=True),
 }
 AUGMENTATIONS = ("basic", "auto", "none")
@@ -73,7 +73,6 @@ LIMITS = {  # smallest and largest value; the largest are far above any use
     "clip_grad": (0, 1e6),
     "seed": (0, 2**63 - 1),
     "workers": (0, 256),
-    "num_classes": (2, 10**5),
     "save_every": (1, 10**9),
 }
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
@@ -119,7 +118,7 @@ class Settings:
     compile: bool = False
     augment: str = "basic"
     image_size: str | None = None  # "HxW"; None: the data set's own
-    num_classes: int | None = None  # of a folder; None: the data set's own
+    classes: tuple | None = None  # names, of a folder; None: the data set's own
     resume: bool = False
     save_every: int | None = None
     check_numerics: bool = False
@@ -318,7 +317,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         deterministic=args.deterministic,
         augment=args.augment,
         image_size=_other_image_size(args.image_size, args.data),
-        num_classes=len(classes_of_folder(args.data_path)) if is_folder else None,
+        classes=tuple(classes_of_folder(args.data_path)) if is_folder else None,
         resume=args.resume,
         save_every=args.save_every,
         check_numerics=args.check_numerics,
@@ -330,17 +329,13 @@ def _training_settings(args: argparse.Namespace) -> Settings:
 def _evaluation_settings(args: argparse.Namespace) -> Settings:
     """The settings that the checkpoint was trained with, and this command's of how to run."""
     trained = load_checkpoint(args.eval_only).settings
-    args.image_size = _other_image_size(args.image_size, trained.data)
-    of_network = (
-        "data",
-        "paper_setting",
-        "model_depth",
-        "width",
-        "time_window",
-        "image_size",
-        "bits",
-        "bn_bits",
-    )
+    size = data_set_of(trained).image_size
+    if args.image_size is not None and parse_image_size(args.image_size) != size:
+        raise UserError(
+            f"--image_size {args.image_size} does not fit {args.eval_only}: it was trained with "
+            "{}x{}".format(*size)
+        )
+    of_network = ("data", "paper_setting", "model_depth", "width", "time_window", "bits", "bn_bits")
     for name in of_network:
         if getattr(args, name) not in (None, getattr(trained, name)):
             raise UserError(
@@ -357,7 +352,7 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
         "compile",
         "deterministic",
     )
-    known = (*of_network, *here, "batch_size", "local_rank")
+    known = (*of_network, *here, "image_size", "batch_size", "local_rank")
     parser = _parser()
     for name, value in vars(args).items():
         meaningless = value not in (parser.get_default(name), getattr(trained, name, None))
@@ -365,10 +360,7 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if args.integer and trained.bits is None:
         raise UserError(f"--integer: {args.eval_only} is a full-precision network")
-    if trained.data == "folder":
-        found, known = len(classes_of_folder(args.data_path)), trained.num_classes
-        if found != known:
-            raise UserError(f"{args.eval_only} knows {known} classes, {args.data_path} has {found}")
+    check_classes(trained, args.data_path, args.eval_only)
     batch_size = trained.batch_size if args.batch_size is None else args.batch_size
     return replace(
         trained,
@@ -475,7 +467,9 @@ def data_set_of(settings: Settings) -> DataSet:
     data_set = DATA_SETS[settings.data]
     if settings.image_size is not None:
         data_set = replace(data_set, image_size=parse_image_size(settings.image_size))
-    return replace(data_set, num_classes=settings.num_classes or data_set.num_classes)
+    if settings.classes is not None:
+        data_set = replace(data_set, num_classes=len(settings.classes))
+    return data_set
 
 
 def _check_teacher(settings: Settings) -> None:
@@ -491,10 +485,18 @@ def _check_teacher(settings: Settings) -> None:
                 f"--teacher_path {settings.teacher_path} was trained with --{name} "
                 f"{getattr(teacher, name)}, this run has --{name} {getattr(settings, name)}"
             )
-    if teacher.num_classes != settings.num_classes:
+    check_classes(teacher, settings.data_path, settings.teacher_path)
+
+
+def check_classes(trained: Settings, data_path: str | Path, path: str | Path) -> None:
+    """Raises UserError where the folder has other classes than the checkpoint at `path`."""
+    if trained.data != "folder":
+        return
+    here = classes_of_folder(data_path)
+    for name in sorted(set(here) ^ set(trained.classes)):
         raise UserError(
-            f"--teacher_path {settings.teacher_path} knows {teacher.num_classes} classes, "
-            f"{settings.data_path} has {settings.num_classes}"
+            f"{path} was trained on {len(trained.classes)} classes, {data_path} has {len(here)}: "
+            f"{name!r} is only in {'the folder' if name in here else 'the checkpoint'}"
         )
 
 
@@ -561,7 +563,9 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
         or settings.paper_setting not in PAPER_SETTINGS
         or settings.model_depth not in BLOCKS
         or settings.augment not in AUGMENTATIONS
-        or (settings.num_classes is None) != (settings.data != "folder")
+        or (settings.classes is None) != (settings.data != "folder")
+        or not all(type(name) is str for name in settings.classes or ())
+        or len(settings.classes or "ab") < 2
         or (settings.image_size is not None and not DATA_SETS[settings.data].any_size)
         or {settings.bits is None, settings.bn_bits is None} != {not quantized}
         or {getattr(settings, name) is None for name in OF_DISTILLATION} != {not distilled}

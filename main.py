@@ -37,7 +37,13 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from checkpoints import Run, Stopped, digest, disk_errors, not_finite
-from data_loader import ImageSet, evaluation_loader, load_data_sets, loaders, set_epoch
+from data_loader import (
+    ImageSet,
+    evaluation_batches,
+    load_data_sets,
+    set_epoch,
+    training_batches,
+)
 from distiller import Distiller, softmax_kl_forward
 from load_settings import (
     Settings,
@@ -260,7 +266,8 @@ def train(settings: Settings, device: torch.device) -> None:
     make_deterministic(settings)
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
     train_set, test_set = data_sets(settings)
-    train_batches, test_batches = loaders(train_set, test_set, *shard, settings.seed, device)
+    train_batches = training_batches(train_set, *shard, settings.seed, device)
+    test_batches = evaluation_batches(test_set, *shard, device)
 
     network = build_network(settings)
     teacher = None
@@ -496,7 +503,7 @@ def print_accuracy(settings: Settings, device: torch.device) -> None:
     network = load_network(load_checkpoint(settings.eval_only)).to(device)
     _, test_set = data_sets(settings)
     batch_size = max(1, settings.batch_size // WORLD_SIZE)
-    batches = evaluation_loader(test_set, batch_size, RANK, WORLD_SIZE, settings.workers)
+    batches = evaluation_batches(test_set, batch_size, RANK, WORLD_SIZE, settings.workers, device)
     correct, total, spike_rate, _ = evaluate(network, batches, device, settings.amp)
     if FIRST_PROCESS:
         print(

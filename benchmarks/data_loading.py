@@ -25,9 +25,9 @@ from data_loader import (
     ImageSet,
     augmentation,
     load_data_sets,
-    loaders,
     read_frames,
     train_loader,
+    training_batches,
 )
 
 SIZE = 48, 48
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pixels = torch.randint(256, (args.images, 3, 32, 32), dtype=torch.uint8)
     data_set = ImageSet(pixels, torch.randint(10, (args.images,)), CropAndFlip((32, 32)))
     share = (args.batch_size, 0, 1)
-    on_device, _ = loaders(data_set, data_set, *share, 0, 0, device)
+    on_device = training_batches(data_set, *share, 0, 0, device)
     in_workers = train_loader(data_set, *share, args.workers, 0, device.type == "cuda")
     images = {
         "torchvision's transforms in workers": (in_workers, args.images),

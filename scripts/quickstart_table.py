@@ -11,6 +11,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_loader import evaluation_loader, load_data_sets
 from distiller import distance_to_teacher
-from load_settings import Checkpoint, Settings, load_checkpoint, load_network
+from load_settings import Checkpoint, Settings, data_set_of, load_checkpoint, load_network
 
 COSTS = ("energy", "delay", "area", "edap")
 LABELS = {"original": "teacher (full precision)", "student": "student", "qamd": "MD-SNN"}
@@ -62,7 +63,7 @@ def find_runs(folder: Path) -> list[Run]:
         found.append((place, checkpoint.settings.bits or 0, path.parent, checkpoint))
     kinds = [checkpoint.settings.paper_setting for *_, checkpoint in found]
     runs = []
-    for colour, (*_, path, checkpoint) in zip(COLOURS, sorted(found), strict=False):
+    for colour, (*_, path, checkpoint) in zip(cycle(COLOURS), sorted(found), strict=False):
         kind, bits = checkpoint.settings.paper_setting, checkpoint.settings.bits
         label = LABELS[kind] + (f", {bits} bits" if kinds.count(kind) > 1 else "")
         report = json.loads((path / "edap" / "report.json").read_text())
@@ -76,7 +77,10 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def test_batches(settings: Settings):
-    _, test_set = load_data_sets(settings.data, settings.data_path, settings.time_window)
+    size = data_set_of(settings).image_size
+    _, test_set = load_data_sets(
+        settings.data, settings.data_path, settings.time_window, image_size=size
+    )
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
 
 

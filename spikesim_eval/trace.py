@@ -23,6 +23,7 @@ from load_settings import (
     DATA_SETS,
     Checkpoint,
     Settings,
+    check_classes,
     data_set_of,
     load_checkpoint,
     load_network,
@@ -297,6 +298,7 @@ def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | N
     """
     if data_path is None and settings.data != "digits":
         return None
+    check_classes(settings, data_path or ".", "the checkpoint")
     _, test_set = load_data_sets(
         settings.data,
         data_path or ".",

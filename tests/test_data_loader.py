@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import zipfile
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -26,11 +27,12 @@ from data_loader import (
     CropAndFlip,
     DeviceLoader,
     ImageSet,
+    evaluation_batches,
     evaluation_loader,
     load_data_sets,
-    loaders,
     set_epoch,
     train_loader,
+    training_batches,
 )
 from load_settings import UserError
 
@@ -148,15 +150,18 @@ def test_tiny_imagenet_labels_are_the_places_of_sorted_wnids(data_path):
 
 
 @pytest.mark.parametrize("below", ["images", "."])
-def test_a_rearranged_val_folder_gives_the_same_test_set(below, data_path, tmp_path):
+@pytest.mark.parametrize("left", ["nothing", "annotations", "an empty folder"])
+def test_a_rearranged_val_folder_gives_the_same_test_set(below, left, data_path, tmp_path):
     _, official = load_data_sets("TinyImagenet", data_path, T)
     val = data_path / "tiny-imagenet-200" / "val"
     for line in (val / "val_annotations.txt").read_text().splitlines():
         name, wnid = line.split("\t")[:2]
         (val / wnid / below).mkdir(parents=True, exist_ok=True)
         (val / "images" / name).rename(val / wnid / below / name)
-    (val / "images").rmdir()
-    (val / "val_annotations.txt").unlink()
+    if left != "an empty folder":
+        (val / "images").rmdir()
+    if left != "annotations":
+        (val / "val_annotations.txt").unlink()
     _, rearranged = load_data_sets("TinyImagenet", data_path, T)
 
     def content(part):
@@ -372,7 +377,7 @@ def both_loaders(data_set, batch_size=16, rank=0, world_size=1, epoch=1):
     """(the reference, the one on the device) for training."""
     share = (batch_size, rank, world_size)
     reference = train_loader(data_set, *share, 0, seed=5)
-    on_device, _ = loaders(data_set, data_set, *share, 0, 5, torch.device("cpu"))
+    on_device = training_batches(data_set, *share, 0, 5, torch.device("cpu"))
     assert isinstance(on_device, DeviceLoader)
     for loader in (reference, on_device):
         set_epoch(loader, epoch)
@@ -385,9 +390,9 @@ def both_loaders(data_set, batch_size=16, rank=0, world_size=1, epoch=1):
 def test_on_the_device_evaluation_is_exactly_that_of_torchvisions_loader(
     data, world_size, data_path
 ):
-    train, test = load_data_sets(data, data_path, T)
+    _, test = load_data_sets(data, data_path, T)
     for rank in range(world_size):
-        _, on_device = loaders(train, test, 7, rank, world_size, 0, 5, torch.device("cpu"))
+        on_device = evaluation_batches(test, 7, rank, world_size, 0, torch.device("cpu"))
         assert isinstance(on_device, DeviceLoader)
         reference = evaluation_loader(test, 7, rank, world_size, workers=0)
         assert len(on_device) == len(reference)
@@ -408,7 +413,7 @@ def test_on_the_device_training_batches_hold_the_same_images(size, world_size):
 @pytest.mark.parametrize("data", ["CIFAR10", "ncaltech101"])
 def test_an_epoch_can_be_gone_on_with_at_any_batch(data, data_path):
     train, _ = load_data_sets(data, data_path, T)
-    loader, _ = loaders(train, train, 8, 0, 1, 0, 5, torch.device("cpu"))
+    loader = training_batches(train, 8, 0, 1, 0, 5, torch.device("cpu"))
     set_epoch(loader, 1)
     whole = list(loader)
     assert len(whole) == len(loader)
@@ -440,14 +445,15 @@ def test_crops_and_flips_on_the_device_are_torchvisions_in_distribution():
         assert sum((n - expected) ** 2 / expected for n in counts.values()) < 95
 
 
-def test_each_image_on_the_device_is_one_of_its_crops():
-    images = torch.randint(256, (20, 3, 16, 16), dtype=torch.uint8)
-    augment = CropAndFlip((16, 16))
+@pytest.mark.parametrize(("H", "W"), [(16, 16), (8, 40)])
+def test_each_image_on_the_device_is_one_of_its_crops(H, W):
+    images = torch.randint(256, (20, 3, H, W), dtype=torch.uint8)
+    augment = CropAndFlip((H, W))
     draws = augment.draw(20, seed=3)
-    padded = torch.nn.functional.pad(images, [2] * 4)
+    padded = torch.nn.functional.pad(images, [W // 8, W // 8, H // 8, H // 8])
     for i, image in enumerate(augment.of_batch(images, draws)):
         row, column, flipped = draws[i].tolist()
-        crop = padded[i, :, row : row + 16, column : column + 16]
+        crop = padded[i, :, row : row + H, column : column + W]
         assert torch.equal(image, crop.flip(-1) if flipped else crop)
 
 
@@ -486,8 +492,10 @@ def test_auto_is_autoaugment_and_a_grey_square(data_path):
     assert max(areas) == 16 * 16
     assert 8 * 8 <= min(areas) < 12 * 12  # squares reach over the border
     assert torch.equal(image, torch.zeros_like(image))
+    *_, small = data_loader.augmentation("auto", False, (8, 8)).transforms
+    assert small.side == 4
     # Images of their own transforms: from a loader with workers.
-    on_workers, _ = loaders(train, train, 4, 0, 1, 2, 0, torch.device("cpu"))
+    on_workers = training_batches(train, 4, 0, 1, 2, 0, torch.device("cpu"))
     assert isinstance(on_workers, torch.utils.data.DataLoader)
     first = next(iter(on_workers))[0]
     assert torch.equal(first, next(iter(on_workers))[0])
@@ -680,6 +688,16 @@ def pickled(file):
     np.savez_compressed(file, frames=np.full((T, 2, 1, 1), None))
 
 
+def no_pixels(file):
+    np.savez_compressed(file, frames=np.zeros((T, 2, 0, 0)))
+
+
+def bad_header(file):
+    with zipfile.ZipFile(file, "w") as arrays:
+        header = b"{'descr': ('<f8', "
+        arrays.writestr("frames.npy", b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header)
+
+
 def truncated(file):
     file.write_bytes(file.read_bytes()[:-100])
 
@@ -697,6 +715,8 @@ def not_a_zip(file):
         (pickled, "holds object"),
         (truncated, "cannot be read"),
         (not_a_zip, "cannot be read"),
+        (no_pixels, "cannot be read"),
+        (bad_header, "cannot be read"),
     ],
 )
 def test_a_bad_frames_file_is_named_before_anything_is_loaded(damage, named, data_path):
@@ -711,6 +731,13 @@ def test_frames_of_another_time_window_are_named_with_the_way_to_convert(data_pa
     text = one_line_error("ncaltech101", data_path, time_window=10)
     assert "found there: frames_number_4_split_by_number" in text
     assert f"prepare --data ncaltech101 --data_path {data_path} --time_window 10" in text
+
+
+@pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt"])
+def test_a_list_that_is_no_text_is_one_line(name, data_path):
+    path = data_path / "tiny-imagenet-200" / name
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    one_line_error("TinyImagenet", data_path)
 
 
 def test_an_unfinished_conversion_is_refused(data_path):

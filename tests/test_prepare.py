@@ -20,7 +20,7 @@ from spikingjelly.datasets.utils import load_ATIS_bin
 import data_loader
 import main
 from conftest import REPOSITORY
-from data_loader import EVENT_DATA, OURS, load_data_sets
+from data_loader import EVENT_DATA, load_data_sets
 from load_settings import UserError
 from stand_in_data import (
     write_events,
@@ -170,7 +170,7 @@ def test_a_damaged_events_file_stops_with_its_path_and_the_rest_is_not_done_twic
     assert prepare(*PREPARE, raw) == 0
     now = {x.name: x.stat().st_mtime_ns for x in raw.glob(f"{FRAMES}/class_0/*.npz")}
     assert now == {x.name: time for x, time in done.items() if x.parent.name == "class_0"}
-    assert not list(raw.glob("N-Caltech101/*.building")) + list(raw.rglob("*.tmp"))
+    assert not list(raw.rglob(".*.lock")) + list(raw.rglob("*.tmp"))
 
 
 def test_skip_damaged_leaves_the_named_file_out(raw, capsys):
@@ -189,26 +189,102 @@ def test_an_empty_class_of_events_is_refused(raw, capsys):
     assert "class_2 holds no events" in refused(capsys, *PREPARE, raw)
 
 
-def test_spikingjellys_marker_is_left_and_refused_and_a_stale_one_of_ours_is_taken_over(
-    raw, capsys
-):
+def test_spikingjellys_marker_is_left_and_refused_and_a_lock_of_a_dead_process_is_none(raw, capsys):
     marker = raw / f"{FRAMES}.building"
     marker.touch()
     assert str(marker) in refused(capsys, *PREPARE, raw)
     assert marker.exists()
-    marker.write_text(OURS)
+    marker.unlink()
+    frames = raw / FRAMES
+    frames.with_name(f".{frames.name}.lock").touch()
+    frames.with_name(f".{frames.name}-48x48.json.lock").touch()
     assert prepare(*PREPARE, raw) == 0
-    assert not marker.exists()
+    assert not list(raw.rglob(".*.lock"))
 
 
-def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(raw):
-    command = [sys.executable, REPOSITORY / "data_loader.py", *PREPARE, raw]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+def test_frames_of_files_that_are_gone_or_were_replaced_are_not_kept(raw, capsys):
+    extracted = raw / "N-Caltech101/extract/Caltech101"
+    last = extracted / "class_1" / "image_0004.bin"
+    whole = last.read_bytes()
+    cut(last)
+    refused(capsys, *PREPARE, raw)
+    last.write_bytes(whole)
+    shutil.move(extracted / "class_0", extracted / "class_2")
+    replaced = extracted / "class_1" / "image_0000.bin"
+    replaced.write_bytes(whole)
+    os.utime(replaced, (0, 0))  # as of an archive, older than the frames
+    assert prepare(*PREPARE, raw) == 0
+    assert {x.name for x in (raw / FRAMES).iterdir()} == {"class_1", "class_2"}
+    first, same = (
+        np.load(raw / FRAMES / "class_1" / f"image_000{n}.npz")["frames"] for n in (0, 4)
+    )
+    assert np.array_equal(first, same)
+
+
+def test_a_class_of_damaged_files_alone_is_left_out_and_stray_folders_are_not_seen(raw, capsys):
+    write_events(raw / "more", classes=3)
+    extracted = raw / "N-Caltech101/extract/Caltech101"
+    shutil.move(raw / "more/Caltech101/class_2", extracted / "class_2")
+    for path in (extracted / "class_1").iterdir():
+        cut(path)
+    (extracted / ".ipynb_checkpoints").mkdir()
+    assert prepare(*PREPARE, raw, "--skip_damaged") == 0
+    (raw / FRAMES / ".ipynb_checkpoints").mkdir()
+    output = capsys.readouterr()
+    assert output.err.count("warning: skipped") == 5
+    assert "8 training and 2 test samples of 2 classes" in output.out
+    assert prepare(*PREPARE, raw) == 0
+
+
+def test_skip_damaged_sets_frames_aside_that_cannot_be_read(tmp_path, capsys):
+    folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
+    file = min(folder.rglob("*.npz"))
+    cut(file)
+    assert str(file) in refused(capsys, *PREPARE, tmp_path)
+    assert prepare(*PREPARE, tmp_path, "--skip_damaged") == 0
+    assert f"skipped: {file} cannot be read" in capsys.readouterr().err
+    assert file.with_name(f"{file.name}.damaged").exists()
+    wrong = ["prepare", "--data", "ncaltech101", "--data_path", tmp_path, "--time_window", "2"]
+    shutil.copytree(folder, folder.with_name("frames_number_2_split_by_number"))
+    assert "frames of another T" in refused(capsys, *wrong, "--skip_damaged")
+
+
+def test_an_interrupted_prepare_is_one_line(raw, capsys, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data_loader, "_convert", interrupt)
+    assert prepare(*PREPARE, raw) == 130
+    assert capsys.readouterr().err.strip() == (
+        "data_loader.py: interrupted: the same command goes on"
+    )
+
+
+def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(tmp_path, monkeypatch):
+    """Also for other numbers of frames, which share the unpacked events."""
+    archive = tmp_path / "N-Caltech101" / "download" / "Caltech101.zip"
+    md5 = zipped(write_events(tmp_path / "events"), archive)
+    code = (
+        "import sys, data_loader as d\n"
+        "kind = d.EVENT_DATA['ncaltech101']\n"
+        f"archive = kind.archive._replace(md5={md5!r})\n"
+        "d.EVENT_DATA['ncaltech101'] = kind._replace(archive=archive)\n"
+        "sys.exit(d.main(sys.argv[1:]))"
+    )
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, *PREPARE, tmp_path, "--time_window", time_window],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+        for time_window in "332"
+    ]
     outputs = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     assert all("8 training and 2 test samples" in output for output in outputs)
-    assert len(list((raw / "N-Caltech101").glob("*.npy"))) == 1
-    assert not list(raw.rglob("*.building"))
+    assert len(list((tmp_path / "N-Caltech101").glob("*.npy"))) == 2
+    assert not list(tmp_path.rglob(".*.lock"))
 
 
 def packed_array(index: Path) -> Path:
@@ -280,6 +356,10 @@ def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
                 with pytest.raises(UserError) as caught:
                     load_data_sets("ncaltech101", tmp_path, T)
                 assert str(cached) in str(caught.value)
+        for content in (b"", b"PK\x03\x04"):
+            path.write_bytes(content)
+            with pytest.raises(UserError, match="is damaged: remove it"):
+                load_data_sets("ncaltech101", tmp_path, T)
         path.write_bytes(whole)
     load_data_sets("ncaltech101", tmp_path, T)
 
@@ -301,14 +381,19 @@ def test_a_hostile_index_is_one_line(content, cached, tmp_path):
         load_data_sets("ncaltech101", tmp_path, T)
 
 
-@pytest.mark.parametrize("data", ["ncaltech101", "TinyImagenet", "raw events"])
+def test_an_empty_folder_of_frames_is_refused(tmp_path, capsys):
+    (tmp_path / FRAMES).mkdir(parents=True)
+    assert "holds 0 classes" in refused(capsys, *PREPARE, tmp_path)
+
+
+@pytest.mark.parametrize("data", ["ncaltech101", "TinyImagenet", "raw events", "no room at all"])
 def test_a_full_disk_while_preparing_is_one_line_and_leaves_no_cache(data, tmp_path):
     if data == "raw events":
         write_events(tmp_path / "N-Caltech101" / "extract", events=40_000)
         limit = 20_000
-    elif data == "ncaltech101":
+    elif data != "TinyImagenet":
         write_ncaltech101(tmp_path, T, classes=2, per_class=3)
-        limit = 50_000
+        limit = 50_000 if data == "ncaltech101" else 0
     else:
         write_tiny_imagenet(tmp_path)
         limit = 50_000
@@ -401,12 +486,17 @@ def test_a_folder_of_images_is_trained_on_and_evaluated(clone, shell_environment
         clone, shell_environment, f"python main.py --eval_only {checkpoint} --data_path {data}"
     )
     assert "of 6 test images" in output
-    assert main.main(["--eval_only", checkpoint, "--image_size", "32"]) == 2
-    assert "--image_size 32x32 does not fit" in capsys.readouterr().err
+    for size in ("32", "64"):  # 64 is the default
+        assert main.main(["--eval_only", checkpoint, "--image_size", size]) == 2
+        assert f"--image_size {size} does not fit" in capsys.readouterr().err
     for part in ("train", "val"):
-        (data / part / "another").mkdir()
+        (data / part / "kind 0").rename(data / part / "kind 3")
     assert main.main(["--eval_only", checkpoint, "--data_path", str(data)]) == 2
-    assert f"knows 3 classes, {data} has 4" in capsys.readouterr().err
+    assert "'kind 0' is only in the checkpoint" in capsys.readouterr().err
+    teacher = ["--teacher_path", f"{tmp_path}/original/original-best.pth"]
+    options = [*common.split(), "--paper_setting", "qamd", "--bits", "4", *teacher]
+    assert main.main([*options, "--save_path", str(tmp_path / "new")]) == 2
+    assert "'kind 0' is only in the checkpoint" in capsys.readouterr().err
 
 
 def test_images_of_a_folder_are_scaled_and_cropped_in_the_middle(tmp_path):
@@ -416,6 +506,17 @@ def test_images_of_a_folder_are_scaled_and_cropped_in_the_middle(tmp_path):
     Image.fromarray(image).save(tmp_path / "val" / "kind 0" / "0.png")
     _, test = load_data_sets("folder", tmp_path, 4, image_size=(10, 10))
     assert test.images[0, :, 2:8, 2:8].unique().tolist() == [200]
+
+
+def test_sixteen_bits_become_eight_and_what_is_no_image_is_not_seen(tmp_path):
+    write_image_folder(tmp_path, classes=2)
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(64, 0)
+    Image.fromarray(ramp).save(tmp_path / "val" / "kind 0" / "0.png")
+    (tmp_path / "val" / "kind 0" / "._0.png").write_bytes(b"of a Mac")
+    (tmp_path / "val" / "kind 0" / "thumbs.png").mkdir()
+    _, test = load_data_sets("folder", tmp_path, 4, image_size=(64, 64))
+    assert len(test) == 4
+    assert test.images[0, 0, 0].tolist() == (ramp[0] // 256).tolist()
 
 
 def no_val(folder):
