@@ -515,7 +515,7 @@ class Archive(NamedTuple):
                 f"put the one of {self.url} in its place"
             )
         with zipfile.ZipFile(archive) as files, whole_folder(folder, self.top) as unfinished:
-            for name in tqdm(files.namelist(), f"unpacking {archive.name}", leave=False):
+            for name in tqdm(files.namelist(), "unpacking", leave=False, disable=None):
                 if not (unfinished / name).resolve().is_relative_to(unfinished.resolve()):
                     raise UserError(f"{archive} holds {name!r}, which leads out of {folder}")
                 files.extract(name, unfinished)
@@ -653,14 +653,14 @@ def _write_array(
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence, what: str) -> Iterator[Any]:
-    """function(item) of each item in order, on all cores, with a progress bar.
+    """function(item) of each item in order, on all cores, with a progress bar on a terminal.
 
     Threads are enough: decompressing and decoding let go of Python's lock.
     """
     cores = len(os.sched_getaffinity(0))
     with (
         ThreadPoolExecutor(cores) as pool,
-        tqdm(total=len(items), desc=what, leave=False, delay=1) as bar,
+        tqdm(total=len(items), desc=what, leave=False, disable=None) as bar,
     ):
         for start in range(0, len(items), 4 * cores):  # in parts, so that few results wait
             for result in pool.map(function, items[start : start + 4 * cores]):
