@@ -249,6 +249,18 @@ def test_skip_damaged_sets_frames_aside_that_cannot_be_read(tmp_path, capsys):
     assert "frames of another T" in refused(capsys, *wrong, "--skip_damaged")
 
 
+def test_a_terminal_shows_the_progress_and_a_file_does_not(raw, capfd):
+    shown, terminal = os.openpty()
+    command = [sys.executable, REPOSITORY / "data_loader.py", *PREPARE, raw]
+    subprocess.run(command, stderr=terminal, check=True)
+    os.close(terminal)
+    assert b"converting events to 3 frames" in os.read(shown, 100_000)
+    os.close(shown)
+    shutil.rmtree(raw / FRAMES)
+    subprocess.run(command, check=True)
+    assert capfd.readouterr().err == ""
+
+
 def test_an_interrupted_prepare_is_one_line(raw, capsys, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
