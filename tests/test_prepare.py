@@ -1,13 +1,16 @@
 """`data_loader.py prepare`, what it leaves on disk, and trainings that read it."""
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import resource
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import zipfile
 from pathlib import Path
 
@@ -251,12 +254,15 @@ def test_skip_damaged_sets_frames_aside_that_cannot_be_read(tmp_path, capsys):
 
 def test_a_terminal_shows_the_progress_and_a_file_does_not(raw, capfd):
     shown, terminal = os.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    os.set_blocking(shown, False)
     command = [sys.executable, REPOSITORY / "data_loader.py", *PREPARE, raw]
     subprocess.run(command, stderr=terminal, check=True)
-    os.close(terminal)
     assert b"converting events to 3 frames" in os.read(shown, 100_000)
+    os.close(terminal)
     os.close(shown)
     shutil.rmtree(raw / FRAMES)
+    (raw / f"{FRAMES}-48x48.json").unlink()
     subprocess.run(command, check=True)
     assert capfd.readouterr().err == ""
 
