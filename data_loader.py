@@ -1216,28 +1216,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--skip_damaged", action="store_true", help="leave damaged files of events out")
     try:
         args = parser.parse_args(argv)
-        data_set, T = DATA_SETS[args.data], args.time_window
-        if T is None:
-            T = data_set.time_window
+        data_set, data_path = DATA_SETS[args.data], args.data_path
+        T = data_set.time_window if args.time_window is None else args.time_window
         low, high = LIMITS["time_window"]
         if not low <= T <= high:
             raise UserError(f"--time_window must be between {low} and {high}, got {T}")
         if args.image_size is not None and not data_set.any_size:
             raise UserError(f"--image_size: the images of {args.data} have a size of their own")
-        size = None if args.image_size is None else parse_image_size(args.image_size)
+        size = data_set.image_size
+        if args.image_size is not None:
+            size = parse_image_size(args.image_size)
         if args.skip_damaged and args.data not in EVENT_DATA:
             raise UserError("--skip_damaged goes with raw events")
-        size = size or data_set.image_size
-        if (
-            args.data in EVENT_DATA
-            and not _event_cache(args.data, args.data_path, T, size).exists()
-        ):
-            skipped = convert_events(args.data, args.data_path, T, args.skip_damaged)
-            if args.skip_damaged:
-                skipped += set_damaged_frames_aside(args.data, args.data_path, T)
-            for text in skipped:
-                print(f"data_loader.py: warning: skipped: {text}", file=sys.stderr)
-        train, test = load_data_sets(args.data, args.data_path, T, image_size=size)
+        skipped = []
+        if data_set.events and not _event_cache(args.data, data_path, T, size).exists():
+            skipped = convert_events(args.data, data_path, T, args.skip_damaged)
+        if args.skip_damaged:
+            skipped += set_damaged_frames_aside(args.data, data_path, T)
+        for text in skipped:
+            print(f"data_loader.py: warning: skipped: {text}", file=sys.stderr)
+        train, test = load_data_sets(args.data, data_path, T, image_size=size)
     except UserError as error:
         print("data_loader.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
