@@ -553,11 +553,12 @@ def packed(
 
     if (already := current()) is not None:
         return already
-    find()  # raises UserError where there is nothing
+    contents = _contents(root, find())  # raises UserError where there is nothing
     with alone(index):
-        if current() is None:
-            _write_packed(index, root, _contents(root, find()), read, shape)
-    return current()
+        if (made_by_another := current()) is not None:
+            return made_by_another
+        _write_packed(index, root, contents, read, shape)
+        return current()
 
 
 def _contents(root: Path, source: Source) -> dict[str, list]:
@@ -1157,7 +1158,7 @@ def digit_events(digit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 
 
 def _shifted(image: np.ndarray, down: float, right: float) -> np.ndarray:
-    """The image moved by a fraction of its size, bilinearly; what comes in is its edge's value."""
+    """The image moved by parts of pixels, bilinearly, and cyclically: give it a margin."""
     for axis, shift in ((0, down), (1, right)):
         whole = int(np.floor(shift))
         part = shift - whole

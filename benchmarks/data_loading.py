@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import timing
 from data_loader import (
@@ -95,7 +95,6 @@ class OwnMemory(ImageSet):
 
     def __getitem__(self, index: int) -> tuple[float, int]:
         super().__getitem__(index)
-        assert get_worker_info() is not None
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
         (dirty,) = (line for line in lines if line.startswith("Private_Dirty"))
         return int(dirty.split()[1]) / 1024, 0

@@ -119,18 +119,23 @@ def prepare(name: str, *how: object) -> tuple[torch.device, Callable[[], None]]:
     return device, step_of(name, *how, device)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    on_gpu = torch.cuda.is_available()
+def parser_of_steps(description: str, rounds: int) -> argparse.ArgumentParser:
+    """The options of a benchmark that times training steps."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--T", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=128 if on_gpu else 32)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--amp", action="store_true", help="bf16 autocast")
+    parser.add_argument("--batch", type=int, default=128 if torch.cuda.is_available() else 32)
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--out", type=Path, help="also write the table to this file")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = parser_of_steps(__doc__.splitlines()[0], rounds=9)
+    parser.add_argument("--amp", action="store_true", help="bf16 autocast")
     args = parser.parse_args(arguments)
     keep_freed_memory()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = args.width, args.T, args.batch, args.amp
     regions = Regions(softmax_kl_forward)
     difference = difference_of_losses()

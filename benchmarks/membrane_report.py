@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from data_loader import evaluation_loader, load_data_sets
 from distiller import distance_to_teacher, membrane_kl
-from load_settings import UserError, check_writable, load_checkpoint, load_network
+from load_settings import UserError, check_writable, data_set_of, load_checkpoint, load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
 from quantization import integer_codes, signed_range
@@ -162,7 +162,12 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     if layer not in names:
         raise UserError(f"--layer {layer}: the LIF layers are {', '.join(names)}")
     check_writable(args.out)
-    _, test_set = load_data_sets(settings.data, args.data_path, settings.time_window, settings.seed)
+    _, test_set = load_data_sets(
+        settings.data,
+        args.data_path,
+        settings.time_window,
+        image_size=data_set_of(settings).image_size,
+    )
     batches = evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
 
     teacher = networks["teacher"]

@@ -4,10 +4,8 @@ One idea at a time is taken back, and the step is timed in turn with the step as
 in one process. The table holds medians (and quartiles) of the ratios: 1.10 is 10 % slower without.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -15,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import distiller
-from benchmarks.distillation_step import OURS, step_of
+from benchmarks.distillation_step import OURS, parser_of_steps, step_of
 from benchmarks.timing import in_turn, ratios, report, table, with_spread
 from benchmarks.training_step import COMPILED, COMPILED_STUDENT, Regions, Work, network_of
 from distiller import softmax_kl_forward
@@ -79,16 +77,9 @@ def ideas(regions: Regions) -> list[tuple[str, str, Callable[[], AbstractContext
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    on_gpu = torch.cuda.is_available()
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--T", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=128 if on_gpu else 32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
-    args = parser.parse_args(arguments)
+    args = parser_of_steps(__doc__.splitlines()[0], rounds=5).parse_args(arguments)
     keep_freed_memory()
-    device = torch.device("cuda" if on_gpu else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     regions = Regions(softmax_kl_forward)
 
     def make(width: int, batch: int) -> dict[str, Callable[[], None]]:
