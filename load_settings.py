@@ -216,7 +216,13 @@ def _parser() -> argparse.ArgumentParser:
         help="loaders of each process (4; fewer cores: less)",
     )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--amp", action="store_true", help="bf16 autocast; membranes and losses stay in float32")
+    add(
+        "--amp",
+        nargs="?",
+        choices=("bf16",),
+        const="bf16",
+        help="bf16 autocast; membranes and losses stay in float32",
+    )
     add("--compile", action="store_true", help="fused kernels; compiling takes up to a minute")
     add("--deterministic", action="store_true", help="same seed, same numbers")
     add(
@@ -232,6 +238,7 @@ def _parser() -> argparse.ArgumentParser:
 def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Settings:
     """Checked settings of a command line. Raises UserError for whatever is wrong with it."""
     args = _parser().parse_args(argv)
+    args.amp = args.amp is not None  # bf16 is the only narrow type there is
     settings = _training_settings(args) if args.eval_only is None else _evaluation_settings(args)
     check_settings(settings)
     if settings.eval_only is None and settings.batch_size % world_size:

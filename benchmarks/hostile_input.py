@@ -6,20 +6,25 @@ benchmarks/fault_injection.py thousands.
 """
 
 import copy
+import hashlib
 import io
 import json
 import random
+import shutil
+import zipfile
+from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from checkpoints import Run
-from data_loader import read_frames
+from data_loader import Archive, load_data_sets, read_frames
 from load_settings import (
     UserError,
     build_network,
@@ -221,14 +226,37 @@ def try_checkpoints(count: int, run: list[str], checkpoint: Path) -> None:
         checkpoint.write_bytes(whole)
 
 
-def try_cut_files(count: int, checkpoint: Path, npz: Path, layer_list: Path) -> None:
-    """Each file cut off at random places has to be refused."""
-    generator = random.Random(0)
-    readers = {
+def files_to_cut(folder: Path, checkpoint: Path) -> dict[Path, Callable[[Path], object]]:
+    """One file of each format that is read, and its reader; all but the checkpoint are made."""
+    events = folder / "N-Caltech101"
+    frames = events / "frames_number_4_split_by_number" / "class"
+    frames.mkdir(parents=True)
+    counts = np.random.default_rng(0).poisson(1, (4, 2, 180, 240)) * 1.0
+    for name in ("a", "b"):
+        np.savez_compressed(frames / f"{name}.npz", frames=counts)
+    load_data_sets("ncaltech101", folder, 4)  # packs them
+    (index,), (array,) = events.glob("*.json"), events.glob("*.npy")
+    npz = (frames / "a.npz").rename(folder / "frames.npz")
+    shutil.rmtree(frames.parent)  # the cache alone is enough
+
+    layers, archive = folder / "net.json", folder / "events.zip"
+    layers.write_text(json.dumps(LAYER_LIST))
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(npz, "top/class/a.npz")
+    published = Archive(archive.name, "top", hashlib.md5(archive.read_bytes()).hexdigest(), "")
+    return {
         checkpoint: load_checkpoint,
         npz: partial(read_frames, time_window=4, size=(48, 48)),
-        layer_list: load_layer_list,
+        layers: load_layer_list,
+        index: lambda _: load_data_sets("ncaltech101", folder, 4),
+        array: lambda _: load_data_sets("ncaltech101", folder, 4),
+        archive: lambda path: published.unpack(path, folder / "unpacked"),
     }
+
+
+def try_cut_files(count: int, readers: dict[Path, Callable[[Path], object]]) -> None:
+    """Each file cut off at `count` random places has to be refused."""
+    generator = random.Random(0)
     for path, read in readers.items():
         whole = path.read_bytes()
         read(path)

@@ -59,6 +59,7 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*ORIGINAL, "--clip_grad", "inf"], "--clip_grad"),
         ([*ORIGINAL, "--seed", "-1"], "--seed"),
         ([*ORIGINAL, "--workers", "-1"], "--workers"),
+        ([*ORIGINAL, "--amp", "fp16"], "choose from 'bf16'"),
         ([*ORIGINAL, "--bits", "4"], "--bits"),
         ([*ORIGINAL, "--bn_bits", "8"], "--bn_bits"),
         ([*ORIGINAL, "--loss", "CLK"], "--loss"),

@@ -230,10 +230,13 @@ def test_deterministic_runs_of_one_seed_are_bitwise_the_same_with_any_number_of_
     assert one_csv.read_text() == other_csv.read_text()
 
 
-def test_bfloat16_autocast_trains(tmp_path):
-    options = [*DIGITS, "--amp", "--paper_setting", "student", "--bits", "4"]
+@pytest.mark.parametrize("amp", [["--amp"], ["--amp", "bf16"]])
+def test_bfloat16_autocast_trains(amp, tmp_path):
+    options = [*DIGITS, *amp, "--paper_setting", "student", "--bits", "4"]
     assert main.main([*options, "--save_path", str(tmp_path)]) == 0
-    model = load_checkpoint(tmp_path / "student-last.pth").model
+    checkpoint = load_checkpoint(tmp_path / "student-last.pth")
+    assert checkpoint.settings.amp is True
+    model = checkpoint.model
     assert all(x.isfinite().all() and x.dtype != torch.bfloat16 for x in model.values())
 
 

@@ -3,7 +3,6 @@
 import copy
 import csv
 import itertools
-import json
 import os
 import pickle
 import subprocess
@@ -194,10 +193,8 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
     hostile_input.try_arguments(300)
     hostile_input.try_layer_lists(300, tmp_path)
     hostile_input.try_checkpoints(200, run, tmp_path / "student-last.pth")
-    npz = sorted(write_ncaltech101(tmp_path, time_window=4, classes=1).rglob("*.npz"))[0]
-    layers = tmp_path / "layers.json"
-    layers.write_text(json.dumps(hostile_input.LAYER_LIST))
-    hostile_input.try_cut_files(100, tmp_path / "student-last.pth", npz, layers)
+    readers = hostile_input.files_to_cut(tmp_path, tmp_path / "student-last.pth")
+    hostile_input.try_cut_files(100, readers)
 
 
 @pytest.mark.parametrize(
