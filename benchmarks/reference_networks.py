@@ -3,7 +3,10 @@
 loops          every layer a loop over timesteps, as in the public MS-ResNet code
 spikingjelly   its multi-step layers and neurons
 relu           no time at all: the T·B images of all timesteps and ReLU for the neurons
+convolutions   nothing but them and the residual additions
 """
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +155,26 @@ class ReLUNetwork(MSResNet):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.unsqueeze(1).expand(-1, self.time_window, -1, -1, -1))
+
+
+class _Nothing(nn.Module):
+    """In the place of a batch norm or of neurons."""
+
+    def __init__(self, *_: object):
+        super().__init__()
+
+    def forward(self, x: Tensor, *_: object) -> Tensor:
+        return x
+
+
+class ConvolutionsAlone(MSResNet):
+    """What is left if batch norms and neurons cost nothing; the static image's stem runs once."""
+
+    def __init__(self, *shape: int):
+        super().__init__(*shape, layers=replace(RELU, batch_norm=_Nothing, lif=_Nothing))
+        with torch.no_grad():  # nothing keeps their output from growing
+            for name, weight in self.named_parameters():
+                weight.mul_(0.1 if "conv" in name else 1)
 
 
 def copy_parameters(source: nn.Module, target: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -117,6 +118,33 @@ def _measure_peak(queue, prepare, arguments) -> None:
     queue.put(
         torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident_peak() - before
     )
+
+
+class OwnProcess:
+    """`make(*arguments)` in a process of its own, whose methods run there when they are asked for.
+
+    Its C library treats memory as it does by default, whatever was asked of this process's.
+    """
+
+    def __init__(self, make: Callable[..., object], *arguments: object):
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        process.start()
+        theirs.close()  # so that the end of the process is an EOFError here
+
+    def call(self, method: str) -> None:
+        """Run a method without arguments; returns when it is done. EOFError where it failed."""
+        self.connection.send(method)
+        self.connection.recv()
+
+
+def _serve(connection, make, arguments) -> None:
+    target = make(*arguments)
+    with suppress(EOFError):  # the other process has ended, or wants no more
+        while True:
+            getattr(target, connection.recv())()
+            connection.send(None)
 
 
 def resident_peak() -> float:

@@ -2,8 +2,10 @@
 
 MS-ResNet on random 32×32 images, computed by this project, eager and with --compile; by loops over
 timesteps, as in the public MS-ResNet code; by spikingjelly; and the limit, the same convolutions
-and batch norms with ReLU, in channels_last. First all are compared in float64. All are then timed
-in turn in one process; the table holds medians (and quartiles) of ratios within a round.
+and batch norms with ReLU, in channels_last; and the convolutions alone. First all are compared in
+float64. All are then timed in turn, in one process that keeps freed memory, as main.py does; on a
+CPU those of others also "as it comes", in processes that do not. The table holds medians (and
+quartiles) of ratios within a round.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks import reference_networks
 from benchmarks.timing import (
+    OwnProcess,
     in_turn,
     peak_megabytes,
     quartiles,
@@ -31,7 +34,7 @@ from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet, compiling
 from models.neuron import lif_backward, lif_forward
 
-LIMIT = "ReLU limit"
+LIMIT, CONVOLUTIONS = "ReLU limit", "convolutions alone"
 OURS, COMPILED = "MD-SNN", "MD-SNN --compile"
 STUDENT, COMPILED_STUDENT = "student, 4 bits", "student, 4 bits, --compile"
 PRECISIONS = ("float32", "tf32", "bf16")
@@ -46,6 +49,8 @@ def network_of(name: str, depth: int, time_window: int, width: int) -> nn.Module
         return reference
     if name in (STUDENT, COMPILED_STUDENT):
         return QuanMSResNet(*shape, bits=4)
+    if name == CONVOLUTIONS:
+        return reference_networks.ConvolutionsAlone(*shape)
     build = {
         "loops": reference_networks.loops,
         "spikingjelly Rect": partial(reference_networks.spikingjelly, surrogate="Rect"),
@@ -57,16 +62,9 @@ def network_of(name: str, depth: int, time_window: int, width: int) -> nn.Module
     return network if name == "loops" else network.to(memory_format=torch.channels_last)
 
 
-NAMES = (
-    LIMIT,
-    OURS,
-    COMPILED,
-    STUDENT,
-    COMPILED_STUDENT,
-    "loops",
-    "spikingjelly Rect",
-    "spikingjelly ATan",
-)
+OTHERS = "loops", "spikingjelly Rect", "spikingjelly ATan"
+NAMES = (LIMIT, CONVOLUTIONS, OURS, COMPILED, STUDENT, COMPILED_STUDENT, *OTHERS)
+AS_IT_COMES = ", as it comes"  # in a process of its own, which keeps no freed memory
 
 
 class Regions:
@@ -159,12 +157,19 @@ def check_equality(regions: Regions, depth: int, time_window: int) -> float:
     return worst
 
 
-def prepare(name: str, depth: int, time_window: int, width: int, batch: int, precision: str):
-    """(device, training step) of one variant, for a process of its own."""
+def work_of(
+    name: str, depth: int, time_window: int, width: int, batch: int, precision: str
+) -> Work:
+    """One variant, for a process of its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_precision(precision)
-    work = Work(network_of(name, depth, time_window, width), batch, precision, device)
-    return device, work.step
+    return Work(network_of(name, depth, time_window, width), batch, precision, device)
+
+
+def prepare(*variant: object) -> tuple[torch.device, Callable[[], None]]:
+    """(device, training step) of `work_of(*variant)`."""
+    work = work_of(*variant)
+    return work.device, work.step
 
 
 def set_precision(precision: str) -> None:
@@ -174,27 +179,29 @@ def set_precision(precision: str) -> None:
 def timings(args: argparse.Namespace, precision: str, device: torch.device, regions: Regions):
     """Markdown of one precision: every variant against the limit."""
     set_precision(precision)
-    works = {
-        name: Work(network_of(name, args.depth, args.T, args.width), args.batch, precision, device)
-        for name in args.variants
-    }
+    how = args.depth, args.T, args.width, args.batch, precision
+    works = {name: work_of(name, *how) for name in args.variants}
 
     lines = []
     memory = {  # a compiled step's would hold the compiler's too
-        name: peak_megabytes(prepare, name, args.depth, args.T, args.width, args.batch, precision)
+        name: peak_megabytes(prepare, name, *how)
         for name in works
         if args.memory and name not in (COMPILED, COMPILED_STUDENT)
     }
+    apart = {}
+    if device.type == "cpu":
+        apart = {n + AS_IT_COMES: OwnProcess(work_of, n, *how) for n in OTHERS if n in works}
     found = {}
     for what in ("step", "evaluate"):
         functions = {
             name: regions.using(name in (COMPILED, COMPILED_STUDENT), getattr(work, what))
             for name, work in works.items()
         }
+        functions |= {name: partial(process.call, what) for name, process in apart.items()}
         found[what], repeated = in_turn(functions, args.rounds, device)
         lines.append(f"{what}: {args.rounds} rounds, {repeated} more were noisy and repeated")
     rows = []
-    for name in works:
+    for name in (*works, *apart):
         step, evaluation = found["step"][name], found["evaluate"][name]
         rows.append(
             (
@@ -208,14 +215,10 @@ def timings(args: argparse.Namespace, precision: str, device: torch.device, regi
             )
         )
     header = ("", "step, ms", "img/s", "× limit", "evaluation, ms", "× limit", "peak memory, MB")
-    pairs = [
-        (other, ours)
-        for ours in (OURS, COMPILED)
-        for other in ("loops", "spikingjelly Rect", "spikingjelly ATan")
-    ]
-    pairs += [(STUDENT, OURS), (COMPILED_STUDENT, COMPILED)]
+    pairs = [(other, ours) for ours in (OURS, COMPILED) for other in (*OTHERS, *apart)]
+    pairs += [(STUDENT, OURS), (COMPILED_STUDENT, COMPILED), ("spikingjelly Rect", CONVOLUTIONS)]
     for one, other in pairs:
-        if one in works and other in works:
+        if one in found["step"] and other in works:
             step, evaluation = (with_spread(ratios(t[one], t[other]), 3) for t in found.values())
             lines.append(f"{one} / {other}: step {step}, evaluation {evaluation}")
     return "\n\n".join([f"### {precision}", table(header, rows), *lines])
@@ -289,7 +292,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         choices=PRECISIONS,
         default=PRECISIONS if on_gpu else PRECISIONS[:1],
     )
-    parser.add_argument("--sweep", type=int, nargs="*", default=[4, 8], help="timesteps")
+    parser.add_argument(
+        "--sweep",
+        type=int,
+        nargs="*",
+        help="timesteps",
+        default=range(1, 11) if on_gpu else [4, 8],
+    )
     parser.add_argument("--no_memory", dest="memory", action="store_false")
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args(arguments)

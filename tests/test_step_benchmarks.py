@@ -1,5 +1,6 @@
 """The benchmarks of training and distillation steps, in their smallest form."""
 
+import os
 import shutil
 
 import pytest
@@ -41,9 +42,10 @@ def test_the_training_step_benchmark_prints_and_writes_its_tables(tmp_path, caps
     training_step.main([*size, "--out", str(out)])
     text = out.read_text()
     assert text in capsys.readouterr().out
-    for name in training_step.NAMES:
+    for name in (*training_step.NAMES, "loops, as it comes", "spikingjelly Rect, as it comes"):
         assert f"| {name} |" in text
     assert "loops / MD-SNN --compile: step" in text
+    assert "spikingjelly Rect, as it comes / MD-SNN --compile: step" in text
     assert "T = 8 / (2 · T = 4):" in text
     assert "| LIF backward, compiled |" in text
 
@@ -87,6 +89,29 @@ def test_a_machine_that_is_never_quiet_does_not_hang_the_benchmark(monkeypatch):
     times, repeated = timing.in_turn({"a": lambda: None}, rounds=3, device=CPU)
     assert len(times["a"]) == 3
     assert repeated == 3
+
+
+class Counter:
+    def __init__(self, file):
+        self.file = file
+
+    def step(self):
+        self.file.write_text(self.file.read_text() + f"{os.getpid()}\n")
+
+    def fail(self):
+        raise RuntimeError
+
+
+def test_a_method_runs_in_a_process_of_its_own_and_its_end_is_noticed(tmp_path):
+    file = tmp_path / "calls"
+    file.write_text("")
+    apart = timing.OwnProcess(Counter, file)
+    apart.call("step")
+    apart.call("step")
+    first, second = file.read_text().split()
+    assert first == second != str(os.getpid())
+    with pytest.raises(EOFError):
+        apart.call("fail")
 
 
 def test_ratios_are_taken_within_a_round():
