@@ -1,8 +1,8 @@
 """Nothing of a run is lost: checkpoints that are whole, --resume, signals, one run per save path.
 
 SETTING-last.pth holds all that a training goes on from: it is written when the training starts,
-every --save_every steps, after every epoch, and when a signal ends the run. What is read back from
-one may come from anywhere: all of it is checked, and a fault is one line (UserError).
+every --save_every steps, before and after every evaluation, and when a signal ends the run. What is
+read back from one may come from anywhere: all of it is checked, and a fault is one line: UserError.
 """
 
 import fcntl
@@ -33,6 +33,7 @@ MAY_CHANGE = {
     *("epochs", "data_path", "save_path", "teacher_path", "eval_only", "integer", "workers"),
     *("device", "compile", "deterministic", "resume", "save_every", "check_numerics"),
 }
+SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -100,7 +101,8 @@ class Run:
 
     def __exit__(self, kind, *error) -> None:
         for number, handler in self.handlers.items():
-            signal.signal(number, handler)
+            if kind is not KeyboardInterrupt:
+                signal.signal(number, handler)
         if kind is None and self.asked is not None:
             self.asked[1].wait()
         if self.lock is not None:
@@ -212,6 +214,10 @@ class Run:
             set_random_state(state["random_states"][rank])
 
     def _receive(self, number: int, frame: object) -> None:
+        if number == self.received == signal.SIGINT:
+            # Asked twice: whatever it waits for, it shall not; nor be disturbed while it ends.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            raise KeyboardInterrupt
         self.received = number
 
     def step_is_done(self, sums: Callable[[], dict[str, float]]) -> None:
@@ -223,7 +229,12 @@ class Run:
         self.step += 1
         number = self._agreed_signal()
         every = self.settings.save_every
-        if number or (every is not None and self.steps_done % every == 0):
+        # Also before an evaluation: no signal ends that, so a launcher may have to kill it.
+        if (
+            number
+            or self.step == self.steps_per_epoch
+            or (every is not None and self.steps_done % every == 0)
+        ):
             self.sums = sums()
             self.save()
         if number:
@@ -429,7 +440,7 @@ def are_sums(sums: Any) -> bool:
         and all(isinstance(part, dict) and part.keys() == sums[0].keys() for part in sums)
         and all(type(x) is float and math.isfinite(x) for part in sums for x in part.values())
         and (not sums[0] or sum(part.get("images", 0) for part in sums) > 0)
-        and (not sums[0] or {"loss", "train_accuracy"} <= sums[0].keys())
+        and (not sums[0] or {"loss", "train_accuracy"} <= sums[0].keys() <= SUMS)
     )
 
 
@@ -439,9 +450,10 @@ def are_rows(rows: Any) -> bool:
         return False
     numbers = ("test_accuracy", "best_accuracy", "time")
     return all(
-        all(type(x) in (int, float, type(None)) for x in row.values())
-        and all(type(name) is str for name in row)
-        and row.get("epoch") == epoch
+        all(type(name) is str for name in row)
+        and all(type(x) in (float, type(None)) for name, x in row.items() if name != "epoch")
+        and type(row.get("epoch")) is int
+        and row["epoch"] == epoch
         and all(type(row.get(name)) is float and math.isfinite(row[name]) for name in numbers)
         for epoch, row in enumerate(rows, 1)
     )

@@ -24,7 +24,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import sys
 import zipfile
 import zlib
@@ -51,6 +53,7 @@ from torchvision.datasets.utils import download_url
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from checkpoints import SIGNALS
 from load_settings import (
     DATA_SETS,
     LIMITS,
@@ -62,6 +65,10 @@ from load_settings import (
 
 Arrays = tuple[tuple[Tensor, Sequence[int]], tuple[Tensor, Sequence[int]]]  # (images, labels) twice
 FIRST_HERE = os.environ.get("LOCAL_RANK", "0") == "0"
+# How long a process waits for another that says nothing, or for a batch of a loader. One that dies
+# is noticed at once; a checkpoint may take its time on a slow disk.
+PATIENCE = timedelta(minutes=10)
+MOST_PIXELS = 2**20  # of an event camera
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
 
@@ -147,10 +154,17 @@ def load_data_sets(
     (train, train_labels), (test, test_labels) = arrays
     white = 1 if DATA_SETS[data].events else 255
     transform = augmentation(augment, DATA_SETS[data].events, size)
-    return (
+    sets = (
         ImageSet(train, train_labels, transform, seed, white),
         ImageSet(test, test_labels, white=white),
     )
+    known = DATA_SETS[data].num_classes or len(classes_of_folder(data_path))
+    highest = max(part.labels.max().item() for part in sets)
+    if highest >= known:
+        raise UserError(
+            f"{data} has {known} classes, {data_path} a label {highest}: remove the cache there"
+        )
+    return sets
 
 
 class CropAndFlip(torch.nn.Module):
@@ -359,15 +373,17 @@ def train_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         drop_last=drop_last,
-        worker_init_fn=leave_process_group,
+        worker_init_fn=ignore_signals,
+        timeout=PATIENCE.total_seconds() if workers else 0,
         generator=torch.Generator(),  # leaves the global one alone: --resume restores its state
     )
 
 
-def leave_process_group(worker: int) -> None:
-    """A signal to the process group, as of Ctrl-C, is for the main process: it finishes its step,
-    and needs its workers for that."""
-    os.setpgid(0, 0)
+def ignore_signals(worker: int) -> None:
+    """Those that end a run are for the main process: it finishes its step, and needs its workers
+    for that. Ctrl-C reaches the whole process group, Slurm's signals every process of a step."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluation_loader(
@@ -389,7 +405,8 @@ def evaluation_loader(
         batch_size,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=leave_process_group,
+        worker_init_fn=ignore_signals,
+        timeout=PATIENCE.total_seconds() if workers else 0,
         generator=torch.Generator(),
     )
 
@@ -742,6 +759,9 @@ def _find_tiny(root: Path, part: str, remedy: str) -> Source:
     wnids = sorted((root / "wnids.txt").read_text(errors="replace").split())
     if not 1 <= len(wnids) <= 200:
         raise UserError(f"{root / 'wnids.txt'} names {len(wnids)} classes, not 200: {remedy}")
+    for wnid in wnids:
+        if not re.fullmatch(r"\w+", wnid):  # they name folders, here and nowhere else
+            raise UserError(f"{root / 'wnids.txt'} names the class {wnid!r}: {remedy}")
     labels = {wnid: label for label, wnid in enumerate(wnids)}
 
     found = []
@@ -954,7 +974,7 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
                     f"{path} holds frames of another T: got {shape[0]}, --time_window says "
                     f"{time_window}"
                 )
-            if not 1 <= min(shape) <= max(shape) <= 4096:
+            if min(shape) < 1 or shape[2] * shape[3] > MOST_PIXELS:
                 raise ValueError(f"shape {shape}")
             file.seek(0)
             frames = np.lib.format.read_array(file, allow_pickle=False)

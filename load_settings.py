@@ -7,10 +7,13 @@ import argparse
 import errno
 import math
 import os
+import pickletools
 import re
 import reprlib
+import stat
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -75,6 +78,7 @@ LIMITS = {  # smallest and largest value; the largest are far above any use
     "workers": (0, 256),
     "save_every": (1, 10**9),
 }
+MOST_TUPLES = 20_000  # in a checkpoint: four a tensor, and few besides
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
 
 
@@ -432,6 +436,8 @@ def check_settings(settings: Settings) -> None:
     for name in ("data_path", "save_path"):
         if any(ord(character) < 32 for character in getattr(settings, name)):
             raise UserError(f"--{name} holds a control character")
+        if any("\ud800" <= character <= "\udfff" for character in getattr(settings, name)):
+            raise UserError(f"--{name} {getattr(settings, name)!r} is not in UTF-8")
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
@@ -532,8 +538,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     not_ours = f"{path} is not a checkpoint of this program"
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe may never end
+            raise OSError(errno.EINVAL, "it is no file")
+        _refuse_bombs(path)
         with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _plain(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist") from None
     except OSError as error:
@@ -548,6 +557,34 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     settings = _settings_from(content["settings"], not_ours)
     _check_weights(content["model"], settings, path)
     return Checkpoint(settings, content["model"], content["epoch"], content["accuracy"], content)
+
+
+def _refuse_bombs(path: str | Path) -> None:
+    """Raises ValueError for a file that torch.load would blow up on: one that is larger unpacked
+    than packed, which torch.save's are not, or tuples so deep in each other that hashing them, in
+    C, overflows the stack."""
+    with zipfile.ZipFile(path) as file:
+        if sum(member.file_size for member in file.infolist()) > os.stat(path).st_size:
+            raise ValueError("larger unpacked than packed")
+        (pickled,) = (name for name in file.namelist() if name.endswith("/data.pkl"))
+        codes = (code.name for code, _, _ in pickletools.genops(file.read(pickled)))
+        if sum(name.startswith("TUPLE") for name in codes) > MOST_TUPLES:
+            raise ValueError("too many tuples")
+
+
+def _plain(content: Any) -> Any:
+    """`content` in the exact types that a checkpoint is made of: torch.load also makes subclasses
+    of them, whose attributes and methods the file may have replaced. Raises TypeError for others.
+    """
+    if isinstance(content, dict):
+        return {_plain(name): _plain(value) for name, value in dict.items(content)}
+    if type(content) in (list, tuple):
+        return type(content)(map(_plain, content))
+    if isinstance(content, Tensor):
+        return Tensor.detach(content)
+    if type(content) in (str, int, float, bool, type(None)):
+        return content
+    raise TypeError(f"a {type(content)}")
 
 
 def _settings_from(saved: dict, not_ours: str) -> Settings:

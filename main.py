@@ -9,9 +9,11 @@ On several devices: torchrun --nproc_per_node=2 main.py … (or python -m torch.
 
 import csv
 import ctypes
+import errno
 import gc
 import json
 import math
+import multiprocessing
 import os
 import platform
 import random
@@ -19,10 +21,10 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
-from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +40,7 @@ from tqdm import tqdm
 
 from checkpoints import Run, Stopped, digest, disk_errors, not_finite
 from data_loader import (
+    PATIENCE,
     ImageSet,
     evaluation_batches,
     load_data_sets,
@@ -94,11 +97,10 @@ COLUMNS = (
     "spike_rate",
     "images_per_second",
 )
-# How long a process waits for another that says nothing. One that dies is noticed at once; a
-# checkpoint may take its time on a slow disk.
-PATIENCE = timedelta(minutes=10)
 # What may differ between the nodes of a run.
-PER_PROCESS = {"data_path", "save_path", "teacher_path", "eval_only", "workers"}
+PER_PROCESS = {"data_path", "save_path", "teacher_path", "workers"}
+# What writing to stdout may meet: a full disk, a reader that has gone.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 READ_EVERY = 10  # steps: reading a number waits for the GPU
 
 
@@ -112,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 train(settings, device)
             else:
                 print_accuracy(settings, device)
+        sys.stdout.flush()
     except (Stopped, KeyboardInterrupt) as stop:
         if FIRST_PROCESS:
             print("main.py:", str(stop) or "interrupted", file=sys.stderr)
@@ -120,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = what_to_say(error)
         if text is None:
             raise
+        if isinstance(error, OSError):
+            discard_output()
         # Before the processes have met, all of a node meet the same mistake.
         if getattr(error, "said_first", LOCAL_RANK == 0):
             print("main.py: error:", " ".join(text.split()), file=sys.stderr)
@@ -134,9 +139,18 @@ def what_to_say(error: Exception) -> str | None:
         return text
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
         return f"{text.splitlines()[0]} (killed, or no memory left?): {go_on}"
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
+        return f"the data have stopped coming ({text.splitlines()[0]}): {go_on}"
+    if isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM:
+        return f"cannot print ({error.strerror}): {go_on}"
     if LAUNCHED and (isinstance(error, dist.DistError) or "gloo" in text):
         return f"another process of this run has died or is silent: {go_on}"
     return None
+
+
+def discard_output() -> None:
+    """Python would try to print the rest when it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextmanager
@@ -195,14 +209,20 @@ def refuse_different_settings(settings: Settings) -> None:
     """Processes that were started one by one may have got different arguments."""
     ours = {name: x for name, x in asdict(settings).items() if name not in PER_PROCESS}
     ours["teacher's file"] = settings.teacher_path and digest(settings.teacher_path)
-    all_settings: list[dict[str, Any]] = [ours] * WORLD_SIZE
-    dist.all_gather_object(all_settings, ours)
-    for rank, theirs in enumerate(all_settings):
+    ours["eval_only"] = settings.eval_only and digest(settings.eval_only)
+    refuse_differences(ours, "was started", "start all with the same options")
+
+
+def refuse_differences(ours: dict[str, Any], how: str, remedy: str) -> None:
+    """Raises UserError, in all processes, where one has other values than the first."""
+    of_all: list[dict[str, Any]] = [ours] * WORLD_SIZE
+    dist.all_gather_object(of_all, ours)
+    for rank, theirs in enumerate(of_all):
         for name, value in theirs.items():
-            if value != all_settings[0][name]:
+            if value != of_all[0][name]:
                 raise UserError(
-                    f"process {rank} was started with {name} {value}, process 0 with "
-                    f"{all_settings[0][name]}: start all with the same options"
+                    f"process {rank} {how} with {name} {value}, process 0 with "
+                    f"{of_all[0][name]}: {remedy}"
                 )
 
 
@@ -252,7 +272,7 @@ def make_deterministic(settings: Settings) -> None:
 
 
 def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
-    return load_data_sets(
+    train_set, test_set = load_data_sets(
         settings.data,
         settings.data_path,
         settings.time_window,
@@ -260,6 +280,18 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
         settings.augment,
         data_set_of(settings).image_size,
     )
+    if WORLD_SIZE > 1:
+        # With other numbers of batches the processes would wait for each other for ever.
+        refuse_differences(
+            {
+                "training images": len(train_set),
+                "test images": len(test_set),
+                "labels' checksum": zlib.crc32(train_set.labels.numpy(), len(test_set)),
+            },
+            "found data",
+            "give all the same --data_path, or copies of it",
+        )
+    return train_set, test_set
 
 
 def train(settings: Settings, device: torch.device) -> None:
@@ -626,6 +658,8 @@ def about_run(settings: Settings) -> dict[str, Any]:
 
 def leave(code: int) -> NoReturn:
     """End the program."""
+    for worker in multiprocessing.active_children():
+        worker.kill()  # one that hangs would be waited for
     if LAUNCHED and code != 0:
         # The process group is still there, and taking it down may hang or abort.
         sys.stdout.flush()

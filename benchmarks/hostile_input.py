@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from functools import partial
@@ -81,6 +82,7 @@ def junk() -> list[Any]:
             0,
             3,
             10**30,
+            10**400,
             0.5,
             nan,
             float("inf"),
@@ -102,6 +104,20 @@ def tensors() -> list[torch.Tensor]:
         *(torch.eye(3).to_sparse(), torch.zeros(2, dtype=torch.complex64)),
         *(torch.zeros(1, 1, 3, 3, dtype=torch.float64), torch.full((1, 1, 3, 3), float("inf"))),
     ]
+
+
+class Disguised(dict):
+    """Pickled, an OrderedDict with numbers in the place of methods."""
+
+    def __reduce__(self):
+        methods = dict.fromkeys(("items", "keys", "get", "values"), 5)
+        return OrderedDict, (), methods, None, iter(self.items())
+
+
+def disguised() -> list[Any]:
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.isfinite = 5
+    return [Disguised(a=1), parameter]
 
 
 def replaced(content: Any, steps: list[int], value: Any) -> Any:
@@ -201,7 +217,7 @@ def try_checkpoints(count: int, run: list[str], checkpoint: Path) -> None:
         torch.save(changed, buffer)
         return buffer.getvalue()
 
-    anything = st.one_of(st.sampled_from(junk()), st.sampled_from(tensors()))
+    anything = st.sampled_from([*junk(), *tensors(), *disguised()])
 
     @tries(count)
     @given(

@@ -294,8 +294,16 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(estimate_published(read_json(args.case)), indent=2))
         else:
             runs[args.command](args)
+        sys.stdout.flush()
     except InputError as error:
         print("spikesim_eval: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # What is left to print, Python would try to print when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"spikesim_eval: error: cannot print ({error.strerror})", file=sys.stderr)
         return 2
     return 0
 

@@ -1,6 +1,7 @@
 """The list of layers an estimate works from, and how it is read from JSON (docs/layer_list.md)."""
 
 import json
+import os
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from .constants import REFERENCE
 
 LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
 MAX_BITS = 64
+MOST_JSON = 2**26  # characters of a file
 
 _SHORT = reprlib.Repr()  # unlike repr() it also ends well on a list nested a thousand deep
 _SHORT.maxlevel = 2
@@ -292,8 +294,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_json(path: str | Path) -> Any:
     """The contents of a JSON file; raises InputError where it cannot be read."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
+        raise InputError(f"{str(path)!r} is no file")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MOST_JSON + 1)
+        if len(text) > MOST_JSON:
+            raise InputError(f"{str(path)!r} is larger than {MOST_JSON >> 20} MB")
+        return json.loads(text, object_pairs_hook=_unique_keys)
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
     except InputError:

@@ -5,6 +5,7 @@ populations are met by forward hooks, and the residual graph is followed tensor 
 """
 
 import importlib
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -305,7 +306,8 @@ def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | N
         settings.time_window,
         image_size=data_set_of(settings).image_size,
     )
-    return evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
+    workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
+    return evaluation_loader(test_set, settings.batch_size, 0, 1, workers)
 
 
 @torch.no_grad()

@@ -640,6 +640,10 @@ def unknown_wnid(folder):
         file.write("val_0.JPEG\tn99999999\t0\t0\t1\t1\n")
 
 
+def wnid_elsewhere(folder):
+    (folder / "wnids.txt").write_text("/tmp\n")
+
+
 def malformed_annotation(folder):
     (folder / "val/val_annotations.txt").write_text("val_0.JPEG\n")
 
@@ -660,6 +664,7 @@ def no_annotations(folder):
         (empty_train, "holds no image"),
         (too_many_wnids, "names 201 classes"),
         (unknown_wnid, "n99999999"),
+        (wnid_elsewhere, "names the class '/tmp'"),
         (malformed_annotation, "gives val_0.JPEG the class ''"),
         (absent_val_image, "val_3.JPEG"),
         (no_annotations, "val_annotations.txt is empty"),
@@ -692,6 +697,10 @@ def no_pixels(file):
     np.savez_compressed(file, frames=np.zeros((T, 2, 0, 0)))
 
 
+def too_many_pixels(file):
+    np.savez_compressed(file, frames=np.zeros((T, 2, 1025, 1025)))
+
+
 def bad_header(file):
     with zipfile.ZipFile(file, "w") as arrays:
         header = b"{'descr': ('<f8', "
@@ -716,6 +725,7 @@ def not_a_zip(file):
         (truncated, "cannot be read"),
         (not_a_zip, "cannot be read"),
         (no_pixels, "cannot be read"),
+        (too_many_pixels, "cannot be read"),
         (bad_header, "cannot be read"),
     ],
 )

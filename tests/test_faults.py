@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,12 @@ from stand_in_data import write_ncaltech101
 
 WORKER = Path(__file__).with_name("train_in_float64.py")
 ORIGINAL = ["--paper_setting", "original", "--epochs", "2", "--save_every", "1"]
+TRAIN = ["--width", "2", "--epochs", "1", "--workers", "0"]  # as the checkpoint was
+EVENTS = [*("--data", "ncaltech101", "--time_window", "2", "--image_size", "16")]
+EVENTS_OF_OTHERS = [*EVENTS, "--batch_size", "2", "--workers", "0", "--data_path", "theirs"]
+EVENTS += ["--batch_size", "2", "--workers", "0", "--data_path", "ours"]
+ROW = {"epoch": 1, "test_accuracy": 0.5, "best_accuracy": 0.5, "time": 0.0}
+SUMS = {"images": 240.0, "loss": 1.0, "train_accuracy": 120.0}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
@@ -102,16 +109,10 @@ def start_process(rank: int, folder: Path, *options: str, **environment: str) ->
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29561",
     }
-    digits = ["--data", "digits", "--width", "1", "--paper_setting", "original"]
+    run = ["--data", "digits", "--width", "1", "--paper_setting", "original"]
+    run = [] if "--eval_only" in options else [*run, "--save_path", str(folder)]
     return subprocess.Popen(
-        [
-            sys.executable,
-            str(REPOSITORY / "main.py"),
-            *digits,
-            "--save_path",
-            str(folder),
-            *options,
-        ],
+        [sys.executable, str(REPOSITORY / "main.py"), *run, *options],
         env=os.environ | launcher | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -129,6 +130,34 @@ def test_processes_started_with_different_options_are_refused(tmp_path):
         "start all with the same options"
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (TRAIN, ["--eval_only", "CHECKPOINT"], "was started with eval_only"),
+        (EVENTS, EVENTS_OF_OTHERS, "found data with training images 4, process 0 with 8"),
+    ],
+)
+def test_processes_that_would_wait_for_each_other_for_ever_are_refused(
+    first, second, expected, trained, tmp_path
+):
+    for name, per_class in (("ours", 5), ("theirs", 3)):
+        write_ncaltech101(tmp_path / name, 2, classes=2, per_class=per_class)
+    names = {"CHECKPOINT": str(trained["original"])}
+    names |= {name: str(tmp_path / name) for name in ("ours", "theirs")}
+    processes = [
+        start_process(rank, tmp_path / "run", *(names.get(x, x) for x in options))
+        for rank, options in enumerate((first, second))
+    ]
+    try:
+        outputs = [process.communicate(timeout=60)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [2, 2]
+    (line,) = [x for err in outputs for x in err.splitlines() if x.startswith("main.py")]
+    assert expected in line
 
 
 @pytest.mark.parametrize(
@@ -185,6 +214,45 @@ def test_nothing_in_a_checkpoint_or_in_frames_is_executed(trained, tmp_path, cap
     assert not sign.exists()
 
 
+def pickle_of_deep_tuples() -> bytes:
+    """{((((…)))): 1}, which overflows the stack where it is hashed."""
+    return b"\x80\x02})" + 10**6 * pickle.TUPLE1 + b"K\x01s."
+
+
+@pytest.mark.parametrize("kind", ["deep", "compressed", "pipe"])
+def test_a_checkpoint_that_would_end_the_program_is_one_line(kind, trained, tmp_path, capfd):
+    path = tmp_path / "student-last.pth"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with zipfile.ZipFile(trained["student"]) as good, zipfile.ZipFile(path, "w") as file:
+            for name in good.namelist():
+                content = good.read(name)
+                if kind == "deep" and name.endswith("data.pkl"):
+                    content = pickle_of_deep_tuples()
+                packed = zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+                file.writestr(name, content + b"\0" * 2**20 * (kind == "compressed"), packed)
+    student = [*DIGITS, "--paper_setting", "student", "--bits", "4", "--save_path", str(tmp_path)]
+    for options in (["--eval_only", str(path)], [*student, "--resume"]):
+        assert main.main(options) == 2
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1
+        assert str(path) in err
+
+
+def test_a_checkpoint_s_own_kind_of_dictionary_is_not_used(trained, tmp_path):
+    content = torch.load(trained["student"], weights_only=True)
+    bias = torch.nn.Parameter(content["model"]["linear.bias"])
+    bias.isfinite = 5
+    content["model"]["linear.bias"] = bias
+    for name in ("model", "settings", "optimizer"):
+        content[name] = hostile_input.Disguised(content[name])
+    torch.save(content, tmp_path / "student-last.pth")
+    assert main.main(["--eval_only", str(tmp_path / "student-last.pth")]) == 0
+    student = [*DIGITS, "--paper_setting", "student", "--bits", "4", "--save_path", str(tmp_path)]
+    assert main.main([*student, "--epochs", "2", "--resume"]) == 0
+
+
 def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = [*DIGITS, "--width", "1", "--paper_setting", "student", "--bits", "4"]
@@ -202,11 +270,14 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
     [
         ({"rows": [{}]}, "metrics of 1 epochs are damaged"),
         ({"rows": [{"epoch": torch.zeros(3)}]}, "metrics of 1 epochs are damaged"),
+        ({"rows": [ROW | {"loss": 10**400}]}, "metrics of 1 epochs are damaged"),
+        ({"rows": [ROW | {"epoch": 1.0}]}, "metrics of 1 epochs are damaged"),
         ({"rows": []}, "metrics of 1 epochs are damaged"),
         ({"step": 6}, "number of steps is damaged"),
         ({"step": 2, "sums": [{}]}, "sums are damaged"),
         ({"step": 2, "sums": [{"images": 0.0}]}, "sums are damaged"),
         ({"sums": [{"loss": float("nan")}]}, "sums are damaged"),
+        ({"sums": [SUMS | {"epoch": 1.0}]}, "sums are damaged"),
         ({"random_states": []}, "random states are damaged"),
         ({"random_states": [{"python": (3, (1,), None)}]}, "random states are damaged"),
         ({"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}}, "optimizer does not"),

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -396,6 +397,14 @@ def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
 def test_a_hostile_index_is_one_line(content, cached, tmp_path):
     cached.write_text(content)
     with pytest.raises(UserError, match="is damaged: remove it"):
+        load_data_sets("ncaltech101", tmp_path, T)
+
+
+def test_a_label_that_the_data_set_lacks_is_refused(cached, tmp_path, monkeypatch):
+    shutil.rmtree(tmp_path / FRAMES)
+    with_one_class = replace(data_loader.DATA_SETS["ncaltech101"], num_classes=1)
+    monkeypatch.setitem(data_loader.DATA_SETS, "ncaltech101", with_one_class)
+    with pytest.raises(UserError, match=r"has 1 classes, .* a label 1: remove the cache"):
         load_data_sets("ncaltech101", tmp_path, T)
 
 

@@ -9,17 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import data_loader
 import main
 from checkpoints import Run, save_whole
 from conftest import REPOSITORY
 from data_loader import ImageSet, set_epoch, train_loader
 from load_settings import load_checkpoint
+from stand_in_data import write_ncaltech101
 
 # Five steps an epoch.
 DIGITS = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
@@ -97,11 +100,11 @@ def test_a_run_cut_off_after_any_step_goes_on_as_if_nothing_had_been(
             raise PowerCutError
 
     monkeypatch.setattr(Run, "step_is_done", cut_off)
-    # Every third step is saved: the run goes back by none, one or two steps.
+    # Every third step is saved, and the last of an epoch: it goes back by none, one or two steps.
     with pytest.raises(PowerCutError):
         train(tmp_path, "--save_every", "3")
     saved = contents(tmp_path)
-    assert 5 * saved["epoch"] + saved["step"] == max(step - step % 3, 5 if step > 5 else 0)
+    assert 5 * saved["epoch"] + saved["step"] == max(step - step % 3, step - step % 5)
     monkeypatch.undo()
     assert train(tmp_path, "--save_every", "3", "--resume") == 0
     assert_same_end(tmp_path, uninterrupted)
@@ -198,22 +201,113 @@ def test_a_signal_finishes_the_step_and_saves(
     assert_same_end(tmp_path, uninterrupted)
 
 
-def test_a_signal_to_the_whole_process_group_leaves_the_loaders_alone(uninterrupted, tmp_path):
-    command = [sys.executable, str(REPOSITORY / "main.py"), *STUDENT]
+def test_a_run_that_is_killed_in_its_evaluation_has_lost_no_step(
+    uninterrupted, tmp_path, monkeypatch
+):
+    def power_cut(*_: object) -> None:
+        raise PowerCutError
+
+    monkeypatch.setattr(main, "evaluate", power_cut)
+    with pytest.raises(PowerCutError):
+        train(tmp_path)
+    saved = contents(tmp_path)
+    assert (saved["epoch"], saved["step"]) == (0, 5)
+    monkeypatch.undo()
+    assert train(tmp_path, "--resume") == 0
+    assert_same_end(tmp_path, uninterrupted)
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory) -> list[str]:
+    """Options of a run whose batches come from two workers: digits need none."""
+    data_path = tmp_path_factory.mktemp("events")
+    write_ncaltech101(data_path, time_window=2, classes=2, per_class=20)
+    data = ["--data", "ncaltech101", "--data_path", str(data_path), "--image_size", "16"]
+    run = ["--paper_setting", "student", "--bits", "4", "--width", "1", "--time_window", "2"]
+    return [*data, *run, "--batch_size", "4", "--epochs", "4", "--deterministic", "--workers", "2"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted_events(events, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted_events")
+    assert main.main([*events, "--save_path", str(folder)]) == 0
+    torch.use_deterministic_algorithms(False)
+    return folder
+
+
+def start_with_workers(folder: Path, events: list[str]) -> tuple[subprocess.Popen, list[int]]:
+    """A run of events that has done its first step, and the process ids of its two workers."""
+    command = [sys.executable, str(REPOSITORY / "main.py"), *events]
     process = subprocess.Popen(
-        [*command, "--workers", "2", "--save_every", "1", "--save_path", str(tmp_path)],
+        [*command, "--save_every", "1", "--save_path", str(folder)],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    wait_for_a_step(tmp_path, process)
-    os.killpg(process.pid, signal.SIGTERM)
-    _, err = process.communicate()
+    wait_for_a_step(folder, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(workers := children.read_text().split()) != 2:
+        assert process.poll() is None
+    return process, [int(worker) for worker in workers]
+
+
+@pytest.mark.parametrize("to", ["the process group", "every process"])
+def test_a_signal_to_all_leaves_the_loaders_alone(to, events, uninterrupted_events, tmp_path):
+    process, workers = start_with_workers(tmp_path, events)
+    if to == "the process group":  # as Ctrl-C in a terminal
+        os.killpg(process.pid, signal.SIGTERM)
+    else:  # as Slurm does, one by one
+        for number in (*workers, process.pid):
+            os.kill(number, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 143
     assert err.count("\n") == 1
     assert "stopped by SIGTERM" in err
-    assert train(tmp_path, "--resume") == 0
-    assert_same_end(tmp_path, uninterrupted)
+    assert main.main([*events, "--resume", "--save_path", str(tmp_path)]) == 0
+    assert_same_end(tmp_path, uninterrupted_events)
+
+
+def test_asked_twice_to_stop_a_run_does_not_wait_for_loaders_that_hang(events, tmp_path):
+    process, workers = start_with_workers(tmp_path, events)
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    time.sleep(1)  # what they had made ready is used up
+    for _ in range(3):
+        os.kill(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "main.py: interrupted\n")
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, signal.SIGCONT)
+
+
+def test_a_loader_that_is_silent_ends_the_run(events, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(data_loader, "PATIENCE", timedelta(seconds=1))
+    load = data_loader.ImageSet.__getitem__
+    monkeypatch.setattr(
+        data_loader.ImageSet, "__getitem__", lambda *item: time.sleep(3) or load(*item)
+    )
+    assert main.main([*events, "--save_path", str(tmp_path)]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert "the data have stopped coming (DataLoader timed out after 1" in err
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "a pipe without a reader"])
+def test_output_that_nobody_takes_is_one_line(output, tmp_path):
+    command = [sys.executable, str(REPOSITORY / "main.py"), *STUDENT, "--save_path", str(tmp_path)]
+    if output == "/dev/full":
+        taken = os.open(output, os.O_WRONLY)
+    else:
+        reader, taken = os.pipe()
+        os.close(reader)
+    process = subprocess.run(command, stdout=taken, stderr=subprocess.PIPE, text=True)
+    os.close(taken)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert "cannot print (" in process.stderr
+    assert contents(tmp_path)["epoch"] == 1
 
 
 def wait_for_a_step(folder: Path, process: subprocess.Popen) -> None:
@@ -284,17 +378,21 @@ def test_another_teacher_is_refused_and_the_same_one_elsewhere_is_not(trained, t
 
 
 def test_a_second_run_on_the_same_save_path_is_refused_and_a_dead_one_holds_nothing(
-    tmp_path, capfd
+    events, tmp_path, capfd
 ):
-    process = start(tmp_path, "--save_every", "1", "--epochs", "100", "--workers", "1")
-    wait_for_a_step(tmp_path, process)
-    assert train(tmp_path, "--resume") == 2
+    process, workers = start_with_workers(tmp_path, events)
+    resume = [*events, "--resume", "--save_path", str(tmp_path)]
+    for worker in workers:  # they outlive it
+        os.kill(worker, signal.SIGSTOP)
+    assert main.main(resume) == 2
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert f"another run is writing into {tmp_path}" in err
     process.kill()
     process.wait()
-    assert train(tmp_path, "--resume", "--epochs", "2") == 0
+    assert main.main(resume) == 0
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
 
 
 def limit_file_size(size: int) -> None:
