@@ -326,7 +326,7 @@ class DeviceLoader:
     ):
         self.dataset, self.sampler, self.device = data_set, sampler, device
         self.batch_size, self.drop_last = batch_size, drop_last
-        self.images = data_set.images
+        self.images, self.labels = data_set.images, data_set.labels.to(device)
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
             if self.images.nbytes <= memory / 4:
@@ -342,15 +342,19 @@ class DeviceLoader:
         augment, draws = self.dataset.augment, None
         if augment is not None:
             draws = augment.draw(len(self.dataset), seed_of(self.dataset.seed, self.dataset.epoch))
-        order = torch.tensor(list(self.sampler), dtype=torch.int64)
+            draws = draws.to(self.device)
+        # All numbers are copied to a GPU once an epoch: each copy waits for it.
+        order = torch.tensor(list(self.sampler), dtype=torch.int64, device=self.device)
+        order_of_images = order.to(self.images.device)
         for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+            part = slice(start, start + self.batch_size)
+            batch = order[part]
             if self.drop_last and len(batch) < self.batch_size:
                 break
-            images = self.images[batch.to(self.images.device)].to(self.device)
+            images = self.images[order_of_images[part]].to(self.device)
             if draws is not None:
-                images = augment.of_batch(images, draws[batch].to(self.device))
-            yield images / self.white, self.dataset.labels[batch].to(self.device)
+                images = augment.of_batch(images, draws[batch])
+            yield images / self.white, self.labels[batch]
 
 
 def train_loader(

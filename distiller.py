@@ -18,6 +18,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.MS_ResNet import MSResNet, folded
 from models.neuron import THRESHOLD
@@ -52,6 +53,7 @@ class _SoftmaxKL(torch.autograd.Function):
         return kl
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         return ctx.saved_tensors[0].mul_(grad), None  # in place: torch refuses a second backward
 

@@ -165,10 +165,9 @@ def processes(settings: Settings) -> Iterator[torch.device]:
                 f"{torch.cuda.device_count()}: start fewer, or use --device cpu"
             )
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not settings.deterministic
     else:
         keep_freed_memory()
-    if settings.compile:
-        compile_for(settings, device)
     if not LAUNCHED:
         yield device
         return
@@ -236,27 +235,45 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def compile_for(settings: Settings, device: torch.device) -> None:
-    """--compile: compile the hot functions by using a throwaway network; where that fails, warn and
-    stay eager."""
+def compile_for(
+    settings: Settings, device: torch.device, test_set: ImageSet, training_images: int = 0
+) -> None:
+    """--compile: compile the hot functions by using a throwaway network as the run will use its
+    own; where that fails, warn and stay eager. `training_images`: none in an evaluation."""
+    of_process = settings.batch_size // WORLD_SIZE
+    trained = min(of_process, -(-training_images // WORLD_SIZE)) // settings.accumulate
+    tested = len(range(RANK, len(test_set), WORLD_SIZE))
+    sizes = {min(of_process, tested), tested % max(1, of_process)} - {0}
 
     def use() -> None:
         network = build_network(settings).to(device)
-        data_set, T = data_set_of(settings), settings.time_window
-        shape = (T,) * data_set.events + (data_set.in_channels, 16, 16)
-        images = torch.rand(4, *shape, device=device)
-        labels = torch.zeros(4, dtype=torch.int64, device=device)
+        image, _ = test_set[0]
+        images = torch.rand(max(trained, *sizes, 1), *image.shape, device=device)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), torch.no_grad():
+            network.eval()
+            for size in sizes:
+                network(images[:size])
+            if settings.integer:
+                network(images[: min(sizes)], membranes=True)
+        if not trained:
+            return
+        if WORLD_SIZE > 1:
+            # Over several processes batch norm goes the way that it also goes with repeats.
+            for module in network.modules():
+                if isinstance(module, BatchNorm):
+                    module.forward = lambda x, repeats=1, forward=module.forward: forward(x, 2)
+        teacher = build_network(replace(settings, paper_setting="original")).to(device)
+        loss_function = build_loss(settings, network.train(), teacher)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-            if settings.eval_only is None:
-                teacher = build_network(replace(settings, paper_setting="original")).to(device)
-                build_loss(settings, network, teacher)(images, labels)[1].backward()
-            with torch.no_grad():
-                network.eval()(images)
+            _, loss, _ = loss_function(images[:trained], labels[:trained])
+        loss.backward()
 
     start = time.perf_counter()
     if FIRST_PROCESS:
         print("compiling, which takes up to a minute ...", flush=True)
-    error = compile_regions(use, softmax_kl_forward)
+    with torch.random.fork_rng():
+        error = compile_regions(use, softmax_kl_forward, every_size=device.type == "cpu")
     if FIRST_PROCESS and error is None:
         print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
     elif FIRST_PROCESS:
@@ -300,6 +317,8 @@ def train(settings: Settings, device: torch.device) -> None:
     train_set, test_set = data_sets(settings)
     train_batches = training_batches(train_set, *shard, settings.seed, device)
     test_batches = evaluation_batches(test_set, *shard, device)
+    if settings.compile:
+        compile_for(settings, device, test_set, len(train_set))
 
     network = build_network(settings)
     teacher = None
@@ -534,6 +553,8 @@ def print_accuracy(settings: Settings, device: torch.device) -> None:
     make_deterministic(settings)
     network = load_network(load_checkpoint(settings.eval_only)).to(device)
     _, test_set = data_sets(settings)
+    if settings.compile:
+        compile_for(settings, device, test_set)
     batch_size = max(1, settings.batch_size // WORLD_SIZE)
     batches = evaluation_batches(test_set, batch_size, RANK, WORLD_SIZE, settings.workers, device)
     correct, total, spike_rate, _ = evaluate(network, batches, device, settings.amp)

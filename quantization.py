@@ -14,6 +14,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 OFF = 32  # bits of a network that is not quantized
 
@@ -109,6 +110,7 @@ class _Integers(torch.autograd.Function):
         return from_rows(integers_forward(rows, step, low, high), x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
         x, step = ctx.saved_tensors
         flat_step = step.flatten(1) if step.dim() else step

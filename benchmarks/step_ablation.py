@@ -82,20 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     regions = Regions(softmax_kl_forward)
 
-    def make(width: int, batch: int) -> dict[str, Callable[[], None]]:
-        plain, student = (
-            Work(network_of(name, 18, args.T, width), batch, "float32", device)
-            for name in (COMPILED, COMPILED_STUDENT)
-        )
-        return {
-            FULL_PRECISION: plain.step,
-            STUDENT: student.step,
-            EVALUATION: student.evaluate,
-            OURS: step_of(OURS, width, args.T, batch, False, device),
-        }
-
-    regions.compile(lambda: [work() for work in make(8, 4).values()])
-    functions = make(args.width, args.batch)
+    plain, student = (
+        Work(network_of(name, 18, args.T, args.width), args.batch, "float32", device)
+        for name in (COMPILED, COMPILED_STUDENT)
+    )
+    functions = {
+        FULL_PRECISION: plain.step,
+        STUDENT: student.step,
+        EVALUATION: student.evaluate,
+        OURS: step_of(OURS, args.width, args.T, args.batch, False, device),
+    }
+    regions.compile(lambda: [work() for work in functions.values()])
     todo = ideas(regions)
     for number, (_, work, without) in enumerate(todo):
         run = functions[work]

@@ -48,7 +48,8 @@ def in_turn(
     a matrix product is timed: where other work on the machine slows it down, the round is repeated,
     but no more than `rounds` times in all.
     """
-    matrix = torch.rand(1024, 1024, device=device)
+    side = 8192 if device.type == "cuda" else 1024
+    matrix = torch.rand(side, side, device=device)
 
     def calibration() -> float:
         return min(seconds(lambda: matrix @ matrix, device) for _ in range(3))

@@ -77,7 +77,9 @@ class Regions:
     def compile(self, work: Callable[[], object]) -> float:
         """Compile by running `work`; returns the seconds that it took."""
         start = time.perf_counter()
-        error = compiling.compile_regions(work, *self.functions[len(compiling.REGIONS) :])
+        more = self.functions[len(compiling.REGIONS) :]
+        on_cpu = not torch.cuda.is_available()
+        error = compiling.compile_regions(work, *more, every_size=on_cpu)
         if error is not None:
             raise SystemExit(f"no compiler: {error}")
         self.compiled = {f: compiling.current(f) for f in self.functions}
@@ -133,16 +135,16 @@ class Work:
         reset(self.network)
 
 
-def check_equality(regions: Regions, depth: int, time_window: int) -> float:
+def check_equality(regions: Regions, depth: int, time_window: int, device: torch.device) -> float:
     """Largest relative difference of logits and gradients from the loops', in float64.
 
     Raises AssertionError above 1e-7.
     """
-    images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
-    labels = torch.tensor([0, 1])
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64, device=device)
+    labels = torch.tensor([0, 1], device=device)
     found: dict[str, list[Tensor]] = {}
     for name in ("loops", OURS, COMPILED, "spikingjelly Rect"):
-        network = network_of(name, depth, time_window, width=8).double()
+        network = network_of(name, depth, time_window, width=8).to(device).double()
         regions.use(name == COMPILED)
         logits = network(images)
         F.cross_entropy(logits, labels).backward()
@@ -173,7 +175,11 @@ def prepare(*variant: object) -> tuple[torch.device, Callable[[], None]]:
 
 
 def set_precision(precision: str) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    """On a GPU. What bf16 leaves in float32 is computed in TF32, as by main.py: to a quantized
+    network's forward pass that is the same, since spikes and codes need few bits."""
+    tf32 = precision != "float32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = True
 
 
 def timings(args: argparse.Namespace, precision: str, device: torch.device, regions: Regions):
@@ -243,25 +249,29 @@ def sweep_of_time(args: argparse.Namespace, device: torch.device, regions: Regio
 
 def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Regions) -> str:
     """Bytes that the first stage's LIF must read and write per second, against a copy's."""
+    on_gpu = device.type == "cuda"
+    calls = 50 if on_gpu else 1  # in a row: alone, a kernel is shorter than its start
     x = torch.randn(args.T, args.batch * args.width * 32 * 32, device=device)
-    spikes = torch.empty_like(x)
-    _, saved = lif_forward(x, spikes.unbind(), None, None, False, True)
-    moved = 4 * x.numel()  # bytes of one float32 tensor
+    x = x.to(torch.bfloat16) if on_gpu else x
+    spikes, grad_x = torch.empty_like(x), torch.empty_like(x)
+    saved = x.new_empty(-(-args.T // 8), x.shape[1], dtype=torch.uint8)
+    moved = x.nbytes
 
     def forward() -> None:
-        compiling.current(lif_forward)(x, spikes.unbind(), None, None, False, True)
+        compiling.current(lif_forward)(x, spikes.unbind(), None, saved.unbind(), None, None)
 
     def backward() -> None:
-        compiling.current(lif_backward)(x, None, spikes, saved, None, None)
+        compiling.current(lif_backward)(x, None, spikes, saved, None, None, grad_x.unbind())
 
-    functions = {"copy": lambda: x.clone(), "LIF forward": forward, "LIF backward": backward}
-    mask = saved.numel() / moved
-    needed = {"copy": 2, "LIF forward": 2 + mask, "LIF backward": 3 + mask}
+    functions = {"copy": lambda: grad_x.copy_(x), "LIF forward": forward, "LIF backward": backward}
+    repeated = {n: lambda f=f: [f() for _ in range(calls)] for n, f in functions.items()}
+    bits = saved.nbytes / moved
+    needed = {"copy": 2, "LIF forward": 2 + bits, "LIF backward": 3 + bits}
     rows = []
     for compiled in (False, True):
         regions.use(compiled)
-        times, _ = in_turn(functions, 5 * args.rounds, device)
-        speed = {n: needed[n] * moved / quartiles(t)[1] / 1e9 for n, t in times.items()}
+        times, _ = in_turn(repeated, 5 * args.rounds, device)
+        speed = {n: calls * needed[n] * moved / quartiles(t)[1] / 1e9 for n, t in times.items()}
         rows += [
             (f"{n}{', compiled' if compiled else ''}", f"{s:.0f}", f"{s / speed['copy']:.0%}")
             for n, s in speed.items()
@@ -311,11 +321,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def work() -> None:
         for name in (OURS, STUDENT):
             for precision in args.precisions:
-                tried = Work(network_of(name, args.depth, args.T, 8), 4, precision, device)
+                tried = work_of(name, args.depth, args.T, args.width, args.batch, precision)
                 tried.step(), tried.evaluate()
 
     compile_seconds = regions.compile(work)
-    equal = check_equality(regions, args.depth, args.T)
+    equal = check_equality(regions, args.depth, args.T, device)
     parts = [
         f"MS-ResNet-{args.depth}, width {args.width}, 32×32, T = {args.T}, "
         f"batch {args.batch}; compiling took {compile_seconds:.0f} s",
@@ -326,8 +336,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.sweep:
         parts.append("### Timesteps\n\n" + sweep_of_time(args, device, regions))
     if on_gpu:
-        for name in (LIMIT, OURS, COMPILED):
-            regions.use(name == COMPILED)
+        for name in (LIMIT, OURS, COMPILED, COMPILED_STUDENT):
+            regions.use(name in (COMPILED, COMPILED_STUDENT))
             tried = Work(
                 network_of(name, args.depth, args.T, args.width), args.batch, "bf16", device
             )

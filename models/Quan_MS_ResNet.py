@@ -6,6 +6,7 @@ from functools import cache, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from models.batch_norm import BatchNorm
 from models.MS_ResNet import (
@@ -63,6 +64,7 @@ class _SpikeConvolution(torch.autograd.Function):
         return convolve_spikes(spikes, codes, list(stride), list(padding))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         spikes, codes = (x.to(grad.dtype) for x in ctx.saved_tensors)
         stride, padding = ctx.where

@@ -7,6 +7,7 @@ process and many with the same global batch train the same network.
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from quantization import GRID, BatchNormQuantizer, at_least_float32, from_rows
 
@@ -71,6 +72,7 @@ class _BatchNorm(torch.autograd.Function):
         return from_rows(affine(as_pixels(x), scale, shift, on_grid), x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, weight, mean, inverse_std, count = ctx.saved_tensors
         pixels, grad_pixels = as_pixels(x), as_pixels(grad)

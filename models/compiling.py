@@ -1,8 +1,9 @@
 """`--compile`: the hot functions as fused kernels of torch.compile.
 
-The neuron, the quantizers, batch norm and the membrane loss are plain functions of flat tensors:
-each is compiled once, for tensors of every size. The eager functions stay the reference, and what
-runs where there is no compiler.
+The neuron, the quantizers, batch norm and the membrane loss are plain functions of flat tensors. On
+a CPU each is compiled for tensors of every size; on a GPU for each size, since how a sum is shared
+out over its many threads depends on that. The eager functions stay the reference, and what runs
+where there is no compiler.
 """
 
 import sys
@@ -35,17 +36,20 @@ def set_regions(functions: tuple[Callable, ...], replace: Callable[[Callable], C
         setattr(sys.modules[function.__module__], function.__name__, replace(function))
 
 
-def compile_regions(work: Callable[[], object], *functions: Callable) -> str | None:
+def compile_regions(
+    work: Callable[[], object], *functions: Callable, every_size: bool = True
+) -> str | None:
     """Compile REGIONS and more module-level functions, for the rest of the process.
 
-    `work` is run at once and has to call them as the program will, so that all compiling is done
-    when this returns. Where compiling fails, everything stays eager and the reason is returned.
+    `work` is run at once and has to call them as the program will, with tensors of its sizes, so
+    that all compiling is done when this returns. Where compiling fails, everything stays eager and
+    the reason is returned.
     """
     # The neuron's constants are numbers, not inputs; each T and each flag has a kernel of its own.
     torch._dynamo.config.specialize_float = True
     torch._dynamo.config.recompile_limit = 64
     regions = (*REGIONS, *functions)
-    set_regions(regions, lambda f: torch.compile(f, dynamic=True, fullgraph=True))
+    set_regions(regions, lambda f: torch.compile(f, dynamic=every_size, fullgraph=True))
     try:
         work()
     except Exception as error:  # a compiler that is missing or broken raises anything

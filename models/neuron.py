@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from quantization import (
     MembraneQuantizer,
@@ -38,41 +39,39 @@ def unfold_time(x: Tensor, time_window: int) -> Tensor:
     return x.unflatten(0, (time_window, -1))
 
 
+Parts = tuple[Tensor, ...]  # of a tensor, one a timestep: a fused kernel is slow at writing slices
+
+
 def lif_forward(
     x: Tensor,
-    spikes: tuple[Tensor, ...],
+    spikes: Parts,
+    membrane: Parts | None,
+    saved: Parts | None,
     step: Tensor | None,
     code_range: tuple[int, int] | None,
-    want_membrane: bool,
-    want_gradient: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Membrane potentials of input currents x, both (T, neurons); writes `spikes`, T · (neurons,).
+) -> None:
+    """Spikes and membrane potentials of input currents x (T, neurons), written where asked.
 
-    The spikes come one timestep each, because a fused kernel is slow at writing parts of a tensor.
-    The second result is what backward needs: whether u is in the surrogate's window, a bit for each
-    timestep, as uint8 (T / 8, neurons); with a quantizer's `step`, u itself.
+    `saved` gets what backward needs: whether u is in the surrogate's window, a bit for each
+    timestep, as uint8 (T / 8, neurons); with a quantizer's `step`, u itself (T, neurons).
     """
-    membrane, saved = [], []
-    u = fired = None
+    u = fired = bits = None
     for t, current in enumerate(x.unbind()):
         # A membrane potential rounded to half precision fires at other times: keep it in float32.
         current = at_least_float32(current)
         u = current if u is None else torch.addcmul(current, u, 1 - fired, value=LEAK)
-        if want_gradient and (step is not None or t % 8 == 0):
-            saved.append(in_window(u) if step is None else u)
-        elif want_gradient:
-            saved[-1] = saved[-1].add(in_window(u), alpha=2 ** (t % 8))
+        if saved is not None and step is not None:
+            saved[t].copy_(u)
+        elif saved is not None:
+            window = in_window(u)
+            bits = window if t % 8 == 0 else bits.add(window, alpha=2 ** (t % 8))
+            if t % 8 == 7 or t == len(x) - 1:
+                saved[t // 8].copy_(bits)
         if step is not None:
             u = integer_codes(u, step, *code_range) * step
-        if want_membrane:
-            membrane.append(u)
+        if membrane is not None:
+            membrane[t].copy_(u)
         fired = is_above(u, THRESHOLD, out=spikes[t]).to(u.dtype)
-    if step is None:
-        saved = [bits.to(torch.uint8) for bits in saved]
-    return (
-        torch.stack(membrane) if want_membrane else None,
-        torch.stack(saved) if want_gradient else None,
-    )
 
 
 def in_window(u: Tensor) -> Tensor:
@@ -87,13 +86,14 @@ def lif_backward(
     saved: Tensor,
     step: Tensor | None,
     code_range: tuple[int, int] | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients of `lif_forward` with respect to x, (T, neurons), and to the step.
+    grad_x: Parts,
+) -> Tensor | None:
+    """Gradients of `lif_forward`: with respect to x, written into `grad_x`, and to the step.
 
     A quantized neuron needs no `spikes`: its saved u tells.
     """
-    grads, grad_step, grad_u, bits = [], None, None, None
-    for t in reversed(range(len(saved if spikes is None else spikes))):
+    grad_u = bits = per_neuron = None
+    for t in reversed(range(len(grad_x))):
         grad = None
         if step is None:
             # Later timesteps' bits are gone: the highest that is left is this one's.
@@ -112,11 +112,11 @@ def lif_backward(
         if grad_u is not None:
             grad = torch.addcmul(grad, grad_u, 1 - fired, value=LEAK)
         if step is not None:
-            grad, per_neuron = fake_quantize_backward(grad, saved[t], step, *code_range)
-            grad_step = per_neuron.sum() + (0 if grad_step is None else grad_step)
-        grads.append(grad)
+            grad, of_step = fake_quantize_backward(grad, saved[t], step, *code_range)
+            per_neuron = of_step if per_neuron is None else per_neuron + of_step
+        grad_x[t].copy_(grad)
         grad_u = grad
-    return torch.stack(grads[::-1]), grad_step
+    return None if step is None else per_neuron.sum()
 
 
 class _LIF(torch.autograd.Function):
@@ -125,26 +125,36 @@ class _LIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, step, code_range, time_window, want_membrane):
         by_time = as_rows(x).view(time_window, -1)
+        neurons, wide = by_time.shape[1], torch.promote_types(x.dtype, torch.float32)
         spikes = torch.empty_like(by_time)
-        membrane, saved = lif_forward(
-            by_time, spikes.unbind(), step, code_range, want_membrane, any(ctx.needs_input_grad)
+        membrane = torch.empty_like(by_time, dtype=wide) if want_membrane else None
+        saved = None
+        if any(ctx.needs_input_grad) and step is None:
+            saved = x.new_empty(-(-time_window // 8), neurons, dtype=torch.uint8)
+        elif any(ctx.needs_input_grad):
+            saved = torch.empty_like(by_time, dtype=wide)
+        membrane_parts, saved_parts = (
+            None if whole is None else whole.unbind() for whole in (membrane, saved)
         )
+        lif_forward(by_time, spikes.unbind(), membrane_parts, saved_parts, step, code_range)
         # The next convolution keeps the spikes anyway; a quantized neuron can tell them from u.
         ctx.save_for_backward(spikes if step is None else None, saved, step)
-        ctx.code_range, ctx.time_window = code_range, time_window
+        ctx.code_range, ctx.time_window, ctx.dtype = code_range, time_window, x.dtype
         ctx.set_materialize_grads(False)
         return from_rows(spikes, x), None if membrane is None else from_rows(membrane, x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_spikes, grad_membrane):
         spikes, saved, step = ctx.saved_tensors
+        like = grad_membrane if grad_spikes is None else grad_spikes
         by_time = (
             None if grad is None else as_rows(grad).view(ctx.time_window, -1)
             for grad in (grad_spikes, grad_membrane)
         )
-        grad_x, grad_step = lif_backward(*by_time, spikes, saved, step, ctx.code_range)
-        grad = grad_membrane if grad_spikes is None else grad_spikes
-        return from_rows(grad_x, like=grad), grad_step, None, None, None
+        grad_x = like.new_empty(ctx.time_window, like.numel() // ctx.time_window, dtype=ctx.dtype)
+        grad_step = lif_backward(*by_time, spikes, saved, step, ctx.code_range, grad_x.unbind())
+        return from_rows(grad_x, like), grad_step, None, None, None
 
 
 class LIF(nn.Module):

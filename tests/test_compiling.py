@@ -1,5 +1,6 @@
 """--compile: the fused kernels against the eager functions, and what happens without a compiler."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,45 @@ def test_a_compiled_training_says_how_long_compiling_took(tmp_path):
     assert lines[1].endswith(" s")
     assert lines[2].startswith("epoch 1:")
     assert "warning: --compile" not in done.stderr
+
+
+COUNT_GRAPHS = """
+import sys, torch, main
+compile_for, graphs = main.compile_for, torch._dynamo.utils.counters["stats"]
+def count(*arguments):
+    compile_for(*arguments)
+    count.before = graphs["unique_graphs"]
+main.compile_for = count
+code = main.main(sys.argv[1:])
+print("graphs:", count.before, graphs["unique_graphs"])
+main.leave(code)
+"""
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (1, ["--paper_setting", "student", "--bits", "4", "--deterministic"]),
+        (2, ["--paper_setting", "original", "--accumulate", "2"]),
+    ],
+)
+def test_all_is_compiled_before_the_training_starts(processes, options, tmp_path):
+    (tmp_path / "count.py").write_text(COUNT_GRAPHS)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    run = ["--data", "digits", "--width", "4", "--epochs", "1", "--workers", "0", "--compile"]
+    done = subprocess.run(
+        [sys.executable, *launcher, tmp_path / "count.py", *run, *options],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("graphs:")]
+    assert len(lines) == processes
+    for before, after in lines:
+        assert int(before) == int(after) > 10
 
 
 def test_a_training_does_not_ask_the_system_for_the_same_memory_again_and_again():

@@ -15,7 +15,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 def test_loops_spikingjelly_and_ours_are_the_same_network():
     regions = training_step.Regions()
     regions.compiled = dict(zip(regions.functions, regions.functions, strict=True))  # all eager
-    assert training_step.check_equality(regions, depth=18, time_window=3) < 1e-12
+    assert training_step.check_equality(regions, 18, 3, CPU) < 1e-12
 
 
 def test_the_naive_loss_is_ours():
