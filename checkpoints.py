@@ -101,7 +101,7 @@ class Run:
 
     def __exit__(self, kind, *error) -> None:
         for number, handler in self.handlers.items():
-            if kind is not KeyboardInterrupt:
+            if signal.getsignal(number) != signal.SIG_IGN:  # see _receive
                 signal.signal(number, handler)
         if kind is None and self.asked is not None:
             self.asked[1].wait()

@@ -240,22 +240,22 @@ def compile_for(
 ) -> None:
     """--compile: compile the hot functions by using a throwaway network as the run will use its
     own; where that fails, warn and stay eager. `training_images`: none in an evaluation."""
-    of_process = settings.batch_size // WORLD_SIZE
-    trained = min(of_process, -(-training_images // WORLD_SIZE)) // settings.accumulate
+    batch = max(1, settings.batch_size // WORLD_SIZE)
+    trained = -(-min(batch, -(-training_images // WORLD_SIZE)) // settings.accumulate)
     tested = len(range(RANK, len(test_set), WORLD_SIZE))
-    sizes = {min(of_process, tested), tested % max(1, of_process)} - {0}
+    batches_tested = {min(batch, tested), tested % batch} - {0}
 
     def use() -> None:
         network = build_network(settings).to(device)
         image, _ = test_set[0]
-        images = torch.rand(max(trained, *sizes, 1), *image.shape, device=device)
+        images = torch.rand(batch, *image.shape, device=device)
         labels = torch.zeros(len(images), dtype=torch.int64, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), torch.no_grad():
             network.eval()
-            for size in sizes:
+            for size in batches_tested:
                 network(images[:size])
-            if settings.integer:
-                network(images[: min(sizes)], membranes=True)
+                if settings.integer:
+                    network(images[:size], membranes=True)
         if not trained:
             return
         if WORLD_SIZE > 1:
