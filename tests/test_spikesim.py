@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spikesim_eval import layers
 from spikesim_eval.__main__ import main
 from spikesim_eval.estimate import Chip, estimate, ratios
 from spikesim_eval.layers import (
@@ -790,6 +792,36 @@ def test_a_bad_compat_case_gives_one_error_line(case, tmp_path, capsys):
     captured = capsys.readouterr()
     assert one_error_line(captured.err), captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "large"])
+def test_what_may_never_end_is_not_read(kind, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "case.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "large":
+        monkeypatch.setattr(layers, "MOST_JSON", 10)
+        write(path, GOLDEN[0]["inputs"])
+    else:
+        path.symlink_to(kind)
+    assert main(["compat", str(path)]) == 2
+    assert one_error_line(capsys.readouterr().err)
+
+
+def test_output_that_nobody_takes_is_one_line(tmp_path):
+    path = tmp_path / "case.json"
+    write(path, GOLDEN[0]["inputs"])
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "spikesim_eval", "compat", str(path)],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 2
+    assert one_error_line(result.stderr)
+    assert "cannot print (No space left on device)" in result.stderr
 
 
 def test_an_error_leaves_an_earlier_report_as_it_was(layer_file, tmp_path, capsys):
