@@ -183,17 +183,22 @@ def full_disks(count: int, folder: Path, expected: list[bytes]) -> Row:
     return "disk full while a checkpoint is written", count, survived, count - survived
 
 
-def clean_exits(count: int, folder: Path) -> list[Row]:
-    rows = []
+def clean_exits(count: int, folder: Path) -> tuple[list[Row], list[str]]:
+    """The rows, and what was seen of each end that was not clean."""
+    rows, seen = [], []
     for name, launcher in LAUNCHERS.items():
         clean = 0
-        for _ in range(count):
+        for number in range(count):
             shutil.rmtree(folder, ignore_errors=True)
             options = ["--batch_size", "718", "--epochs", "1"]
             code, lines = finish(start(folder, *options, launcher=launcher))
-            clean += code == 0 and not any("terminate called" in line for line in lines)
+            if code == 0 and not any("terminate called" in line for line in lines):
+                clean += 1
+            else:
+                ending = "hangs" if code is None else f"exit code {code}"
+                seen.append("\n".join([f"{name}, start {number + 1}: {ending}", "", *lines[-40:]]))
         rows.append((f"two processes under {name}: start and end", count, clean, count - clean))
-    return rows
+    return rows, seen
 
 
 def hostile(count: int, folder: Path) -> list[Row]:
@@ -262,19 +267,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # In a process of its own, as all that are compared with it.
         finish(start(folder / "uninterrupted"))
         expected, work = end(folder / "uninterrupted"), folder / "run"
+        exits, seen = clean_exits(args.exits, work)
         rows = [
             kills(args.kills, work, expected),
             kills_while_saving(max(1, args.kills // 4), work, expected),
             *signals(work, expected),
             full_disks(5, work, expected),
-            *clean_exits(args.exits, work),
+            *exits,
             *hostile(args.inputs, folder / "hostile"),
         ]
         row, text = soak(args.steps, folder / "soak")
         rows.append(row)
     lost = sum(row[3] for row in rows)
     total = ("**all**", sum(row[1] for row in rows), sum(row[2] for row in rows), f"**{lost}**")
-    parts = [table(HEADER, [*rows, total]), text]
+    parts = [table(HEADER, [*rows, total]), text, *seen]
     report("fault_injection", argv, torch.device("cpu"), parts, args.out)
     return int(lost > 0)
 
