@@ -92,7 +92,7 @@ def lif_backward(
 
     A quantized neuron needs no `spikes`: its saved u tells.
     """
-    grad_u = bits = per_neuron = None
+    grad_u = bits = grad_step = None
     for t in reversed(range(len(grad_x))):
         grad = None
         if step is None:
@@ -112,11 +112,11 @@ def lif_backward(
         if grad_u is not None:
             grad = torch.addcmul(grad, grad_u, 1 - fired, value=LEAK)
         if step is not None:
-            grad, of_step = fake_quantize_backward(grad, saved[t], step, *code_range)
-            per_neuron = of_step if per_neuron is None else per_neuron + of_step
+            grad, per_neuron = fake_quantize_backward(grad, saved[t], step, *code_range)
+            grad_step = per_neuron.sum() + (0 if grad_step is None else grad_step)
         grad_x[t].copy_(grad)
         grad_u = grad
-    return None if step is None else per_neuron.sum()
+    return grad_step
 
 
 class _LIF(torch.autograd.Function):

@@ -73,7 +73,8 @@ def trained(setting: str, parts: int) -> tuple[dict[str, Tensor], dict[str, floa
         (images[k : k + 4].repeat(2, 1, 1, 1), labels[k : k + 4].repeat(2)) for k in (0, 4, 8)
     ]
     network.train()
-    run = Run(settings, network, optimizer, training_images=12, steps_per_epoch=3)
+    # Of four, the last of which would be saved.
+    run = Run(settings, network, optimizer, training_images=16, steps_per_epoch=4)
     row = main.train_epoch(
         network, loss_function, batches, optimizer, scheduler, settings, torch.device("cpu"), run
     )
