@@ -131,14 +131,15 @@ def test_a_compiled_training_says_how_long_compiling_took(tmp_path):
 
 
 COUNT_GRAPHS = """
-import sys, torch, main
+import os, sys, torch, main
 compile_for, graphs = main.compile_for, torch._dynamo.utils.counters["stats"]
 def count(*arguments):
     compile_for(*arguments)
     count.before = graphs["unique_graphs"]
 main.compile_for = count
 code = main.main(sys.argv[1:])
-print("graphs:", count.before, graphs["unique_graphs"])
+# In one piece: print would mix the lines of two processes.
+os.write(1, "graphs: {} {}\\n".format(count.before, graphs["unique_graphs"]).encode())
 main.leave(code)
 """
 
