@@ -183,6 +183,10 @@ def processes(settings: Settings) -> Iterator[torch.device]:
         raise
     # gloo's threads abort now and then if a DistributedDataParallel outlives the group.
     gc.collect()
+    with suppress(RuntimeError):  # the store has gone with the first process: all are done
+        # No connection shall end beneath a process that still waits for its last message.
+        store.set(f"done {RANK}", "")
+        store.wait([f"done {rank}" for rank in range(WORLD_SIZE)], PATIENCE)
     dist.destroy_process_group()
 
 

@@ -176,7 +176,7 @@ import resource, sys, torch, main
 if sys.argv[1] == "keep": main.keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.zeros(2**24); before = faults()  # 64 MB
-for _ in range(10): torch.zeros(2**24)
+for _ in range(40): torch.zeros(2**24)
 print(faults() - before)
 """
     counts = [
