@@ -89,6 +89,7 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*ORIGINAL, "--save_path", "a\0b"], "--save_path"),
         ([*ORIGINAL, "--save_path", "a\nb"], "--save_path"),
         ([*ORIGINAL, "--data_path", "a\0b"], "--data_path"),
+        ([*ORIGINAL, "--save_path", "a\udcff"], "is not in UTF-8"),
         ([*ORIGINAL, "--two\nlines"], "--two"),
         ([*ORIGINAL, "--seed", str(2**64)], "--seed"),
         ([*ORIGINAL, "--width", "1000000"], "--width"),
