@@ -32,14 +32,12 @@ THRESHOLD = 0.5
 WINDOW = 0.5
 
 Watch = Callable[[Tensor], None]  # is given a layer's membrane potentials (T, B, C, H, W)
+Parts = tuple[Tensor, ...]  # of a tensor, one a timestep: a fused kernel is slow at writing slices
 
 
 def unfold_time(x: Tensor, time_window: int) -> Tensor:
     """View (T·B, ...) as (T, B, ...)."""
     return x.unflatten(0, (time_window, -1))
-
-
-Parts = tuple[Tensor, ...]  # of a tensor, one a timestep: a fused kernel is slow at writing slices
 
 
 def lif_forward(

@@ -23,9 +23,8 @@ from stand_in_data import write_ncaltech101
 WORKER = Path(__file__).with_name("train_in_float64.py")
 ORIGINAL = ["--paper_setting", "original", "--epochs", "2", "--save_every", "1"]
 TRAIN = ["--width", "2", "--epochs", "1", "--workers", "0"]  # as the checkpoint was
-EVENTS = [*("--data", "ncaltech101", "--time_window", "2", "--image_size", "16")]
-EVENTS_OF_OTHERS = [*EVENTS, "--batch_size", "2", "--workers", "0", "--data_path", "theirs"]
-EVENTS += ["--batch_size", "2", "--workers", "0", "--data_path", "ours"]
+EVENTS = ["--data", "ncaltech101", "--time_window", "2", "--image_size", "16"]
+EVENTS += ["--batch_size", "2", "--workers", "0", "--data_path"]
 ROW = {"epoch": 1, "test_accuracy": 0.5, "best_accuracy": 0.5, "time": 0.0}
 SUMS = {"images": 240.0, "loss": 1.0, "train_accuracy": 120.0}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -136,7 +135,11 @@ def test_processes_started_with_different_options_are_refused(tmp_path):
     ("first", "second", "expected"),
     [
         (TRAIN, ["--eval_only", "CHECKPOINT"], "was started with eval_only"),
-        (EVENTS, EVENTS_OF_OTHERS, "found data with training images 4, process 0 with 8"),
+        (
+            [*EVENTS, "ours"],
+            [*EVENTS, "theirs"],
+            "found data with training images 4, process 0 with 8",
+        ),
     ],
 )
 def test_processes_that_would_wait_for_each_other_for_ever_are_refused(
