@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from data_loader import PATIENCE, SIGNALS
 from load_settings import Checkpoint, Settings, UserError, is_plain_tensor, load_checkpoint
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # Settings that a resumed run may change: how it runs, how long, and where its files are. The
 # teacher's file is compared, not its path.
 MAY_CHANGE = {
@@ -91,7 +91,7 @@ class Run:
     def __enter__(self) -> "Run":
         if dist.is_initialized() and dist.get_world_size() > 1:
             # For numbers that lie in main memory, also where the tensors are on GPUs.
-            self.group = dist.new_group(backend="gloo")
+            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.lock = None
         state = self._of_first_process(self._open_save_path)
         if state is not None:
@@ -130,9 +130,13 @@ class Run:
             self.lock = lock(self.last.parent)
             for path in (self.last, self.best):
                 temporary(path).unlink(missing_ok=True)  # of a run that was killed
-        if self.settings.resume and os.path.lexists(self.last):
-            return self._read()
-        return None
+            goes_on = self.settings.resume and os.path.lexists(self.last)
+            if not goes_on and os.path.lexists(self.best):
+                # A forgotten --resume shall not cost what a run of an epoch or more has learned.
+                for path in (self.last, self.best):
+                    with suppress(FileNotFoundError):
+                        os.replace(path, path.with_name(path.name + ".before"))
+        return self._read() if goes_on else None
 
     def _read(self) -> dict[str, Any]:
         checkpoint = load_checkpoint(self.last)
@@ -421,6 +425,8 @@ def are_random_states(states: Any) -> bool:
         return False
     try:
         for state in states:
+            if type(state["python"]) is not tuple:
+                return False
             random.Random().setstate(state["python"])
             if not (is_plain_tensor(state["torch"]) and state["torch"].is_contiguous()):
                 return False

@@ -53,7 +53,6 @@ from torchvision.datasets.utils import download_url
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from checkpoints import SIGNALS
 from load_settings import (
     DATA_SETS,
     LIMITS,
@@ -68,6 +67,7 @@ FIRST_HERE = os.environ.get("LOCAL_RANK", "0") == "0"
 # How long a process waits for another that says nothing, or for a batch of a loader. One that dies
 # is noticed at once; a checkpoint may take its time on a slow disk.
 PATIENCE = timedelta(minutes=10)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 MOST_PIXELS = 2**20  # of an event camera
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 

@@ -281,6 +281,9 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         only_where(quantized, name, args.paper_setting)
     for name in OF_DISTILLATION:
         only_where(distilled, name, args.paper_setting)
+    for name in ("beta", "beta_schedule"):
+        if args.loss == "CL" and getattr(args, name) is not None:
+            raise UserError(f"--{name} has no meaning with --loss CL: leave it out")
     only_where(distilled or args.init_from_teacher, "teacher_path", args.paper_setting)
     if quantized and args.bits is None:
         raise UserError(f"--paper_setting {args.paper_setting} needs --bits, 2 to 8")
@@ -395,8 +398,11 @@ def _other_image_size(text: str | None, data: str) -> str | None:
 
 def run_name(settings: Settings) -> str:
     """Name of the default save path: the network, and every other setting that is no default."""
+    # One's own images are told apart by the name of their folder.
+    folder = Path(settings.data_path).resolve().name if settings.data == "folder" else None
     parts = [
         settings.data,
+        folder,
         settings.paper_setting,
         settings.loss,
         settings.bits and f"{settings.bits}bit",

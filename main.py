@@ -256,17 +256,13 @@ def compile_for(
         labels = torch.zeros(len(images), dtype=torch.int64, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), torch.no_grad():
             network.eval()
-            for size in batches_tested:
-                network(images[:size])
-                if settings.integer:
-                    network(images[:size], membranes=True)
+            with same_failure():
+                for size in batches_tested:
+                    network(images[:size])
+                    if settings.integer:
+                        network(images[:size], membranes=True)
         if not trained:
             return
-        if WORLD_SIZE > 1:
-            # Over several processes batch norm goes the way that it also goes with repeats.
-            for module in network.modules():
-                if isinstance(module, BatchNorm):
-                    module.forward = lambda x, repeats=1, forward=module.forward: forward(x, 2)
         teacher = build_network(replace(settings, paper_setting="original")).to(device)
         loss_function = build_loss(settings, network.train(), teacher)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
@@ -282,6 +278,23 @@ def compile_for(
         print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
     elif FIRST_PROCESS:
         print(f"main.py: warning: --compile: going on without it: {error}", file=sys.stderr)
+
+
+@contextmanager
+def same_failure() -> Iterator[None]:
+    """What fails in one process fails in all: alone it would go on, and the others wait for it."""
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if WORLD_SIZE > 1:
+        of_all: list[str | None] = [None] * WORLD_SIZE
+        dist.all_gather_object(of_all, failure and (str(failure) or repr(failure)))
+        text = next(filter(None, of_all), None)
+        failure = None if text is None else RuntimeError(text)
+    if failure is not None:
+        raise failure
 
 
 def make_deterministic(settings: Settings) -> None:

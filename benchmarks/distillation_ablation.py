@@ -29,7 +29,7 @@ from distiller import (
 from models.neuron import THRESHOLD
 
 BITS = "2"
-KEYS = ("fold", "start", "change")
+KEYS = ("fold", "start", "change", "size")
 CLK = study.METHODS["CLK"]
 CHANGES = {  # to the defaults: options of main.py
     "student": study.STUDENT,
@@ -91,11 +91,11 @@ def ablation(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES)
     args = parser.parse_args(arguments)
 
-    size = ["--width", args.width]
+    width, size = ["--width", args.width], study.size_of(args)
     todo = {
-        (fold, start, change): [
+        (fold, start, change, size): [
             *(*CHANGES[change], *study.STARTS[start], "--bits", BITS),
-            *(*size, "--epochs", args.epochs),
+            *(*width, "--epochs", args.epochs),
         ]
         for fold in args.folds
         for change in args.changes
@@ -106,13 +106,14 @@ def ablation(arguments: Sequence[str] | None = None) -> None:
         path,
         KEYS,
         todo,
-        args.runs,
+        args.runs / size,
         validation_data,
-        [*size, "--epochs", args.teacher_epochs],
+        [*width, "--epochs", args.teacher_epochs],
         with_candidates,
     )
 
-    groups = study.grouped(rows, KEYS[1:])
+    rows = [row for row in rows if row["size"] == size]
+    groups = study.grouped(rows, ("start", "change"))
     shown = ("accuracy", "membrane_kl", "membrane_mse", "differing_spikes")
     lines = []
     for start in study.STARTS:

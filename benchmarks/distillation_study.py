@@ -4,7 +4,9 @@ Trains MS-ResNet-18 on five stratified folds of scikit-learn's digits, so that e
 images is a test image once: a teacher per fold (seed = fold), then, for every width in bits, a
 student without a teacher, CL, CLM and CLK, each from scratch and from the teacher's weights. Every
 run is a run of main.py with its defaults. A run whose row is in the CSV is not run again, so the
-command can be stopped and continued; tables and plot are of the folds present.
+command can be stopped and continued; tables and plot are of all rows of this width, length and
+precision (`size`). Folds 5 to 9 are those of another split, and so on: `--folds 0 1 2 3 4 5 6 7 8
+9` tests twice on each image.
 """
 
 import argparse
@@ -54,14 +56,17 @@ MEASURES = {  # column of the CSV: (what a reader sees, its scale, its format)
     "spike_rate": ("spike rate, %", 100, ".2f"),
     "edap_ratio": ("EDAP, times better", 1, ".2f"),
 }
-KEYS = ("fold", "bits", "method", "start")
+KIND = ("bits", "method", "start")
+KEYS = ("fold", *KIND, "size")
 DataSets = tuple[Dataset, Dataset]
 
 
 def fold_indices(fold: int):
-    """(training indices, test indices) of one fold; the split has one seed for all folds."""
+    """(training indices, test indices) of one fold; every FOLDS of them are one split."""
     labels = load_digits().target
-    return list(StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(labels, labels))[fold]
+    split, part = divmod(fold, FOLDS)
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=split).split(labels, labels)
+    return list(folds)[part]
 
 
 def fold_data(fold: int) -> DataSets:
@@ -221,6 +226,29 @@ def full_table(rows: list[dict[str, str]]) -> str:
     return table(["bits", "start", "method", "folds", *names, *AGAINST_STUDENT], lines) + "\n"
 
 
+def difference_table(rows: list[dict[str, str]], others: list[dict[str, str]]) -> str:
+    """Accuracies of the runs that two studies share, and their differences, paired by run."""
+
+    def key_of(row: dict[str, str]) -> tuple[str, ...]:
+        return tuple(row[key] for key in ("fold", *KIND))
+
+    other_of = {key_of(row): row for row in others}
+    shared = [row for row in rows if key_of(row) in other_of]
+    lines = []
+    for kind, runs in grouped(shared, KIND).items():
+        partners = [other_of[key_of(row)] for row in runs]
+        differences = [
+            100 * (float(ours["accuracy"]) - float(theirs["accuracy"]))
+            for ours, theirs in zip(runs, partners, strict=True)
+        ]
+        mean, deviation = mean_and_deviation(differences)
+        cells = [measured(runs, "accuracy"), measured(partners, "accuracy")]
+        cells.append(f"{mean:+.2f} ± {deviation / len(runs) ** 0.5:.2f}")
+        lines.append([*kind, str(len(runs)), *cells])
+    names = ("folds", "accuracy, %", "the other's, %", "difference, points")
+    return table([*KIND, *names], lines) + "\n"
+
+
 def short_table(rows: list[dict[str, str]], name: str) -> str:
     """One measure, a column a method."""
     groups = grouped(rows, ("bits", "start", "method"))
@@ -276,38 +304,49 @@ def parser_of(description: str, name: str, folds: int) -> argparse.ArgumentParse
     return parser
 
 
+def size_of(args: argparse.Namespace) -> str:
+    """What runs, beside their other keys, have to have in common: a name without spaces."""
+    return f"width{args.width}-epochs{args.epochs}-teacher{args.teacher_epochs}"
+
+
 def study(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of(__doc__.splitlines()[0], "distillation_study", FOLDS)
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4, 8])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--amp", action="store_true", help="train and test in bf16 autocast")
+    parser.add_argument("--against", type=Path, metavar="CSV", help="compare with another study")
     args = parser.parse_args(arguments)
 
-    size = ["--width", args.width, *["--amp"] * args.amp]
+    common = ["--width", args.width, *["--amp"] * args.amp]
+    size = size_of(args) + "-amp" * args.amp
     todo = {
-        (fold, bits, method, start): [
+        (fold, bits, method, start, size): [
             *(*METHODS[method], *STARTS[start], "--bits", str(bits)),
-            *(*size, "--epochs", args.epochs),
+            *(*common, "--epochs", args.epochs),
         ]
         for fold in args.folds
         for bits in args.bits
         for start in STARTS
         for method in args.methods
     }
-    teacher_options = [*size, "--epochs", args.teacher_epochs]
+    teacher_options = [*common, "--epochs", args.teacher_epochs]
     path = args.results / "distillation_study.csv"
-    rows = run_missing(path, KEYS, todo, args.runs, fold_data, teacher_options)
+    rows = run_missing(path, KEYS, todo, args.runs / size, fold_data, teacher_options)
+    rows = [row for row in rows if row["size"] == size]
 
-    title = (
-        f"digits, {FOLDS} folds, MS-ResNet-18, width {args.width}, T = 4, {args.epochs} epochs "
-        f"(teacher {args.teacher_epochs}, accuracy "
-    )
     teachers = {row["fold"]: float(row["accuracy"]) + float(row["drop_to_teacher"]) for row in rows}
     mean, deviation = mean_and_deviation([100 * x for x in teachers.values()])
-    title += f"{mean:.2f} ± {deviation:.2f} %); last epoch, mean ± standard deviation over folds\n"
+    title = (
+        f"digits, {len(teachers)} folds, MS-ResNet-18, width {args.width}, T = 4, "
+        f"{'bf16, ' * args.amp}{args.epochs} epochs (teacher {args.teacher_epochs}, accuracy "
+        f"{mean:.2f} ± {deviation:.2f} %); last epoch, mean ± standard deviation over folds\n"
+    )
     short = [short_table(rows, name) for name in ("accuracy", "membrane_kl", "differing_spikes")]
     text = "\n".join([title, *short, "All measures (± of the gain is the standard error):\n"])
     text += "\n" + full_table(rows)
+    if args.against is not None:
+        text += f"\nAgainst {args.against} (± is the standard error):\n\n"
+        text += difference_table(rows, read_rows(args.against))
     path.with_suffix(".md").write_text(text)
     plot(path.with_suffix(".png"), rows)
     print(text)

@@ -11,6 +11,7 @@ import io
 import json
 import random
 import shutil
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -228,10 +229,11 @@ def try_checkpoints(count: int, run: list[str], checkpoint: Path) -> None:
     )
     def check(changed: bytes) -> None:
         checkpoint.write_bytes(changed)
-        with suppress(UserError):
-            load_network(load_checkpoint(checkpoint))
-        with suppress(UserError), Run(resume, network, optimizer, images, steps_per_epoch=5):
-            pass
+        with warnings.catch_warnings(action="error"):  # they would be lines for the user
+            with suppress(UserError):
+                load_network(load_checkpoint(checkpoint))
+            with suppress(UserError), Run(resume, network, optimizer, images, steps_per_epoch=5):
+                pass
 
     states = copy.deepcopy(random.getstate()), torch.get_rng_state()
     try:

@@ -6,7 +6,7 @@
 Over the test set of the checkpoints: each student's distance to the teacher's membrane potentials
 per LIF layer and timestep (membrane_report.csv and the first row of membrane_report.png), and how
 one layer's membrane potentials are distributed in the three networks (the second row). Beside the
-students stands what no student of these bits can avoid: the teacher's own membranes, rounded.
+students stand, for scale, the teacher's own membranes, rounded to as many bits.
 """
 
 import argparse

@@ -8,9 +8,12 @@ if [[ ! -x .venv/bin/python || "$(cat .venv/installed 2>/dev/null)" != "$wanted"
         exit 2
     fi
     echo "installing the tested versions into .venv (about 5 GB, a few minutes) ..."
-    "${PYTHON:-python3}" -m venv .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        -r requirements.txt pytest hypothesis ruff -c scripts/tested_versions.txt
+    if ! { "${PYTHON:-python3}" -m venv .venv && .venv/bin/python -m pip install --quiet \
+        --disable-pip-version-check -r requirements.txt pytest hypothesis ruff \
+        -c scripts/tested_versions.txt; }; then
+        echo "the installation has failed: the next start tries again" >&2
+        exit 2
+    fi
     echo "$wanted" > .venv/installed
 fi
 export PATH="$PWD/.venv/bin:$PATH"

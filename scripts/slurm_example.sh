@@ -23,10 +23,11 @@ endpoint=${hosts[0]}:$((20000 + SLURM_JOB_ID % 10000))
 # srun of Slurm 22.05 and later does not take --cpus-per-task over from sbatch.
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
+# A requeued job has the same number, and goes on.
 # To change: data and training. --batch_size is the global batch, here 32 images on each of 8 GPUs.
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes="$SLURM_NNODES" --nproc_per_node="$SLURM_GPUS_ON_NODE" \
     --rdzv_backend=c10d --rdzv_id="$SLURM_JOB_ID" --rdzv_endpoint="$endpoint" \
     main.py --data CIFAR100 --paper_setting original --model_depth 18 --time_window 4 \
     --batch_size 256 --seed 1234 --data_path ./data \
-    --save_path "checkpoints/slurm-$SLURM_JOB_ID" "$@"
+    --save_path "checkpoints/slurm-$SLURM_JOB_ID" --resume "$@"

@@ -18,13 +18,14 @@ from typing import Any, NoReturn
 from .compare import cheapest, compare
 from .constants import PUBLISHED_RATIO
 from .crossbar import Crossbar
-from .estimate import CHOICES, Chip
+from .estimate import CHOICES, Chip, check_cell
 from .layers import InputError, Subject, check_number, load_layer_list, read_json
 from .plots import svg, sweep_plot
 from .published import estimate_published
 from .report import (
     assumptions,
     build_report,
+    check_folder,
     markdown_table,
     totals_text,
     write_files,
@@ -59,11 +60,16 @@ CHIP_HELP = {
     "adc_bits": "ADC resolution",
     "clk_mhz": "clock, MHz",
 }
-
+CHOICE_HELP = {
+    "cell": "memory of a cell",
+    "periphery": "charged once per group of PEs with the same weights' slices, or per PE",
+    "delay": "a PE cycle gives one output channel of a pixel, or all of them",
+    "adc_law": "an ADC's energy and area double with every bit, or grow in proportion",
+    "buffers": "inputs and membranes stored in as many bits as they have, or in the published 22",
+}
 
 CROSSBAR_HELP = {
-    "xbar_size": "crossbar side",
-    "cell_bits": "bits per cell",
+    **{name: CHIP_HELP[name] for name in ("xbar_size", "cell_bits")},
     "columns": "differential or offset",
     "adc_range": "full: the ADC reaches to the largest possible sum; unit: a code is a cell step",
     "on_off_ratio": "conductance of a cell's highest level over its lowest",
@@ -83,7 +89,9 @@ def add_chip_options(parser: argparse.ArgumentParser, lists: bool = False) -> No
             kind, default = type(value), value
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     for name, choices in CHOICES.items():
-        parser.add_argument(f"--{name}", choices=choices, default=getattr(chip, name))
+        parser.add_argument(
+            f"--{name}", choices=choices, default=getattr(chip, name), help=CHOICE_HELP[name]
+        )
 
 
 def build_parser() -> Parser:
@@ -113,7 +121,12 @@ def build_parser() -> Parser:
     grid = commands.add_parser("sweep", help="a whole grid of chips", allow_abbrev=False)
     grid.add_argument("--checkpoint", nargs="+", default=[], help="one or more")
     grid.add_argument("--layers", nargs="+", default=[], help="layer lists")
-    grid.add_argument("--bits", type=numbers(int), default=[], help="other widths too: a,b,c")
+    grid.add_argument(
+        "--bits",
+        type=numbers(int),
+        default=[],
+        help="other numbers of bits too: a,b,c; layers with one of their own keep it",
+    )
     grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
     grid.add_argument("--force", action="store_true", help="even above a million points")
     add_chip_options(grid, lists=True)
@@ -125,7 +138,7 @@ def build_parser() -> Parser:
         value = getattr(ideal, name)
         nonideal.add_argument(f"--{name}", type=type(value), default=value, help=text)
     nonideal.add_argument("--adc_bits", type=adc_bits, default=4, help="ADC resolution, or ideal")
-    nonideal.add_argument("--seed", type=int, default=0)
+    nonideal.add_argument("--seed", type=int, default=0, help="of the draws")
     nonideal.add_argument("--trials", type=int, default=5, help="draws of the cells, with --sigma")
     nonideal.add_argument(
         "--each_layer", action="store_true", help="also every layer alone on such crossbars"
@@ -137,7 +150,9 @@ def build_parser() -> Parser:
 
 
 def chip_of(args: argparse.Namespace) -> Chip:
-    return Chip(**{name: getattr(args, name) for name in (*CHIP_HELP, *CHOICES)})
+    chip = Chip(**{name: getattr(args, name) for name in (*CHIP_HELP, *CHOICES)})
+    check_cell(chip)
+    return chip
 
 
 def is_layer_list(path: str) -> bool:
@@ -293,6 +308,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "compat":
             print(json.dumps(estimate_published(read_json(args.case)), indent=2))
         else:
+            check_folder(args.out)
             runs[args.command](args)
         sys.stdout.flush()
     except InputError as error:

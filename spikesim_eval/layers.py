@@ -209,7 +209,8 @@ class Network:
     def at(self, bits: int | None = None, time_steps: int | None = None) -> "Network":
         """The same network with other widths, as `--bits` sets them, or fewer or more timesteps.
 
-        Layers with a `weight_bits` of their own keep it: the stem and the classifier.
+        Layers with a `weight_bits` of their own keep it: a quantized network's stem and classifier,
+        not a full-precision one's.
         """
         network = self if time_steps is None else replace(self, time_steps=time_steps)
         if bits is None:

@@ -233,7 +233,7 @@ def on_crossbars(
     """
     network = copy.deepcopy(network).eval()
     layers: dict[str, CrossbarLayer] = {}
-    bar = tqdm(description.layers, "wires", leave=False, disable=not crossbar.wire_ohm)
+    bar = tqdm(description.layers, "wires", leave=False, disable=not crossbar.wire_ohm or None)
     for index, layer in enumerate(bar):
         if only is not None and layer.name not in only:
             continue
@@ -279,7 +279,7 @@ def _place(
 def accuracy_of(network: nn.Module, batches: DataLoader, label: str) -> float:
     """Share of the test images."""
     correct = total = 0
-    for images, labels in tqdm(batches, label, leave=False):
+    for images, labels in tqdm(batches, label, leave=False, disable=None):
         correct += (network(images).argmax(1) == labels).sum().item()
         total += len(labels)
     return correct / total

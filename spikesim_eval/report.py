@@ -338,6 +338,16 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
     )
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raise InputError where nothing can be written into `folder`: before hours of work for it."""
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write to {str(folder)!r}: {str(there)!r} is no folder that can be written to"
+        )
+
+
 def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None:
     """Write files into `folder`, all of them or none.
 

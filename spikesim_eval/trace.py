@@ -317,7 +317,7 @@ def measure(network: MSResNet, batches: DataLoader) -> tuple[float, dict[str, Te
     network.to(device)
     correct = total = 0
     with count_spikes(network) as counts:
-        for images, labels in tqdm(batches, "measuring spike rates", leave=False):
+        for images, labels in tqdm(batches, "measuring spike rates", leave=False, disable=None):
             if images.dim() == 5:
                 images = images[:, : network.time_window]  # of a network run at fewer timesteps
             correct += (network(images.to(device)).argmax(1).cpu() == labels).sum().item()

@@ -71,6 +71,7 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*STUDENT, "--loss", "CLK"], "--loss"),
         ([*STUDENT, "--alpha", "1"], "--alpha"),
         ([*STUDENT, "--beta_schedule", "cosine"], "--beta_schedule"),
+        ([*QAMD, "--loss", "CL", "--beta", "5"], "--beta has no meaning with --loss CL"),
         ([*STUDENT, "--teacher_path", "t.pth"], "--teacher_path"),
         ([*STUDENT, "--init_from_teacher"], "--teacher_path"),
         ([*STUDENT, "--integer"], "--eval_only"),

@@ -13,7 +13,7 @@ import torch
 
 import main
 from conftest import DIGITS
-from load_settings import load_checkpoint, load_network
+from load_settings import load_checkpoint, load_network, parse_settings
 from stand_in_data import (
     cifar_environment,
     write_cifar,
@@ -187,6 +187,17 @@ def test_the_default_save_path_names_the_run(tmp_path, monkeypatch):
     assert main.main([*DIGITS, "--paper_setting", "student", "--bits", "3"]) == 0
     (folder,) = (tmp_path / "checkpoints").iterdir()
     assert folder.name == "digits-student-3bit-depth18-width2-T4-epochs1-seed0"
+
+
+def test_runs_on_different_folders_of_images_have_different_names(tmp_path):
+    names = set()
+    for data in ("cats", "dogs"):
+        for name in ("train/a", "train/b", "val/a", "val/b"):
+            (tmp_path / data / name).mkdir(parents=True)
+        options = ["--data", "folder", "--paper_setting", "original", "--data_path"]
+        names.add(parse_settings([*options, str(tmp_path / data)], 1).save_path)
+    expected = "./checkpoints/folder-{}-original-depth18-width64-T4-seed0"
+    assert names == {expected.format("cats"), expected.format("dogs")}
 
 
 def test_a_checkpoint_holds_plain_types_and_the_student_alone(trained):

@@ -118,6 +118,34 @@ def test_without_a_compiler_training_goes_on_eager_with_one_warning(tmp_path):
     assert rows[0] == rows[1]
 
 
+BROKEN_IN_ONE = """
+import os, sys
+if os.environ["RANK"] == "1":
+    os.environ["CXX"] = "/nonexistent/g++"
+import main
+main.leave(main.main(sys.argv[1:]))
+"""
+
+
+@needs_compiler
+def test_without_a_compiler_in_one_of_two_processes_both_go_on_eager(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN_IN_ONE)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = ["--data", "digits", "--paper_setting", "original", "--width", "2", "--epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "broken.py", *run, "--workers", "0", "--compile"],
+        cwd=tmp_path,
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("main.py: warning: --compile: going on without it") == 1
+    assert "epoch 1:" in done.stdout
+
+
 @needs_compiler
 def test_a_compiled_training_says_how_long_compiling_took(tmp_path):
     done = train(tmp_path / "run", "--compile")

@@ -320,10 +320,28 @@ def wait_for_a_step(folder: Path, process: subprocess.Popen) -> None:
     assert process.poll() is None
 
 
-def test_a_fresh_start_replaces_what_a_run_before_it_left(uninterrupted, tmp_path):
+def test_a_fresh_start_replaces_a_run_and_keeps_its_checkpoints(uninterrupted, tmp_path):
     assert train(tmp_path, "--seed", "5") == 0
+    before = {x: (tmp_path / x).read_bytes() for x in ("student-last.pth", "student-best.pth")}
     assert train(tmp_path) == 0
     assert_same_end(tmp_path, uninterrupted)
+    for name, content in before.items():
+        assert (tmp_path / f"{name}.before").read_bytes() == content
+
+
+def test_a_start_that_is_repeated_again_and_again_keeps_the_run_before(tmp_path, monkeypatch):
+    assert train(tmp_path, "--seed", "5") == 0
+    before = (tmp_path / "student-last.pth").read_bytes()
+
+    def cut_off(*_):
+        raise PowerCutError
+
+    monkeypatch.setattr(main, "evaluate", cut_off)  # of the first epoch
+    for _ in range(2):
+        with pytest.raises(PowerCutError):
+            train(tmp_path)
+    assert (tmp_path / "student-last.pth.before").read_bytes() == before
+    assert not (tmp_path / "student-best.pth").exists()
 
 
 def test_more_epochs_and_other_ways_to_run_are_accepted(uninterrupted, tmp_path):

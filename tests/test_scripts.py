@@ -78,12 +78,18 @@ def test_the_quickstart_of_events_trains_on_them_at_two_widths(copy):
 
 
 def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(copy):
+    teacher = copy / "checkpoints" / "digits-teacher"
+    teacher.mkdir(parents=True)
+    (teacher / "original-best.pth").write_bytes(b"of a training that was stopped")
     run("distill_student.sh", "digits", "1", *QUICK, folder=copy)  # trains the teacher first
+    before = (teacher / "original-last.pth").stat().st_mtime_ns
+    run("distill_student.sh", "digits", "1", *QUICK, folder=copy)  # all is there
+    assert (teacher / "original-last.pth").stat().st_mtime_ns == before
     run("train_student.sh", "digits", "2", *QUICK, folder=copy)
     printed = run("edap_report.sh", "digits", "2", "--xbar_size", "128", folder=copy)
     assert "edap, times better" in printed
     report = json.loads(
-        (copy / "checkpoints" / "digits-mdsnn-4bit" / "edap" / "report.json").read_text()
+        (copy / "checkpoints" / "digits-mdsnn-CLK-4bit" / "edap" / "report.json").read_text()
     )
     assert report["chip"]["xbar_size"] == 128
     assert (copy / "checkpoints" / "digits-student-4bit" / "student-best.pth").is_file()

@@ -64,10 +64,15 @@ def by_name(network: Network, chip: Chip | None = None) -> dict[str, dict]:
     return {row["name"]: row for row in estimate(network, chip or Chip()).layers}
 
 
+def documented(number: int) -> dict:
+    """The JSON objects of docs/layer_list.md."""
+    text = (ROOT / "docs/layer_list.md").read_text(encoding="utf-8")
+    return json.loads(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[number])
+
+
 def residual_block() -> dict:
     """A layer list as a file holds it: stem, two convolutions, 1x1 shortcut, classifier."""
-    text = (ROOT / "docs/layer_list.md").read_text(encoding="utf-8")
-    return json.loads(re.search(r"```json\n(.*?)```", text, re.DOTALL)[1])
+    return documented(0)
 
 
 def published_chain(case: dict) -> Network:
@@ -103,6 +108,10 @@ def test_compat_command_prints_every_published_figure(case, tmp_path):
     assert printed.keys() == expected.keys()
     for key, value in expected.items():
         assert printed[key] == pytest.approx(value, rel=1e-12, abs=0), key
+
+
+def test_the_documented_case_is_one():
+    assert estimate_published(documented(1)).keys() == GOLDEN[0]["expected"].keys()
 
 
 def test_compat_latency_rounds_three_quarters_of_a_layer_down():
@@ -421,7 +430,7 @@ def baseline_file(tmp_path) -> Path:
     return path
 
 
-def test_report_command_writes_three_files_and_prints_the_totals(layer_file, tmp_path):
+def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_path):
     out = tmp_path / "new" / "out"
     result = command("report", "--layers", layer_file, "--out", out, "--xbar_size", 128)
     assert (result.returncode, result.stderr) == (0, "")
@@ -833,7 +842,7 @@ def test_an_error_leaves_an_earlier_report_as_it_was(layer_file, tmp_path, capsy
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
-def test_no_file_is_written_where_one_of_the_three_cannot_be(layer_file, tmp_path, capsys):
+def test_no_file_is_written_where_one_of_them_cannot_be(layer_file, tmp_path, capsys):
     blocked = tmp_path / "out" / "report.md"
     blocked.mkdir(parents=True)
     assert main(f"report --layers {layer_file} --out {blocked.parent}".split()) == 2

@@ -20,14 +20,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_image_is_a_test_image_of_one_fold_and_never_its_training_image():
-    pixels = Counter()
-    for fold in range(study.FOLDS):
-        train, test = study.fold_data(fold)
-        assert len(train) + len(test) == 1797
-        pixels.update(bytes(image.numpy()) for image in test.images)
+def test_every_image_is_a_test_image_of_one_fold_of_a_split_and_never_its_training_image():
     whole, _ = study.digits_of(range(1797), [])
-    assert pixels == Counter(bytes(image.numpy()) for image in whole.images)
+    for split in (0, 1):
+        pixels = Counter()
+        for fold in range(split * study.FOLDS, (split + 1) * study.FOLDS):
+            train, test = study.fold_data(fold)
+            assert len(train) + len(test) == 1797
+            pixels.update(bytes(image.numpy()) for image in test.images)
+        assert pixels == Counter(bytes(image.numpy()) for image in whole.images)
+
+
+def test_every_five_folds_are_another_split():
+    assert list(study.fold_indices(0)[1]) != list(study.fold_indices(5)[1])
 
 
 def test_the_ablation_never_sees_a_test_image_of_its_fold():
@@ -59,9 +64,15 @@ def test_a_finished_run_is_not_run_again_and_the_summary_has_every_method(tmp_pa
             assert summary.count(f"| 2 | {start} | {method} | 1 |") == 1
     assert (tmp_path / "distillation_study.png").stat().st_size > 10_000
 
-    before = (tmp_path / "runs" / "log.txt").read_text()
+    (log,) = tmp_path.glob("runs/*/log.txt")
+    before = log.read_text()
     study.study(arguments)
-    assert (tmp_path / "runs" / "log.txt").read_text() == before
+    assert log.read_text() == before
+
+    study.study([*arguments, "--methods", "student", "--epochs", "2"])  # another study
+    assert len(read_csv(tmp_path / "distillation_study.csv")) == len(rows) + len(study.STARTS)
+    assert "2 epochs" in (tmp_path / "distillation_study.md").read_text()
+    assert "CLK" not in (tmp_path / "distillation_study.md").read_text()
 
 
 def test_the_gain_over_the_student_is_paired_by_fold():
@@ -75,6 +86,18 @@ def test_the_gain_over_the_student_is_paired_by_fold():
     ours = [row(0, 0.8, 0.1, 0.1), row(1, 0.78, 0.1, 0.2)]
     # gains 10 and -2 points: mean 4, standard deviation 8.485, standard error 6
     assert study.against_student(ours, students) == ["+4.00 ± 6.00", "1 of 2", "0.50", "0.50"]
+
+
+def test_two_studies_are_compared_run_by_run():
+    def row(fold, accuracy):
+        values = (fold, "4", "CLK", "scratch", accuracy)
+        return dict(zip(("fold", *study.KIND, "accuracy"), values, strict=True))
+
+    ours = [row("0", "0.8"), row("1", "0.78"), row("7", "0.1")]
+    text = study.difference_table(ours, [row("1", "0.8"), row("0", "0.7"), row("2", "0.9")])
+    # differences 10 and -2 points
+    assert "| 4 | CLK | scratch | 2 | 79.00 ± 1.41 | 75.00 ± 7.07 | +4.00 ± 6.00 |" in text
+    assert len(text.splitlines()) == 3
 
 
 def test_the_ablation_runs_candidates_that_main_py_does_not_know(tmp_path):
