@@ -226,6 +226,15 @@ def full_table(rows: list[dict[str, str]]) -> str:
     return table(["bits", "start", "method", "folds", *names, *AGAINST_STUDENT], lines) + "\n"
 
 
+def teachers_of(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A row for the teacher of each fold, with its accuracy."""
+    kind = {"bits": "32", "method": "teacher", "start": "scratch"}
+    accuracies = {
+        row["fold"]: float(row["accuracy"]) + float(row["drop_to_teacher"]) for row in rows
+    }
+    return [{"fold": fold, **kind, "accuracy": str(x)} for fold, x in accuracies.items()]
+
+
 def difference_table(rows: list[dict[str, str]], others: list[dict[str, str]]) -> str:
     """Accuracies of the runs that two studies share, and their differences, paired by run."""
 
@@ -334,8 +343,8 @@ def study(arguments: Sequence[str] | None = None) -> None:
     rows = run_missing(path, KEYS, todo, args.runs / size, fold_data, teacher_options)
     rows = [row for row in rows if row["size"] == size]
 
-    teachers = {row["fold"]: float(row["accuracy"]) + float(row["drop_to_teacher"]) for row in rows}
-    mean, deviation = mean_and_deviation([100 * x for x in teachers.values()])
+    teachers = teachers_of(rows)
+    mean, deviation = mean_and_deviation([100 * float(row["accuracy"]) for row in teachers])
     title = (
         f"digits, {len(teachers)} folds, MS-ResNet-18, width {args.width}, T = 4, "
         f"{'bf16, ' * args.amp}{args.epochs} epochs (teacher {args.teacher_epochs}, accuracy "
@@ -346,7 +355,8 @@ def study(arguments: Sequence[str] | None = None) -> None:
     text += "\n" + full_table(rows)
     if args.against is not None:
         text += f"\nAgainst {args.against} (± is the standard error):\n\n"
-        text += difference_table(rows, read_rows(args.against))
+        others = read_rows(args.against)
+        text += difference_table([*teachers, *rows], [*teachers_of(others), *others])
     path.with_suffix(".md").write_text(text)
     plot(path.with_suffix(".png"), rows)
     print(text)
