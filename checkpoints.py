@@ -93,9 +93,13 @@ class Run:
             # For numbers that lie in main memory, also where the tensors are on GPUs.
             self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.lock = None
-        state = self._of_first_process(self._open_save_path)
-        if state is not None:
-            self._restore(state)
+        try:
+            state = self._of_first_process(self._open_save_path)
+            if state is not None:
+                self._restore(state)
+        except BaseException:
+            self._unlock()
+            raise
         self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
@@ -105,6 +109,9 @@ class Run:
                 signal.signal(number, handler)
         if kind is None and self.asked is not None:
             self.asked[1].wait()
+        self._unlock()
+
+    def _unlock(self) -> None:
         if self.lock is not None:
             self.lock.close()
 

@@ -261,9 +261,9 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
     run = [*DIGITS, "--width", "1", "--paper_setting", "student", "--bits", "4"]
     run += ["--batch_size", "240", "--save_path", str(tmp_path)]
     assert main.main(run) == 0
-    hostile_input.try_arguments(300)
-    hostile_input.try_layer_lists(300, tmp_path)
-    hostile_input.try_checkpoints(200, run, tmp_path / "student-last.pth")
+    hostile_input.try_arguments(200)
+    hostile_input.try_layer_lists(200, tmp_path)
+    hostile_input.try_checkpoints(100, run, tmp_path / "student-last.pth")
     readers = hostile_input.files_to_cut(tmp_path, tmp_path / "student-last.pth")
     hostile_input.try_cut_files(100, readers)
 
