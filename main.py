@@ -125,11 +125,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, OSError):
             discard_output()
-        # Before the processes have met, all of a node meet the same mistake.
-        if getattr(error, "said_first", LOCAL_RANK == 0):
+        if speaks(error):
             print("main.py: error:", " ".join(text.split()), file=sys.stderr)
         return 2
     return 0
+
+
+def speaks(error: Exception) -> bool:
+    """Whether this process, of all that end with an error, is the one that tells the user.
+
+    A launcher ends all with the first that ends, so the silent ones wait until one has spoken.
+    """
+    if hasattr(error, "said_first"):
+        if not error.said_first:
+            time.sleep(1)
+        return error.said_first
+    # Before the processes have met, all of a node meet the same mistake, and the first says it. One
+    # that nobody has ended by now has made one of its own.
+    if LOCAL_RANK > 0:
+        time.sleep(10)
+    return True
 
 
 def what_to_say(error: Exception) -> str | None:
@@ -178,6 +193,7 @@ def processes(settings: Settings) -> Iterator[torch.device]:
     except Exception as error:
         # Of all processes one tells the user, the one that meets the trouble first. The group
         # stays: while a DistributedDataParallel is alive, destroying it may abort.
+        error.said_first = LOCAL_RANK == 0
         with suppress(RuntimeError):  # the store has gone with the process that kept it
             error.said_first = store.add("said", 1) == 1
         raise

@@ -1,5 +1,6 @@
 """Mistakes of the user: one line on stderr, exit code 2, no traceback, nothing written."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -241,7 +242,25 @@ def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, capfd, monkey
     assert expected.get(damage, file.name) in line
 
 
+def test_a_process_with_a_mistake_of_its_own_says_so(tmp_path, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr(main, "LOCAL_RANK", 1)
+    monkeypatch.setattr(main.time, "sleep", waited.append)  # nobody ends it
+    assert main.main([*ORIGINAL, "--epochs", "0"]) == 2
+    assert waited == [10]
+    assert capsys.readouterr().err.startswith("main.py: error: --epochs must be")
+
+
+LATE_FIRST = """
+import os, sys, time
+time.sleep(3 if os.environ["RANK"] == "0" else 0)
+import main
+main.leave(main.main(sys.argv[1:]))
+"""
+
+
 def test_two_processes_complain_once(tmp_path):
+    (tmp_path / "late.py").write_text(LATE_FIRST)
     launch = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2"]
     for wrong, expected in (
         (["--batch_size", "33"], "does not divide evenly"),
@@ -250,15 +269,16 @@ def test_two_processes_complain_once(tmp_path):
     ):
         arguments = [*ORIGINAL, *wrong, "--save_path", str(tmp_path / "run")]
         result = subprocess.run(
-            [*launch, str(REPOSITORY / "main.py"), *arguments],
+            [*launch, str(tmp_path / "late.py"), *arguments],
             cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
             capture_output=True,
             text=True,
         )
         ours = [line for line in result.stderr.splitlines() if "main.py: error:" in line]
-        assert len(ours) == 1
+        assert len(ours) == 1, result.stderr
         assert expected in ours[0]
-        assert files_below(tmp_path) == set()
+        assert files_below(tmp_path) == {tmp_path / "late.py"}
 
 
 def test_the_command_itself_exits_with_2_and_prints_no_traceback(tmp_path):

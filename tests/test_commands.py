@@ -159,7 +159,7 @@ def test_the_report_measures_the_spike_rate_that_the_training_logged(
 
 @pytest.mark.parametrize(
     "launcher",
-    ["python", "torchrun --standalone --nproc_per_node=2", "torchrun --nproc_per_node=1"],
+    ["python", "torchrun --standalone --nproc_per_node=2"],
 )
 def test_a_teacher_trains_with_and_without_a_launcher_and_is_evaluated_to_the_same_accuracy(
     launcher, clone, shell_environment

@@ -71,8 +71,13 @@ def test_a_finished_run_is_not_run_again_and_the_summary_has_all_of_them(tmp_pat
     study.study(arguments)
     assert log.read_text() == before
 
-    study.study([*arguments, "--methods", "student", "--epochs", "2"])  # another study
-    assert len(read_csv(tmp_path / "distillation_study.csv")) == len(rows) + len(study.STARTS)
+    with (tmp_path / "distillation_study.csv").open("a") as file:  # another study's runs
+        for row in rows:
+            if row["method"] == "student":
+                longer = row | {"size": row["size"].replace("epochs1", "epochs2")}
+                print(*longer.values(), sep=",", file=file)
+    study.study([*arguments, "--methods", "student", "--epochs", "2"])
+    assert log.read_text() == before
     assert "2 epochs" in (tmp_path / "distillation_study.md").read_text()
     assert "CLK" not in (tmp_path / "distillation_study.md").read_text()
 
