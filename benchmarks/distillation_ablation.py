@@ -29,7 +29,7 @@ from distiller import (
 from models.neuron import THRESHOLD
 
 BITS = "2"
-KEYS = ("fold", "start", "change", "size")
+KEYS = ("fold", "start", "change")
 CLK = study.METHODS["CLK"]
 CHANGES = {  # to the defaults: options of main.py
     "student": study.STUDENT,
@@ -91,9 +91,9 @@ def ablation(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--changes", nargs="+", default=list(CHANGES), choices=CHANGES)
     args = parser.parse_args(arguments)
 
-    width, size = ["--width", args.width], study.size_of(args)
+    width = ["--width", args.width]
     todo = {
-        (fold, start, change, size): [
+        (fold, start, change): [
             *(*CHANGES[change], *study.STARTS[start], "--bits", BITS),
             *(*width, "--epochs", args.epochs),
         ]
@@ -105,15 +105,15 @@ def ablation(arguments: Sequence[str] | None = None) -> None:
     rows = study.run_missing(
         path,
         KEYS,
+        study.size_of(args),
         todo,
-        args.runs / size,
+        args.runs,
         validation_data,
         [*width, "--epochs", args.teacher_epochs],
         with_candidates,
     )
 
-    rows = [row for row in rows if row["size"] == size]
-    groups = study.grouped(rows, ("start", "change"))
+    groups = study.grouped(rows, KEYS[1:])
     shown = ("accuracy", "membrane_kl", "membrane_mse", "differing_spikes")
     lines = []
     for start in study.STARTS:

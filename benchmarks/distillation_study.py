@@ -57,7 +57,7 @@ MEASURES = {  # column of the CSV: (what a reader sees, its scale, its format)
     "edap_ratio": ("EDAP, times better", 1, ".2f"),
 }
 KIND = ("bits", "method", "start")
-KEYS = ("fold", *KIND, "size")
+KEYS = ("fold", *KIND)
 DataSets = tuple[Dataset, Dataset]
 
 
@@ -133,19 +133,25 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def run_missing(
     path: Path,
     keys: Sequence[str],
+    size: str,
     todo: dict[tuple, Sequence[str]],
     out: Path,
     data_of: Callable,
     teacher_options: Sequence[str],
     initializer: Callable = quiet_worker,
 ) -> list[dict[str, str]]:
-    """Run what has no row in the CSV yet, two at a time on two cores; all rows.
+    """Run what has no row of this size in the CSV yet, two at a time on two cores; all its rows.
 
     `todo` maps a row's keys, of which the first is the fold, to options of main.py.
     """
+
+    def rows_of_size() -> list[dict[str, str]]:
+        return [row for row in read_rows(path) if row["size"] == size]
+
+    out = out / size
     path.parent.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    finished = {tuple(row[key] for key in keys) for row in read_rows(path)}
+    finished = {tuple(row[key] for key in keys) for row in rows_of_size()}
     todo = {key: todo[key] for key in todo if tuple(map(str, key)) not in finished}
     pool = ProcessPoolExecutor(
         os.cpu_count(), get_context("spawn"), initializer, (out / "log.txt",)
@@ -164,15 +170,15 @@ def run_missing(
         for done in as_completed(runs):
             if done.exception() is not None:
                 pool.shutdown(cancel_futures=True)  # or all others would run before it is told
-            row = dict(zip(keys, runs[done], strict=True)) | done.result()
+            row = dict(zip(keys, runs[done], strict=True)) | {"size": size} | done.result()
             is_new = not path.is_file()
             with path.open("a", newline="") as file:
-                writer = csv.DictWriter(file, [*keys, *MEASURES])
+                writer = csv.DictWriter(file, [*keys, "size", *MEASURES])
                 if is_new:
                     writer.writeheader()
                 writer.writerow(row)
             bar.update()
-    return read_rows(path)
+    return rows_of_size()
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -239,7 +245,7 @@ def difference_table(rows: list[dict[str, str]], others: list[dict[str, str]]) -
     """Accuracies of the runs that two studies share, and their differences, paired by run."""
 
     def key_of(row: dict[str, str]) -> tuple[str, ...]:
-        return tuple(row[key] for key in ("fold", *KIND))
+        return tuple(row[key] for key in KEYS)
 
     other_of = {key_of(row): row for row in others}
     shared = [row for row in rows if key_of(row) in other_of]
@@ -329,7 +335,7 @@ def study(arguments: Sequence[str] | None = None) -> None:
     common = ["--width", args.width, *["--amp"] * args.amp]
     size = size_of(args) + "-amp" * args.amp
     todo = {
-        (fold, bits, method, start, size): [
+        (fold, bits, method, start): [
             *(*METHODS[method], *STARTS[start], "--bits", str(bits)),
             *(*common, "--epochs", args.epochs),
         ]
@@ -340,8 +346,7 @@ def study(arguments: Sequence[str] | None = None) -> None:
     }
     teacher_options = [*common, "--epochs", args.teacher_epochs]
     path = args.results / "distillation_study.csv"
-    rows = run_missing(path, KEYS, todo, args.runs / size, fold_data, teacher_options)
-    rows = [row for row in rows if row["size"] == size]
+    rows = run_missing(path, KEYS, size, todo, args.runs, fold_data, teacher_options)
 
     teachers = teachers_of(rows)
     mean, deviation = mean_and_deviation([100 * float(row["accuracy"]) for row in teachers])
