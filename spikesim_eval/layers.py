@@ -88,6 +88,9 @@ class Layer:
     `spike_rate` is the measured share of ones in the input, None where it was not measured.
     `weight_bits` None takes the network's. `bn_bits` is the width of the scale that multiplies the
     layer's sums, None where there is none. `after` names the layers this one waits for.
+    `groups` is that of a grouped convolution (depthwise: as many as channels). `runs` is how often
+    the layer runs for one sample and timestep. `lif` says whether a LIF population is updated with
+    its sums; None: of every layer but a linear one and one that reads the residual stream.
     """
 
     name: str
@@ -102,14 +105,22 @@ class Layer:
     weight_bits: int | None = None
     bn_bits: int | None = None
     linear: bool = False
+    groups: int = 1
+    runs: int = 1
+    lif: bool | None = None
 
     def __post_init__(self) -> None:
         # Printable, because the name stands in a CSV cell and in a Markdown table.
         if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
             raise InputError(f"a layer's name must be printable text, got {show(self.name)}")
         here = f"layer {show(self.name)}: "
-        for name in ("kernel", "in_channels", "out_channels"):
+        for name in ("kernel", "in_channels", "out_channels", "groups", "runs"):
             check_int(getattr(self, name), here + name)
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) % self.groups:
+                raise InputError(f"{here}{name} do not divide into {self.groups} groups")
+        if self.lif is not None and not isinstance(self.lif, bool):
+            raise InputError(f"{here}lif must be true or false, got {show(self.lif)}")
         check_sizes(self.in_size, here + "in_size", 2)
         check_sizes(self.out_size, here + "out_size", 2)
         if not isinstance(self.linear, bool):
@@ -251,7 +262,7 @@ class Subject:
 
 
 LAYER_KEYS = ("name", "kernel", "in_channels", "out_channels", "in_size", "out_size", "after")
-LAYER_OPTIONS = ("spike_rate", "weight_bits", "bn_bits", "linear")
+LAYER_OPTIONS = ("spike_rate", "weight_bits", "bn_bits", "linear", "groups", "runs", "lif")
 NETWORK_KEYS = ("time_steps", "weight_bits", "membrane_bits", "layers", "lif")
 
 
