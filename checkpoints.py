@@ -1,21 +1,18 @@
-"""Nothing of a run is lost: checkpoints that are whole, --resume, signals, one run per save path.
+"""Nothing of a run is lost: checkpoints that are whole, --resume, --overwrite and signals.
 
 SETTING-last.pth holds all that a training goes on from: it is written when the training starts,
 every --save_every steps, before and after every evaluation, and when a signal ends the run. What is
 read back from one may come from anywhere: all of it is checked, and a fault is one line: UserError.
 """
 
-import fcntl
-import hashlib
 import io
 import math
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_loader import PATIENCE, SIGNALS
-from load_settings import Checkpoint, Settings, UserError, is_plain_tensor, load_checkpoint
+from load_settings import (
+    Checkpoint,
+    Settings,
+    UserError,
+    digest,
+    is_plain_tensor,
+    load_checkpoint,
+)
+from run_folder import checkpoints_of, lock, move_aside, must_move
 
 # Settings that a resumed run may change: how it runs, how long, and where its files are. The
 # teacher's file is compared, not its path.
 MAY_CHANGE = {
     *("epochs", "data_path", "save_path", "teacher_path", "eval_only", "integer", "workers"),
-    *("device", "compile", "deterministic", "resume", "save_every", "check_numerics"),
+    *("device", "compile", "deterministic", "resume", "overwrite", "save_every"),
+    "check_numerics",
 }
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
@@ -66,8 +72,7 @@ class Run:
         self.settings, self.network, self.optimizer = settings, network, optimizer
         self.training_images, self.steps_per_epoch = training_images, steps_per_epoch
         self.teacher = None if settings.teacher_path is None else digest(settings.teacher_path)
-        self.last = Path(settings.save_path) / f"{settings.paper_setting}-last.pth"
-        self.best = self.last.with_name(f"{settings.paper_setting}-best.pth")
+        self.last, self.best = checkpoints_of(settings.save_path, settings.paper_setting)
         self.rows: list[dict[str, Any]] = []
         self.step = 0
         self.sums: dict[str, float] = {}
@@ -94,7 +99,7 @@ class Run:
             self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.lock = None
         try:
-            state = self._of_first_process(self._open_save_path)
+            state = of_first_process(self._open_save_path, self.group)
             if state is not None:
                 self._restore(state)
         except BaseException:
@@ -115,34 +120,21 @@ class Run:
         if self.lock is not None:
             self.lock.close()
 
-    def _of_first_process(self, function: Callable[[], Any]) -> Any:
-        """What `function` returns in the first process; a UserError of it is raised in all."""
-        if self.group is None:
-            return function()
-        outcome = [None, None]
-        if dist.get_rank() == 0:
-            try:
-                outcome[0] = function()
-            except UserError as error:
-                outcome[1] = str(error)
-        dist.broadcast_object_list(outcome, src=0, group=self.group)
-        if outcome[1] is not None:
-            raise UserError(outcome[1])
-        return outcome[0]
-
     def _open_save_path(self) -> dict[str, Any] | None:
         """Take the save path; the checked contents of SETTING-last.pth where the run goes on."""
-        with disk_errors(self.last.parent):
-            self.last.parent.mkdir(parents=True, exist_ok=True)
-            self.lock = lock(self.last.parent)
+        folder = self.last.parent
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = lock(folder)
+        if must_move(self.settings):
+            move_aside(folder, self.settings)
+            self.lock.close()
+            with disk_errors(folder):
+                self.lock = lock(folder)
+        with disk_errors(folder):
             for path in (self.last, self.best):
                 temporary(path).unlink(missing_ok=True)  # of a run that was killed
-            goes_on = self.settings.resume and os.path.lexists(self.last)
-            if not goes_on and os.path.lexists(self.best):
-                # A forgotten --resume shall not cost what a run of an epoch or more has learned.
-                for path in (self.last, self.best):
-                    with suppress(FileNotFoundError):
-                        os.replace(path, path.with_name(path.name + ".before"))
+        goes_on = self.settings.resume and os.path.lexists(self.last)
         return self._read() if goes_on else None
 
     def _read(self) -> dict[str, Any]:
@@ -312,6 +304,22 @@ class Run:
             dist.barrier(group=self.group)
 
 
+def of_first_process(function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
+    """What `function` returns in the first process; a UserError of it is raised in all."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return function()
+    outcome = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome, src=0, group=group)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
 def temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
@@ -341,37 +349,6 @@ def disk_errors(path: Path) -> Iterator[None]:
             f"cannot write {path} ({error.strerror or error}): what is already there is whole; "
             "with room on the disk the same command with --resume goes on"
         ) from None
-
-
-def lock(folder: Path) -> io.IOBase:
-    """A file that this process holds until it is closed or the process ends, however it ends.
-
-    A record lock: a loader's workers do not inherit it, and it also works over NFS. Raises
-    UserError where another process has it.
-    """
-    file = (folder / ".lock").open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise UserError(
-            f"another run is writing into {folder}: wait for its end, or choose another --save_path"
-        ) from None
-    except OSError as error:  # a file system without locks
-        print(
-            f"main.py: warning: {folder} cannot be locked ({error.strerror}): "
-            "nothing keeps a second run from using it",
-            file=sys.stderr,
-        )
-    return file
-
-
-def digest(path: str | Path) -> str:
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
 
 
 def not_finite(what: str, epoch: int, step: int, last: Path) -> str:

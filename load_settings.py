@@ -5,6 +5,7 @@ Every mistake in the arguments is found here, before data or networks are touche
 
 import argparse
 import errno
+import hashlib
 import math
 import os
 import pickletools
@@ -126,6 +127,7 @@ class Settings:
     resume: bool = False
     save_every: int | None = None
     check_numerics: bool = False
+    overwrite: bool = False
 
 
 class Checkpoint(NamedTuple):
@@ -209,6 +211,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on from SETTING-last.pth in the save path if there is one, else start",
     )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start anew; a run of an epoch or more that is there is moved to SAVE_PATH.1 (.2, …)",
+    )
     add("--save_every", type=int, metavar="N", help="save every N steps too, not only every epoch")
     add("--eval_only", metavar="CKPT", help="print the test accuracy of a checkpoint and stop")
     add("--integer", action="store_true", help="with --eval_only: also with integers alone")
@@ -261,6 +268,8 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
     if settings.eval_only is None:
         if settings.teacher_path is not None:
             _check_teacher(settings)
+        if not settings.save_path:
+            settings = replace(settings, save_path=f"./checkpoints/{run_name(settings)}")
         check_writable(settings.save_path)
     return settings
 
@@ -298,7 +307,9 @@ def _training_settings(args: argparse.Namespace) -> Settings:
     if args.augment == "auto" and data_set.in_channels != 3:
         raise UserError(f"--augment auto is made for colour images: {args.data} has none")
     is_folder = args.data == "folder"
-    settings = Settings(
+    if args.resume and args.overwrite:
+        raise UserError("--resume goes on, --overwrite starts anew: leave one of the two out")
+    return Settings(
         data=args.data,
         paper_setting=args.paper_setting,
         model_depth=default("model_depth", 18),
@@ -321,7 +332,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         clip_grad=default("clip_grad", CLIP_GRAD_QAMD if distilled else CLIP_GRAD),
         seed=args.seed,
         data_path=args.data_path,
-        save_path="",
+        save_path=args.save_path or "",  # the default needs the teacher
         eval_only=None,
         integer=False,
         workers=args.workers,
@@ -335,9 +346,8 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         resume=args.resume,
         save_every=args.save_every,
         check_numerics=args.check_numerics,
+        overwrite=args.overwrite,
     )
-    default_path = f"./checkpoints/{run_name(settings)}"
-    return replace(settings, save_path=args.save_path or default_path)
 
 
 def _evaluation_settings(args: argparse.Namespace) -> Settings:
@@ -397,16 +407,18 @@ def _other_image_size(text: str | None, data: str) -> str | None:
 
 
 def run_name(settings: Settings) -> str:
-    """Name of the default save path: the network, and every other setting that is no default."""
+    """Name of the default save path: the network, its teacher's file, and every other setting that
+    is no default."""
     # One's own images are told apart by the name of their folder.
     folder = Path(settings.data_path).resolve().name if settings.data == "folder" else None
+    teacher = settings.teacher_path and f"teacher{digest(settings.teacher_path)[:6]}"
     parts = [
         settings.data,
         folder,
         settings.paper_setting,
         settings.loss,
         settings.bits and f"{settings.bits}bit",
-        settings.init_from_teacher and "from-teacher",
+        teacher and ("from-" if settings.init_from_teacher else "") + teacher,
         f"depth{settings.model_depth}",
         f"width{settings.width}",
         f"T{settings.time_window}",
@@ -534,6 +546,15 @@ def check_writable(folder: str | Path) -> None:
         raise UserError(
             f"cannot write into {folder} ({error.strerror}): choose another --save_path"
         ) from None
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

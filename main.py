@@ -38,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoints import Run, Stopped, digest, disk_errors, not_finite
+from checkpoints import Run, Stopped, disk_errors, not_finite, of_first_process
 from data_loader import (
     PATIENCE,
     ImageSet,
@@ -55,6 +55,7 @@ from load_settings import (
     build_optimizer,
     build_scheduler,
     data_set_of,
+    digest,
     load_checkpoint,
     load_network,
     parse_settings,
@@ -65,6 +66,7 @@ from models.compiling import compile_regions
 from models.neuron import LIF, THRESHOLD, count_spikes
 from models.numerics import watch_numbers
 from quantization import IntegerNetwork, at_least_float32
+from run_folder import EVENTS, check_save_path
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -101,6 +103,7 @@ COLUMNS = (
 PER_PROCESS = {"data_path", "save_path", "teacher_path", "workers"}
 # What writing to stdout may meet: a full disk, a reader that has gone.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
+RUN_STARTED = "run started"  # in the launcher's store: an attempt has taken the save path
 READ_EVERY = 10  # steps: reading a number waits for the GPU
 
 
@@ -109,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     128 + its number after a signal."""
     try:
         settings = parse_settings(argv, WORLD_SIZE)
-        with processes(settings) as device:
+        with processes(settings) as (device, store):
             if settings.eval_only is None:
-                train(settings, device)
+                train(settings, device, store)
             else:
                 print_accuracy(settings, device)
         sys.stdout.flush()
@@ -169,8 +172,11 @@ def discard_output() -> None:
 
 
 @contextmanager
-def processes(settings: Settings) -> Iterator[torch.device]:
-    """Join the process group where a launcher started several processes; yields the device."""
+def processes(settings: Settings) -> Iterator[tuple[torch.device, dist.Store | None]]:
+    """Join the process group where a launcher started several processes.
+
+    Yields the device, and the launcher's store, which all its attempts share.
+    """
     use_cuda = settings.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda", LOCAL_RANK) if use_cuda else torch.device("cpu")
     if use_cuda:
@@ -184,12 +190,12 @@ def processes(settings: Settings) -> Iterator[torch.device]:
     else:
         keep_freed_memory()
     if not LAUNCHED:
-        yield device
+        yield device, None
         return
     store = meet("nccl" if use_cuda else "gloo")
     try:
         refuse_different_settings(settings)
-        yield device
+        yield device, store.underlying_store
     except Exception as error:
         # Of all processes one tells the user, the one that meets the trouble first. The group
         # stays: while a DistributedDataParallel is alive, destroying it may abort.
@@ -207,7 +213,7 @@ def processes(settings: Settings) -> Iterator[torch.device]:
 
 
 def meet(backend: str) -> dist.Store:
-    """Start the process group; returns the store that all processes share."""
+    """Start the process group; returns the store that all processes of this attempt share."""
     # After a restart torchrun's store still holds what the processes of before have told each
     # other, and the new ones would wait for those.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -344,7 +350,11 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
     return train_set, test_set
 
 
-def train(settings: Settings, device: torch.device) -> None:
+def train(settings: Settings, device: torch.device, store: dist.Store | None = None) -> None:
+    if store is not None and store.check([RUN_STARTED]):
+        # A launcher's next attempt goes on: to refuse or move away the first would lose it.
+        settings = replace(settings, resume=True, overwrite=False)
+    of_first_process(lambda: check_save_path(settings))
     make_deterministic(settings)
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
     train_set, test_set = data_sets(settings)
@@ -374,6 +384,8 @@ def train(settings: Settings, device: torch.device) -> None:
     with Run(settings, network, optimizer, len(train_set), steps) as run:
         if run.steps_done == 0:
             run.save()  # finds out now whether a checkpoint can be written
+        if store is not None and FIRST_PROCESS:
+            store.set(RUN_STARTED, "")
         scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done)
         log = Log(settings, run.rows) if FIRST_PROCESS else None
         for epoch in range(run.epoch, settings.epochs + 1):
@@ -644,12 +656,10 @@ class Log:
         self.event, self.summary, self.record_writer = Event, Summary, RecordWriter
         self.folder = Path(settings.save_path)
         self.metrics = self.folder / "metrics.csv"
-        self.events = self.folder / "events.out.tfevents.md-snn"
+        self.events = self.folder / EVENTS
         with disk_errors(self.folder):
             about = json.dumps(about_run(settings), indent=2) + "\n"
             (self.folder / "settings.json").write_text(about)
-            for old in self.folder.glob("events.out.tfevents.*"):
-                old.unlink()
             with self.metrics.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
             with self.events.open("wb") as file:

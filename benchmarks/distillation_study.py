@@ -74,10 +74,11 @@ def fold_data(fold: int) -> DataSets:
 
 
 def train(folder: Path, fold: int, data_sets: DataSets, options: Sequence[str]) -> Path:
-    """Run main.py on the data of a fold; the checkpoint of the last epoch."""
+    """Run main.py on the data of a fold, or the rest of a run that was stopped; the checkpoint of the
+    last epoch."""
     main.load_data_sets = lambda *_: data_sets
     common = ["--data", "digits", "--workers", "0", "--seed", str(fold)]
-    if main.main([*common, *options, "--save_path", str(folder)]) != 0:
+    if main.main([*common, *options, "--save_path", str(folder), "--resume"]) != 0:
         raise RuntimeError(f"main.py refused {options}")
     (checkpoint,) = folder.glob("*-last.pth")
     return checkpoint
@@ -88,9 +89,8 @@ def teacher_of(out: Path, fold: int) -> Path:
 
 
 def train_teacher(out: Path, fold: int, data_of: Callable, options: Sequence[str]) -> None:
-    if not teacher_of(out, fold).is_file():
-        options = ["--paper_setting", "original", *options]
-        train(teacher_of(out, fold).parent, fold, data_of(fold), options)
+    options = ["--paper_setting", "original", *options]
+    train(teacher_of(out, fold).parent, fold, data_of(fold), options)
 
 
 def run(out: Path, name: str, fold: int, data_of: Callable, options: Sequence[str]) -> dict:

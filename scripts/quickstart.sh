@@ -7,7 +7,7 @@ source "$(dirname "$0")/environment.sh"
 out=runs/quickstart bits=2 seed=1234
 options=(--data digits --model_depth 18 --width 8 --seed "$seed" --workers 0)
 
-rm -rf "$out"
+python run_folder.py "$out" # what is there of before moves to a numbered folder
 python main.py "${options[@]}" --paper_setting original --epochs 12 \
     --save_path "$out/teacher" "$@"
 teacher=$out/teacher/original-best.pth

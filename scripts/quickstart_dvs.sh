@@ -9,7 +9,7 @@ out=runs/quickstart_dvs seed=1234
 options=(--data digits-dvs --data_path data --model_depth 18 --width 8 --seed "$seed" --workers 1)
 
 python data_loader.py prepare --data digits-dvs --data_path data
-rm -rf "$out"
+python run_folder.py "$out" # what is there of before moves to a numbered folder
 python main.py "${options[@]}" --paper_setting original --epochs 20 \
     --save_path "$out/teacher" "$@"
 teacher=$out/teacher/original-best.pth

@@ -1,0 +1,205 @@
+"""The folder of a run: what it holds, one run at a time, and moved aside instead of overwritten.
+
+python run_folder.py FOLDER renames it to the first of FOLDER.1, FOLDER.2, … that is free, as
+--overwrite does; nothing is ever deleted.
+"""
+
+import fcntl
+import io
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from load_settings import PAPER_SETTINGS, Settings, UserError, check_writable, load_checkpoint
+
+EVENTS = "events.out.tfevents.md-snn"
+EMPTY_EVENTS = 40  # bytes of an events file without an epoch
+BEGIN_OF_SETTINGS = b'{\n  "data": '  # of a settings.json
+
+
+def checkpoints_of(save_path: str | Path, paper_setting: str) -> tuple[Path, Path]:
+    """Paths of the last and the best checkpoint of a run."""
+    folder = Path(save_path)
+    return folder / f"{paper_setting}-last.pth", folder / f"{paper_setting}-best.pth"
+
+
+def trained_in(folder: Path) -> list[Path]:
+    """What a start in `folder` would replace and cost more than the first epoch of a run.
+
+    Checkpoints of whole epochs, their metrics and curves, and what is not known to hold less: a
+    checkpoint that cannot be read, another program's settings.json.
+    """
+    found = []
+    for setting in PAPER_SETTINGS:
+        last, best = checkpoints_of(folder, setting)
+        there = [path for path in (last, best) if os.path.lexists(path)]
+        if there != [last] or not is_without_epoch(last):  # the best comes with the first epoch
+            found += there
+    metrics, events, settings = (folder / x for x in ("metrics.csv", EVENTS, "settings.json"))
+    if first_bytes(metrics, 2**16).partition(b"\n")[2]:  # more than its header
+        found.append(metrics)
+    if len(first_bytes(events, EMPTY_EVENTS + 1)) > EMPTY_EVENTS:
+        found.append(events)
+    if not BEGIN_OF_SETTINGS.startswith(first_bytes(settings, len(BEGIN_OF_SETTINGS))):
+        found.append(settings)
+    return found
+
+
+def is_without_epoch(last: Path) -> bool:
+    try:
+        return load_checkpoint(last).epoch == 0
+    except UserError:
+        return False
+
+
+def first_bytes(path: Path, size: int) -> bytes:
+    """None of what is missing or no file."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+
+
+def check_save_path(settings: Settings) -> None:
+    """Raise UserError, before any long work, where the run could not have its save path."""
+    folder = Path(settings.save_path)
+    if (folder / ".lock").is_file():
+        lock(folder).close()
+    must_move(settings)
+
+
+def must_move(settings: Settings) -> bool:
+    """Whether --overwrite has something to move out of the save path.
+
+    Raises UserError where the run would cost what lies there, or where that cannot be moved.
+    """
+    folder = Path(settings.save_path)
+    own = last, best = checkpoints_of(folder, settings.paper_setting)
+    found = trained_in(folder)
+    goes_on = settings.resume and os.path.lexists(last)
+    if goes_on:
+        has_epochs = last in found or best in found  # its logs are written anew from the checkpoint
+        found = [x for x in found if x not in own and (x.suffix == ".pth" or not has_epochs)]
+    if not found:
+        return False
+    if settings.overwrite:
+        place_aside(folder, settings)
+        return True
+    name = found[0].name
+    anew = f"--overwrite moves all to {first_free(folder)} and starts anew; or choose another"
+    if goes_on:
+        raise UserError(
+            f"--resume: {folder} holds {name} of another run than {last.name}: move one of the "
+            "two to a folder of its own"
+        )
+    if settings.resume:
+        raise UserError(
+            f"--resume: {folder} holds {name} but no {last.name} to go on from: {anew} --save_path"
+        )
+    only_own = all(path in own for path in found if path.suffix == ".pth")
+    go_on = "--resume goes on with it, " * (only_own and last in found)
+    raise UserError(f"{folder} already holds {name}: {go_on}{anew} --save_path")
+
+
+def first_free(folder: Path) -> Path:
+    """The first of FOLDER.1, FOLDER.2, … that does not exist; beside the folder itself, where
+    `folder` is a link to it."""
+    real, number = os.path.realpath(folder), 1
+    while os.path.lexists(f"{real}.{number}"):
+        number += 1
+    return Path(f"{real}.{number}")
+
+
+def place_aside(folder: Path, settings: Settings | None = None) -> Path:
+    """Where `folder` can be moved to. Raises UserError where it cannot be moved."""
+    real, place = Path(os.path.realpath(folder)), first_free(folder)
+    in_use = {"the current folder": ".", "this program": __file__}
+    if settings is not None:
+        in_use |= {"--data_path": settings.data_path, "--teacher_path": settings.teacher_path}
+    for what, path in in_use.items():
+        if path is not None and Path(os.path.realpath(path)).is_relative_to(real):
+            raise cannot_move(folder, place, f"{what} is in it")
+    if os.path.ismount(real):
+        raise cannot_move(folder, place, "it is a mount point")
+    check_writable(place)
+    return place
+
+
+def cannot_move(folder: Path, place: Path, why: str | None) -> UserError:
+    return UserError(f"{folder} cannot be moved to {place} ({why}): choose another --save_path")
+
+
+def move_aside(folder: Path, settings: Settings | None = None) -> None:
+    """Rename `folder` to the first free number, and leave an empty one in its place.
+
+    Raises UserError where it cannot be moved, or where a run writes into it or a folder below.
+    """
+    real, place = Path(os.path.realpath(folder)), place_aside(folder, settings)
+    locks = []
+    try:
+        for path in real.rglob(".lock"):
+            locks.append(lock(path.parent))
+        real.rename(place)
+    except OSError as error:
+        raise cannot_move(folder, place, error.strerror) from None
+    finally:
+        for file in locks:
+            file.close()
+    print(f"what was in {real} is now in {place}", flush=True)
+    try:
+        real.mkdir()
+        shutil.copymode(place, real)
+    except OSError as error:
+        raise UserError(f"cannot write {real} ({error.strerror})") from None
+
+
+def lock(folder: Path) -> io.IOBase:
+    """A file that this process holds until it is closed or the process ends, however it ends.
+
+    A record lock: a loader's workers do not inherit it, and it also works over NFS. Raises
+    UserError where another process has it.
+    """
+    path = folder / ".lock"
+    refusal = UserError(
+        f"another run is writing into {folder}: wait for its end, or choose another --save_path"
+    )
+    file = path.open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise refusal from None
+    except OSError as error:  # a file system without locks
+        print(
+            f"main.py: warning: {folder} cannot be locked ({error.strerror}): "
+            "nothing keeps a second run from using it",
+            file=sys.stderr,
+        )
+    # Between the two lines above another run may have moved the folder aside and taken its place.
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        file.close()
+        raise refusal
+    return file
+
+
+def main(argv: Sequence[str]) -> int:
+    """Move the folder aside, where there is something in it."""
+    try:
+        if len(argv) != 1:
+            raise UserError("expected one folder")
+        (folder,) = map(Path, argv)
+        if os.path.lexists(folder) and os.listdir(folder):
+            move_aside(folder)
+    except (UserError, OSError) as error:
+        print("run_folder.py: error:", error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
