@@ -72,7 +72,7 @@ class Run:
         self.settings, self.network, self.optimizer = settings, network, optimizer
         self.training_images, self.steps_per_epoch = training_images, steps_per_epoch
         self.teacher = None if settings.teacher_path is None else digest(settings.teacher_path)
-        self.last, self.best = checkpoints_of(settings.save_path, settings.paper_setting)
+        self.last, self.best = checkpoints_of(Path(settings.save_path), settings.paper_setting)
         self.rows: list[dict[str, Any]] = []
         self.step = 0
         self.sums: dict[str, float] = {}

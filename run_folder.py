@@ -19,9 +19,8 @@ EMPTY_EVENTS = 40  # bytes of an events file without an epoch
 BEGIN_OF_SETTINGS = b'{\n  "data": '  # of a settings.json
 
 
-def checkpoints_of(save_path: str | Path, paper_setting: str) -> tuple[Path, Path]:
+def checkpoints_of(folder: Path, paper_setting: str) -> tuple[Path, Path]:
     """Paths of the last and the best checkpoint of a run."""
-    folder = Path(save_path)
     return folder / f"{paper_setting}-last.pth", folder / f"{paper_setting}-best.pth"
 
 

@@ -74,8 +74,7 @@ def fold_data(fold: int) -> DataSets:
 
 
 def train(folder: Path, fold: int, data_sets: DataSets, options: Sequence[str]) -> Path:
-    """Run main.py on the data of a fold, or the rest of a run that was stopped; the checkpoint of the
-    last epoch."""
+    """Run main.py, or what is left of a run, on the data of a fold; its last checkpoint."""
     main.load_data_sets = lambda *_: data_sets
     common = ["--data", "digits", "--workers", "0", "--seed", str(fold)]
     if main.main([*common, *options, "--save_path", str(folder), "--resume"]) != 0:

@@ -42,8 +42,16 @@ OPTIONS = (
     *("--bn_bits", "--loss", "--alpha", "--beta", "--tau", "--beta_schedule", "--teacher_path"),
     *("--init_from_teacher", "--batch_size", "--accumulate", "--epochs", "--lr"),
     *("--weight_decay", "--clip_grad", "--seed", "--data_path", "--save_path", "--resume"),
-    "--overwrite",
-    *("--save_every", "--eval_only", "--integer", "--workers", "--device", "--amp", "--compile"),
+    *(
+        "--overwrite",
+        "--save_every",
+        "--eval_only",
+        "--integer",
+        "--workers",
+        "--device",
+        "--amp",
+        "--compile",
+    ),
     *("--deterministic", "--check_numerics", "--image_size", "--augment", "--local-rank"),
     *("--help", "--", "-", "--no_such"),
 )

@@ -2,8 +2,10 @@
 leave on disk."""
 
 import csv
+import hashlib
 import json
 import math
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -200,6 +202,25 @@ def test_runs_on_different_folders_of_images_have_different_names(tmp_path):
     assert names == {expected.format("cats"), expected.format("dogs")}
 
 
+def test_runs_that_differ_in_the_teacher_s_file_have_different_names(trained, tmp_path):
+    copy, other = tmp_path / "copy.pth", tmp_path / "other.pth"
+    shutil.copy(trained["original"], copy)
+    content = torch.load(copy, weights_only=True)
+    content["model"]["linear.bias"] += 1
+    torch.save(content, other)
+    for options, named in (
+        (["--paper_setting", "qamd"], "qamd-CLK-4bit-teacher"),
+        (["--paper_setting", "student", "--init_from_teacher"], "student-4bit-from-teacher"),
+    ):
+        names = []
+        for teacher in (trained["original"], copy, other):
+            command = [*DIGITS, *options, "--bits", "4", "--teacher_path", str(teacher)]
+            digest = hashlib.sha256(teacher.read_bytes()).hexdigest()
+            names.append(parse_settings(command).save_path)
+            assert f"digits-{named}{digest[:6]}-depth18-" in names[-1]
+        assert names[0] == names[1] != names[2]
+
+
 def test_a_checkpoint_holds_plain_types_and_the_student_alone(trained):
     for setting, path in trained.items():
         content = torch.load(path, weights_only=True)
@@ -267,9 +288,10 @@ def test_a_trained_student_fires_the_same_spikes_with_integers_alone(
     assert f" 0 of {spikes} spikes differ" in integers
 
 
-def test_a_checkpoint_from_before_accumulate_and_compile_is_read(trained, tmp_path):
+def test_a_checkpoint_from_before_newer_options_is_read(trained, tmp_path):
     checkpoint = torch.load(trained["student"], weights_only=True)
-    del checkpoint["settings"]["accumulate"], checkpoint["settings"]["compile"]
+    for name in ("accumulate", "compile", "overwrite"):
+        del checkpoint["settings"][name]
     torch.save(checkpoint, tmp_path / "old.pth")
     settings = load_checkpoint(tmp_path / "old.pth").settings
     assert settings == load_checkpoint(trained["student"]).settings

@@ -5,6 +5,7 @@ import csv
 import itertools
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -67,10 +68,15 @@ def assert_close(found: tuple, expected: tuple) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory) -> tuple:
+def folder_of_one(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("one")
     assert launch(1, folder).returncode == 0
-    return outcome(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(folder_of_one) -> tuple:
+    return outcome(folder_of_one)
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(one_process, tmp_path):
@@ -97,6 +103,27 @@ def test_torchrun_restarts_a_run_of_which_a_process_was_killed(one_process, tmp_
     result = launch(2, tmp_path, "--resume", fault="SIGKILL 0 5", restarts=1)
     assert result.returncode == 0, result.stderr[-2000:]
     assert_close(outcome(tmp_path), one_process)
+
+
+def test_a_restart_goes_on_with_what_overwrite_has_started_and_refused_it_stays_so(
+    one_process, folder_of_one, tmp_path
+):
+    folder = Path(shutil.copytree(folder_of_one, tmp_path / "run"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    result = launch(2, folder, "--overwrite", fault="SIGKILL 0 5", restarts=1)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("is now in") == 1
+    assert_close(outcome(folder), one_process)
+    first = tmp_path / "run.1"
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "run.1"}
+
+    result = launch(2, first, restarts=1)
+    assert result.returncode != 0
+    lines = lines_of_ours(result)
+    assert len(lines) == 2  # one of each attempt
+    assert all(f"{first} already holds original-last.pth" in line for line in lines)
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == before
 
 
 def start_process(rank: int, folder: Path, *options: str, **environment: str) -> subprocess.Popen:

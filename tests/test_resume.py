@@ -320,30 +320,6 @@ def wait_for_a_step(folder: Path, process: subprocess.Popen) -> None:
     assert process.poll() is None
 
 
-def test_a_fresh_start_replaces_a_run_and_keeps_its_checkpoints(uninterrupted, tmp_path):
-    assert train(tmp_path, "--seed", "5") == 0
-    before = {x: (tmp_path / x).read_bytes() for x in ("student-last.pth", "student-best.pth")}
-    assert train(tmp_path) == 0
-    assert_same_end(tmp_path, uninterrupted)
-    for name, content in before.items():
-        assert (tmp_path / f"{name}.before").read_bytes() == content
-
-
-def test_a_start_that_is_repeated_again_and_again_keeps_the_run_before(tmp_path, monkeypatch):
-    assert train(tmp_path, "--seed", "5") == 0
-    before = (tmp_path / "student-last.pth").read_bytes()
-
-    def cut_off(*_):
-        raise PowerCutError
-
-    monkeypatch.setattr(main, "evaluate", cut_off)  # of the first epoch
-    for _ in range(2):
-        with pytest.raises(PowerCutError):
-            train(tmp_path)
-    assert (tmp_path / "student-last.pth.before").read_bytes() == before
-    assert not (tmp_path / "student-best.pth").exists()
-
-
 def test_more_epochs_and_other_ways_to_run_are_accepted(uninterrupted, tmp_path):
     assert train(tmp_path) == 0
     assert train(tmp_path, "--resume", "--epochs", "3", "--workers", "1") == 0
@@ -399,16 +375,17 @@ def test_a_second_run_on_the_same_save_path_is_refused_and_a_dead_one_holds_noth
     events, tmp_path, capfd
 ):
     process, workers = start_with_workers(tmp_path, events)
-    resume = [*events, "--resume", "--save_path", str(tmp_path)]
+    run = [*events, "--save_path", str(tmp_path)]
     for worker in workers:  # they outlive it
         os.kill(worker, signal.SIGSTOP)
-    assert main.main(resume) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert f"another run is writing into {tmp_path}" in err
+    for option in ("--resume", "--overwrite"):
+        assert main.main([*run, option]) == 2
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1
+        assert f"another run is writing into {tmp_path}" in err
     process.kill()
     process.wait()
-    assert main.main(resume) == 0
+    assert main.main([*run, "--resume"]) == 0
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
 
@@ -438,14 +415,12 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(uninterrupted, tmp_path, ca
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "settings.json", "events.out.tfevents.md-snn"])
-def test_a_full_disk_under_a_log_is_one_line(name, uninterrupted, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(Path, "unlink", lambda path, missing_ok=False: None)  # of old events
+def test_a_full_disk_under_a_log_is_one_line(name, uninterrupted, tmp_path, capfd):
     (tmp_path / name).symlink_to("/dev/full")
     assert train(tmp_path) == 2
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert "No space left on device" in err
-    monkeypatch.undo()
     (tmp_path / name).unlink()
     assert train(tmp_path, "--resume") == 0
     assert_same_end(tmp_path, uninterrupted)

@@ -39,9 +39,14 @@ def run(script: str, *arguments: str, folder: Path) -> str:
 
 
 def test_the_quickstart_prints_its_table_and_writes_it_with_plots(copy):
+    out = copy / "runs" / "quickstart"
+    (out / "teacher").mkdir(parents=True)
+    (out / "teacher" / "settings.json").write_text("of a quickstart before")
     printed = run("quickstart.sh", *QUICK, folder=copy)
     assert "installing" not in printed
-    out = copy / "runs" / "quickstart"
+    moved = out.with_name("quickstart.1")
+    assert f"what was in {out} is now in {moved}" in printed
+    assert (moved / "teacher" / "settings.json").read_text() == "of a quickstart before"
     with (out / "table.csv").open(newline="") as file:
         table = {row[0]: row[1:] for row in csv.reader(file)}
     assert table["bits"] == ["32 (float)", "2", "2"]
@@ -79,9 +84,10 @@ def test_the_quickstart_of_events_trains_on_them_at_two_widths(copy):
 
 def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(copy):
     teacher = copy / "checkpoints" / "digits-teacher"
-    teacher.mkdir(parents=True)
-    (teacher / "original-best.pth").write_bytes(b"of a training that was stopped")
-    run("distill_student.sh", "digits", "1", *QUICK, folder=copy)  # trains the teacher first
+    run("train_teacher.sh", "digits", "1", *QUICK, folder=copy)
+    (teacher / "finished").unlink()  # as if it had been stopped
+    run("distill_student.sh", "digits", "1", *QUICK, folder=copy)  # with the rest of the teacher
+    assert (teacher / "finished").exists()
     before = (teacher / "original-last.pth").stat().st_mtime_ns
     run("distill_student.sh", "digits", "1", *QUICK, folder=copy)  # all is there
     assert (teacher / "original-last.pth").stat().st_mtime_ns == before

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import main
 from benchmarks import distillation_ablation as ablation
 from benchmarks import distillation_study as study
 from benchmarks.membrane_report import RoundedTeacher, membrane_report
@@ -80,6 +81,25 @@ def test_a_finished_run_is_not_run_again_and_the_summary_has_all_of_them(tmp_pat
     assert log.read_text() == before
     assert "2 epochs" in (tmp_path / "distillation_study.md").read_text()
     assert "CLK" not in (tmp_path / "distillation_study.md").read_text()
+
+
+def test_a_run_that_was_stopped_is_trained_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "load_data_sets", main.load_data_sets)  # which the study replaces
+    teacher = (tmp_path, 0, study.fold_data, ["--width", "1", "--epochs", "2"])
+    evaluate, epochs = main.evaluate, iter([True, False])
+
+    def stopped(*arguments: object) -> tuple:
+        if next(epochs):
+            return evaluate(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(main, "evaluate", stopped)
+        with pytest.raises(RuntimeError, match="main.py refused"):
+            study.train_teacher(*teacher)
+    assert load_checkpoint(study.teacher_of(tmp_path, 0)).epoch == 1
+    study.train_teacher(*teacher)
+    assert load_checkpoint(study.teacher_of(tmp_path, 0)).epoch == 2
 
 
 def test_the_gain_over_the_student_is_paired_by_fold():
