@@ -178,12 +178,12 @@ def test_the_ladder_goes_to_the_bare_cells_as_wires_lose_their_resistance():
 
 
 def test_wires_act_on_conductances_in_siemens():
-    # 2-bit digits 0..3, so the highest level, 3 cell steps, is 1/on_ohm
+    # 2-bit digits 0..3: level L conducts L/on_ohm
     codes = torch.tensor([3, 2, 1, 0]).view(1, 4, 1, 1)
     options = {"cell_bits": 2, "on_ohm": 1000.0}
     layer = CrossbarLayer(*(codes, 3, 1, False, (1, 1), (0, 0), Crossbar(wire_ohm=5.0, **options)))
-    siemens = torch.tensor([3.0, 2, 1, 0]).view(4, 1) / 3 / 1000
-    expected = ladder(siemens, 1 / 5) * 3 * 1000  # back in cell steps
+    siemens = torch.tensor([3.0, 2, 1, 0]).view(4, 1) / 1000
+    expected = ladder(siemens, 1 / 5) * 1000  # back in cell steps
     torch.testing.assert_close(layer.cells[0][0].double(), expected, rtol=1e-6, atol=1e-6)
 
 
