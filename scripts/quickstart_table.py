@@ -136,7 +136,8 @@ def write_table(folder: Path, rows: list[list[str]], settings: Settings, runs: l
     header = ["", *(run.label for run in runs)]
     title = (
         f"{settings.data}, MS-ResNet-{settings.model_depth}, width {settings.width}, "
-        f"T = {settings.time_window}, seed {settings.seed}"
+        f"T = {settings.time_window}, seed {settings.seed}; "
+        "accuracy: the digital network's (on crossbars: `spikesim_eval nonideal`)"
     )
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     print(f"\n{title}\n")

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .compare import cheapest, compare
+from .compare import cheapest, compare, notes
 from .constants import PUBLISHED_RATIO
-from .crossbar import Crossbar
+from .crossbar import LIMITS, Crossbar
 from .estimate import CHOICES, Chip, check_cell
-from .layers import InputError, Subject, check_number, load_layer_list, read_json
+from .layers import InputError, Subject, check_number, load_layer_list, read_json, show
 from .plots import svg, sweep_plot
 from .published import estimate_published
 from .report import (
@@ -56,6 +56,7 @@ def adc_bits(text: str) -> int | None:
 CHIP_HELP = {
     "xbar_size": "crossbar side",
     "pe_per_tile": "PEs of a tile",
+    "crossbars_per_pe": "crossbars of a PE",
     "cell_bits": "bits per cell",
     "adc_bits": "ADC resolution",
     "clk_mhz": "clock, MHz",
@@ -64,7 +65,8 @@ CHOICE_HELP = {
     "cell": "memory of a cell",
     "periphery": "charged once per group of PEs with the same weights' slices, or per PE",
     "delay": "a PE cycle gives one output channel of a pixel, or all of them",
-    "adc_law": "an ADC's energy and area double with every bit, or grow in proportion",
+    "adc_law": "an ADC's energy and area double with every bit above the published 4 and halve "
+    "with every bit below, or are in proportion to the bits",
     "buffers": "inputs and membranes stored in as many bits as they have, or in the published 22",
 }
 
@@ -73,9 +75,11 @@ CROSSBAR_HELP = {
     "columns": "differential or offset",
     "adc_range": "full: the ADC reaches to the largest possible sum; unit: a code is a cell step",
     "on_off_ratio": "conductance of a cell's highest level over its lowest",
-    "sigma": "relative deviation of a cell's conductance",
+    "sigma": "relative deviation of a cell's conductance; what would be negative is 0, so that "
+    "the mean is larger (at 0.5 by 0.4 %%, at 1 by 8.3 %%)",
     "wire_ohm": "resistance of a wire from cell to cell",
-    "on_ohm": "resistance of a fully conducting cell",
+    "on_ohm": "resistance of a cell at its lowest level above 0; at level L it is divided by L, so "
+    "at the highest by 2^cell_bits - 1",
 }
 
 
@@ -83,6 +87,8 @@ def add_chip_options(parser: argparse.ArgumentParser, lists: bool = False) -> No
     chip = Chip()
     for name, text in CHIP_HELP.items():
         value = getattr(chip, name)
+        low, high, _ = LIMITS[name]
+        text = f"{text}, {low} to {high}"
         if lists:
             kind, default, text = numbers(type(value)), [value], f"{text}: one, or a,b,c"
         else:
@@ -171,6 +177,35 @@ def check_files(checkpoints: Sequence[str]) -> None:
             raise InputError(f"no such checkpoint: {path!r}")
 
 
+def check_same_data(checkpoints: Sequence[str]) -> None:
+    """Raise InputError where two were trained on other data: before any is measured."""
+    paths = list(dict.fromkeys(checkpoints))
+    if len(paths) < 2:
+        return
+    from load_settings import UserError, data_set_of, load_checkpoint
+
+    def data_of(path: str) -> dict[str, Any]:
+        try:
+            settings = load_checkpoint(path).settings
+        except UserError as error:
+            raise InputError(str(error)) from error
+        data_set = data_set_of(settings)
+        return {
+            "data": settings.data,
+            "image size": data_set.image_size,
+            "classes": settings.classes or data_set.num_classes,
+        }
+
+    first = data_of(paths[0])
+    for path in paths[1:]:
+        for what, value in data_of(path).items():
+            if value != first[what]:
+                raise InputError(
+                    f"{path} and {paths[0]} are not compared: {what} {show(value)} against "
+                    f"{show(first[what])}"
+                )
+
+
 def listed(path: str, time_steps: int | None = None) -> Subject:
     return Subject(path, load_layer_list(path).at(time_steps=time_steps))
 
@@ -204,10 +239,12 @@ def reported(args: argparse.Namespace) -> Subject:
 
 
 def check_sources(args: argparse.Namespace, checkpoints: Sequence[str]) -> None:
-    """Raise InputError for --data_path with nothing to measure, and for a missing checkpoint."""
+    """Raise InputError for --data_path with nothing to measure, and for a missing checkpoint or one
+    of other data than the first."""
     if args.data_path is not None and not checkpoints:
         raise InputError("--data_path measures spike rates of a checkpoint, and there is none")
     check_files(checkpoints)
+    check_same_data(checkpoints)
 
 
 def run_report(args: argparse.Namespace) -> None:
@@ -229,7 +266,8 @@ def run_compare(args: argparse.Namespace) -> None:
     if len(args.networks) < 2:
         raise InputError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
-    rows = compare([subject_of(path, args.data_path) for path in args.networks], chip)
+    subjects = [subject_of(path, args.data_path) for path in args.networks]
+    rows = compare(subjects, chip)
     best = cheapest(rows, args.max_drop)
     choice = f"least EDAP within {args.max_drop:g} points of the baseline: "
     if all(row["drop_points"] is None for row in rows[1:]):
@@ -239,10 +277,12 @@ def run_compare(args: argparse.Namespace) -> None:
     figures = ", ".join(f"{name} {x.value}" for name, x in PUBLISHED_RATIO.items())
     published = f"published, times better than floating point (information only): {figures}"
     table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    found = notes(subjects)
     sentences = [f"- {sentence}" for sentence in assumptions(chip)]
-    text = "\n".join([*table, "", choice + ".", "", published + ".", "", *sentences, ""])
+    paragraphs = "".join(f"{line}.\n\n" for line in (*found, choice, published))
+    text = "\n".join([*table, "", paragraphs + "\n".join(sentences), ""])
     write_files(args.out, {"compare.csv": dicts_as_csv(rows), "compare.md": text})
-    print("\n".join([*table, "", choice, published]))
+    print("\n".join([*table, "", *found, choice, published]))
 
 
 def dicts_as_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -260,7 +300,7 @@ def run_sweep(args: argparse.Namespace) -> None:
         raise InputError("sweep needs --checkpoint or --layers")
     check_sources(args, args.checkpoint)
     options = max(1, len(args.bits)) * max(1, len(args.time_steps))
-    check_size(len(paths) * options, axes, args.force)
+    points = check_size(len(paths) * options, axes, args.force)
     chip = Chip(**{name: getattr(args, name) for name in CHOICES})
     subjects = [traced(path, args.data_path) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
@@ -272,6 +312,10 @@ def run_sweep(args: argparse.Namespace) -> None:
     write_files(args.out, contents)
     front = columns["pareto"]
     print(f"{len(front)} points, {front.sum()} on the Pareto front of EDAP, area and accuracy")
+    if len(front) < points:
+        print(f"{points - len(front)} points left out: a weight has more cells than a crossbar row")
+    for note in notes(subjects):
+        print(note)
     if args.bits or args.time_steps:
         print("spike rates are those of the networks as trained, at every width and T")
 

@@ -6,10 +6,70 @@ from typing import Any
 
 from .constants import PUBLISHED_RATIO
 from .estimate import CHOICES, Chip, estimate, ratios
-from .layers import Layer, Network, Subject
+from .layers import InputError, Layer, Network, Subject
 
 # (our network, the baseline's, chip) -> the same under another assumption
 Case = tuple[Network, Network, Chip]
+
+
+ACCURACY = (
+    "accuracy: the digital network's; what crossbars and their ADCs leave of it, `nonideal` says"
+)
+
+
+def classes(network: Network) -> list[int]:
+    """Outputs of the classifiers: linear layers that no other layer waits for."""
+    waited_for = {name for layer in network.layers for name in layer.after}
+    last = (x for x in network.layers if x.linear and x.name not in waited_for)
+    return sorted(layer.out_channels for layer in last)
+
+
+def check_same_classes(ours: Subject, baseline: Subject) -> None:
+    """Raise InputError where both have classifiers, and these different numbers of classes."""
+    one, other = classes(ours.network), classes(baseline.network)
+    if one and other and one != other:
+        raise InputError(
+            f"{ours.name} tells {_listed(one)} classes apart, {baseline.name} {_listed(other)}: "
+            "networks of different tasks are not compared"
+        )
+
+
+def notes(subjects: Sequence[Subject]) -> list[str]:
+    """What a reader must know: which accuracy it is, and where networks differ from the first."""
+    found = [ACCURACY] if any(subject.accuracy is not None for subject in subjects) else []
+    return found + [x for subject in subjects[1:] for x in differences(subject, subjects[0])]
+
+
+def differences(ours: Subject, baseline: Subject) -> list[str]:
+    """What makes two networks not quite comparable, as far as their layers say."""
+    found = []
+
+    def compare(what: str, one: str, other: str) -> None:
+        if one != other:
+            found.append(f"{what} differ: {one} ({ours.name}), {other} ({baseline.name})")
+
+    networks = ours.network, baseline.network
+    if all(map(classes, networks)):
+        compare("classes", *(_listed(classes(network)) for network in networks))
+    compare("timesteps", *(str(network.time_steps) for network in networks))
+    compare("inputs", *map(_inputs, networks))
+    compare("spike rates", *map(_rates, networks))
+    return found
+
+
+def _listed(values: Sequence[object]) -> str:
+    return " and ".join(map(str, values))
+
+
+def _inputs(network: Network) -> str:
+    """Channels and size of what the first layers read."""
+    first = [layer for layer in network.layers if not layer.after]
+    return _listed(sorted({"{}x{}x{}".format(x.in_channels, *x.in_size) for x in first}))
+
+
+def _rates(network: Network) -> str:
+    measured = any(layer.spike_rate is not None for layer in network.layers)
+    return "measured" if measured else "not measured and taken as 1"
 
 
 def change_layers(network: Network, change: Callable[[Layer], Layer]) -> Network:
@@ -24,7 +84,9 @@ def other_assumptions(ours: Network, baseline: Network, chip: Chip) -> Iterator[
             change_layers(
                 network,
                 lambda layer, network=network: (
-                    replace(layer, input_bits=1) if which(network, layer) else layer
+                    replace(layer, input_bits=1, lif=network.has_lif(layer))
+                    if which(network, layer)
+                    else layer
                 ),
             )
             for network in (ours, baseline)
@@ -66,7 +128,12 @@ def sensitivity(ours: Network, baseline: Network, chip: Chip) -> list[dict[str, 
 
 
 def compare(subjects: Sequence[Subject], chip: Chip) -> list[dict[str, Any]]:
-    """A row a network; the first one is the baseline of all ratios."""
+    """A row a network; the first one is the baseline of all ratios.
+
+    Raises InputError where another one tells other numbers of classes apart.
+    """
+    for subject in subjects[1:]:
+        check_same_classes(subject, subjects[0])
     baseline = estimate(subjects[0].network, chip).total
     rows = []
     for subject in subjects:
@@ -78,7 +145,9 @@ def compare(subjects: Sequence[Subject], chip: Chip) -> list[dict[str, Any]]:
                 "network": subject.name,
                 "bits": subject.network.weight_bits,
                 "time_steps_count": subject.network.time_steps,
-                "accuracy_percent": None if subject.accuracy is None else 100 * subject.accuracy,
+                "digital_accuracy_percent": None
+                if subject.accuracy is None
+                else 100 * subject.accuracy,
                 "drop_points": drop,
                 **{
                     key: total[key]

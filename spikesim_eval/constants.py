@@ -48,7 +48,7 @@ STRUCTURE = {
     "state_bits": Constant(22, "bit", "width of a value in input buffer and membrane", TOOL),
     "state_layers": Constant(5, "layers", "leading layers whose membrane is counted", TOOL),
     "clocks_per_cycle": Constant(26, "clocks", "clock cycles of one PE cycle", TOOL),
-    "on_ohm": Constant(19139.0, "ohm", "base resistance of a cell, in its non-ideal engine", TOOL),
+    "on_ohm": Constant(19139.0, "ohm", "a cell at its lowest level above 0 (level L: / L)", TOOL),
     "overlap": Constant(0.75, "", "part of a layer done when its successor starts", TOOL),
 }
 # How many times better than floating point the paper reports its network on N-Caltech101.

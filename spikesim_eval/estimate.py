@@ -1,12 +1,13 @@
 """The network model: energy, area and delay of any graph of layers on a chip of crossbars.
 
 It keeps the components of SpikeSim (arXiv 2210.12899) and adds what the published tool lacks: bit
-widths, mixed kernels, any number and order of layers, unpooled sizes, residual graphs, spike rates.
-For 3x3 layers on 64 x 64 crossbars with one-cell weights, spike inputs and rate 1, a layer's energy
-is the published one. Energy is in pJ, area in um^2, delay in ns.
+widths, mixed kernels, any number and order of layers, unpooled sizes, residual graphs, grouped
+convolutions, spike rates. For k x k layers on PEs of k² crossbars of 64 x 64 with one-cell weights,
+spike inputs, rate 1 and LIF neurons behind them, a layer's energy is the published one.
+Energy is in pJ, area in um^2, delay in ns.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from math import fsum, prod
@@ -15,16 +16,8 @@ from typing import Any
 import numpy as np
 
 from .constants import AREA_UM2, ENERGY_PJ, REFERENCE
-from .layers import (
-    MAX_BITS,
-    InputError,
-    Layer,
-    Network,
-    check_clock,
-    check_int,
-    check_xbar_size,
-    show,
-)
+from .crossbar import LIMITS, check_limits, check_weight_fits, weights_per_row
+from .layers import InputError, Layer, Network, show
 
 CELLS = ("rram", "sram")
 PERIPHERIES = ("per_group", "per_pe")
@@ -44,7 +37,7 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Chip:
-    """The options of a chip; raises InputError for a value that no chip has.
+    """The options of a chip; raises InputError for a value that no chip has (crossbar.LIMITS).
 
     The functions below compute with one number an option, or with arrays of them (see ChipGrid).
 
@@ -58,6 +51,7 @@ class Chip:
 
     xbar_size: int = 64
     pe_per_tile: int = 8
+    crossbars_per_pe: int = 9
     cell_bits: int = 4
     adc_bits: int = 4
     clk_mhz: float = 250.0
@@ -68,11 +62,8 @@ class Chip:
     buffers: str = "own"
 
     def __post_init__(self) -> None:
-        check_xbar_size(self.xbar_size)
-        check_int(self.pe_per_tile, "pe_per_tile")
-        check_int(self.cell_bits, "cell_bits", MAX_BITS)
-        check_int(self.adc_bits, "adc_bits", MAX_BITS)
-        check_clock(self.clk_mhz, "clk_mhz")
+        for name in LIMITS:
+            check_limits(name, getattr(self, name))
         for field, choices in CHOICES.items():
             value = getattr(self, field)
             if value not in choices:
@@ -108,10 +99,11 @@ Value = float | np.ndarray
 
 @dataclass(frozen=True)
 class Placement:
-    """How one layer lies on PEs of `crossbars_per_pe` crossbars.
+    """How one layer lies on the chip; its weights lie there once, however often it runs.
 
-    One row group is the k² crossbars that hold `xbar_size` input channels of a k x k kernel; a PE
-    packs as many row groups of a small kernel as fit.
+    One row group is the k² crossbars that hold `xbar_size` input channels of a k x k kernel. The
+    crossbars of a PE add into the same columns: it takes `crossbars_per_pe` of them, of as many row
+    groups as that may be; columns beyond a crossbar's take further PEs.
     """
 
     crossbars: Value  # with programmed cells
@@ -134,7 +126,6 @@ class Estimate:
 
     network: Network
     chip: Chip
-    crossbars_per_pe: int
     total: dict[str, int | float]
     area_by_component: dict[str, float]
     layers: tuple[dict[str, Any], ...]
@@ -151,29 +142,59 @@ def add(values: Iterable[Value]) -> Value:
     return sum(values) if any(isinstance(x, np.ndarray) for x in values) else fsum(values)
 
 
-def latest(times: Iterable[Value]) -> Value:
-    return reduce(lambda a, b: max(a, b) if isinstance(a, float) else np.maximum(a, b), times)
+def _extreme(plain: Callable, of_arrays: Callable) -> Callable[[Iterable[Value]], Value]:
+    def pick(a: Value, b: Value) -> Value:
+        return (of_arrays if np.ndarray in (type(a), type(b)) else plain)(a, b)
+
+    return lambda values: reduce(pick, values)
 
 
-def place_layer(layer: Layer, weight_bits: int, chip: Chip, crossbars_per_pe: int) -> Placement:
-    slices = ceil_div(weight_bits, chip.cell_bits)
-    row_crossbars = ceil_div(layer.in_channels, chip.xbar_size) * layer.kernel**2
-    row_pes = ceil_div(row_crossbars, crossbars_per_pe)
-    columns = ceil_div(layer.out_channels * slices, chip.xbar_size)
-    return Placement(
-        crossbars=row_crossbars * columns,
-        pes=row_pes * columns,
-        groups=row_pes * ceil_div(layer.out_channels, chip.xbar_size),
-        slices=slices,
-    )
+latest, least = _extreme(max, np.maximum), _extreme(min, np.minimum)
 
 
-def cycle_energy(placement: Placement, rate: float, chip: Chip) -> dict[str, Value]:
-    """Energy of one PE cycle of a layer by component, pJ; a silent input drives no crossbar row."""
+def matrix_crossbars(
+    rows: int, columns: int, kernel: int, per_row: Value, chip: Chip
+) -> tuple[Value, Value]:
+    """(crossbars, PEs) of the weights from `rows` to `columns` channels, of which `per_row` fit
+    side by side into a crossbar."""
+    row_crossbars = ceil_div(rows, chip.xbar_size) * kernel**2
+    wide = ceil_div(columns, per_row)
+    return row_crossbars * wide, ceil_div(row_crossbars, chip.crossbars_per_pe) * wide
+
+
+def layer_crossbars(layer: Layer, per_row: Value, chip: Chip) -> tuple[Value, Value]:
+    """(crossbars, PEs) of a layer.
+
+    The channel groups of a grouped convolution are blocks of their own. Where several fit, they
+    share a crossbar as blocks on its diagonal: rows and columns apart, zeros elsewhere. No count is
+    above that of the layer without groups, whose crossbars could hold the blocks just as well.
+    """
+    dense = matrix_crossbars(layer.in_channels, layer.out_channels, layer.kernel, per_row, chip)
+    if layer.groups == 1:
+        return dense
+    rows, columns = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    fitting = least([chip.xbar_size // rows, per_row // columns])
+    diagonal = ceil_div(layer.groups, latest([fitting, 1]))
+    block = matrix_crossbars(rows, columns, layer.kernel, per_row, chip)
+    crossbars, pes = (least([diagonal * b, d]) for b, d in zip(block, dense, strict=True))
+    return crossbars, pes
+
+
+def place_layer(layer: Layer, weight_bits: int, chip: Chip) -> Placement:
+    per_row = weights_per_row(weight_bits, chip.cell_bits, chip.xbar_size)
+    crossbars, pes = layer_crossbars(layer, per_row, chip)
+    _, groups = layer_crossbars(layer, chip.xbar_size, chip)  # as if a weight were one cell
+    return Placement(crossbars, pes, groups, slices=ceil_div(weight_bits, chip.cell_bits))
+
+
+def cycle_energy(placement: Placement, shared: Value, rate: float, chip: Chip) -> dict[str, Value]:
+    """Energy of one PE cycle of a layer by component, pJ; a silent input drives no crossbar row.
+
+    `shared` is how often the periphery is charged.
+    """
     e = ENERGY_PJ
     column_groups = REFERENCE["columns_per_adc"]
     adcs = placement.pes * chip.adcs
-    shared = placement.groups if chip.periphery == "per_group" else placement.pes
     return {
         "crossbar": column_groups
         * placement.crossbars
@@ -186,7 +207,6 @@ def cycle_energy(placement: Placement, rate: float, chip: Chip) -> dict[str, Val
         "temp_buffer": adcs * e["temp_buffer"],
         "htree": shared * e["htree"],
         "fetch": shared * e["fetch"],
-        "neuron": shared * e["neuron"],
         "tile_buffer": shared * e["tile_buffer"],
     }
 
@@ -197,12 +217,16 @@ def layer_delay(layer: Layer, cycles: int, chip: Chip) -> Value:
     return in_turn * cycles * REFERENCE["clocks_per_cycle"] * 1000 / chip.clk_mhz
 
 
-def layer_cost(network: Network, layer: Layer, chip: Chip, crossbars_per_pe: int) -> LayerCost:
-    placement = place_layer(layer, network.weight_bits_of(layer), chip, crossbars_per_pe)
-    cycles = prod(layer.out_size) * network.time_steps_of(layer) * network.input_bits(layer)
+def layer_cost(network: Network, layer: Layer, chip: Chip) -> LayerCost:
+    placement = place_layer(layer, network.weight_bits_of(layer), chip)
+    cycles = network.outputs(layer) * network.input_bits(layer)
     rate = 1.0 if layer.spike_rate is None else layer.spike_rate
-    per_cycle = cycle_energy(placement, rate, chip)
+    shared = placement.groups if chip.periphery == "per_group" else placement.pes
+    per_cycle = cycle_energy(placement, shared, rate, chip)
     energy = {component: cycles * value for component, value in per_cycle.items()}
+    # A neuron takes the sum of all input bits at once.
+    updates = network.outputs(layer) if network.has_lif(layer) else 0
+    energy["neuron"] = updates * shared * ENERGY_PJ["neuron"]
     return LayerCost(placement, cycles, energy, layer_delay(layer, cycles, chip))
 
 
@@ -215,10 +239,10 @@ def start_times(network: Network, costs: dict[str, LayerCost]) -> dict[str, Valu
     return starts
 
 
-def pe_area(chip: Chip, crossbars_per_pe: int) -> dict[str, Value]:
+def pe_area(chip: Chip) -> dict[str, Value]:
     """Area of one PE by component, um^2."""
     return {
-        "crossbar": crossbars_per_pe * AREA_UM2["crossbar_rram"] * chip.crossbar_scale,
+        "crossbar": chip.crossbars_per_pe * AREA_UM2["crossbar_rram"] * chip.crossbar_scale,
         "adc": chip.adcs * AREA_UM2["adc"] * chip.adc_scale,
         "mux": chip.adcs * AREA_UM2["mux"],
     }
@@ -239,11 +263,9 @@ def input_buffer_area(network: Network, layer: Layer, chip: Chip) -> float:
     return layer.in_channels * prod(layer.in_size) * bits * AREA_UM2["memory_bit"]
 
 
-def chip_area(
-    network: Network, tiles: Value, crossbars_per_pe: int, chip: Chip
-) -> dict[str, Value]:
+def chip_area(network: Network, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
-    in_pes, in_tiles = pe_area(chip, crossbars_per_pe), tile_area(chip)
+    in_pes, in_tiles = pe_area(chip), tile_area(chip)
     bits = REFERENCE["state_bits"] if chip.buffers == "published" else network.membrane_bits
     membrane_bits = sum(prod(shape) for shape in network.lif) * bits
     return (
@@ -258,11 +280,9 @@ def chip_area(
     )
 
 
-def layer_area(
-    network: Network, layer: Layer, pes: int, crossbars_per_pe: int, chip: Chip
-) -> dict[str, float]:
+def layer_area(network: Network, layer: Layer, pes: int, chip: Chip) -> dict[str, float]:
     """Area of a layer's PEs, its share of their tiles and its input buffer, um^2."""
-    in_pes, in_tiles = pe_area(chip, crossbars_per_pe), tile_area(chip)
+    in_pes, in_tiles = pe_area(chip), tile_area(chip)
     return (
         {name: pes * area for name, area in in_pes.items()}
         | {name: pes / chip.pe_per_tile * area for name, area in in_tiles.items()}
@@ -271,16 +291,12 @@ def layer_area(
 
 
 def totals(
-    network: Network,
-    chip: Chip,
-    costs: dict[str, LayerCost],
-    starts: dict[str, Value],
-    crossbars_per_pe: int,
+    network: Network, chip: Chip, costs: dict[str, LayerCost], starts: dict[str, Value]
 ) -> tuple[dict[str, Value], dict[str, Value]]:
     """(the figures of the whole chip, its area by component)"""
     pes = sum(cost.placement.pes for cost in costs.values())
     tiles = ceil_div(pes, chip.pe_per_tile)
-    area_by_component = chip_area(network, tiles, crossbars_per_pe, chip)
+    area_by_component = chip_area(network, tiles, chip)
     energy_pj = add(value for cost in costs.values() for value in cost.energy.values())
     area_um2 = add(area_by_component.values())
     delay_ns = latest([starts[name] + cost.delay for name, cost in costs.items()])
@@ -309,19 +325,22 @@ def check_cell(chip: Chip) -> None:
 
 
 def estimate(network: Network, chip: Chip) -> Estimate:
-    """Energy, area and delay of one inference of one sample. Raises InputError for SRAM cells."""
+    """Energy, area and delay of one inference of one sample.
+
+    Raises InputError for SRAM cells and for a weight that does not fit into a crossbar row.
+    """
     check_cell(chip)
-    crossbars_per_pe = network.largest_kernel**2
-    costs = {
-        layer.name: layer_cost(network, layer, chip, crossbars_per_pe) for layer in network.layers
-    }
+    for layer in network.layers:
+        what, bits = f"layer {show(layer.name)}", network.weight_bits_of(layer)
+        check_weight_fits(what, bits, chip.cell_bits, chip.xbar_size)
+    costs = {layer.name: layer_cost(network, layer, chip) for layer in network.layers}
     starts = start_times(network, costs)
-    total, area_by_component = totals(network, chip, costs, starts, crossbars_per_pe)
+    total, area_by_component = totals(network, chip, costs, starts)
     rows = []
     for layer in network.layers:
         cost, start = costs[layer.name], starts[layer.name]
         accumulator_bits = network.accumulator_bits(layer)
-        area = layer_area(network, layer, cost.placement.pes, crossbars_per_pe, chip)
+        area = layer_area(network, layer, cost.placement.pes, chip)
         rows.append(
             {
                 "name": layer.name,
@@ -331,6 +350,9 @@ def estimate(network: Network, chip: Chip) -> Estimate:
                 "in_size": list(layer.in_size),
                 "out_size": list(layer.out_size),
                 "after": list(layer.after),
+                "channel_groups": layer.groups,
+                "runs": layer.runs,
+                "has_lif": network.has_lif(layer),
                 "weight_bits": network.weight_bits_of(layer),
                 "input_bits": network.input_bits(layer),
                 "accumulator_bits": accumulator_bits,
@@ -339,7 +361,7 @@ def estimate(network: Network, chip: Chip) -> Estimate:
                 "slices": cost.placement.slices,
                 "pes": cost.placement.pes,
                 "groups": cost.placement.groups,
-                "utilization": utilization(layer, cost.placement, chip, crossbars_per_pe),
+                "utilization": utilization(layer, cost.placement, chip),
                 "cycles": cost.cycles,
                 "ops": network.ops(layer),
                 "spike_rate": 1.0 if layer.spike_rate is None else layer.spike_rate,
@@ -356,13 +378,13 @@ def estimate(network: Network, chip: Chip) -> Estimate:
     path = critical_path(network, starts, costs)
     for row in rows:
         row["on_critical_path"] = row["name"] in path
-    return Estimate(network, chip, crossbars_per_pe, total, area_by_component, tuple(rows), path)
+    return Estimate(network, chip, total, area_by_component, tuple(rows), path)
 
 
-def utilization(layer: Layer, placement: Placement, chip: Chip, crossbars_per_pe: int) -> float:
+def utilization(layer: Layer, placement: Placement, chip: Chip) -> float:
     """Share of the cells of the layer's PEs that hold a weight."""
-    used = layer.in_channels * layer.kernel**2 * layer.out_channels * placement.slices
-    return used / (placement.pes * crossbars_per_pe * chip.xbar_size**2)
+    weights = layer.in_channels // layer.groups * layer.out_channels * layer.kernel**2
+    return weights * placement.slices / (placement.pes * chip.crossbars_per_pe * chip.xbar_size**2)
 
 
 def critical_path(

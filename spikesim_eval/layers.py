@@ -14,7 +14,7 @@ from typing import Any
 from .constants import REFERENCE
 
 LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
-MAX_BITS = 64
+MAX_BITS = 32  # full precision enters as 32-bit fixed point
 MOST_JSON = 2**26  # characters of a file
 
 _SHORT = reprlib.Repr()  # unlike repr() it also ends well on a list nested a thousand deep
@@ -32,10 +32,10 @@ def show(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def check_int(value: object, what: str, high: int = LARGEST) -> None:
-    """Raise InputError unless `value` is a whole number in 1..high (True and 4.0 are not)."""
-    if type(value) is not int or not 1 <= value <= high:
-        raise InputError(f"{what} must be a whole number from 1 to {high}, got {show(value)}")
+def check_int(value: object, what: str, high: int = LARGEST, low: int = 1) -> None:
+    """Raise InputError unless `value` is a whole number in low..high (True and 4.0 are not)."""
+    if type(value) is not int or not low <= value <= high:
+        raise InputError(f"{what} must be a whole number from {low} to {high}, got {show(value)}")
 
 
 def check_number(value: object, what: str, low: float, high: float) -> None:
@@ -89,8 +89,8 @@ class Layer:
     `weight_bits` None takes the network's. `bn_bits` is the width of the scale that multiplies the
     layer's sums, None where there is none. `after` names the layers this one waits for.
     `groups` is that of a grouped convolution (depthwise: as many as channels). `runs` is how often
-    the layer runs for one sample and timestep. `lif` says whether a LIF population is updated with
-    its sums; None: of every layer but a linear one and one that reads the residual stream.
+    the layer runs for one sample and timestep, with the same weights. `lif` says whether a LIF
+    population is updated with its sums; None: see Network.has_lif.
     """
 
     name: str
@@ -200,14 +200,23 @@ class Network:
     def weight_bits_of(self, layer: Layer) -> int:
         return self.weight_bits if layer.weight_bits is None else layer.weight_bits
 
-    @property
-    def largest_kernel(self) -> int:
-        return max(layer.kernel for layer in self.layers)
+    def outputs(self, layer: Layer) -> int:
+        """Output pixels of one inference."""
+        return prod(layer.out_size) * self.time_steps_of(layer) * layer.runs
 
     def ops(self, layer: Layer) -> int:
         """Multiplications and additions of one inference."""
-        runs = prod(layer.out_size) * self.time_steps_of(layer)
-        return 2 * layer.in_channels * layer.out_channels * layer.kernel**2 * runs
+        weights = layer.in_channels // layer.groups * layer.out_channels * layer.kernel**2
+        return 2 * weights * self.outputs(layer)
+
+    def has_lif(self, layer: Layer) -> bool:
+        """Whether a LIF population is updated with the layer's sums.
+
+        Where the layer does not say: all but linear layers and those that read the residual stream.
+        """
+        if layer.lif is None:
+            return not layer.linear and not self.reads_stream(layer)
+        return layer.lif
 
     def reads_stream(self, layer: Layer) -> bool:
         """Whether the input is the residual stream: not spikes, their counts, or the image.
@@ -227,20 +236,26 @@ class Network:
         if bits is None:
             return network
         layers = tuple(
-            replace(layer, input_bits=bits) if self.reads_stream(layer) else layer
+            replace(
+                layer,
+                input_bits=bits if self.reads_stream(layer) else layer.input_bits,
+                lif=self.has_lif(
+                    layer
+                ),  # with other widths it could be taken for a stream's reader
+            )
             for layer in self.layers
         )
         return replace(network, weight_bits=bits, membrane_bits=bits, layers=layers)
 
     def accumulator_bits(self, layer: Layer) -> int:
-        """Two's complement bits that hold every sum of k²·I products of weight and input codes.
+        """Two's complement bits that hold every sum of k²·I/G products of weight and input codes.
 
         The worst case of symmetric weights and of inputs 0..2^bits - 1; a signed stream has half
         that range.
         """
         weight = max(1, 2 ** (self.weight_bits_of(layer) - 1) - 1)
-        largest = layer.kernel**2 * layer.in_channels * weight * (2 ** self.input_bits(layer) - 1)
-        return largest.bit_length() + 1
+        fan_in = layer.kernel**2 * layer.in_channels // layer.groups
+        return (fan_in * weight * (2 ** self.input_bits(layer) - 1)).bit_length() + 1
 
     def to_json(self) -> dict[str, Any]:
         """The layer list as plain containers; `network_from_json` reads it back unchanged."""

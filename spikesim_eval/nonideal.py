@@ -28,12 +28,13 @@ from tqdm import tqdm
 
 from load_settings import load_checkpoint, load_network
 
-from .crossbar import Crossbar
+from .crossbar import Crossbar, check_weight_fits, weights_per_row
 from .layers import InputError, Layer, Network, check_int
 from .trace import describe, evaluation_data
 
 LARGEST_WORKSPACE = 2**25  # partial sums held at once
 MOST_TRIALS = 10**6
+SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
 
 
 def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
@@ -128,6 +129,8 @@ class CrossbarLayer:
         self.cell_bits = min(crossbar.cell_bits, bits)
         self.levels = 2**self.cell_bits - 1  # the highest; the lowest is 0
         self.off_conductance = self.levels / (crossbar.on_off_ratio - 1)  # in cell steps
+        check_weight_fits("a layer", bits, self.cell_bits, crossbar.xbar_size)
+        self.per_row = weights_per_row(bits, self.cell_bits, crossbar.xbar_size)
         self.cells = [self._cells(x, bits, generator) for x in stored]
         slices = self.cells[0].shape[-1] // out_channels
         self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(slices)).double()
@@ -139,6 +142,7 @@ class CrossbarLayer:
         """Conductances (k²·groups, rows, O·slices) in cell steps, as the ADCs see them."""
         crossbar = self.crossbar
         digits = slices_of(codes, bits, self.cell_bits)  # (O, I, k, k, slices)
+        columns = self.per_row * digits.shape[-1]  # of a crossbar that is full
         digits = digits.permute(2, 3, 1, 0, 4).flatten(3)  # (k, k, I, O·slices)
         cells = digits.float() + self.off_conductance
         if crossbar.sigma:
@@ -148,9 +152,10 @@ class CrossbarLayer:
         cells = F.pad(cells, (0, 0, 0, missing))  # rows that no channel uses stay unselected
         cells = cells.flatten(0, 1).unflatten(1, (self.groups, self.rows)).flatten(0, 1)
         if crossbar.wire_ohm:
-            cell_step = 1 / (crossbar.on_ohm * (self.levels + self.off_conductance))
+            highest = (2**crossbar.cell_bits - 1) / crossbar.on_ohm  # of the cell's own levels
+            cell_step = highest / (self.levels + self.off_conductance)
             wire = 1 / (crossbar.wire_ohm * cell_step)
-            arrays = cells.split(crossbar.xbar_size, dim=-1)
+            arrays = cells.split(columns, dim=-1)
             cells = torch.cat([ladder(array, wire) for array in arrays], dim=-1).float()
         return cells
 
@@ -334,6 +339,7 @@ def nonideal_report(
     return {
         "checkpoint": str(path),
         "crossbar": asdict(crossbar) | {"on_off_ratio": str(crossbar.on_off_ratio)},
+        "variation_bias": crossbar.variation_bias,
         "seed": seed,
         "digital_accuracy": digital,
         "accuracy_mean": statistics.mean(accuracies),
@@ -371,6 +377,11 @@ def nonideal_text(report: dict[str, Any]) -> str:
         lines.append(
             f"  {row['layer']}: {row['relative_error']:.1%}, {row['clipped_share']:.1%} of partial "
             f"sums clipped{alone}"
+        )
+    if report["variation_bias"] > SMALL_BIAS:
+        lines.append(
+            f"sigma {report['crossbar']['sigma']:g} would make some conductances negative: they "
+            f"are set to 0, which raises the mean conductance by {report['variation_bias']:.1%}"
         )
     if report["crossbar"]["adc_bits"] is not None and lost > 0:
         lines.append(

@@ -12,7 +12,7 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
-from .compare import sensitivity
+from .compare import check_same_classes, notes, sensitivity
 from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE
 from .estimate import Chip, Estimate, estimate, ratios
 from .layers import InputError, Network, Subject
@@ -41,6 +41,9 @@ CSV_COLUMNS = {  # column, with its unit: key of a layer's row
     "bn_scale_bits": "bn_bits",
     "bn_product_bits": "product_bits",
     "slices_cells_per_weight": "slices",
+    "channel_groups": "channel_groups",
+    "runs_per_timestep": "runs",
+    "lif_behind_yes_no": "has_lif",
     "pes_count": "pes",
     "groups_count": "groups",
     "utilization_share_of_cells": "utilization",
@@ -61,8 +64,8 @@ def assumptions(chip: Chip) -> list[str]:
     """What the figures rest on, one sentence each."""
     periphery = {
         "per_group": "H-tree, fetch, neuron and tile buffer are charged once per group of PEs that "
-        "hold the bit slices of the same weights (the published tool has no slices and charges "
-        "every PE: --periphery per_pe).",
+        "hold the bit slices of the same weights, in each of the groups whose sums are added up "
+        "(the published tool has no slices and charges every PE: --periphery per_pe).",
         "per_pe": "H-tree, fetch, neuron and tile buffer are charged for every PE, bit slices "
         "included, as the published tool does.",
     }
@@ -80,8 +83,18 @@ def assumptions(chip: Chip) -> list[str]:
         "The stem reads the 8-bit image at every timestep and is charged at every timestep, "
         "though software computes it once for a static image.",
         "The linear layer runs once, on spike counts of ceil(log2(T*H*W + 1)) bits.",
-        "A weight of w bits takes ceil(w / cell bits) cells in neighbouring columns; a PE packs "
-        "the row groups of a smaller kernel into its crossbars.",
+        "The LIF module is charged once per output pixel and timestep, after all input bits, and "
+        "only behind layers whose sums update LIF neurons: not for shortcuts and the classifier, "
+        "and as many pixels as the layer has where a pooling lies between.",
+        "A weight of w bits takes ceil(w / cell bits) cells side by side in one crossbar, so a "
+        "crossbar row of X cells holds the whole weights that fit into X; a PE's crossbars "
+        "hold kernel positions and row groups of the same columns, as many as it has.",
+        "The channel groups of a grouped or depthwise convolution are blocks: where several fit, "
+        "they share a crossbar as blocks on its diagonal, else each has crossbars of its own, and "
+        "never more than the same layer without groups; a crossbar costs the same however few of "
+        "its cells hold weights.",
+        "A layer that runs several times in a timestep has its weights on the chip once, and takes "
+        "energy and time for every run.",
         "A layer's sums are shifted and added in an accumulator wide enough for the worst case; "
         "batch norm multiplies them by an integer scale, and its products are shifted onto the "
         "residual stream of 24 bits and a sign, 14 of them behind the point (quantization.py, "
@@ -89,8 +102,9 @@ def assumptions(chip: Chip) -> list[str]:
         "multiplier to charge.",
         "Only crossbar energy scales with the spike rate; where no rate was measured it is 1.",
         {
-            "doubling": "Energy and area of an ADC double with every bit above 4.",
-            "linear": "Energy and area of an ADC grow in proportion to its bits.",
+            "doubling": "Energy and area of an ADC double with every bit above the published 4 and "
+            "halve with every bit below.",
+            "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
         }[chip.adc_law]
         + " Those of a crossbar grow with its cells.",
         delay[chip.delay],
@@ -126,8 +140,9 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
     report = {
         "name": subject.name,
         "accuracy": subject.accuracy,
+        "notes": notes([subject] if baseline is None else [baseline, subject]),
         "network": summary(ours.network),
-        "chip": asdict(chip) | {"crossbars_per_pe": ours.crossbars_per_pe},
+        "chip": asdict(chip),
         "units": {key: unit for key, (_, unit) in TOTALS.items() if unit}
         | {"energy_by_component": "pJ", "area_by_component": "um^2"},
         "total": ours.total,
@@ -141,6 +156,7 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
         "assumptions": assumptions(chip),
     }
     if baseline is not None:
+        check_same_classes(subject, baseline)
         theirs = estimate(baseline.network, chip)
         report["baseline_name"], report["baseline_accuracy"] = baseline.name, baseline.accuracy
         report["baseline"] = theirs.total
@@ -179,7 +195,7 @@ def csv_text(report: Mapping[str, Any]) -> str:
     by_component += [f"{name}_area_um2" for name in areas]
     writer.writerow([*CSV_COLUMNS, *by_component])
     for row in report["layers"]:
-        for key in ("rate_is_measured", "on_critical_path"):
+        for key in ("rate_is_measured", "on_critical_path", "has_lif"):
             row = row | {key: "yes" if row[key] else "no"}
         parts = [*row["energy_by_component"].values(), *row["area_by_component"].values()]
         writer.writerow([*(row[key] for key in CSV_COLUMNS.values()), *parts])
@@ -204,11 +220,12 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
         [label, total[key], *([baseline[key]] if baseline else []), unit]
         for key, (label, unit) in TOTALS.items()
     ]
-    if report["accuracy"] is not None:
-        accuracies = [report["accuracy"], *([report["baseline_accuracy"]] if baseline else [])]
+    accuracies = [report["accuracy"], *([report["baseline_accuracy"]] if baseline else [])]
+    if any(x is not None for x in accuracies):
         shown = ["" if x is None else f"{100 * x:.2f}" for x in accuracies]
         rows.insert(0, ["accuracy", *shown, "%"])
-    found = [Section(report["name"], ["One inference of one sample."], header, rows)]
+    sentences = ["One inference of one sample.", *map(_sentence, report["notes"])]
+    found = [Section(report["name"], sentences, header, rows)]
     if baseline:
         rows = [
             [name, ratio, report["published"].get(name, "")]
@@ -226,7 +243,7 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
             [f"Critical path: {' → '.join(report['critical_path'])}."],
             [
                 *("layer", "kernel", "in", "out", "weight bits", "input bits", "accumulator bits"),
-                *("scale bits", "product bits", "PEs", "groups", "cells used, %", "PE cycles"),
+                *("scale bits", "product bits", "PEs", "PE groups", "cells used, %", "PE cycles"),
                 *("spike rate", "energy pJ", "area um^2", "start ns", "delay ns", "finish ns"),
             ],
             [
@@ -272,6 +289,10 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
     return found
 
 
+def _sentence(note: str) -> str:
+    return f"{note[0].upper()}{note[1:]}."
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""
@@ -313,16 +334,18 @@ def html_text(report: Mapping[str, Any]) -> str:
 
 
 def totals_text(report: Mapping[str, Any]) -> str:
-    """The totals, and the ratios where there is a baseline, for the terminal."""
+    """The totals, the ratios where there is a baseline, and what to know, for the terminal."""
     lines = [
         f"{label:<28}{_cell(report['total'][key]):>14} {unit}".rstrip()
         for key, (label, unit) in TOTALS.items()
     ]
+    if report["accuracy"] is not None:
+        lines.insert(0, f"{'accuracy':<28}{100 * report['accuracy']:>14.2f} %")
     for name, ratio in report.get("ratio", {}).items():
         published = report["published"].get(name)
         beside = f" (published, information only: {published})" if published else ""
         lines.append(f"{name + ', times better':<28}{ratio:>14.4g}{beside}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *report["notes"]])
 
 
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:

@@ -7,13 +7,16 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from math import prod
 
 import numpy as np
 
+from .crossbar import weights_per_row
 from .estimate import CHOICES, Chip, ChipGrid, check_cell, layer_cost, start_times, totals
 from .layers import MAX_BITS, InputError, Subject, check_int
 
-AXES = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile", "clk_mhz")  # of the chip
+# Of the chip.
+AXES = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile", "crossbars_per_pe", "clk_mhz")
 LARGEST_GRID = 10**6  # points; more with --force
 SHOWN = ("energy_pj", "area_um2", "delay_ns", "edap_pj_ns_um2", "tops_per_watt", "tops_per_mm2")
 
@@ -39,7 +42,8 @@ def sweep(
 ) -> dict[str, np.ndarray]:
     """Columns of the results: every candidate on every chip that differs from `chip` in `axes`.
 
-    Raises InputError where a value makes no chip, and for SRAM cells.
+    Points where a weight has more cells than a crossbar row are left out. Raises InputError where a
+    value makes no chip, where no point is left, and for SRAM cells.
     """
     check_cell(chip)
     values = {name: axes.get(name) or [getattr(chip, name)] for name in AXES}
@@ -55,9 +59,11 @@ def sweep(
     parts = []
     for subject in subjects:
         network = subject.network
-        kernel = network.largest_kernel**2
-        costs = {layer.name: layer_cost(network, layer, grid, kernel) for layer in network.layers}
-        total, _ = totals(network, grid, costs, start_times(network, costs), kernel)
+        widest = max(network.weight_bits_of(layer) for layer in network.layers)
+        fits = weights_per_row(widest, grid.cell_bits, grid.xbar_size) >= 1
+        with np.errstate(divide="ignore", invalid="ignore"):  # of those that do not fit
+            costs = {layer.name: layer_cost(network, layer, grid) for layer in network.layers}
+            total, _ = totals(network, grid, costs, start_times(network, costs))
         accuracy = np.nan if subject.accuracy is None else subject.accuracy
         constant = {
             "network": subject.name,
@@ -70,8 +76,14 @@ def sweep(
             | dict(zip(AXES, dimensions, strict=True))
             | {name: total[name] for name in SHOWN}
         )
-        parts.append({name: np.broadcast_to(x, shape).ravel() for name, x in own.items()})
+        fits = np.broadcast_to(fits, shape)
+        parts.append({name: np.broadcast_to(x, shape)[fits] for name, x in own.items()})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if not len(columns["network"]):
+        raise InputError(
+            "on every chip of the grid a weight has more cells than a crossbar row: raise "
+            "cell_bits or xbar_size"
+        )
     columns["pareto"] = pareto_front(
         columns["edap_pj_ns_um2"], columns["area_um2"], columns["accuracy"]
     )
@@ -118,29 +130,29 @@ def _not_beaten(
     return front & ~beaten
 
 
-def check_size(networks: int, axes: Mapping[str, Sequence[float]], force: bool) -> None:
-    """Raise InputError for a grid that is larger than anyone means."""
-    points = networks
-    for axis in axes.values():
-        points *= max(1, len(axis))
+def check_size(networks: int, axes: Mapping[str, Sequence[float]], force: bool) -> int:
+    """Points of the grid; raises InputError for more than anyone means."""
+    points = networks * prod(max(1, len(axis)) for axis in axes.values())
     if points > LARGEST_GRID and not force:
         raise InputError(
             f"the grid has {points} points, more than {LARGEST_GRID}: leave values out, or --force"
         )
+    return points
 
 
 COLUMN_NAMES = {  # columns whose name alone does not say the unit
     "xbar_size": "xbar_size_cells",
     "pe_per_tile": "pe_per_tile_count",
+    "crossbars_per_pe": "crossbars_per_pe_count",
     "time_steps": "time_steps_count",
-    "accuracy": "accuracy_share",
+    "accuracy": "digital_accuracy_share",
     "pareto": "on_pareto_front_yes_no",
 }
 
 
 def csv_text(columns: Mapping[str, np.ndarray]) -> str:
     """A row a grid point."""
-    whole = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile")
+    whole = set(AXES) - {"clk_mhz"}
     shown = {name: x.astype(int) if name in whole else x for name, x in columns.items()}
     shown["pareto"] = np.where(columns["pareto"], "yes", "no")
     accuracy = columns["accuracy"]

@@ -1,8 +1,11 @@
 """Crossbars: exact where they are ideal, and the right distance away where they are not."""
 
 import math
+from dataclasses import asdict
 
+import numpy as np
 import pytest
+import scipy.sparse.linalg
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -11,7 +14,13 @@ from hypothesis import strategies as st
 from models import QuanMSResNet
 from spikesim_eval.crossbar import Crossbar
 from spikesim_eval.layers import InputError
-from spikesim_eval.nonideal import CrossbarLayer, ladder, on_crossbars, slices_of
+from spikesim_eval.nonideal import (
+    CrossbarLayer,
+    ladder,
+    nonideal_text,
+    on_crossbars,
+    slices_of,
+)
 from spikesim_eval.trace import trace_network
 
 COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
@@ -178,12 +187,12 @@ def test_the_ladder_goes_to_the_bare_cells_as_wires_lose_their_resistance():
 
 
 def test_wires_act_on_conductances_in_siemens():
-    # 2-bit digits 0..3, so the highest level, 3 cell steps, is 1/on_ohm
+    # 2-bit digits 0..3: level L conducts L/on_ohm
     codes = torch.tensor([3, 2, 1, 0]).view(1, 4, 1, 1)
     options = {"cell_bits": 2, "on_ohm": 1000.0}
     layer = CrossbarLayer(*(codes, 3, 1, False, (1, 1), (0, 0), Crossbar(wire_ohm=5.0, **options)))
-    siemens = torch.tensor([3.0, 2, 1, 0]).view(4, 1) / 3 / 1000
-    expected = ladder(siemens, 1 / 5) * 3 * 1000  # back in cell steps
+    siemens = torch.tensor([3.0, 2, 1, 0]).view(4, 1) / 1000
+    expected = ladder(siemens, 1 / 5) * 1000  # back in cell steps
     torch.testing.assert_close(layer.cells[0][0].double(), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -250,3 +259,89 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
 def test_a_crossbar_that_cannot_be_is_one_line(options):
     with pytest.raises(InputError, match=next(iter(options))):
         Crossbar(**options)
+
+
+def sparse_nodal_analysis(g: torch.Tensor, wire: float, volts: torch.Tensor) -> np.ndarray:
+    """Current of each column: the whole network at once, as a sparse matrix; all in siemens."""
+    rows, columns = g.shape
+    n = rows * columns
+    at_row, at_column = np.arange(n).reshape(rows, columns), n + np.arange(n).reshape(rows, columns)
+    ends = [(at_row, at_column, g.numpy())]
+    ends += [(at_row[:, :-1], at_row[:, 1:], np.full((rows, columns - 1), wire))]
+    ends += [(at_column[:-1], at_column[1:], np.full((rows - 1, columns), wire))]
+    a, b, value = (np.concatenate([x[i].ravel() for x in ends]) for i in range(3))
+    y = scipy.sparse.coo_matrix((value, (a, b)), shape=(2 * n, 2 * n)).tocsr()
+    y = y + y.T
+    outside = np.zeros(2 * n)
+    outside[at_row[:, 0]] = outside[at_column[-1]] = wire  # drivers and grounds
+    laplacian = scipy.sparse.diags(np.asarray(y.sum(axis=1)).ravel() + outside) - y
+    injected = np.zeros(2 * n)
+    injected[at_row[:, 0]] = wire * volts.numpy()
+    return wire * scipy.sparse.linalg.spsolve(laplacian.tocsc(), injected)[at_column[-1]]
+
+
+def test_a_wire_of_an_ohm_takes_half_the_current_of_four_bit_cells():
+    # Cells of all levels, as the engine of SpikeSim has them: level L has 19139 / L ohm.
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (64, 64, 1, 1), generator=generator)
+    on = torch.zeros(64).double()
+    on[torch.randperm(64, generator=generator)[:13]] = 1  # 20 %
+    layer = CrossbarLayer(codes, 5, 1, False, (1, 1), (0, 0), Crossbar(wire_ohm=1.0))
+    levels = codes[..., 0, 0].mT.double()
+    currents = on @ layer.cells[0][0].double() / 19139
+    truth = sparse_nodal_analysis(levels / 19139, 1.0, on)
+    torch.testing.assert_close(currents.numpy(), truth, rtol=1e-5, atol=0)
+    lost = 1 - currents.sum() / (on @ levels / 19139).sum()
+    assert lost == pytest.approx(0.51, abs=0.01)
+
+
+def test_the_highest_level_has_the_lowest_ones_resistance_over_the_number_of_levels():
+    # One cell and two wires in series. A weight of fewer bits uses the whole range of its cell.
+    for bits, code in ((5, 15), (4, 7), (2, 1)):
+        codes = torch.full((1, 1, 1, 1), code)
+        options = {"wire_ohm": 50.0, "on_off_ratio": 10.0}
+        layer = CrossbarLayer(codes, bits, 1, False, (1, 1), (0, 0), Crossbar(**options))
+        highest = 19139 / 15
+        share = highest / (highest + 2 * 50)
+        steps = code + code / 9  # the lowest level conducts a tenth
+        assert layer.cells[0].item() == pytest.approx(steps * share, rel=1e-6)
+
+
+def test_the_cells_of_a_weight_lie_in_one_crossbar_of_wires():
+    # 3 cells a weight: crossbars of 8 columns hold 2 weights each, 5 outputs take 6 + 6 + 3 columns
+    codes = torch.randint(0, 8, (5, 8, 1, 1), generator=torch.Generator().manual_seed(0))
+    crossbar = Crossbar(xbar_size=8, cell_bits=1, wire_ohm=100.0)
+    layer = CrossbarLayer(codes, 4, 1, False, (1, 1), (0, 0), crossbar)
+    digits = slices_of(codes[..., 0, 0].mT, 3, 1).flatten(1).double()  # (8 rows, 5·3 columns)
+    arrays = (digits[:, :6], digits[:, 6:12], digits[:, 12:])
+    expected = torch.cat([ladder(x / 19139, 1 / 100) * 19139 for x in arrays], dim=1)
+    torch.testing.assert_close(layer.cells[0][0].double(), expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(InputError, match="of a crossbar row"):
+        CrossbarLayer(codes, 16, 1, False, (1, 1), (0, 0), crossbar)
+
+
+@pytest.mark.parametrize(("sigma", "percent"), [(0.1, 0.0), (0.5, 0.42), (1.0, 8.33), (2.0, 39.56)])
+def test_negative_conductances_set_to_0_raise_the_mean_as_the_formula_says(sigma, percent):
+    bias = Crossbar(sigma=sigma).variation_bias
+    assert 100 * bias == pytest.approx(percent, abs=0.005)
+    codes = torch.full((256, 256, 3, 3), 7)
+    generator = torch.Generator().manual_seed(0)
+    crossbar = Crossbar(sigma=sigma)
+    layer = CrossbarLayer(codes, 4, 1, False, (1, 1), (1, 1), crossbar, generator)
+    assert layer.cells[0].double().mean() / 7 - 1 == pytest.approx(bias, abs=5 * sigma / 768)
+
+
+@pytest.mark.parametrize(("sigma", "is_said"), [(0.4, False), (0.45, True), (1.0, True)])
+def test_the_report_says_so_where_the_mean_is_off(sigma, is_said):
+    report = {
+        "crossbar": asdict(Crossbar(sigma=sigma)),
+        "variation_bias": Crossbar(sigma=sigma).variation_bias,
+        "digital_accuracy": 0.9,
+        "accuracy_mean": 0.9,
+        "accuracy_std": 0.0,
+        "accuracies": [0.9],
+        "layers": [],
+    }
+    text = nonideal_text(report)
+    assert ("raises the mean conductance" in text) == is_said
+    assert ("by 8.3%" in text) == (sigma == 1.0)

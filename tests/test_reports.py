@@ -72,7 +72,7 @@ def test_the_critical_path_runs_through_the_slower_branch():
     assert report["critical_path"][-1] == max(finish, key=finish.get)
     slow = network()
     layers = tuple(
-        replace(layer, input_bits=64) if layer.name == "shortcut" else layer
+        replace(layer, input_bits=32) if layer.name == "shortcut" else layer
         for layer in slow.layers
     )
     report = build_report(Subject("net", replace(slow, layers=layers)), Chip())
@@ -170,7 +170,9 @@ def test_each_assumption_is_changed_alone():
         return replace(
             net,
             layers=tuple(
-                replace(layer, input_bits=1) if layer.name == name else layer
+                replace(layer, input_bits=1, lif=net.has_lif(layer))
+                if layer.name == name
+                else layer
                 for layer in net.layers
             ),
         )
@@ -235,7 +237,7 @@ def test_compare_puts_every_network_beside_the_first(files, trained, tmp_path, c
     assert float(rows[0]["drop_points"]) == 0
     assert float(rows[2]["edap_times_better"]) > 5
     accuracy = 100 * load_checkpoint(paths[2]).accuracy
-    assert float(rows[2]["accuracy_percent"]) == pytest.approx(accuracy)
+    assert float(rows[2]["digital_accuracy_percent"]) == pytest.approx(accuracy)
     best = min(rows[1:], key=lambda row: float(row["edap_pj_ns_um2"]))["network"]
     text = (tmp_path / "compare.md").read_text()
     assert f"within 100 points of the baseline: {best}." in text
@@ -266,11 +268,13 @@ def test_every_point_of_a_sweep_is_the_estimate_of_that_chip():
         "cell_bits": [1, 4],
         "adc_bits": [4, 8],
         "pe_per_tile": [1, 8],
+        "crossbars_per_pe": [4, 9],
         "clk_mhz": [100.0, 250.0],
     }
     chip = Chip(periphery="per_pe", delay="pixel_serial", buffers="published", adc_law="linear")
     columns = sweep([Subject("a", network()), Subject("b", full_precision(), 0.9)], chip, axes)
-    assert len(columns["pareto"]) == 2 * 3 * 2**4
+    impossible = 2**4  # of the 32-bit network: 32 cells of 1 bit, 8 in a row
+    assert len(columns["pareto"]) == 2 * 3 * 2**5 - impossible
     seen = set()
     for i, name in enumerate(columns["network"]):
         kinds = {"clk_mhz": float}
@@ -312,7 +316,7 @@ def test_the_sweep_command_writes_every_point_and_a_plot(files, trained, tmp_pat
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 3 * 2 * 2
-    known = [row for row in rows if row["accuracy_share"]]
+    known = [row for row in rows if row["digital_accuracy_share"]]
     assert len(known) == 6  # the checkpoint as it was trained: 4 bits, T = 4
     assert {(row["bits"], row["time_steps_count"]) for row in known} == {("4", "4")}
     assert 0 < sum(row["on_pareto_front_yes_no"] == "yes" for row in rows) < len(rows)
@@ -636,8 +640,8 @@ def test_a_grid_beyond_a_million_points_needs_force(files, tmp_path, capsys):
 
 
 def test_a_list_of_nonsense_lengths_does_not_overflow():
-    huge = network(time_steps=10**9, weight_bits=64)
-    columns = sweep([Subject("huge", huge)], Chip(), {"adc_bits": [64], "cell_bits": [1]})
+    huge = network(time_steps=10**9, weight_bits=32)
+    columns = sweep([Subject("huge", huge)], Chip(), {"adc_bits": [12], "cell_bits": [1]})
     assert np.isfinite(columns["edap_pj_ns_um2"]).all()
     with pytest.raises(InputError, match="xbar_size"):
         sweep([Subject("a", network())], Chip(), {"xbar_size": [10]})

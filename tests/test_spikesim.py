@@ -124,7 +124,9 @@ def test_compat_latency_rounds_three_quarters_of_a_layer_down():
 @pytest.mark.parametrize("periphery", ["per_group", "per_pe"])
 @pytest.mark.parametrize("case", RRAM_64, ids=[case["name"] for case in RRAM_64])
 def test_network_model_gives_the_published_layer_energies_where_they_apply(case, periphery):
-    result = estimate(published_chain(case), Chip(periphery=periphery))
+    side = case["inputs"]["kernel_size"]
+    chip = Chip(periphery=periphery, crossbars_per_pe=side**2)
+    result = estimate(published_chain(case), chip)
     energies = [row["energy_pj"] for row in result.layers]
     assert energies == pytest.approx(case["expected"]["layer_energy_pj"], rel=1e-12)
     assert result.total["pes"] == case["expected"]["pes"]
@@ -185,17 +187,16 @@ def test_accumulators_hold_the_worst_sum_and_products_its_scaled_one():
 
 def test_a_1x1_layer_packs_its_row_groups_into_the_crossbars_of_one_pe():
     wide = conv("wide", kernel=1, in_channels=640, input_bits=4)
-    rows = by_name(net(conv("big"), wide))
-    assert rows["big"]["pes"] == 1
-    assert rows["wide"]["pes"] == 2  # 10 row groups of one crossbar, 9 crossbars a PE
-    assert by_name(net(wide))["wide"]["pes"] == 10  # alone, it makes PEs of one crossbar
+    assert by_name(net(wide))["wide"]["pes"] == 2  # 10 row groups of one crossbar, 9 crossbars a PE
+    assert by_name(net(wide), Chip(crossbars_per_pe=1))["wide"]["pes"] == 10
 
 
 def test_every_energy_component_of_a_layer_equals_the_one_worked_out_by_hand():
     layer = conv("a", kernel=1, in_channels=128, out_channels=96, input_bits=2, spike_rate=0.25)
-    network = net(conv("big"), layer, time_steps=3, weight_bits=8)
+    network = net(layer, time_steps=3, weight_bits=8)
     chip = Chip(xbar_size=32, cell_bits=4, adc_bits=6)
     # g = 4, K = 9, m = 96·2/32 = 6, m1 = 3: n = 1·6 PEs, n1 = 3 groups; q = 16·3·2 cycles; f = 4
+    # LIF neurons are updated once a timestep, not once an input bit: 16·3 times
     cycles, pes, groups, adcs = 96, 6, 3, 4
     expected = {
         "crossbar": cycles * 8 * (4 * 6) * 1.76423 * 0.25 * 0.25,
@@ -205,7 +206,7 @@ def test_every_energy_component_of_a_layer_equals_the_one_worked_out_by_hand():
         "temp_buffer": cycles * pes * adcs * 0.2,
         "htree": cycles * groups * 157.12,
         "fetch": cycles * groups * 4.64,
-        "neuron": cycles * groups * 5.096,
+        "neuron": 48 * groups * 5.096,
         "tile_buffer": cycles * groups * 397,
     }
     row = by_name(network, chip)["a"]
@@ -332,12 +333,14 @@ def networks(draw) -> Network:
     layers = []
     for i in range(draw(st.integers(1, 6))):
         linear = draw(st.booleans()) and i > 0
+        groups = 1 if linear else draw(st.sampled_from([1, 1, 2, 7, 64]))
+        most = 200 // groups
         layers.append(
             Layer(
                 name=f"layer{i}",
                 kernel=1 if linear else draw(st.sampled_from([1, 3, 5])),
-                in_channels=draw(st.integers(1, 200)),
-                out_channels=draw(st.integers(1, 200)),
+                in_channels=groups * draw(st.integers(1, most)),
+                out_channels=groups * draw(st.integers(1, most)),
                 in_size=draw(size),
                 out_size=(1, 1) if linear else draw(size),
                 input_bits=None if linear else draw(st.integers(1, 8)),
@@ -347,6 +350,9 @@ def networks(draw) -> Network:
                 spike_rate=draw(st.none() | st.floats(0, 1)),
                 weight_bits=draw(st.none() | st.integers(1, 16)),
                 linear=linear,
+                groups=groups,
+                runs=draw(st.sampled_from([1, 1, 3])),
+                lif=draw(st.none() | st.booleans()),
             )
         )
     lif = draw(st.lists(st.tuples(small, small, small), max_size=3))
@@ -484,12 +490,13 @@ def test_report_compares_with_a_baseline_and_shows_the_published_ratios(
 
 def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_path):
     options = (
-        "--xbar_size 32 --pe_per_tile 5 --cell_bits 2 --adc_bits 6 --clk_mhz 500 --cell rram "
-        "--periphery per_pe --delay pixel_serial --adc_law linear --buffers published"
+        "--xbar_size 32 --pe_per_tile 5 --crossbars_per_pe 7 --cell_bits 2 --adc_bits 6 "
+        "--clk_mhz 500 --cell rram --periphery per_pe --delay pixel_serial --adc_law linear "
+        "--buffers published"
     )
     main(f"report --layers {layer_file} --out {tmp_path} {options}".split())
     report = json.loads((tmp_path / "report.json").read_text())
-    chip = Chip(32, 5, 2, 6, 500.0, "rram", "per_pe", "pixel_serial", "linear", "published")
+    chip = Chip(32, 5, 7, 2, 6, 500.0, "rram", "per_pe", "pixel_serial", "linear", "published")
     assert report["total"] == estimate(load_layer_list(layer_file), chip).total
 
 
@@ -587,8 +594,10 @@ BAD_LAYER_LISTS = {
     "zero time_steps": changed("time_steps", 0),
     "huge time_steps": changed("time_steps", 10**9 + 1),
     "zero weight_bits": changed("weight_bits", 0),
-    "65 weight_bits": changed("weight_bits", 65),
-    "65 membrane_bits": changed("membrane_bits", 65),
+    "33 weight_bits": changed("weight_bits", 33),
+    "33 membrane_bits": changed("membrane_bits", 33),
+    "33 input_bits": changed("layers", 0, "input_bits", 33),
+    "33 bn_bits": changed("layers", 0, "bn_bits", 33),
     "layers not a list": changed("layers", {}),
     "no layers": changed("layers", []),
     "a layer that is a number": changed("layers", 0, 7),
@@ -713,7 +722,7 @@ BAD_COMMANDS = {
     "negative xbar_size": "report --layers NET --out OUT --xbar_size=-64",
     "zero pe_per_tile": "report --layers NET --out OUT --pe_per_tile 0",
     "zero cell_bits": "report --layers NET --out OUT --cell_bits 0",
-    "65 adc_bits": "report --layers NET --out OUT --adc_bits 65",
+    "13 adc_bits": "report --layers NET --out OUT --adc_bits 13",
     "zero clock": "report --layers NET --out OUT --clk_mhz 0",
     "NaN clock": "report --layers NET --out OUT --clk_mhz nan",
     "infinite clock": "report --layers NET --out OUT --clk_mhz inf",
@@ -851,7 +860,7 @@ def test_no_file_is_written_where_one_of_them_cannot_be(layer_file, tmp_path, ca
 
 
 def test_the_largest_numbers_allowed_still_give_finite_figures(tmp_path):
-    data = residual_block() | {"time_steps": 10**9, "weight_bits": 64}
+    data = residual_block() | {"time_steps": 10**9, "weight_bits": 32}
     big = 10**9
     data["layers"][0] |= {
         "kernel": big,
@@ -859,10 +868,10 @@ def test_the_largest_numbers_allowed_still_give_finite_figures(tmp_path):
         "out_channels": big,
         "in_size": [big, big],
         "out_size": [big, big],
-        "input_bits": 64,
-        "weight_bits": 64,
+        "input_bits": 32,
+        "weight_bits": 32,
     }
     path = tmp_path / "net.json"
     write(path, data)
-    options = "--xbar_size 8 --cell_bits 1 --adc_bits 64 --clk_mhz 0.001"
+    options = "--xbar_size 32 --cell_bits 1 --adc_bits 12 --clk_mhz 1 --crossbars_per_pe 1"
     assert main(f"report --layers {path} --out {tmp_path} {options}".split()) == 0

@@ -1,0 +1,544 @@
+"""The chip's arithmetic: every figure against plain loops, its laws, and what is refused."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from spikesim_eval.__main__ import main
+from spikesim_eval.crossbar import LIMITS
+from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.layers import InputError, Layer, Network, Subject
+from spikesim_eval.report import assumptions, build_report
+from spikesim_eval.sweep import sweep
+from test_spikesim import by_name, changed, conv, net, networks, one_error_line, residual_block
+
+DIGITAL = "accuracy: the digital network's"
+
+
+# An estimator that places cells and adds up figures one by one.
+
+
+def filled(items: int, capacity: int) -> int:
+    """Boxes of `capacity` for so many items, put in one after the other."""
+    boxes = room = 0
+    for _ in range(items):
+        if room == 0:
+            boxes, room = boxes + 1, capacity
+        room -= 1
+    return boxes
+
+
+def cells_of(bits: int, cell_bits: int) -> int:
+    cells = 0
+    while bits > 0:
+        cells, bits = cells + 1, bits - cell_bits
+    return cells
+
+
+def weights_in(row: int, cells: int) -> int:
+    weights = 0
+    while (weights + 1) * cells <= row:
+        weights += 1
+    return weights
+
+
+def placed(layer: Layer, in_row: int, chip: Chip) -> tuple[int, int]:
+    """(crossbars, PEs) where `in_row` weights lie side by side in a crossbar."""
+    places = layer.kernel * layer.kernel
+
+    def matrix(rows: int, columns: int) -> tuple[int, int]:
+        high, wide = filled(rows, chip.xbar_size), filled(columns, in_row)
+        pes = 0
+        for _ in range(wide):
+            pes += filled(high * places, chip.crossbars_per_pe)
+        return high * places * wide, pes
+
+    whole = matrix(layer.in_channels, layer.out_channels)
+    if layer.groups == 1:
+        return whole
+    rows, columns = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    arrays = free_rows = free_columns = 0
+    for _ in range(layer.groups):
+        if rows > free_rows or columns > free_columns:
+            arrays, free_rows, free_columns = arrays + 1, chip.xbar_size, in_row
+        free_rows, free_columns = free_rows - rows, free_columns - columns
+    block = matrix(rows, columns)
+    return min(whole[0], arrays * block[0]), min(whole[1], arrays * block[1])
+
+
+def by_loops(network: Network, chip: Chip) -> tuple[dict, dict[str, dict]]:
+    """(totals, layers by name)"""
+    adcs = chip.xbar_size / 8
+    side = chip.xbar_size / 64
+    adc = 2.0 ** (chip.adc_bits - 4) if chip.adc_law == "doubling" else chip.adc_bits / 4
+    published = chip.buffers == "published"
+    layers, starts = {}, {}
+    bits_stored = 0
+    for layer in network.layers:
+        steps = 1 if layer.linear else network.time_steps
+        if layer.linear:
+            largest, input_bits = network.time_steps * layer.in_size[0] * layer.in_size[1], 0
+            while 2**input_bits < largest + 1:
+                input_bits += 1
+        else:
+            input_bits = layer.input_bits
+        weight_bits = network.weight_bits if layer.weight_bits is None else layer.weight_bits
+        cells = cells_of(weight_bits, chip.cell_bits)
+        crossbars, pes = placed(layer, weights_in(chip.xbar_size, cells), chip)
+        groups = placed(layer, chip.xbar_size, chip)[1]
+        charged = pes if chip.periphery == "per_pe" else groups
+        stream = bool(layer.after) and input_bits == network.membrane_bits and input_bits > 1
+        lif = not layer.linear and not stream if layer.lif is None else layer.lif
+        pixels = layer.out_size[0] * layer.out_size[1] * steps * layer.runs
+        cycles = pixels * input_bits
+        rate = 1 if layer.spike_rate is None else layer.spike_rate
+        energy = cycles * (
+            8 * crossbars * 1.76423 * side * side * rate
+            + 8 * pes * adcs * (2.03084 * adc + 0.094245)
+            + pes * adcs * (16 * 1.15e-6 + 0.2)
+            + charged * (157.12 + 4.64 + 397)
+        )
+        energy += pixels * charged * 5.096 if lif else 0
+        in_turn = layer.out_channels if chip.delay == "element_serial" else 1
+        values = layer.in_channels * layer.in_size[0] * layer.in_size[1]
+        bits_stored += values * (22 if published else input_bits)
+        fan_in = layer.in_channels // layer.groups * layer.kernel**2
+        layers[layer.name] = {
+            "pes": pes,
+            "groups": groups,
+            "energy_pj": energy,
+            "delay_ns": in_turn * cycles * 26000 / chip.clk_mhz,
+            "ops": 2 * fan_in * layer.out_channels * pixels,
+            "utilization": fan_in
+            * layer.out_channels
+            * cells
+            / (pes * chip.crossbars_per_pe * chip.xbar_size**2),
+        }
+    for channels, height, width in network.lif:
+        bits_stored += channels * height * width * (22 if published else network.membrane_bits)
+
+    while len(starts) < len(layers):
+        for layer in network.layers:
+            if layer.name not in starts and all(name in starts for name in layer.after):
+                ready = [starts[x] + 0.75 * layers[x]["delay_ns"] for x in layer.after]
+                starts[layer.name] = max([0, *ready])
+    pes = sum(row["pes"] for row in layers.values())
+    tiles = filled(pes, chip.pe_per_tile)
+    pe = chip.crossbars_per_pe * 26.2144 * side * side + adcs * (693.633 * adc + 45.9)
+    tile = adcs * 13411.41498 + 484.643999 + 0.7391 * 64 * 128 + 433660 + chip.pe_per_tile * pe
+    total = {
+        "pes": pes,
+        "tiles": tiles,
+        "energy_pj": sum(row["energy_pj"] for row in layers.values()),
+        "area_um2": tiles * tile + 0.7391 * bits_stored,
+        "delay_ns": max(starts[name] + layers[name]["delay_ns"] for name in layers),
+        "ops": sum(row["ops"] for row in layers.values()),
+    }
+    return total, layers
+
+
+@st.composite
+def chips(draw) -> Chip:
+    return Chip(
+        xbar_size=8 * draw(st.integers(1, 16)),
+        pe_per_tile=draw(st.integers(1, 12)),
+        crossbars_per_pe=draw(st.integers(1, 30)),
+        cell_bits=draw(st.integers(1, 8)),
+        adc_bits=draw(st.integers(1, 12)),
+        clk_mhz=draw(st.sampled_from([1.0, 250.0, 333.0])),
+        periphery=draw(st.sampled_from(["per_group", "per_pe"])),
+        delay=draw(st.sampled_from(["element_serial", "pixel_serial"])),
+        adc_law=draw(st.sampled_from(["doubling", "linear"])),
+        buffers=draw(st.sampled_from(["own", "published"])),
+    )
+
+
+def fit(network: Network, chip: Chip) -> bool:
+    widest = max(network.weight_bits_of(layer) for layer in network.layers)
+    return cells_of(widest, chip.cell_bits) <= chip.xbar_size
+
+
+@settings(deadline=None, max_examples=150)
+@given(networks(), chips())
+def test_every_figure_is_that_of_plain_loops_over_cells_and_layers(network, chip):
+    if not fit(network, chip):
+        with pytest.raises(InputError, match="of a crossbar row"):
+            estimate(network, chip)
+        return
+    result, (total, layers) = estimate(network, chip), by_loops(network, chip)
+    for key, value in total.items():
+        assert result.total[key] == pytest.approx(value, rel=1e-12), key
+    for row in result.layers:
+        for key, value in layers[row["name"]].items():
+            assert row[key] == pytest.approx(value, rel=1e-12), (row["name"], key)
+
+
+# A layer for itself.
+
+OF_ALL = ("start_ns", "finish_ns", "on_critical_path")  # depends on the layers before it
+
+
+@settings(deadline=None, max_examples=80)
+@given(networks(), chips(), st.data())
+def test_no_layers_cost_depends_on_another_layer(network, chip, data):
+    assume(fit(network, chip))
+    own = data.draw(st.sampled_from(network.layers))
+    before = tuple(conv(name) for name in own.after)
+    rows = estimate(network, chip).layers
+    (row,) = (row for row in rows if row["name"] == own.name)
+    (alone,) = (
+        row
+        for row in estimate(replace(network, layers=(*before, own)), chip).layers
+        if row["name"] == own.name
+    )
+    assert all(alone[key] == value for key, value in row.items() if key not in OF_ALL)
+
+
+@pytest.mark.parametrize("kernel", [None, 1, 7])
+def test_a_3x3_layer_costs_the_same_beside_any_stem(kernel):
+    layer = conv(
+        "a",
+        in_channels=512,
+        out_channels=512,
+        in_size=(14, 14),
+        out_size=(14, 14),
+        spike_rate=0.2,
+    )
+    stem = [] if kernel is None else [conv("stem", kernel=kernel, in_channels=3)]
+    row = by_name(net(*stem, layer, time_steps=4))["a"]
+    # 8·8 PEs and groups of 9 crossbars; a PE's cycle: crossbars, ADCs, buffers, periphery
+    cycle = 8 * 9 * 1.76423 * 0.2 + 64 * (2.03084 + 0.094245) + 8 * (16 * 1.15e-6 + 0.2)
+    cycle += 157.12 + 4.64 + 5.096 + 397
+    assert row["pes"] == row["groups"] == 64
+    assert row["energy_pj"] == pytest.approx(14 * 14 * 4 * 64 * cycle, rel=1e-12)
+    assert row["energy_pj"] / 1e6 == pytest.approx(36.47, abs=0.005)
+
+
+def test_a_kernel_of_more_positions_than_a_pe_has_crossbars_takes_more_pes():
+    rows = by_name(net(conv("a", kernel=7), conv("b", kernel=2)), Chip(crossbars_per_pe=9))
+    assert rows["a"]["pes"] == 6  # 49 crossbars
+    assert rows["b"]["pes"] == 1
+    assert by_name(net(conv("a", kernel=7)), Chip(crossbars_per_pe=49))["a"]["pes"] == 1
+    one, other = (
+        estimate(net(conv("a")), Chip(crossbars_per_pe=k)).area_by_component for k in (9, 27)
+    )
+    assert other["crossbar"] == pytest.approx(3 * one["crossbar"])
+    assert other["adc"] == one["adc"]
+
+
+# Whole weights.
+
+
+def test_a_weights_cells_lie_in_one_crossbar():
+    # 3 cells a weight: 21 weights in a row of 64, so 64 outputs take 4 crossbars, not 64·3/64
+    row = by_name(net(conv("a"), weight_bits=3), Chip(cell_bits=1))["a"]
+    assert (row["pes"], row["groups"]) == (4, 1)
+    assert row["utilization"] == pytest.approx(64 * 64 * 9 * 3 / (4 * 9 * 64 * 64))
+
+
+@settings(deadline=None, max_examples=100)
+@given(networks(), chips())
+def test_no_cell_holds_more_than_one_digit(network, chip):
+    assume(fit(network, chip))
+    for row in estimate(network, chip).layers:
+        assert 0 < row["utilization"] <= 1
+        assert row["groups"] <= row["pes"]
+
+
+def test_a_weight_wider_than_a_crossbar_is_refused_and_left_out_of_a_sweep(tmp_path, capsys):
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps(changed("weight_bits", 32)))
+    line = f"--layers {path} --out {tmp_path / 'out'} --xbar_size"
+    assert main(f"report {line} 16 --cell_bits 1".split()) == 2
+    error = capsys.readouterr().err
+    assert one_error_line(error)
+    assert "32 cells" in error
+    assert "the 16 of a crossbar row" in error
+    assert main(f"sweep {line} 8,16 --cell_bits 1".split()) == 2
+    assert one_error_line(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+    assert main(f"sweep {line} 8,16,32 --cell_bits 1,2".split()) == 0
+    assert "3 points left out" in capsys.readouterr().out
+    with (tmp_path / "out" / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sizes = {(row["xbar_size_cells"], row["cell_bits"]) for row in rows}
+    assert sizes == {("16", "2"), ("32", "1"), ("32", "2")}
+
+
+# Neurons.
+
+
+def test_a_neuron_is_charged_once_a_timestep_and_where_there_is_one():
+    layers = {
+        "stem": conv("stem", input_bits=8, in_channels=3),
+        "spikes": conv("spikes", after=("stem",)),
+        "shortcut": conv("shortcut", kernel=1, input_bits=4, after=("stem",)),
+        "fc": conv("fc", kernel=1, out_size=(1, 1), input_bits=None, linear=True, after=("stem",)),
+    }
+
+    def neurons(network: Network, **options) -> dict[str, float]:
+        rows = by_name(network, Chip(**options))
+        return {name: row["energy_by_component"]["neuron"] / 5.096 for name, row in rows.items()}
+
+    network = net(*layers.values(), time_steps=5, weight_bits=8)
+    once = 16 * 5  # pixels and timesteps
+    expected = {"stem": once, "spikes": once, "shortcut": 0, "fc": 0}
+    assert neurons(network) == pytest.approx(expected)
+    assert neurons(network, periphery="per_pe")["stem"] == pytest.approx(2 * once)  # two slices
+    assert neurons(network.at(1))["shortcut"] == 0  # still the stream's, though of one bit
+    wide = replace(layers["stem"], in_channels=65, runs=3, lif=True)
+    said = net(wide, replace(layers["shortcut"], lif=True), replace(layers["spikes"], lif=False))
+    assert neurons(said) == pytest.approx({"stem": 2 * 3 * 16, "shortcut": 16, "spikes": 0})
+
+
+# Layers that run several times, and grouped ones.
+
+
+def test_a_layer_that_runs_three_times_takes_three_times_the_energy_and_time_of_one():
+    one, three = (
+        estimate(net(conv("a", runs=runs, input_bits=3), time_steps=2), Chip()) for runs in (1, 3)
+    )
+    for key in ("energy_pj", "delay_ns", "ops", "cycles"):
+        assert three.layers[0][key] == pytest.approx(3 * one.layers[0][key])
+    assert three.area_by_component == one.area_by_component
+    assert three.total["pes"] == one.total["pes"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "options", "pes"),
+    [
+        ((512, 512), 512, {}, 8),  # depthwise: 64 blocks of one cell a crossbar, 9 crossbars a PE
+        ((512, 512), 512, {"cell_bits": 2}, 16),  # 32 blocks of 1×2 cells
+        ((512, 512), 512, {"crossbars_per_pe": 18}, 8),  # a PE's crossbars share their columns
+        ((128, 128), 32, {}, 2),  # blocks of 4×4: 16 a crossbar
+        ((66, 66), 2, {}, 2),  # one block of 33×33 a crossbar
+        ((256, 256), 2, {}, 2 * 2 * 2),  # each block of 128×128 takes 2·2 PEs
+        ((64, 192), 64, {}, 3),  # 21 blocks of 1×3 would take 4; without groups it is 3
+    ],
+)
+def test_channel_groups_lie_as_blocks_on_the_diagonal_of_a_crossbar(channels, groups, options, pes):
+    layer = conv("a", in_channels=channels[0], out_channels=channels[1], groups=groups)
+    row = by_name(net(layer, weight_bits=4), Chip(**options))["a"]
+    assert row["pes"] == pes
+    assert row["ops"] == 2 * channels[0] // groups * channels[1] * 9 * 16
+    used = 9 * channels[0] // groups * channels[1] * row["slices"]
+    crossbars = pes * options.get("crossbars_per_pe", 9)
+    assert row["utilization"] == pytest.approx(used / (crossbars * 64 * 64))
+
+
+def test_the_accumulator_of_a_depthwise_layer_sums_one_channel():
+    row = by_name(net(conv("a", groups=64)))["a"]
+    assert row["accumulator_bits"] == 7  # 9 products of at most 7: 63 needs 6 bits and a sign
+
+
+SPENT = ("pes", "tiles", "energy_pj", "area_um2", "delay_ns")
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(1, 100),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.integers(1, 16),
+    chips(),
+    st.data(),
+)
+def test_a_grouped_layer_never_costs_more_than_the_same_without_groups(
+    channels, multiplier, kernel, bits, chip, data
+):
+    groups = data.draw(st.sampled_from([d for d in range(1, channels + 1) if channels % d == 0]))
+    shape = {"in_channels": channels, "out_channels": channels * multiplier, "kernel": kernel}
+    assume(cells_of(bits, chip.cell_bits) <= chip.xbar_size)
+    grouped, dense = (
+        estimate(net(conv("a", groups=g, **shape), weight_bits=bits), chip).total
+        for g in (groups, 1)
+    )
+    for key in SPENT:
+        assert grouped[key] <= dense[key] * (1 + 1e-12), key
+    assert grouped["ops"] * groups == dense["ops"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(networks(), chips(), st.data())
+def test_a_larger_layer_never_costs_less(network, chip, data):
+    assume(fit(network, chip))
+    index = data.draw(st.integers(0, len(network.layers) - 1))
+    layer = network.layers[index]
+    field = data.draw(st.sampled_from(["in_channels", "out_channels", "kernel", "runs"]))
+    if layer.linear and field == "kernel":
+        field = "runs"
+    more = getattr(layer, field) + (layer.groups if field.endswith("channels") else 1)
+    layers = list(network.layers)
+    layers[index] = replace(layer, **{field: more})
+    larger = estimate(replace(network, layers=tuple(layers)), chip).total
+    smaller = estimate(network, chip).total
+    for key in SPENT:
+        assert larger[key] >= smaller[key] * (1 - 1e-12), (field, key)
+
+
+# Options that make no chip.
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("command", ["report", "sweep"])
+def test_an_option_beyond_its_limits_is_refused_with_the_reason(name, command, tmp_path, capsys):
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps(residual_block()))
+    low, high, reason = LIMITS[name]
+    step = 8 if name == "xbar_size" else 1
+    for value in (low - step, high + step):
+        line = f"{command} --layers {path} --out {tmp_path / 'out'} --{name}={value}"
+        assert main(line.split()) == 2
+        error = capsys.readouterr().err
+        assert one_error_line(error)
+        assert f"{name} must be" in error
+        assert f"from {low} to {high}" in error
+        assert reason in error
+    for value in (low, high):
+        kind = float if name == "clk_mhz" else int
+        assert estimate(net(conv("a")), Chip(**{name: kind(value)})).total["energy_pj"] > 0
+
+
+@pytest.mark.parametrize("adc_law", ["doubling", "linear"])
+def test_the_text_on_adcs_says_what_happens_below_four_bits_too(adc_law):
+    chip = Chip(adc_bits=2, adc_law=adc_law)
+    at_2, at_4 = (
+        by_name(net(conv("a")), c)["a"]["energy_by_component"]["adc"]
+        for c in (chip, replace(chip, adc_bits=4))
+    )
+    assert at_2 / at_4 == pytest.approx({"doubling": 1 / 4, "linear": 1 / 2}[adc_law])
+    (sentence,) = (text for text in assumptions(chip) if "of an ADC" in text)
+    assert ("halve with every bit below" in sentence) == (adc_law == "doubling")
+    assert ("in proportion to its bits" in sentence) == (adc_law == "linear")
+
+
+# Baselines of something else, and whose accuracy it is.
+
+
+@pytest.fixture
+def lists(tmp_path) -> dict[str, str]:
+    """Layer lists of the same network but for one thing."""
+    different = {
+        "own": residual_block(),
+        "T": changed("time_steps", 6),
+        "classes": changed("layers", 4, "out_channels", 10),
+        "input": changed("layers", 0, "in_channels", 1),
+        "rates": changed("layers", 1, "spike_rate", None),
+    }
+    del different["rates"]["layers"][2]["spike_rate"]
+    paths = {}
+    for name, data in different.items():
+        paths[name] = str(tmp_path / f"{name}.json")
+        (tmp_path / f"{name}.json").write_text(json.dumps(data))
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ("T", "timesteps differ: 4 ({own}), 6 ({other})"),
+        ("input", "inputs differ: 3x32x32 ({own}), 1x32x32 ({other})"),
+        ("rates", "spike rates differ: measured ({own}), not measured and taken as 1 ({other})"),
+    ],
+)
+def test_a_comparison_says_where_the_networks_differ(other, words, lists, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = words.format(own=lists["own"], other=lists[other])
+    line = f"report --layers {lists['own']} --baseline {lists[other]} --out {out}"
+    assert main(line.split()) == 0
+    assert words in capsys.readouterr().out
+    assert json.loads((out / "report.json").read_text())["notes"] == [words]
+    for name in ("report.md", "report.html"):
+        assert words[1:] in (out / name).read_text().split("TOPS/W")[0]  # above the figures
+    assert main(f"compare {lists[other]} {lists['own']} --out {out}".split()) == 0
+    assert words in capsys.readouterr().out
+    assert words in (out / "compare.md").read_text()
+
+
+def test_equal_networks_are_compared_without_a_word():
+    own = Subject("a", net(conv("a", spike_rate=0.5)))
+    assert build_report(own, Chip(), replace(own, name="b"))["notes"] == []
+
+
+@pytest.mark.parametrize("line", ["report --layers own --baseline", "compare own"])
+def test_networks_that_tell_other_classes_apart_are_not_compared(line, lists, tmp_path, capsys):
+    words = [lists.get(word, word) for word in line.split()]
+    assert main([*words, lists["classes"], "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        r"own.json tells 100 classes apart, .*classes.json 10|classes.json tells", error
+    )
+    assert one_error_line(error)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["report", "compare", "sweep"])
+def test_checkpoints_of_other_data_are_refused_before_any_is_measured(
+    command, trained, tmp_path, capsys, monkeypatch
+):
+    import spikesim_eval.trace
+
+    monkeypatch.setattr(spikesim_eval.trace, "measure", None)
+    checkpoint = torch.load(trained["original"], weights_only=True)
+    checkpoint["settings"] |= {"data": "folder", "classes": tuple("abcdefghij")}
+    checkpoint["settings"]["image_size"] = "16x16"
+    weight = checkpoint["model"]["stem.conv.weight"]
+    checkpoint["model"]["stem.conv.weight"] = weight.repeat(1, 3, 1, 1)
+    other = tmp_path / "other.pth"
+    torch.save(checkpoint, other)
+    line = {
+        "report": f"report --checkpoint {trained['qamd']} --baseline {other}",
+        "compare": f"compare {other} {trained['qamd']}",
+        "sweep": f"sweep --checkpoint {trained['qamd']} {other}",
+    }[command]
+    capsys.readouterr()
+    assert main([*line.split(), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert one_error_line(error)
+    assert "'folder'" in error
+    assert "'digits'" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_command_says_whose_accuracy_it_prints(trained, tmp_path, capsys):
+    student, teacher = trained["student"], trained["original"]
+    for line in (
+        f"report --checkpoint {student} --baseline {teacher} --time_steps 2",
+        f"compare {teacher} {student}",
+        f"sweep --checkpoint {student}",
+    ):
+        capsys.readouterr()
+        assert main([*line.split(), "--out", str(tmp_path)]) == 0
+        printed = capsys.readouterr().out
+        assert printed.count(DIGITAL) == 1
+        assert "`nonideal`" in printed
+        if "--time_steps 2" in line:
+            assert f"timesteps differ: 2 ({student}), 4 ({teacher})" in printed
+    for name in ("report.md", "report.html", "compare.md"):
+        assert DIGITAL[1:] in (tmp_path / name).read_text().replace("&#x27;", "'")
+    for name, column in (
+        ("compare", "digital_accuracy_percent"),
+        ("sweep", "digital_accuracy_share"),
+    ):
+        assert column in (tmp_path / f"{name}.csv").read_text().splitlines()[0]
+
+
+def test_no_accuracy_no_word_about_it(lists, tmp_path, capsys):
+    assert main(f"report --layers {lists['own']} --out {tmp_path}".split()) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
+def test_a_sweep_over_crossbars_per_pe_changes_nothing_else():
+    network = net(conv("a", kernel=5), weight_bits=8)
+    columns = sweep([Subject("a", network)], Chip(), {"crossbars_per_pe": [1, 9, 25]})
+    assert columns["crossbars_per_pe"].tolist() == [1, 9, 25]
+    for k, energy in zip((1, 9, 25), columns["energy_pj"], strict=True):
+        expected = estimate(network, Chip(crossbars_per_pe=k)).total["energy_pj"]
+        assert energy == pytest.approx(expected, rel=1e-12)
