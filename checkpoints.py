@@ -132,7 +132,7 @@ class Run:
 
     def _open_save_path(self) -> dict[str, Any] | None:
         """Take the save path; the checked contents of SETTING-last.pth where the run goes on."""
-        with disk_errors(self.last.parent):
+        with disk_errors(self.last.parent, self.settings):
             self.last.parent.mkdir(parents=True, exist_ok=True)
             self.lock = lock(self.last.parent)
             for path in (self.last, self.best):
@@ -251,7 +251,7 @@ class Run:
         if number:
             raise Stopped(
                 f"stopped by {signal.Signals(number).name} after step {self.step} of epoch "
-                f"{self.epoch}: the same command with --resume goes on from {self.last}",
+                f"{self.epoch}: {how_to_go_on(self.settings)} from {self.last}",
                 number,
             )
 
@@ -282,7 +282,7 @@ class Run:
         """Write SETTING-last.pth, and before it SETTING-best.pth; called by all processes."""
         tensors = [*self.network.state_dict().values(), *momentum_buffers(self.optimizer)]
         if not torch.stack([x.isfinite().all() for x in tensors]).all():
-            raise UserError(not_finite("a weight", self.epoch, self.step, self.last))
+            raise UserError(not_finite("a weight", self, self.step))
         processes = [(random_state(), self.sums)]
         if self.group is not None:
             processes *= dist.get_world_size()
@@ -305,7 +305,7 @@ class Run:
             }
             # The best one first: were it last, a run killed between the two would lack it.
             for path in (self.best, self.last) if is_best else (self.last,):
-                with disk_errors(path):
+                with disk_errors(path, self.settings):
                     save_whole(content, path)
         if self.group is not None:
             # The process that ends first ends the others: none before the checkpoint is there.
@@ -332,14 +332,14 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, settings: Settings) -> Iterator[None]:
     """A disk that is full or refuses to write ends the run with one line."""
     try:
         yield
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror or error}): what is already there is whole; "
-            "with room on the disk the same command with --resume goes on"
+            f"with room on the disk {how_to_go_on(settings)}"
         ) from None
 
 
@@ -374,11 +374,20 @@ def digest(path: str | Path) -> str:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
 
 
-def not_finite(what: str, epoch: int, step: int, last: Path) -> str:
+def not_finite(what: str, run: Run, step: int) -> str:
+    settings = run.settings
+    remedies = ["a lower --lr", "a smaller --clip_grad" if settings.clip_grad else "--clip_grad 1"]
+    if not settings.check_numerics:
+        remedies.append("--check_numerics, which names the first layer")
+    *others, last = remedies
     return (
-        f"{what}: not finite in step {step} of epoch {epoch}: {last} is from before; try a "
-        "lower --lr, a smaller --clip_grad, or --check_numerics, which names the first layer"
+        f"{what}: not finite in step {step} of epoch {run.epoch}: {run.last} is from before; try "
+        f"{', '.join(others)}{',' * (len(others) > 1)} or {last}"
     )
+
+
+def how_to_go_on(settings: Settings) -> str:
+    return f"the same command {'' if settings.resume else 'with --resume '}goes on"
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

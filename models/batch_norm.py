@@ -69,7 +69,10 @@ def _moments_of_columns(x: Tensor, C: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
     """Mean and biased variance (C,) of x (N, C, H, W) over all processes, at least in float32, and
-    the count of values: a float64 tensor where there are several processes."""
+    the count of values: a float64 tensor where there are several processes.
+
+    Raises ValueError where there is a single value per channel, which has no variance.
+    """
     dtype, count = torch.promote_types(x.dtype, torch.float32), x.numel() // x.shape[1]
     first, second = moments(x)
     if several_processes():
@@ -78,6 +81,8 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
         dist.all_reduce(sums)
         count = sums[-1:]
         first, second = (sums[:-1] / count).chunk(2)
+    elif count == 1:
+        raise ValueError("batch norm cannot train on a single value per channel")
     return first.to(dtype), torch.addcmul(second, first, first, value=-1).to(dtype), count
 
 
