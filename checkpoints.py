@@ -123,15 +123,15 @@ class Run:
     def _open_save_path(self) -> dict[str, Any] | None:
         """Take the save path; the checked contents of SETTING-last.pth where the run goes on."""
         folder = self.last.parent
-        with disk_errors(folder):
+        with disk_errors(folder, self.settings):
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = lock(folder)
         if must_move(self.settings):
             move_aside(folder, self.settings)
             self.lock.close()
-            with disk_errors(folder):
+            with disk_errors(folder, self.settings):
                 self.lock = lock(folder)
-        with disk_errors(folder):
+        with disk_errors(folder, self.settings):
             for path in (self.last, self.best):
                 temporary(path).unlink(missing_ok=True)  # of a run that was killed
         goes_on = self.settings.resume and os.path.lexists(self.last)
@@ -243,7 +243,7 @@ class Run:
         if number:
             raise Stopped(
                 f"stopped by {signal.Signals(number).name} after step {self.step} of epoch "
-                f"{self.epoch}: the same command with --resume goes on from {self.last}",
+                f"{self.epoch}: {how_to_go_on(self.settings)} from {self.last}",
                 number,
             )
 
@@ -274,7 +274,7 @@ class Run:
         """Write SETTING-last.pth, and before it SETTING-best.pth; called by all processes."""
         tensors = [*self.network.state_dict().values(), *momentum_buffers(self.optimizer)]
         if not torch.stack([x.isfinite().all() for x in tensors]).all():
-            raise UserError(not_finite("a weight", self.epoch, self.step, self.last))
+            raise UserError(not_finite("a weight", self, self.step))
         processes = [(random_state(), self.sums)]
         if self.group is not None:
             processes *= dist.get_world_size()
@@ -297,7 +297,7 @@ class Run:
             }
             # The best one first: were it last, a run killed between the two would lack it.
             for path in (self.best, self.last) if is_best else (self.last,):
-                with disk_errors(path):
+                with disk_errors(path, self.settings):
                     save_whole(content, path)
         if self.group is not None:
             # The process that ends first ends the others: none before the checkpoint is there.
@@ -340,22 +340,31 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path, settings: Settings) -> Iterator[None]:
     """A disk that is full or refuses to write ends the run with one line."""
     try:
         yield
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror or error}): what is already there is whole; "
-            "with room on the disk the same command with --resume goes on"
+            f"with room on the disk {how_to_go_on(settings)}"
         ) from None
 
 
-def not_finite(what: str, epoch: int, step: int, last: Path) -> str:
+def not_finite(what: str, run: Run, step: int) -> str:
+    settings = run.settings
+    remedies = ["a lower --lr", "a smaller --clip_grad" if settings.clip_grad else "--clip_grad 1"]
+    if not settings.check_numerics:
+        remedies.append("--check_numerics, which names the first layer")
+    *others, last = remedies
     return (
-        f"{what}: not finite in step {step} of epoch {epoch}: {last} is from before; try a "
-        "lower --lr, a smaller --clip_grad, or --check_numerics, which names the first layer"
+        f"{what}: not finite in step {step} of epoch {run.epoch}: {run.last} is from before; try "
+        f"{', '.join(others)}{',' * (len(others) > 1)} or {last}"
     )
+
+
+def how_to_go_on(settings: Settings) -> str:
+    return f"the same command {'' if settings.resume else 'with --resume '}goes on"
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

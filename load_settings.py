@@ -263,6 +263,8 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
             f"--accumulate {settings.accumulate} does not divide the {share} images that each "
             f"process takes of --batch_size {settings.batch_size}"
         )
+    if settings.eval_only is None:
+        refuse_single_values(settings, world_size)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this machine has no usable GPU; use --device cpu")
     if settings.eval_only is None:
@@ -456,6 +458,34 @@ def check_settings(settings: Settings) -> None:
             raise UserError(f"--{name} holds a control character")
         if any("\ud800" <= character <= "\udfff" for character in getattr(settings, name)):
             raise UserError(f"--{name} {getattr(settings, name)!r} is not in UTF-8")
+
+
+def refuse_single_values(
+    settings: Settings, world_size: int, training_images: int | None = None
+) -> None:
+    """Raises UserError where a part of a training batch gives the batch norms of the last stage a
+    single value per channel: that has no variance. None: as many images as a batch takes."""
+    images = settings.batch_size
+    if training_images is not None:
+        images = min(images, training_images)
+    # As training_order and add_gradients share them out: equal parts, but for the last.
+    share = -(-images // world_size)
+    largest = -(-share // settings.accumulate)
+    smallest = (share % largest or largest) * world_size  # batch norm's part is all processes'
+    size = data_set_of(settings).image_size
+    last_stage = [-(-side // 8) for side in size]  # three stages halve it
+    if smallest * settings.time_window * math.prod(last_stage) > 1:
+        return
+    batch = f"--batch_size {settings.batch_size}"
+    if images < settings.batch_size:
+        batch += f", of which the data set has {images}"
+    if settings.accumulate > 1:
+        batch += f", in {settings.accumulate} parts (--accumulate)"
+    raise UserError(
+        "batch norm cannot train on a single value per channel: images of {}x{} are 1x1 in the "
+        "last stage, --time_window is 1, and a part of a batch holds one image ({}, on one "
+        "process): take more timesteps, larger images or more images a part".format(*size, batch)
+    )
 
 
 def parse_image_size(text: str) -> tuple[int, int]:

@@ -38,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoints import Run, Stopped, disk_errors, not_finite, of_first_process
+from checkpoints import Run, Stopped, disk_errors, how_to_go_on, not_finite, of_first_process
 from data_loader import (
     PATIENCE,
     ImageSet,
@@ -59,12 +59,13 @@ from load_settings import (
     load_checkpoint,
     load_network,
     parse_settings,
+    refuse_single_values,
 )
 from models import MSResNet
 from models.batch_norm import BatchNorm
 from models.compiling import compile_regions
 from models.neuron import LIF, THRESHOLD, count_spikes
-from models.numerics import watch_numbers
+from models.numerics import first_bad_gradient, watch_numbers
 from quantization import IntegerNetwork, at_least_float32
 from run_folder import EVENTS, check_save_path
 
@@ -110,6 +111,7 @@ READ_EVERY = 10  # steps: reading a number waits for the GPU
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for what the user has to know of, and
     128 + its number after a signal."""
+    settings = None
     try:
         settings = parse_settings(argv, WORLD_SIZE)
         with processes(settings) as (device, store):
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("main.py:", str(stop) or "interrupted", file=sys.stderr)
         return 128 + getattr(stop, "signal_number", signal.SIGINT)
     except Exception as error:
-        text = what_to_say(error)
+        text = what_to_say(error, settings)
         if text is None:
             raise
         if isinstance(error, OSError):
@@ -150,9 +152,11 @@ def speaks(error: Exception) -> bool:
     return True
 
 
-def what_to_say(error: Exception) -> str | None:
+def what_to_say(error: Exception, settings: Settings | None) -> str | None:
     """The line for the user about what ended the run; None where it is a fault of the program."""
-    text, go_on = str(error), "the same command with --resume goes on from SETTING-last.pth"
+    text, go_on = str(error), "start it again"
+    if settings is not None and settings.eval_only is None:
+        go_on = f"{how_to_go_on(settings)} from {settings.paper_setting}-last.pth"
     if isinstance(error, UserError):
         return text
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
@@ -358,6 +362,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     make_deterministic(settings)
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
     train_set, test_set = data_sets(settings)
+    refuse_single_values(settings, WORLD_SIZE, len(train_set))
     train_batches = training_batches(train_set, *shard, settings.seed, device)
     test_batches = evaluation_batches(test_set, *shard, device)
     if settings.compile:
@@ -452,7 +457,7 @@ def train_epoch(
     images_seen, start = 0, time.perf_counter()
 
     def found(what: str) -> None:
-        raise UserError(not_finite(what, run.epoch, run.step + 1, run.last))
+        raise UserError(not_finite(what, run, run.step + 1))
 
     watching = watch_numbers(run.network, found) if settings.check_numerics else nullcontext()
     with watching, progress_bar(batches, "train", len(batches), run.step) as bar:
@@ -460,6 +465,8 @@ def train_epoch(
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
             optimizer.zero_grad()
             means = add_gradients(student, loss_function, images, labels, settings)
+            if settings.check_numerics:
+                sums.gradient = first_bad_gradient(run.network)
             # Surrogate gradients through many timesteps and layers now and then explode.
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             limit = settings.clip_grad or math.inf
@@ -469,7 +476,7 @@ def train_epoch(
 
             sums.add(means, norm, len(labels))
             images_seen += len(labels) * WORLD_SIZE
-            if run.step % READ_EVERY == 0:
+            if run.step % READ_EVERY == 0 or settings.check_numerics:
                 sums.check()
                 bar.set_postfix(
                     loss=f"{means['loss'].item():.3f}",
@@ -499,6 +506,7 @@ class EpochSums:
         float64 = {"dtype": torch.float64, "device": device}
         self.sums = {name: torch.tensor(x, **float64) for name, x in run.sums.items()}
         self.first_bad: dict[str, Tensor] = {}
+        self.gradient = "the gradient"
         self.never = torch.tensor(math.inf, **float64)
 
     def add(self, means: dict[str, Tensor], gradient_norm: Tensor, images: int) -> None:
@@ -518,8 +526,8 @@ class EpochSums:
             first = add_over_processes(first, dist.ReduceOp.MIN).tolist()
             step, name = min(zip(first, self.first_bad, strict=True), key=lambda pair: pair[0])
             if step < math.inf:
-                what = "the gradient" if name == "gradient" else f"the loss term {name}"
-                raise UserError(not_finite(what, self.run.epoch, int(step), self.run.last))
+                what = self.gradient if name == "gradient" else f"the loss term {name}"
+                raise UserError(not_finite(what, self.run, int(step)))
 
     def read(self) -> dict[str, float]:
         """The sums of this process."""
@@ -654,10 +662,10 @@ class Log:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.event, self.summary, self.record_writer = Event, Summary, RecordWriter
-        self.folder = Path(settings.save_path)
+        self.settings, self.folder = settings, Path(settings.save_path)
         self.metrics = self.folder / "metrics.csv"
         self.events = self.folder / EVENTS
-        with disk_errors(self.folder):
+        with disk_errors(self.folder, self.settings):
             about = json.dumps(about_run(settings), indent=2) + "\n"
             (self.folder / "settings.json").write_text(about)
             with self.metrics.open("w", newline="") as file:
@@ -684,7 +692,7 @@ class Log:
 
     def write(self, row: dict[str, Any], silent: list[str]) -> None:
         """Log an epoch and print it; `silent` are the layers that never fired in its evaluation."""
-        with disk_errors(self.folder):
+        with disk_errors(self.folder, self.settings):
             self.append(row, time.time())
         print(
             f"epoch {row['epoch']}: loss {row['loss']:.4f}, train {row['train_accuracy']:.2%}, "

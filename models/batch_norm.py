@@ -6,10 +6,13 @@ process and many with the same global batch train the same network.
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from quantization import GRID, BatchNormQuantizer, at_least_float32, from_rows
+
+ROWS = 256  # values that are added up one after the other
 
 
 def several_processes() -> bool:
@@ -32,19 +35,55 @@ def affine(x: Tensor, scale: Tensor, shift: Tensor, on_grid: bool) -> Tensor:
 
 
 @torch.no_grad()
-def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance (C,) of x (N, C, H, W) over all processes; the count of values."""
-    mean, var = torch.batch_norm_update_stats(at_least_float32(x), None, None, 0.0)
-    count = torch.full_like(mean[:1], x.numel() // x.shape[1], dtype=torch.float64)
-    if not several_processes():
-        return mean, var, count
-    # In float64 the second moments can be added without losing the variance to cancellation.
-    first, second = mean.double(), var.double() + mean.double().square()
-    sums = torch.cat([count * first, count * second, count])
-    dist.all_reduce(sums)
-    count = sums[-1:]
-    first, second = (sums[:-1] / count).chunk(2)
-    return first.to(mean), (second - first.square()).to(var), count
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (C,) of x (N, C, H, W) and of its square, in float64: there they can be combined
+    without losing the variance to cancellation.
+
+    On a CPU torch adds up channels_last values one after the other, and the variance of a million
+    is off by 5e-4. Of ROWS values each it is not (`python -m benchmarks.numerics`).
+    """
+    x = at_least_float32(x)
+    if x.device.type != "cpu":
+        mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+        mean = mean.double()
+        return mean, torch.addcmul(var.double(), mean, mean)
+    pixels = as_pixels(x)
+    count, C = pixels.shape
+    rows = min(count, ROWS)
+    whole = count - count % rows
+    # A column of this view is a sample of the pixels: rows values, far from each other.
+    first, second = _moments_of_columns(pixels[:whole].reshape(rows, -1), C)
+    if whole < count:
+        rest, share = _moments_of_columns(pixels[whole:], C), 1 - whole / count
+        first, second = first.lerp(rest[0], share), second.lerp(rest[1], share)
+    return first, second
+
+
+def _moments_of_columns(x: Tensor, C: int) -> tuple[Tensor, Tensor]:
+    """`moments` of (rows, columns · C), added up row by row, then column by column in float64."""
+    mean, var = torch.batch_norm_update_stats(x, None, None, 0.0)
+    mean, var = mean.view(-1, C).double(), var.view(-1, C).double()
+    return mean.mean(dim=0), var.addcmul_(mean, mean).mean(dim=0)
+
+
+@torch.no_grad()
+def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
+    """Mean and biased variance (C,) of x (N, C, H, W) over all processes, at least in float32, and
+    the count of values: a float64 tensor where there are several processes.
+
+    Raises ValueError where there is a single value per channel, which has no variance.
+    """
+    dtype, count = torch.promote_types(x.dtype, torch.float32), x.numel() // x.shape[1]
+    first, second = moments(x)
+    if several_processes():
+        count = torch.full_like(first[:1], count)
+        sums = torch.cat([count * first, count * second, count])
+        dist.all_reduce(sums)
+        count = sums[-1:]
+        first, second = (sums[:-1] / count).chunk(2)
+    elif count == 1:
+        raise ValueError("batch norm cannot train on a single value per channel")
+    return first.to(dtype), torch.addcmul(second, first, first, value=-1).to(dtype), count
 
 
 def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,24 +107,44 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, scale, shift, mean, inverse_std, count, on_grid):
-        ctx.save_for_backward(x, weight, mean, inverse_std, count)
+        ctx.save_for_backward(x, weight, mean, inverse_std)
+        ctx.count = count
         return from_rows(affine(as_pixels(x), scale, shift, on_grid), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight, mean, inverse_std, count = ctx.saved_tensors
+        x, weight, mean, inverse_std = ctx.saved_tensors
         pixels, grad_pixels = as_pixels(x), as_pixels(grad)
         grad_bias, sum_products = gradient_sums(grad_pixels, pixels, mean)
         sums = torch.stack([grad_bias, sum_products]).double()
         if several_processes():
             dist.all_reduce(sums)
-        mean_grad, mean_product = (sums / count).to(mean)
+        mean_grad, mean_product = (sums / ctx.count).to(mean)
         slope = mean_product * inverse_std.square()
         scale = weight * inverse_std
         grad_x = gradient_of_input(grad_pixels, pixels, mean, scale, mean_grad, slope)
         grad_weight = sum_products * inverse_std
         return from_rows(grad_x, x), grad_weight, grad_bias, None, None, None, None, None, None
+
+
+class _PlainBatchNorm(torch.autograd.Function):
+    """`_BatchNorm` of one process, without rounding, by torch's own kernels: they are faster."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, mean, var, eps):
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps))
+        ctx.eps = eps
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        grads = torch.ops.aten.native_batch_norm_backward(
+            grad, x, weight, None, None, mean, inverse_std, True, ctx.eps, [True] * 3
+        )
+        return *grads, None, None, None
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -105,7 +164,8 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
         """Normalize x (N, C, H, W), each image standing for `repeats` equal timesteps."""
         on_grid = self.quantizer is not None
-        if not on_grid and (not self.training or (repeats == 1 and not several_processes())):
+        plain = not on_grid and repeats == 1 and not several_processes()
+        if not on_grid and (not self.training or (plain and x.device.type != "cpu")):
             return super().forward(x)
         if not self.training:
             scale, shift = self.fold(self.running_mean, self.running_var)
@@ -113,6 +173,8 @@ class BatchNorm(nn.BatchNorm2d):
             return from_rows(affine(as_pixels(x), scale.double(), shift.double(), on_grid), x)
         mean, var, count = global_statistics(x)
         self._update_running_statistics(mean, var, count * repeats)
+        if plain:
+            return _PlainBatchNorm.apply(x, self.weight, self.bias, mean, var, self.eps)
         scale, shift = self.fold(mean, var)
         inverse_std = torch.rsqrt(var + self.eps)
         return _BatchNorm.apply(
@@ -137,9 +199,10 @@ class BatchNorm(nn.BatchNorm2d):
         return self.quantizer.codes(*self._fold(mean, var))
 
     @torch.no_grad()
-    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+    def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
         self.num_batches_tracked += 1
-        unbiased = var * (count / (count - 1)).to(var)
+        ratio = count / (count - 1)
+        unbiased = var * (ratio.to(var) if isinstance(ratio, Tensor) else ratio)
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
 

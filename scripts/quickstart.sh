@@ -16,9 +16,10 @@ python main.py "${options[@]}" --paper_setting student --bits "$bits" --epochs 6
 python main.py "${options[@]}" --paper_setting qamd --bits "$bits" --loss CLK --epochs 6 \
     --teacher_path "$teacher" --save_path "$out/mdsnn" "$@"
 
-python -m spikesim_eval report --checkpoint "$teacher" --out "$out/teacher/edap" > /dev/null
+baseline=$out/teacher/original-last.pth # of the last epoch, as the students
+python -m spikesim_eval report --checkpoint "$baseline" --out "$out/teacher/edap" > /dev/null
 for run in student/student mdsnn/qamd; do
-    python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$teacher" \
+    python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
         --out "$out/${run%/*}/edap" > /dev/null
 done
 python scripts/quickstart_table.py "$out"

@@ -20,10 +20,11 @@ for bits in 8 4; do
         --teacher_path "$teacher" --save_path "$out/mdsnn-${bits}bit" "$@"
 done
 
-python -m spikesim_eval report --checkpoint "$teacher" --data_path data \
+baseline=$out/teacher/original-last.pth # of the last epoch, as the students
+python -m spikesim_eval report --checkpoint "$baseline" --data_path data \
     --out "$out/teacher/edap" > /dev/null
 for run in student-4bit/student mdsnn-8bit/qamd mdsnn-4bit/qamd; do
-    python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$teacher" \
+    python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
         --data_path data --out "$out/${run%/*}/edap" > /dev/null
 done
 python scripts/quickstart_table.py "$out"

@@ -1,8 +1,11 @@
 """Mistakes of the user: one line on stderr, exit code 2, no traceback, nothing written."""
 
+import itertools
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +14,22 @@ import torch
 
 import main
 from conftest import REPOSITORY
-from load_settings import UserError, check_writable
-from stand_in_data import write_ncaltech101, write_tiny_imagenet
+from data_loader import ImageSet, training_batches
+from load_settings import (
+    UserError,
+    check_writable,
+    load_checkpoint,
+    parse_settings,
+    refuse_single_values,
+)
+from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet
 
 QAMD = ["--data", "digits", "--width", "2", "--paper_setting", "qamd", "--bits", "4"]
 STUDENT = ["--data", "digits", "--width", "2", "--paper_setting", "student", "--bits", "4"]
 ORIGINAL = ["--data", "digits", "--width", "2", "--paper_setting", "original"]
+
+TINY = ["--data", "digits-dvs", "--image_size", "8", "--time_window", "1", "--width", "2"]
+TINY += ["--paper_setting", "original"]
 
 
 def files_below(folder: Path) -> set[Path]:
@@ -53,6 +66,9 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*ORIGINAL, "--batch_size", "-64"], "--batch_size"),
         ([*ORIGINAL, "--accumulate", "0"], "--accumulate"),
         ([*ORIGINAL, "--batch_size", "32", "--accumulate", "5"], "does not divide the 32 images"),
+        ([*TINY, "--batch_size", "1"], "a single value per channel: images of 8x8 are 1x1"),
+        ([*TINY, "--batch_size", "1", "--bits", "4", "--paper_setting", "student"], "single value"),
+        ([*TINY, "--batch_size", "4", "--accumulate", "4"], "in 4 parts (--accumulate)"),
         ([*ORIGINAL, "--epochs", "0"], "--epochs"),
         ([*ORIGINAL, "--lr", "-1"], "--lr"),
         ([*ORIGINAL, "--lr", "nan"], "--lr"),
@@ -102,6 +118,52 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
 )
 def test_a_wrong_argument_is_one_line(arguments, expected, tmp_path, capfd, monkeypatch):
     assert expected in complaint(arguments, tmp_path, capfd, monkeypatch)
+
+
+@pytest.mark.parametrize("setting", [["original"], ["student", "--bits", "4"]])
+def test_too_few_images_for_batch_norm_are_one_line_and_one_more_trains(setting, tmp_path, capfd):
+    """Three 8×8 images make one batch, in parts of two and one."""
+    write_image_folder(tmp_path / "data", classes=2, per_class=4, size=8)
+    next((tmp_path / "data" / "train").glob("*/7.jpg")).unlink()
+    arguments = ["--data", "folder", "--data_path", str(tmp_path / "data"), "--image_size", "8"]
+    arguments += ["--time_window", "1", "--batch_size", "4", "--width", "2", "--epochs", "1"]
+    arguments += ["--paper_setting", *setting, "--save_path", str(tmp_path / "run")]
+    assert main.main([*arguments, "--accumulate", "2"]) == 2
+    out, err = capfd.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "single value per channel" in err
+    assert "--batch_size 4, of which the data set has 3, in 2 parts (--accumulate)" in err
+    assert not (tmp_path / "run").exists()
+    assert main.main(arguments) == 0
+    checkpoint = load_checkpoint(tmp_path / "run" / f"{setting[0]}-last.pth")  # checks the numbers
+    assert checkpoint.epoch == 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_what_batch_norm_is_given_is_foreseen(world_size):
+    """Against the parts that the loaders and the training step really make."""
+    for images, share, accumulate, T in itertools.product(
+        range(1, 9), (1, 2, 3, 4), (1, 2, 3), (1, 2)
+    ):
+        if share % accumulate:
+            continue
+        batch_size = share * world_size
+        data_set = ImageSet(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), [0] * images)
+        parts = []
+        for rank in range(world_size):
+            loader = training_batches(data_set, share, rank, world_size, 0, 0, torch.device("cpu"))
+            batches = [batch for batch, _ in loader]
+            parts.append([len(part) for x in batches for part in x.chunk(accumulate)])
+        smallest = min(map(sum, zip(*parts, strict=True)))
+        for size, pixels in (("8x8", 1), ("8x9", 2), ("16x16", 4)):
+            settings = parse_settings(
+                ["--data", "digits-dvs", "--paper_setting", "original", "--time_window", "16"]
+            )
+            changes = {"batch_size": batch_size, "accumulate": accumulate, "time_window": T}
+            settings = replace(settings, image_size=size, **changes)
+            refusal = pytest.raises(UserError, match="single value")
+            with refusal if smallest * T * pixels == 1 else nullcontext():
+                refuse_single_values(settings, world_size, images)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

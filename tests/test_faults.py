@@ -19,6 +19,8 @@ import main
 from benchmarks import hostile_input
 from conftest import DIGITS, REPOSITORY
 from load_settings import load_checkpoint
+from models.batch_norm import BatchNorm
+from models.numerics import watch_numbers
 from stand_in_data import write_ncaltech101
 
 WORKER = Path(__file__).with_name("train_in_float64.py")
@@ -400,6 +402,43 @@ def test_weights_that_are_not_finite_are_never_saved_and_the_first_layer_is_foun
     err = capfd.readouterr().err
     assert "the weights of blocks.3.conv1" in err
     assert "in step 4 of epoch 1" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "clip", "remedies"),
+    [
+        ("blocks.3.bn1.running_var", "1", "a lower --lr or a smaller --clip_grad"),
+        ("blocks.1.lif1.quantizer.smallest_step", "0", "a lower --lr or --clip_grad 1"),
+        ("blocks.2.conv1.weight", "1", "a lower --lr or a smaller --clip_grad"),
+    ],
+)
+def test_check_numerics_names_buffers_and_gradients_and_not_itself(
+    name, clip, remedies, tmp_path, capfd, monkeypatch
+):
+    options = [*DIGITS, "--width", "1", "--batch_size", "240", "--paper_setting", "student"]
+    options += ["--bits", "4", "--check_numerics", "--clip_grad", clip]
+
+    def break_it(run) -> None:
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight":  # its gradient alone
+            run.network.get_parameter(name).register_hook(lambda grad: grad * float("nan"))
+            return
+        getattr(run.network.get_submodule(layer), kind).fill_(float("inf"))
+
+    spoil(monkeypatch, 2, break_it)
+    assert main.main([*options, "--save_path", str(tmp_path)]) == 2
+    err = capfd.readouterr().err
+    layer, _, kind = name.rpartition(".")
+    what = f"gradient of {name}" if kind == "weight" else f"{kind} of {layer}"
+    assert f"the {what}: not finite in step 3 of epoch 1" in err
+    assert err.endswith(f"is from before; try {remedies}\n")
+
+
+def test_statistics_that_overflow_are_named_though_the_output_is_finite():
+    network, found = torch.nn.Sequential(BatchNorm(2, 0.5)), []
+    with watch_numbers(network, found.append):
+        assert network(1e30 * torch.randn(4, 2, 3, 3)).isfinite().all()
+    assert found == ["the running_var of 0"]
 
 
 def test_images_that_are_not_finite_are_named(resumable, tmp_path, capfd, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import reference
 from models import MSResNet, Quan_MS_ResNet, QuanMSResNet
@@ -205,6 +206,34 @@ def test_a_quantized_batch_norm_rounds_alike_in_training_and_evaluation():
     scale, shift = bn.fold(mean, var)
     by_hand = x * scale[:, None, None] + shift[:, None, None]
     assert torch.equal(trained, torch.round(by_hand / GRID) * GRID)
+
+
+@pytest.mark.parametrize("shape", [(256, 16, 32, 32), (7, 3, 45, 60), (1, 4, 1, 2), (5, 2, 16, 16)])
+@pytest.mark.parametrize("repeats", [1, 4])
+def test_float32_batch_norm_has_the_statistics_of_float64(shape, repeats):
+    torch.manual_seed(0)
+    x = (2 * torch.randn(shape) + 1).to(memory_format=torch.channels_last).requires_grad_()
+    bn = BatchNorm(shape[1], 0.5)
+    y = bn(x, repeats)
+    exact, upstream = x.detach().double().requires_grad_(), torch.randn_like(x)
+    var, mean = torch.var_mean(exact, (0, 2, 3), correction=0)
+    count = exact[:, 0].numel() * repeats
+    unbiased = 0.9 + 0.1 * var * count / (count - 1)
+    torch.testing.assert_close(bn.running_var.double(), unbiased, rtol=1e-6, atol=0)
+    torch.testing.assert_close(bn.running_mean.double(), 0.1 * mean, rtol=0, atol=1e-7)
+    expected = 0.5 * F.batch_norm(exact, None, None, training=True)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    y.backward(upstream), expected.backward(upstream.double())
+    torch.testing.assert_close(x.grad.double(), exact.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_norm_refuses_to_train_on_a_single_value():
+    for quantizer in (None, BatchNormQuantizer(8)):
+        bn = BatchNorm(3, 0.5, quantizer)
+        with pytest.raises(ValueError, match="single value"):
+            bn(torch.ones(1, 3, 1, 1))
+        assert bn.eval()(torch.ones(1, 3, 1, 1)).isfinite().all()
+        assert all(x.isfinite().all() for x in bn.state_dict().values())
 
 
 def test_gradients_of_a_quantized_batch_norm_are_straight_through():

@@ -454,6 +454,10 @@ def test_a_checkpoint_from_before_resume_is_read_but_not_gone_on_with(
     assert "of a version without --resume" in capfd.readouterr().err
 
 
+def dead_loader():
+    raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+
 def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
     item, load = ImageSet.__getitem__, main.load_data_sets
     pid = os.getpid()
@@ -475,7 +479,14 @@ def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert "DataLoader worker (pid" in err
-    assert "--resume" in err
+    assert "the same command with --resume goes on from student-last.pth" in err
+    # What it has already got, or cannot use, is not recommended.
+    assert train(tmp_path, "--workers", "1", "--resume") == 2
+    assert "the same command goes on from student-last.pth" in capfd.readouterr().err
+    last = str(tmp_path / "student-last.pth")
+    monkeypatch.setattr(main, "evaluation_batches", lambda *_: dead_loader())
+    assert main.main(["--eval_only", last]) == 2
+    assert capfd.readouterr().err.endswith("start it again\n")
     monkeypatch.undo()
     assert train(tmp_path, "--resume") == 0
     assert_same_end(tmp_path, uninterrupted)

@@ -12,8 +12,10 @@ from sklearn.datasets import load_digits
 
 from conftest import REPOSITORY
 from data_loader import as_atis, digit_events
+from load_settings import load_checkpoint
 
 ENVIRONMENT = Path(sys.prefix)
+RUNS = "teacher", "student", "mdsnn"
 QUICK = ["--epochs", "1", "--width", "2"]
 
 
@@ -28,6 +30,11 @@ def copy(clone, tmp_path_factory) -> Path:
     shutil.copy(REPOSITORY / "requirements.txt", folder)
     (folder / ".venv").symlink_to(ENVIRONMENT)
     return folder
+
+
+def last_accuracy(folder: Path) -> str:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return f"{float(list(csv.DictReader(file))[-1]['test_accuracy']):.2%}"
 
 
 def run(script: str, *arguments: str, folder: Path) -> str:
@@ -50,6 +57,11 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(copy):
     with (out / "table.csv").open(newline="") as file:
         table = {row[0]: row[1:] for row in csv.reader(file)}
     assert table["bits"] == ["32 (float)", "2", "2"]
+    assert table["accuracy, last epoch"] == [last_accuracy(out / x) for x in RUNS]
+    best = load_checkpoint(out / "teacher" / "original-best.pth")
+    named = f"{best.accuracy:.2%} (epoch {best.epoch})"
+    assert table["accuracy, best epoch"][0] == named
+    assert f"({best.epoch}, {best.accuracy:.2%}) has taught MD-SNN" in printed
     for name in ("accuracy, best epoch", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
         assert name in printed
         assert len(table[name]) == 3
@@ -59,7 +71,7 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(copy):
     assert float(table["EDAP, × better"][2]) > 1
     assert (out / "table.md").read_text().count("\n") > len(table)
     assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
-    for run_ in ("teacher", "student", "mdsnn"):
+    for run_ in RUNS:
         report = json.loads((out / run_ / "edap" / "report.json").read_text())
         assert any(layer["rate_is_measured"] for layer in report["layers"])
 
