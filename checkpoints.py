@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_loader import PATIENCE, SIGNALS
+from data_loader import PATIENCE, SIGNALS, input_step_of
 from load_settings import (
     Checkpoint,
     Settings,
@@ -35,8 +35,8 @@ from run_folder import checkpoints_of, lock, move_aside, must_move
 # Settings that a resumed run may change: how it runs, how long, and where its files are. The
 # teacher's file is compared, not its path.
 MAY_CHANGE = {
-    *("epochs", "data_path", "save_path", "teacher_path", "eval_only", "integer", "workers"),
-    *("device", "compile", "deterministic", "resume", "overwrite", "save_every"),
+    *("epochs", "data_path", "cache_path", "save_path", "teacher_path", "eval_only", "integer"),
+    *("workers", "device", "compile", "deterministic", "resume", "overwrite", "save_every"),
     "check_numerics",
 }
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
@@ -180,8 +180,11 @@ class Run:
         differences = [
             f"--{name} {now[name]} instead of {before[name]}"
             for name in now
-            if name not in MAY_CHANGE and now[name] != before[name]
+            if name not in MAY_CHANGE | {"input_step"} and now[name] != before[name]
         ]
+        theirs, ours = input_step_of(checkpoint.settings), input_step_of(self.settings)
+        if theirs != ours:  # found from the training data
+            differences.append(f"training data of input step {ours!r} instead of {theirs!r}")
         for name, what in (
             ("teacher", "another teacher's file"),
             ("training_images", "another number of training images"),

@@ -13,16 +13,19 @@
 Static images are pixel values / 255, so they lie in [0, 1] and are **not** normalised by a mean and
 a standard deviation: the network's first batch norm does that, and the image that enters the
 quantized network is then exactly an 8-bit integer times 1/255. Events are counts per frame and
-polarity.
+polarity, as 8-bit codes (`input_of` says how): full-precision and quantized networks read the same.
 
-Whatever is many files on disk is packed once into a cache beside them, one array that is mapped
-into memory. `python data_loader.py prepare --data ncaltech101 --data_path D --time_window 10` makes
-frames of raw events and the cache; a training makes what is missing too, but for the frames.
+Whatever is many files on disk is packed once into a cache beside them (or in --cache_path), one
+array that is mapped into memory.
+`python data_loader.py prepare --data ncaltech101 --data_path D --time_window 10` makes frames of
+raw events and the cache; a training makes what is missing too, but for the frames.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -30,7 +33,8 @@ import signal
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -44,7 +48,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.datasets import CIFAR10, CIFAR100
@@ -57,8 +61,10 @@ from load_settings import (
     DATA_SETS,
     LIMITS,
     Parser,
+    Settings,
     UserError,
     classes_of_folder,
+    data_set_of,
     parse_image_size,
 )
 
@@ -68,15 +74,21 @@ FIRST_HERE = os.environ.get("LOCAL_RANK", "0") == "0"
 # is noticed at once; a checkpoint may take its time on a slow disk.
 PATIENCE = timedelta(minutes=10)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
+CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
 MOST_PIXELS = 2**20  # of an event camera
+HIGHEST = 255  # code of the 8-bit input
+QUANTILE, ROOM = 0.99, 2  # see input_of
+MOST_VALUES = 2**24  # of training data that its quantile is taken of, and that are read at once
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
 
 class ImageSet(Dataset):
-    """Pairs (image, label): augment(images[index]) / white in torch's default dtype, an int.
+    """Pairs (image, label): an augmented image in torch's default dtype, an int.
 
     images: (N, …), in memory or mapped from a file, so that a loader's worker takes no memory for
-    it. white: what 1.0 stands for, 255 of pixels, 1 of event counts.
+    it. step: None of 8-bit pixels, which become pixel / 255; of event frames what one of their
+    8-bit codes stands for, and the codes are what the networks read. clipped: the share of the
+    non-zero training values that lie above the highest code.
 
     The augmentation of an image depends on (seed, epoch, index) alone: neither the number of
     processes nor of loader workers changes it. `augment` may therefore draw from torch's CPU
@@ -89,10 +101,11 @@ class ImageSet(Dataset):
         labels: Sequence[int],
         augment: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
-        white: int = 255,
+        step: float | None = None,
+        clipped: float = 0.0,
     ):
         self.images, self.labels = images, torch.as_tensor(labels)
-        self.augment, self.white = augment, white
+        self.augment, self.step, self.clipped = augment, step, clipped
         self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
@@ -100,15 +113,79 @@ class ImageSet(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
-        if self.white == 1:
-            image = image.float()  # counts: uint16 knows no transforms
+        if self.step is not None:
+            image = codes_of(image, self.step)
         if self.augment is not None:
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would reseed the GPU's generators too, and for good.
                 torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))
                 image = self.augment(image)
-        # v2.ToDtype multiplies by 1/255, which is not always the same.
-        return image.to(torch.get_default_dtype()) / self.white, self.labels[index].item()
+        image = image.to(torch.get_default_dtype())
+        if self.step is None:
+            image = image / HIGHEST  # v2.ToDtype multiplies by 1/255: not always the same
+        return image, self.labels[index].item()
+
+
+def codes_of(frames: Tensor, step: float) -> Tensor:
+    """clamp(round(frames / step), 0, 255), halves rounded to even: whole float32, any shape."""
+    if step == 1 and frames.dtype == torch.uint8:
+        return frames.float()
+    # In float64: a step may be smaller than what float32 divides by.
+    return (frames.double() / step).round_().clamp_(0, HIGHEST).float()
+
+
+class Input(NamedTuple):
+    """How event frames become the 8-bit input of the networks."""
+
+    step: float  # what one code stands for
+    clipped: float  # share of the non-zero training values that lie above the highest code
+
+
+def input_of(train: np.ndarray) -> Input:
+    """The 8-bit input that fits training frames (N, …), and them alone: nothing of a test is seen.
+
+    Whole numbers of at most 255 are their own codes: the step is 1. Otherwise the largest value has
+    the highest code, 255, or ROOM times the QUANTILE of the non-zero values where that is less, so
+    that a hot pixel of 60,000 events does not round the others to nothing; whole numbers never get
+    a step below 1. The quantile is an actual value of the data, of evenly spaced samples where all
+    are more than MOST_VALUES; whether values are whole, and the largest, are found from all.
+    """
+    if train.dtype == np.uint8:
+        return Input(1.0, 0.0)
+    whole, largest = True, 0.0
+    for part in _parts(train):
+        whole = whole and bool((part == np.floor(part)).all())
+        largest = max(largest, float(part.max()))
+    if whole and largest <= HIGHEST:
+        return Input(1.0, 0.0)
+    number = min(len(train), max(1, MOST_VALUES // train[0].size))
+    values = train[np.arange(number) * len(train) // number]
+    values = values[values > 0]
+    reach = largest
+    if values.size:
+        place = math.ceil(QUANTILE * values.size) - 1
+        reach = min(largest, ROOM * float(np.partition(values, place)[place]))
+    step = max(reach / HIGHEST, 1.0 if whole else 0.0)
+    above = sum(np.count_nonzero(part > (HIGHEST + 0.5) * step) for part in _parts(train))
+    return Input(step, above / sum(np.count_nonzero(part) for part in _parts(train)))
+
+
+def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array a few samples at a time: mapped from a file, it may be larger than the memory."""
+    number = max(1, MOST_VALUES // array[0].size)
+    for start in range(0, len(array), number):
+        yield array[start : start + number]
+
+
+def input_text(train: ImageSet) -> str | None:
+    """The line that says how frames are read; None where whole counts are read as they are."""
+    text = []
+    if train.step not in (None, 1):
+        highest = HIGHEST * train.step
+        text.append(f"code 255 of the 8-bit input stands for {highest:.4g} in the frames")
+    if train.clipped:
+        text.append(f"{train.clipped:.2g} of the non-zero training values are above and clipped")
+    return f"input step {train.step:.4g}: {', '.join(text)}" if text else None
 
 
 def seed_of(*entropy: int) -> int:
@@ -122,41 +199,55 @@ def load_data_sets(
     seed: int = 0,
     augment: str = "basic",
     image_size: tuple[int, int] | None = None,
+    cache_path: str | Path | None = None,
+    input_step: float | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """The data sets (train, test) of `data`; training images are augmented, from `seed` ≥ 0.
 
     `time_window` (T) is used by event data alone: static images are repeated by the network, not
     here. augment: "basic", "auto" (colour images) or "none"; image_size: (height, width) where it
-    is not the data set's own. Under torch.distributed every process must call this, since the first
-    one reads (and downloads, and packs) before the others. Raises UserError, one line, where data
-    are missing or damaged; it names the expected folder and how to fill it.
+    is not the data set's own. cache_path: the folder for caches and converted events; by default
+    what MD_SNN_CACHE_PATH in the environment says, else data_path. input_step: what one code of
+    event frames stands for, by default what `input_of` finds. Under torch.distributed every process
+    must call this, since the first one reads (and downloads, and packs) before the others. Raises
+    UserError, one line, where data are missing or damaged; it names the expected folder and how to
+    fill it.
     """
     if data not in DATA_SETS:
         raise UserError(f"there is no data set {data!r}")
-    data_path, size = Path(data_path), image_size or DATA_SETS[data].image_size
+    size = image_size or DATA_SETS[data].image_size
+    place, found = Place.of(data_path, cache_path), None
     with first_process_first():
         try:
             match data:
                 case "CIFAR10":
-                    arrays = _cifar(CIFAR10, data_path)
+                    arrays = _cifar(CIFAR10, place.data)
                 case "CIFAR100":
-                    arrays = _cifar(CIFAR100, data_path)
+                    arrays = _cifar(CIFAR100, place.data)
                 case "TinyImagenet":
-                    arrays = _tiny_imagenet(data_path)
+                    arrays = _tiny_imagenet(place)
                 case "ncaltech101" | "digits-dvs":
-                    arrays = _events(data, data_path, time_window, size)
+                    arrays, found = _events(data, place, time_window, size)
                 case "digits":
                     return _digits()
                 case "folder":
-                    arrays = _folder(data_path, size)
+                    arrays = _folder(place, size)
         except OSError as error:  # no permission, a disk that fails or is full
-            raise UserError(f"cannot prepare {data} in {data_path}: {error}") from error
+            raise UserError(cannot_prepare(data, place.data, error)) from error
     (train, train_labels), (test, test_labels) = arrays
-    white = 1 if DATA_SETS[data].events else 255
+    step, clipped = found or (None, 0.0)
+    if found is not None and input_step not in (None, step):
+        if is_first_process():
+            print(
+                f"warning: the network was trained with the input step {input_step:.4g}, which is "
+                f"used, but the training data in {place.data} have {step:.4g}",
+                file=sys.stderr,
+            )
+        step, clipped = input_step, 0.0
     transform = augmentation(augment, DATA_SETS[data].events, size)
     sets = (
-        ImageSet(train, train_labels, transform, seed, white),
-        ImageSet(test, test_labels, white=white),
+        ImageSet(train, train_labels, transform, seed, step, clipped),
+        ImageSet(test, test_labels, step=step),
     )
     known = DATA_SETS[data].num_classes or len(classes_of_folder(data_path))
     highest = max(part.labels.max().item() for part in sets)
@@ -165,6 +256,57 @@ def load_data_sets(
             f"{data} has {known} classes, {data_path} a label {highest}: remove the cache there"
         )
     return sets
+
+
+def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageSet]:
+    """The data sets (train, test) as the network that was trained with these settings reads them,
+    without augmentation. Raises UserError as load_data_sets does."""
+    of_training = os.fspath(data_path) == settings.data_path
+    return load_data_sets(
+        settings.data,
+        data_path,
+        settings.time_window,
+        augment="none",
+        image_size=data_set_of(settings).image_size,
+        cache_path=settings.cache_path if of_training else None,
+        input_step=input_step_of(settings),
+    )
+
+
+def input_step_of(settings: Settings) -> float | None:
+    """What one code of event frames stands for in a trained network; None of images."""
+    data_set = DATA_SETS[settings.data]
+    return (settings.input_step or data_set.image_step) if data_set.events else None
+
+
+def is_first_process() -> bool:
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+class Place(NamedTuple):
+    """Where data are read, and where what is made of them goes: caches, converted events."""
+
+    data: Path
+    caches: Path
+
+    @classmethod
+    def of(cls, data_path: str | Path, cache_path: str | Path | None) -> "Place":
+        return cls(Path(data_path), Path(cache_path or os.environ.get(CACHE_PATH) or data_path))
+
+
+def cannot_prepare(data: str, data_path: Path, error: OSError) -> str:
+    """What to say where preparing failed; of a folder that cannot be written, what to do."""
+    text = f"cannot prepare {data} in {data_path}: {error}"
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and isinstance(error.filename, str):
+        folder = Path(error.filename).parent
+        while not folder.exists():
+            folder = folder.parent
+        if not os.access(folder, os.W_OK):
+            text += (
+                f": {folder} cannot be written; give another folder for what is made of the data "
+                f"with --cache_path (or {CACHE_PATH} in the environment, for every command)"
+            )
+    return text
 
 
 class CropAndFlip(torch.nn.Module):
@@ -277,7 +419,7 @@ def evaluation_batches(
 
 
 def _for_device(data_set: ImageSet) -> bool:
-    return data_set.white == 255 and isinstance(data_set.augment, CropAndFlip | None)
+    return data_set.step is None and isinstance(data_set.augment, CropAndFlip | None)
 
 
 class Shuffled(DistributedSampler):
@@ -332,7 +474,7 @@ class DeviceLoader:
             if self.images.nbytes <= memory / 4:
                 self.images = self.images.to(device)
         # A tensor, because CUDA multiplies by the reciprocal of a plain number.
-        self.white = torch.tensor(data_set.white, dtype=torch.get_default_dtype(), device=device)
+        self.white = torch.tensor(HIGHEST, dtype=torch.get_default_dtype(), device=device)
 
     def __len__(self) -> int:
         full, left = divmod(len(self.sampler), self.batch_size)
@@ -542,11 +684,67 @@ class Archive(NamedTuple):
                 files.extract(name, unfinished)
 
 
+def files_below(root: Path) -> tuple[list[str], Counter[str]]:
+    """(names of the files below `root`, relative to it and sorted; what else is there, counted).
+
+    Links to folders are followed, and each folder is entered once, under the name that is no link
+    where it has one: links in a circle end, and no image gets two classes. Hidden files and folders
+    are left alone.
+    """
+    seen = {_identity(x) for x in (*root.absolute().parents, *root.resolve().parents)}
+    files, other = [], Counter()
+    folders, links = [""], []
+    while folders or links:
+        name = folders.pop() if folders else links.pop(0)
+        try:
+            if (identity := _identity(root / name)) in seen:
+                other["links to folders that are read already"] += 1
+                continue
+            seen.add(identity)
+            entries = sorted(os.scandir(root / name), key=lambda entry: entry.name)
+        except OSError:
+            other["unreadable folders"] += 1
+            continue
+        for entry in entries:
+            path = f"{name}/{entry.name}".lstrip("/")
+            try:
+                if entry.name.startswith("."):
+                    other["hidden"] += 1
+                elif entry.is_dir():
+                    (links if entry.is_symlink() else folders).append(path)
+                elif entry.is_file():
+                    files.append(path)
+                else:
+                    other["broken links" if entry.is_symlink() else "no files"] += 1
+            except OSError:  # links to one another
+                other["broken links"] += 1
+        links.sort()
+    return sorted(files), other
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
+def _say_unused(data: str, root: Path, files: Iterable[str], other: Counter[str]) -> None:
+    """Print, once, how many `files` and other things in `root` are there and not used."""
+    kinds = other + Counter(Path(name).suffix.lower()[:12] or "no ending" for name in files)
+    if kinds and is_first_process():
+        counted = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
+        text = (
+            f"{data}: {kinds.total()} of the files and folders in {root} are not read ({counted}"
+            f"{', …' if len(kinds) > 8 else ''})"
+        )
+        print("".join(x if x.isprintable() else "?" for x in text), file=sys.stderr)
+
+
 class Source(NamedTuple):
     """The files of a data set, by names relative to a root, and what they show."""
 
     classes: list[str]
     files: list[tuple[str, int]]  # (name, label: place in classes)
+    reading: int = 1  # counts the ways in which a program has read such files: see READING
 
 
 def packed(
@@ -555,47 +753,57 @@ def packed(
     find: Callable[[], Source],
     read: Callable[[Path], np.ndarray],
     shape: tuple[int, ...],
-) -> tuple[Tensor, Tensor]:
-    """(images (N, *shape) mapped from one file, labels (N,)) of the files that `find` names.
+    measure: Callable[[np.ndarray, Tensor], Input] | None = None,
+) -> tuple[Tensor, Tensor, Input | None]:
+    """(images (N, *shape) mapped from one file, labels (N,), measure(images, labels)) of the files
+    that `find` names.
 
     Two files beside each other: the index NAME.json, which says what it was made of (see
-    _contents), and NAME-CRC32.npy, uint8 or uint16 where that holds all values and else float32.
-    They are written whole or not at all, and anew where a source has changed. Where `root` is gone
-    they are enough. Raises UserError where they are damaged.
+    _contents) and what was measured, and NAME-CRC32.npy, uint8 or uint16 where that holds all
+    values and else float32. They are written whole or not at all, and anew where a source has
+    changed. Where `root` is gone they are enough. Raises UserError where they are damaged.
     """
+    source = _contents(root, find()) if root.is_dir() or not index.exists() else None
 
-    def current() -> tuple[Tensor, Tensor] | None:
+    def current() -> tuple[Tensor, Tensor, Input | None] | None:
         if not index.exists():
             return None
-        contents, images = _read_packed(index, shape)
-        if root.is_dir() and contents != _contents(root, find()):
+        contents, found, images = _read_packed(index, shape)
+        if source is not None and contents != source:
             return None
-        return torch.from_numpy(images), torch.tensor([row[1] for row in contents["files"]])
+        labels = torch.tensor([row[1] for row in contents["files"]])
+        if measure is not None and found is None:  # of a version that did not measure
+            found = measure(images, labels)
+        return torch.from_numpy(images), labels, found
 
     if (already := current()) is not None:
         return already
-    contents = _contents(root, find())  # raises UserError where there is nothing
+    index.parent.mkdir(parents=True, exist_ok=True)
     with alone(index):
         if (made_by_another := current()) is not None:
             return made_by_another
-        _write_packed(index, root, contents, read, shape)
+        _write_packed(index, root, source, read, shape, measure)
         return current()
 
 
-def _contents(root: Path, source: Source) -> dict[str, list]:
+def _contents(root: Path, source: Source) -> dict[str, Any]:
     """The classes, and of each file [name, label, bytes, time of its last change]."""
     rows = []
     for name, label in source.files:
         stat = os.stat(root / name)
         rows.append([name, label, stat.st_size, stat.st_mtime_ns])
-    return {"classes": source.classes, "files": rows}
+    reading = {} if source.reading == 1 else {"reading": source.reading}
+    return {"classes": source.classes, "files": rows, **reading}
 
 
-def _checksum(contents: dict[str, list], crc_of_images: int) -> int:
+def _checksum(contents: dict[str, Any], crc_of_images: int) -> int:
     return zlib.crc32(json.dumps(contents).encode(), crc_of_images)
 
 
-def _read_packed(index: Path, shape: tuple[int, ...]) -> tuple[dict[str, list], np.ndarray]:
+def _read_packed(
+    index: Path, shape: tuple[int, ...]
+) -> tuple[dict[str, Any], Input | None, np.ndarray]:
+    found = None
     try:
         contents = json.loads(index.read_bytes())
         crc = contents.pop("crc32")
@@ -611,21 +819,25 @@ def _read_packed(index: Path, shape: tuple[int, ...]) -> tuple[dict[str, list], 
             # Once on a machine: all processes read the same file.
             or (FIRST_HERE and _checksum(contents, zlib.crc32(images)) != crc)
         )
+        if (measured := contents.pop("input", None)) is not None:
+            found = Input(**measured)
+            damaged = damaged or not (0 < found.step < math.inf and 0 <= found.clipped <= 1)
     except Exception:  # what these raise depends on where the bytes stop making sense
         damaged = True
     if damaged:
         raise UserError(
             f"the cache {index} is damaged: remove it, and it will be made again from its source"
         )
-    return contents, images
+    return contents, found, images
 
 
 def _write_packed(
     index: Path,
     root: Path,
-    contents: dict[str, list],
+    contents: dict[str, Any],
     read: Callable[[Path], np.ndarray],
     shape: tuple[int, ...],
+    measure: Callable[[np.ndarray, Tensor], Input] | None,
 ) -> None:
     files = [root / name for name, *_ in contents["files"]]
     new_index, new_array = index.with_suffix(".json.tmp"), index.with_suffix(".npy.tmp")
@@ -637,6 +849,10 @@ def _write_packed(
                 os.fsync(file.fileno())
             if crc is not None:
                 break
+        if measure is not None:
+            labels = torch.tensor([row[1] for row in contents["files"]])
+            found = measure(np.load(new_array, mmap_mode="r"), labels)
+            contents = contents | {"input": found._asdict()}
         crc = _checksum(contents, crc)
         with new_index.open("w") as file:
             json.dump({"crc32": crc, **contents}, file)
@@ -724,14 +940,15 @@ TINY_IMAGENET = Archive(
 )
 
 
-def _tiny_imagenet(data_path: Path) -> Arrays:
+def _tiny_imagenet(place: Place) -> Arrays:
     """Tiny ImageNet with val/ as the test set; label = place of the WNID in sorted order.
 
     Missing, it is unpacked from the archive, which is downloaded if that is missing too.
     """
+    data_path = place.data
     root, archive = data_path / TINY_IMAGENET.top, data_path / TINY_IMAGENET.name
     remedy = f"unpack {TINY_IMAGENET.url} in {data_path}"
-    indexes = {part: data_path / f"{root.name}-{part}.json" for part in ("train", "val")}
+    indexes = {part: place.caches / f"{root.name}-{part}.json" for part in ("train", "val")}
     if not root.is_dir() and not all(index.exists() for index in indexes.values()):
         try:
             with downloading(data_path, root, archive):
@@ -746,7 +963,7 @@ def _tiny_imagenet(data_path: Path) -> Arrays:
                 f"({reason}): {remedy}"
             ) from error
     train, test = (
-        packed(index, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))
+        packed(index, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))[:2]
         for part, index in indexes.items()
     )
     return train, test
@@ -754,7 +971,7 @@ def _tiny_imagenet(data_path: Path) -> Arrays:
 
 def _find_tiny(root: Path, part: str, remedy: str) -> Source:
     annotations, val = root / "val" / "val_annotations.txt", root / "val"
-    rearranged = not any((val / "images").glob("*.JPEG"))
+    rearranged = not _images_in(val / "images")
     for needed in (root / "wnids.txt", root / "train", val if rearranged else annotations):
         if not needed.exists():
             raise UserError(
@@ -773,13 +990,30 @@ def _find_tiny(root: Path, part: str, remedy: str) -> Source:
         for wnid, label in labels.items():
             folder = root / part / wnid
             images = folder / "images" if (folder / "images").is_dir() else folder
-            names = sorted(path.name for path in images.glob("*.JPEG"))
+            names = _images_in(images)
             if not names:
                 raise UserError(f"{images} holds no image (*.JPEG): {remedy}")
             found += [(f"{images.relative_to(root)}/{name}", label) for name in names]
-        return Source(wnids, found)
+    else:
+        found = _annotated(annotations, labels, remedy)
+    used = {name for name, _ in found}
+    files, other = files_below(root / part)
+    unused = (name for name in files if f"{part}/{name}" not in used)
+    lists = re.compile(r"val_annotations\.txt|\w+/\w+_boxes\.txt")
+    _say_unused("TinyImagenet", root / part, [x for x in unused if not lists.fullmatch(x)], other)
+    return Source(wnids, found, READING)
 
-    present = set(os.listdir(val / "images"))
+
+def _images_in(folder: Path) -> list[str]:
+    """Names of Tiny ImageNet's images, sorted."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(x for x in names if x.lower().endswith(".jpeg") and x[0] != ".")
+
+
+def _annotated(annotations: Path, labels: dict[str, int], remedy: str) -> list[tuple[str, int]]:
+    """(name, label) of the images that val_annotations.txt names."""
+    images = annotations.parent / "images"
+    found, present = [], set(os.listdir(images))
     for line in annotations.read_text(errors="replace").splitlines():
         name, wnid = [*line.split("\t"), ""][:2]  # then a box: x, y, width, height
         if wnid not in labels:
@@ -787,13 +1021,23 @@ def _find_tiny(root: Path, part: str, remedy: str) -> Source:
                 f"{annotations} gives {name} the class {wnid!r}, which wnids.txt lacks: {remedy}"
             )
         if name not in present:
-            raise UserError(
-                f"{annotations} names {name}, which is not in {val / 'images'}: {remedy}"
-            )
+            raise UserError(f"{annotations} names {name}, which is not in {images}: {remedy}")
         found.append((f"val/images/{name}", labels[wnid]))
     if not found:
         raise UserError(f"{annotations} is empty: {remedy}")
-    return Source(wnids, found)
+    return found
+
+
+READING = 2  # of images: 1 left them as they lay, 2 turns them upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _read_tiny(path: Path) -> np.ndarray:
@@ -805,48 +1049,99 @@ def _read_tiny(path: Path) -> np.ndarray:
 
 
 def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 (3, H, W), some of Tiny ImageNet's are grey; with `size` scaled and cropped to fit."""
+    """uint8 (3, H, W), upright; with `size` scaled and cropped in the middle to fit.
+
+    16 bits become 8 (their upper ones), transparency is dropped, and of several frames or pages the
+    first is read. Raises UserError for a damaged file, and where nothing says what is black and
+    what white: numbers of 32 bits, signed or floating-point ones.
+    """
     try:
         with Image.open(path) as image:
+            kind = _unclear(image)
+            if kind is not None:
+                raise UserError(
+                    f"{path} holds {kind}, which do not say what is white: save it with 8 or 16 "
+                    "bits, black 0, white the largest number"
+                )
+            image = _upright(image)
             if image.mode.startswith("I"):  # 16 bits: convert would clip them
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            if image.mode in ("La", "RGBa"):  # colours multiplied by their opacity
+                image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
             image = image.convert("RGB")
             if size is not None:
                 image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
+    except UserError:
+        raise
     except Exception as error:  # what Pillow raises depends on where the bytes stop making sense
         raise UserError(f"{path} cannot be read ({error}): fetch it again or remove it") from error
 
 
-def _folder(data_path: Path, size: tuple[int, int]) -> Arrays:
+def _unclear(image: Image.Image) -> str | None:
+    """What an image holds whose numbers Pillow would read wrongly as 8 or 16 bits, or None."""
+    if image.mode == "F":
+        return "floating-point numbers"
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    if set(_numbers(tags.get(339, 1))) - {1, 4}:  # SampleFormat: unsigned, unspecified
+        return "signed numbers"
+    bits = max(_numbers(tags.get(258, 1)))  # BitsPerSample
+    if bits > 16 or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        return "numbers of 32 bits"  # of PNG and PPM, older Pillows give 16 bits as these
+    if 8 < bits < 16:
+        return f"numbers of {bits} bits"
+    if bits == 16 and image.mode.startswith("I") and tags.get(262) == 0:
+        return "16-bit numbers with 0 for white"  # which Pillow does not turn round
+    return None
+
+
+def _numbers(tag: Any) -> tuple:
+    return tag if isinstance(tag, tuple) else (tag,)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; one whose EXIF is damaged stays as it is."""
+    image.load()  # of a TIFF this turns it, and removes the mark
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # what Pillow raises depends on where the bytes stop making sense
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def _folder(place: Place, size: tuple[int, int]) -> Arrays:
     """A user's own images, val/ as the test set; label = place of the folder in sorted order."""
     train, test = (
         packed(
-            data_path / "{}-{}x{}.json".format(part, *size),
-            data_path / part,
-            partial(_find_images, data_path, part),
+            place.caches / "{}-{}x{}.json".format(part, *size),
+            place.data / part,
+            partial(_find_images, place.data, part),
             partial(read_image, size=size),
             (3, *size),
-        )
+        )[:2]
         for part in ("train", "val")
     )
     return train, test
 
 
 def _find_images(data_path: Path, part: str) -> Source:
-    classes, found = classes_of_folder(data_path), []
-    for label, name in enumerate(classes):
-        root = data_path / part
-        images = [
-            path
-            for path in (root / name).rglob("*")
-            if path.suffix.lower() in IMG_EXTENSIONS and path.is_file() and path.name[0] != "."
-        ]
+    classes, root, found = classes_of_folder(data_path), data_path / part, []
+    files, other = files_below(root)
+    of_class: dict[str, list[str]] = {name: [] for name in classes}
+    unused = []
+    for name in files:
+        folder, inside, _ = name.partition("/")
+        is_image = inside and Path(name).suffix.lower() in IMG_EXTENSIONS
+        (of_class.get(folder, unused) if is_image else unused).append(name)
+    for label, (name, images) in enumerate(of_class.items()):
         if not images:
             kinds = " ".join(IMG_EXTENSIONS)
-            raise UserError(f"{root / name} holds no image ({kinds}): add some or remove it")
-        found += sorted((str(x.relative_to(root)), label) for x in images)
-    return Source(classes, found)
+            raise UserError(
+                f"{root / name} holds no image ({kinds}) of its own: add some or remove it"
+            )
+        found += [(image, label) for image in images]
+    _say_unused("folder", root, unused, other)
+    return Source(classes, found, READING)
 
 
 class DamagedError(UserError):
@@ -877,12 +1172,15 @@ EVENT_DATA = {
 SENSOR = 180, 240  # height and width of N-Caltech101's camera
 
 
-def _frames_folder(data: str, data_path: Path, time_window: int) -> Path:
-    folder = EVENT_DATA[data].folder
-    return data_path / folder / f"frames_number_{time_window}_split_by_number"
+def _frames_folder(data: str, place: Place, time_window: int) -> Path:
+    """The folder of the frames: beside the data where they are there, else where they are made."""
+    name = f"{EVENT_DATA[data].folder}/frames_number_{time_window}_split_by_number"
+    return next((x / name for x in place if (x / name).is_dir()), place.caches / name)
 
 
-def _events(data: str, data_path: Path, time_window: int, size: tuple[int, int]) -> Arrays:
+def _events(
+    data: str, place: Place, time_window: int, size: tuple[int, int]
+) -> tuple[Arrays, Input]:
     """N-Caltech101 (Orchard et al. 2015) or data like it, as frames of event counts, T per sample.
 
     The split, the same on every machine: of a class's n file names in code-point order, the last
@@ -890,33 +1188,40 @@ def _events(data: str, data_path: Path, time_window: int, size: tuple[int, int])
     with a single file has it in the training set. Label = place of the class's folder name in
     code-point order.
     """
-    frames = _frames_folder(data, data_path, time_window)
-    index = _event_cache(data, data_path, time_window, size)
+    frames = _frames_folder(data, place, time_window)
+    index = _event_cache(data, place, time_window, size)
     if not frames.is_dir() and not index.exists():
         if data == "ncaltech101":
-            found = sorted(path.name for path in frames.parent.glob("frames_number_*_by_number"))
+            beside = (x / EVENT_DATA[data].folder for x in dict.fromkeys(place))
+            found = sorted(x.name for y in beside for x in y.glob("frames_number_*_by_number"))
             raise UserError(
                 f"{data} with --time_window {time_window} is expected in {frames}, which is "
                 f"missing (found there: {', '.join(found) or 'no frames'}): "
-                + _remedy(data, data_path, time_window)
+                + _remedy(data, place, time_window)
             )
-        convert_events(data, data_path, time_window)
-    images, labels = packed(
+        convert_events(data, place, time_window)
+
+    def training(labels: Tensor) -> int:
+        tests = sum(_test_share(data, n) for n in labels.bincount().tolist())
+        if not tests:
+            raise UserError(f"{frames} holds no class of two files or more")
+        return len(labels) - tests
+
+    images, labels, found = packed(
         index,
         frames,
-        partial(_find_frames, data, data_path, time_window),
+        partial(_find_frames, data, place, time_window),
         partial(read_frames, time_window=time_window, size=size),
         (time_window, 2, *size),
+        lambda images, labels: input_of(images[: training(labels)]),
     )
-    tests = sum(_test_share(data, n) for n in labels.bincount().tolist())
-    if not tests:
-        raise UserError(f"{frames} holds no class of two files or more")
-    return (images[:-tests], labels[:-tests]), (images[-tests:], labels[-tests:])
+    n = training(labels)
+    return ((images[:n], labels[:n]), (images[n:], labels[n:])), found
 
 
-def _event_cache(data: str, data_path: Path, time_window: int, size: tuple[int, int]) -> Path:
-    frames = _frames_folder(data, data_path, time_window)
-    return frames.with_name("{}-{}x{}.json".format(frames.name, *size))
+def _event_cache(data: str, place: Place, time_window: int, size: tuple[int, int]) -> Path:
+    name = "frames_number_{}_split_by_number-{}x{}.json".format(time_window, *size)
+    return place.caches / EVENT_DATA[data].folder / name
 
 
 def _test_share(data: str, files: int) -> int:
@@ -924,10 +1229,11 @@ def _test_share(data: str, files: int) -> int:
     return max(1, files // EVENT_DATA[data].one_in) if files > 1 else 0
 
 
-def _remedy(data: str, data_path: Path, time_window: int) -> str:
+def _remedy(data: str, place: Place, time_window: int) -> str:
+    caches = f" --cache_path {place.caches}" if place.caches != place.data else ""
     return (
-        f"run python data_loader.py prepare --data {data} --data_path {data_path} "
-        f"--time_window {time_window}"
+        f"run python data_loader.py prepare --data {data} --data_path {place.data} "
+        f"--time_window {time_window}{caches}"
     )
 
 
@@ -935,21 +1241,38 @@ def _classes_below(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
-def _find_frames(data: str, data_path: Path, time_window: int) -> Source:
+def _files_of_classes(
+    data: str, root: Path, classes: Sequence[str], ending: str
+) -> dict[str, list[str]]:
+    """Sorted names of each class's files root/CLASS/*ending; says how many others there are."""
+    of_class: dict[str, list[str]] = {name: [] for name in classes}
+    files, other = files_below(root)
+    unused = []
+    for path in files:
+        folder, _, name = path.partition("/")
+        if folder in of_class and "/" not in name and name.lower().endswith(ending):
+            of_class[folder].append(name)
+        else:
+            unused.append(path)
+    _say_unused(data, root, unused, other)
+    return of_class
+
+
+def _find_frames(data: str, place: Place, time_window: int) -> Source:
     """All training files, then all test files."""
-    root = _frames_folder(data, data_path, time_window)
+    root = _frames_folder(data, place, time_window)
     _refuse_unfinished(root)
     classes = [path.name for path in _classes_below(root)]
     most = DATA_SETS[data].num_classes
     if not 1 <= len(classes) <= most:
         raise UserError(f"{root} holds {len(classes)} classes, {data} has {most}")
     train, test = [], []
-    for label, name in enumerate(classes):
-        files = sorted(path.name for path in (root / name).glob("*.npz"))
+    of_class = _files_of_classes(data, root, classes, ".npz")
+    for label, (name, files) in enumerate(of_class.items()):
         if not files:
             raise UserError(
                 f"{root / name} holds no frames (*.npz): remove it, or remove {root} and "
-                + _remedy(data, data_path, time_window)
+                + _remedy(data, place, time_window)
             )
         first_test = len(files) - _test_share(data, len(files))
         train += [(f"{name}/{file}", label) for file in files[:first_test]]
@@ -961,7 +1284,8 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
     """Event counts (T, 2, *size) of a file that SpikingJelly wrote, or data_loader.py.
 
     Nearest neighbour: a pixel of the sensor in (H / height) · (W / width) is kept, so that counts
-    stay whole. Raises UserError for a damaged file and for frames of another T.
+    stay whole. Raises UserError for a damaged file, for frames of another T, and for negative,
+    infinite or undefined numbers anywhere in them.
     """
     again = "remove it and convert its events again"
     try:
@@ -969,7 +1293,7 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("an unknown version of .npy")
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if len(shape) != 4 or shape[1] != 2 or dtype.kind not in "fui":
+            if len(shape) != 4 or shape[1] != 2 or dtype.kind not in "fuib":
                 raise DamagedError(
                     f"{path} holds {dtype} of shape {shape}, not frames (T, 2, H, W): {again}"
                 )
@@ -988,22 +1312,24 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
         raise DamagedError(f"{path} holds no array named frames: {again}") from None
     except Exception as error:  # what zipfile and numpy raise depends on where the bytes go wrong
         raise DamagedError(f"{path} cannot be read ({error}): {again}") from error
-    rows, columns = (np.arange(side) * n // side for side, n in zip(size, shape[2:], strict=True))
-    frames = frames[..., rows[:, None], columns]
     if not (frames.min() >= 0 and frames.max() <= np.finfo(np.float32).max):  # NaN is neither
         raise DamagedError(f"{path} holds numbers that are no event counts: {again}")
-    return frames
+    tiny = np.finfo(np.float32).tiny
+    if frames.dtype.kind == "f" and ((frames > 0) & (frames < tiny)).any():
+        raise DamagedError(f"{path} holds numbers too small for 32 bits: scale the frames")
+    rows, columns = (np.arange(side) * n // side for side, n in zip(size, shape[2:], strict=True))
+    return frames[..., rows[:, None], columns]
 
 
 def convert_events(
-    data: str, data_path: Path, time_window: int, skip_damaged: bool = False
+    data: str, place: Place, time_window: int, skip_damaged: bool = False
 ) -> list[str]:
     """Make frames of the raw events, split by number of events, with SpikingJelly on all cores.
 
     A conversion that was stopped goes on where it was. Returns the damaged files that were skipped;
     without `skip_damaged` the first one raises UserError.
     """
-    frames = _frames_folder(data, data_path, time_window)
+    frames = _frames_folder(data, place, time_window)
     _refuse_unfinished(frames)
     if frames.is_dir():
         print(f"{frames} is there already: remove it to convert its events again")
@@ -1015,7 +1341,7 @@ def convert_events(
         unfinished = frames.with_name(f"{frames.name}.unfinished")
         targets = {
             unfinished / path.parent.name / f"{path.stem}.npz": path
-            for path in _find_events(data, data_path)
+            for path in _find_events(data, place)
         }
         for path in unfinished.glob("*/*"):  # of files that are no longer there
             if path not in targets:
@@ -1043,7 +1369,7 @@ def convert_events(
     return sorted(skipped)
 
 
-def set_damaged_frames_aside(data: str, data_path: Path, time_window: int) -> list[str]:
+def set_damaged_frames_aside(data: str, place: Place, time_window: int) -> list[str]:
     """Rename frames that cannot be read to *.npz.damaged, which nobody reads; what was wrong."""
     aside = []
 
@@ -1054,20 +1380,20 @@ def set_damaged_frames_aside(data: str, data_path: Path, time_window: int) -> li
             path.rename(path.with_name(f"{path.name}.damaged"))
             aside.append(str(error))
 
-    files = sorted(_frames_folder(data, data_path, time_window).glob("*/*.npz"))
+    files = sorted(_frames_folder(data, place, time_window).glob("*/[!.]*.npz"))
     for _ in in_threads(check, files, "checking frames"):
         pass
     return sorted(aside)
 
 
-def _find_events(data: str, data_path: Path) -> list[Path]:
+def _find_events(data: str, place: Place) -> list[Path]:
     """The files CLASS/*.bin, unpacked or made first where they are missing."""
-    kind = EVENT_DATA[data]
-    root = data_path / kind.folder
-    top = "Caltech101"
-    extracted = root / "extract" / top
-    if (root / top).is_dir() and not extracted.is_dir():
-        extracted = root / top
+    kind, top = EVENT_DATA[data], "Caltech101"
+    root, extracted = place.data / kind.folder, place.caches / kind.folder / "extract" / top
+    for folder in (root / "extract" / top, root / top):
+        if folder.is_dir():
+            extracted = folder
+            break
     if not extracted.is_dir():
         archive = kind.archive and root / "download" / kind.archive.name
         if archive and not archive.exists():
@@ -1082,12 +1408,12 @@ def _find_events(data: str, data_path: Path) -> list[Path]:
             elif not extracted.is_dir():
                 with whole_folder(extracted) as unfinished:
                     write_digit_events(unfinished)
+    classes = [path.name for path in _classes_below(extracted)]
     events = []
-    for folder in _classes_below(extracted):
-        files = sorted(folder.glob("*.bin"))
+    for name, files in _files_of_classes(data, extracted, classes, ".bin").items():
         if not files:
-            raise UserError(f"{folder} holds no events (*.bin): fill or remove it")
-        events += files
+            raise UserError(f"{extracted / name} holds no events (*.bin): fill or remove it")
+        events += [extracted / name / file for file in files]
     if not events:
         raise UserError(f"{extracted} holds no classes CLASS/*.bin")
     return events
@@ -1235,13 +1561,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare = commands.add_parser("prepare", allow_abbrev=False)
     add = prepare.add_argument
     add("--data", choices=DATA_SETS, required=True)
-    add("--data_path", type=Path, default=Path("data"), help="default ./data")
+    add("--data_path", default="./data", help="default ./data")
+    add("--cache_path", help="where frames and caches go (default: into the data path)")
     add("--time_window", type=int, help="frames of a sample of events (default 10)")
     add("--image_size", help="HxW or one side (ncaltech101: 48; all that its camera has: 180x240)")
     add("--skip_damaged", action="store_true", help="leave damaged files of events out")
     try:
         args = parser.parse_args(argv)
-        data_set, data_path = DATA_SETS[args.data], args.data_path
+        data_set, place = DATA_SETS[args.data], Place.of(args.data_path, args.cache_path)
         T = data_set.time_window if args.time_window is None else args.time_window
         low, high = LIMITS["time_window"]
         if not low <= T <= high:
@@ -1254,18 +1581,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.skip_damaged and args.data not in EVENT_DATA:
             raise UserError("--skip_damaged goes with raw events")
         skipped = []
-        if data_set.events and not _event_cache(args.data, data_path, T, size).exists():
-            skipped = convert_events(args.data, data_path, T, args.skip_damaged)
+        if data_set.events and not _event_cache(args.data, place, T, size).exists():
+            skipped = convert_events(args.data, place, T, args.skip_damaged)
         if args.skip_damaged:
-            skipped += set_damaged_frames_aside(args.data, data_path, T)
+            skipped += set_damaged_frames_aside(args.data, place, T)
         for text in skipped:
             print(f"data_loader.py: warning: skipped: {text}", file=sys.stderr)
-        train, test = load_data_sets(args.data, data_path, T, image_size=size)
+        train, test = load_data_sets(
+            args.data, place.data, T, image_size=size, cache_path=place.caches
+        )
     except UserError as error:
         print("data_loader.py: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"data_loader.py: error: cannot prepare {args.data}: {error}", file=sys.stderr)
+        text = cannot_prepare(args.data, place.data, error)
+        print("data_loader.py: error:", " ".join(text.split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("data_loader.py: interrupted: the same command goes on", file=sys.stderr)
@@ -1275,6 +1605,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{args.data}: {len(train)} training and {len(test)} test samples of {classes} classes, "
         f"{tuple(train.images.shape[1:])} {str(train.images.dtype).removeprefix('torch.')} each"
     )
+    if (text := input_text(train)) is not None:
+        print(text)
     return 0
 
 

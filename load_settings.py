@@ -39,7 +39,7 @@ class DataSet:
     num_classes: int
     in_channels: int
     image_size: tuple[int, int]  # pixels, height and width
-    image_step: float  # what one code of the 8-bit network input stands for
+    image_step: float  # what one code of the 8-bit input stands for to the network
     time_window: int
     batch_size: int
     events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
@@ -128,6 +128,9 @@ class Settings:
     save_every: int | None = None
     check_numerics: bool = False
     overwrite: bool = False
+    # What one code of event frames stands for, found from the training data; None: they are codes.
+    input_step: float | None = None
+    cache_path: str | None = None  # None: the data path
 
 
 class Checkpoint(NamedTuple):
@@ -205,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=int, default=0, help="default 0")
     add("--data_path", default="./data", help="where the data sets lie (default ./data)")
+    add("--cache_path", help="where caches and converted events go (default: the data path)")
     add("--save_path", help="where checkpoints and logs go (default ./checkpoints/RUN)")
     add(
         "--resume",
@@ -349,6 +353,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         save_every=args.save_every,
         check_numerics=args.check_numerics,
         overwrite=args.overwrite,
+        cache_path=args.cache_path,
     )
 
 
@@ -372,6 +377,7 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
         "eval_only",
         "integer",
         "data_path",
+        "cache_path",
         "workers",
         "device",
         "amp",
@@ -453,11 +459,12 @@ def check_settings(settings: Settings) -> None:
             raise UserError(f"--{name} must be between {low} and {high}, got {value}")
     if settings.image_size is not None:
         parse_image_size(settings.image_size)
-    for name in ("data_path", "save_path"):
-        if any(ord(character) < 32 for character in getattr(settings, name)):
+    for name in ("data_path", "save_path", "cache_path"):
+        path = getattr(settings, name) or ""
+        if any(ord(character) < 32 for character in path):
             raise UserError(f"--{name} holds a control character")
-        if any("\ud800" <= character <= "\udfff" for character in getattr(settings, name)):
-            raise UserError(f"--{name} {getattr(settings, name)!r} is not in UTF-8")
+        if any("\ud800" <= character <= "\udfff" for character in path):
+            raise UserError(f"--{name} {path!r} is not in UTF-8")
 
 
 def refuse_single_values(
@@ -668,6 +675,8 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
         or not all(type(name) is str for name in settings.classes or ())
         or len(settings.classes or "ab") < 2
         or (settings.image_size is not None and not DATA_SETS[settings.data].any_size)
+        or not (settings.input_step is None or 0 < settings.input_step < math.inf)
+        or (settings.input_step is not None and not DATA_SETS[settings.data].events)
         or {settings.bits is None, settings.bn_bits is None} != {not quantized}
         or {getattr(settings, name) is None for name in OF_DISTILLATION} != {not distilled}
     ):

@@ -43,12 +43,15 @@ from data_loader import (
     PATIENCE,
     ImageSet,
     evaluation_batches,
+    input_step_of,
+    input_text,
     load_data_sets,
     set_epoch,
     training_batches,
 )
 from distiller import Distiller, softmax_kl_forward
 from load_settings import (
+    DATA_SETS,
     Settings,
     UserError,
     build_network,
@@ -101,7 +104,7 @@ COLUMNS = (
     "images_per_second",
 )
 # What may differ between the nodes of a run.
-PER_PROCESS = {"data_path", "save_path", "teacher_path", "workers"}
+PER_PROCESS = {"data_path", "cache_path", "save_path", "teacher_path", "workers"}
 # What writing to stdout may meet: a full disk, a reader that has gone.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 RUN_STARTED = "run started"  # in the launcher's store: an attempt has taken the save path
@@ -332,6 +335,7 @@ def make_deterministic(settings: Settings) -> None:
 
 
 def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
+    """Training and test data; for an evaluation as the checkpoint's network reads them."""
     train_set, test_set = load_data_sets(
         settings.data,
         settings.data_path,
@@ -339,6 +343,8 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
         settings.seed,
         settings.augment,
         data_set_of(settings).image_size,
+        settings.cache_path,
+        None if settings.eval_only is None else input_step_of(settings),
     )
     if WORLD_SIZE > 1:
         # With other numbers of batches the processes would wait for each other for ever.
@@ -346,12 +352,31 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
             {
                 "training images": len(train_set),
                 "test images": len(test_set),
+                "input step": train_set.step,
                 "labels' checksum": zlib.crc32(train_set.labels.numpy(), len(test_set)),
             },
             "found data",
             "give all the same --data_path, or copies of it",
         )
+    if FIRST_PROCESS and (text := input_text(train_set)) is not None:
+        print(text, flush=True)
     return train_set, test_set
+
+
+def with_input_step(settings: Settings, step: float | None) -> Settings:
+    """The settings with what the training data have told. Raises UserError where the teacher reads
+    its input in other steps."""
+    if step not in (None, DATA_SETS[settings.data].image_step):
+        settings = replace(settings, input_step=step)
+    if settings.teacher_path is not None:
+        theirs = input_step_of(load_checkpoint(settings.teacher_path).settings)
+        if theirs != input_step_of(settings):
+            raise UserError(
+                f"--teacher_path {settings.teacher_path} was trained with the input step "
+                f"{theirs!r}, the training data in {settings.data_path} have {step!r}: give the "
+                "data that the teacher was trained on, or train a teacher on these"
+            )
+    return settings
 
 
 def train(settings: Settings, device: torch.device, store: dist.Store | None = None) -> None:
@@ -363,6 +388,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
     train_set, test_set = data_sets(settings)
     refuse_single_values(settings, WORLD_SIZE, len(train_set))
+    settings = with_input_step(settings, train_set.step)
     train_batches = training_batches(train_set, *shard, settings.seed, device)
     test_batches = evaluation_batches(test_set, *shard, device)
     if settings.compile:

@@ -108,7 +108,7 @@ def memory_of_a_worker(samples: int) -> float:
         array[:] = 1
         del array
         images = torch.from_numpy(np.load(file.name, mmap_mode="c"))
-        data_set = OwnMemory(images, [0] * samples, white=1)
+        data_set = OwnMemory(images, [0] * samples, step=1.0)
         loader = DataLoader(data_set, 32, num_workers=1)
         *_, (megabytes, _) = loader
         return megabytes[-1].item()

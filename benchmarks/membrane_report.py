@@ -24,9 +24,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data_loader import evaluation_loader, load_data_sets
+from data_loader import data_of, evaluation_loader
 from distiller import distance_to_teacher, membrane_kl
-from load_settings import UserError, check_writable, data_set_of, load_checkpoint, load_network
+from load_settings import UserError, check_writable, load_checkpoint, load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
 from quantization import integer_codes, signed_range
@@ -153,7 +153,7 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     if checkpoints["MD-SNN"].settings.bits is None:
         raise UserError(f"--mdsnn {args.mdsnn} is a full-precision network")
     for label, checkpoint in checkpoints.items():
-        for name in ("data", "model_depth", "width", "time_window"):
+        for name in ("data", "model_depth", "width", "time_window", "input_step"):
             if getattr(checkpoint.settings, name) != getattr(settings, name):
                 raise UserError(f"{paths[label]} and {args.teacher} differ in --{name}")
     networks = {label: load_network(checkpoint) for label, checkpoint in checkpoints.items()}
@@ -162,12 +162,7 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     if layer not in names:
         raise UserError(f"--layer {layer}: the LIF layers are {', '.join(names)}")
     check_writable(args.out)
-    _, test_set = load_data_sets(
-        settings.data,
-        args.data_path,
-        settings.time_window,
-        image_size=data_set_of(settings).image_size,
-    )
+    _, test_set = data_of(settings, args.data_path)
     batches = evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
 
     teacher = networks["teacher"]

@@ -23,9 +23,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data_loader import evaluation_loader, load_data_sets
+from data_loader import data_of, evaluation_loader
 from distiller import distance_to_teacher
-from load_settings import Checkpoint, Settings, data_set_of, load_checkpoint, load_network
+from load_settings import Checkpoint, Settings, load_checkpoint, load_network
 
 COSTS = ("energy", "delay", "area", "edap")
 LABELS = {"original": "teacher (full precision)", "student": "student", "qamd": "MD-SNN"}
@@ -78,10 +78,7 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def test_batches(settings: Settings):
-    size = data_set_of(settings).image_size
-    _, test_set = load_data_sets(
-        settings.data, settings.data_path, settings.time_window, image_size=size
-    )
+    _, test_set = data_of(settings, settings.data_path)
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
 
 

@@ -342,15 +342,18 @@ def test_the_cache_alone_is_enough(cached, tmp_path):
         assert part.labels.tolist() == other.labels.tolist()
 
 
-@pytest.mark.parametrize(("peak", "dtype"), [(255, "uint8"), (256, "uint16"), (0.5, "float32")])
-def test_counts_are_kept_exactly_in_the_smallest_type(peak, dtype, tmp_path):
+@pytest.mark.parametrize(
+    ("peak", "dtype", "code"), [(255, "uint8", 255), (256, "uint16", 255), (1.5, "float32", 2)]
+)
+def test_counts_are_kept_exactly_in_the_smallest_type(peak, dtype, code, tmp_path):
     folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
     file = max(folder.rglob("*.npz"))
     np.savez_compressed(file, frames=np.full((T, 2, 180, 240), float(peak)))
     _, test = load_data_sets("ncaltech101", tmp_path, T)
     assert str(test.images.dtype) == f"torch.{dtype}"
-    image, _ = test[len(test) - 1]
-    assert image.unique().tolist() == [peak]
+    assert test.images[-1].float().unique().tolist() == [peak]
+    image, _ = test[len(test) - 1]  # of a test file: the step is the training files', 1
+    assert image.unique().tolist() == [code]
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
