@@ -59,6 +59,7 @@ AUGMENTATIONS = ("basic", "auto", "none")
 PAPER_SETTINGS = ("original", "student", "qamd")
 OF_DISTILLATION = ("loss", "alpha", "beta", "tau", "beta_schedule")
 BN_BITS = 8
+SHARED_GPU = "cuda-shared"
 CLIP_GRAD, CLIP_GRAD_QAMD = 1.0, 5.0
 LIMITS = {  # smallest and largest value; the largest are far above any use
     "width": (1, 4096),
@@ -219,7 +220,12 @@ def _parser() -> argparse.ArgumentParser:
         default=workers,
         help="loaders of each process (4; fewer cores: less)",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", SHARED_GPU),
+        default="auto",
+        help=f"auto: a GPU where there is one; {SHARED_GPU}: more processes than GPUs, to try it",
+    )
     add(
         "--amp",
         nargs="?",
@@ -256,8 +262,10 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
             f"--accumulate {settings.accumulate} does not divide the {share} images that each "
             f"process takes of --batch_size {settings.batch_size}"
         )
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no usable GPU; use --device cpu")
+    if settings.device not in ("auto", "cpu") and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {settings.device}: this machine has no usable GPU; use --device cpu"
+        )
     if settings.eval_only is None:
         if settings.teacher_path is not None:
             _check_teacher(settings)

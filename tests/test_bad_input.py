@@ -105,8 +105,10 @@ def test_a_wrong_argument_is_one_line(arguments, expected, tmp_path, capfd, monk
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_asking_for_a_gpu_where_there_is_none_is_one_line(tmp_path, capfd, monkeypatch):
-    assert "GPU" in complaint([*ORIGINAL, "--device", "cuda"], tmp_path, capfd, monkeypatch)
+@pytest.mark.parametrize("device", ["cuda", "cuda-shared"])
+def test_asking_for_a_gpu_where_there_is_none_is_one_line(device, tmp_path, capfd, monkeypatch):
+    line = complaint([*ORIGINAL, "--device", device], tmp_path, capfd, monkeypatch)
+    assert f"--device {device}: this machine has no usable GPU" in line
 
 
 def broken_teachers(trained: dict[str, Path]) -> dict[str, object]:
