@@ -48,7 +48,7 @@ def compile_regions(
     """
     # The neuron's constants are numbers, not inputs; each T and each flag has a kernel of its own.
     torch._dynamo.config.specialize_float = True
-    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.recompile_limit = 256
     with suppress(AttributeError):  # torch before 2.10
         # Triton's own division is off by the last bit, and membranes lie on ties: halves of a step.
         torch._inductor.config.eager_numerics.division_rounding = True

@@ -5,6 +5,7 @@
 run on the CPU, and main.py in them sees no GPU.
 """
 
+import csv
 import os
 import shutil
 import sys
@@ -63,8 +64,8 @@ def measured(request) -> Callable[[str, float], None]:
 
     def keep(what: str, value: float) -> None:
         if path is not None:
-            with path.open("a") as file:
-                file.write(f"{request.node.name},{what},{value:.3g}\n")
+            with path.open("a", newline="") as file:
+                csv.writer(file).writerow([request.node.name, what, f"{value:.3g}"])
 
     return keep
 
