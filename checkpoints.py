@@ -404,14 +404,15 @@ def random_state() -> dict[str, Any]:
     return {
         "python": random.getstate(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        # Asked of a run on the CPU, it would open the GPU.
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
 def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
+    if state["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])
 
 
@@ -427,7 +428,7 @@ def are_random_states(states: Any) -> bool:
             if not (is_plain_tensor(state["torch"]) and state["torch"].is_contiguous()):
                 return False
             torch.Generator().set_state(state["torch"])
-            if state["cuda"] is not None and torch.cuda.is_available():
+            if state["cuda"] is not None and torch.cuda.is_initialized():
                 torch.Generator("cuda").set_state(state["cuda"])
     except Exception:  # whatever the three raise for what is not theirs
         return False

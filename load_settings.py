@@ -60,6 +60,7 @@ AUGMENTATIONS = ("basic", "auto", "none")
 PAPER_SETTINGS = ("original", "student", "qamd")
 OF_DISTILLATION = ("loss", "alpha", "beta", "tau", "beta_schedule")
 BN_BITS = 8
+SHARED_GPU = "cuda-shared"
 CLIP_GRAD, CLIP_GRAD_QAMD = 1.0, 5.0
 LIMITS = {  # smallest and largest value; the largest are far above any use
     "width": (1, 4096),
@@ -230,7 +231,12 @@ def _parser() -> argparse.ArgumentParser:
         default=workers,
         help="loaders of each process (4; fewer cores: less)",
     )
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add(
+        "--device",
+        choices=("auto", "cpu", "cuda", SHARED_GPU),
+        default="auto",
+        help=f"auto: a GPU where there is one; {SHARED_GPU}: more processes than GPUs, to try it",
+    )
     add(
         "--amp",
         nargs="?",
@@ -269,8 +275,10 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
         )
     if settings.eval_only is None:
         refuse_single_values(settings, world_size)
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no usable GPU; use --device cpu")
+    if settings.device not in ("auto", "cpu") and not torch.cuda.is_available():
+        raise UserError(
+            f"--device {settings.device}: this machine has no usable GPU; use --device cpu"
+        )
     if settings.eval_only is None:
         if settings.teacher_path is not None:
             _check_teacher(settings)

@@ -52,6 +52,7 @@ from data_loader import (
 from distiller import Distiller, softmax_kl_forward
 from load_settings import (
     DATA_SETS,
+    SHARED_GPU,
     Settings,
     UserError,
     build_network,
@@ -166,6 +167,9 @@ def what_to_say(error: Exception, settings: Settings | None) -> str | None:
         return f"{text.splitlines()[0]} (killed, or no memory left?): {go_on}"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
         return f"the data have stopped coming ({text.splitlines()[0]}): {go_on}"
+    if isinstance(error, torch.OutOfMemoryError):
+        less = "take a smaller --batch_size, or --accumulate N (a batch in N parts)"
+        return f"the GPU has no memory left ({text.splitlines()[0]}): {less}"
     if isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM:
         return f"cannot print ({error.strerror}): {go_on}"
     if LAUNCHED and (isinstance(error, dist.DistError) or "gloo" in text):
@@ -185,13 +189,19 @@ def processes(settings: Settings) -> Iterator[tuple[torch.device, dist.Store | N
     Yields the device, and the launcher's store, which all its attempts share.
     """
     use_cuda = settings.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", LOCAL_RANK) if use_cuda else torch.device("cpu")
+    device, backend = torch.device("cpu"), "gloo"
     if use_cuda:
-        if torch.cuda.device_count() < LOCAL_WORLD_SIZE:
+        gpus, backend = torch.cuda.device_count(), "nccl"
+        if gpus < LOCAL_WORLD_SIZE and settings.device != SHARED_GPU:
             raise UserError(
-                f"{LOCAL_WORLD_SIZE} processes need as many GPUs, this machine shows "
-                f"{torch.cuda.device_count()}: start fewer, or use --device cpu"
+                f"{LOCAL_WORLD_SIZE} processes need as many GPUs, this machine shows {gpus}: start "
+                f"fewer, or use --device cpu (or --device {SHARED_GPU}, which is slow)"
             )
+        if settings.device == SHARED_GPU:
+            backend = "gloo"  # NCCL refuses two processes on one GPU
+            if FIRST_PROCESS:
+                print(f"processes: {LOCAL_WORLD_SIZE}, GPUs: {gpus}: they talk by gloo, slowly")
+        device = torch.device("cuda", LOCAL_RANK % gpus)
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
     else:
@@ -199,7 +209,7 @@ def processes(settings: Settings) -> Iterator[tuple[torch.device, dist.Store | N
     if not LAUNCHED:
         yield device, None
         return
-    store = meet("nccl" if use_cuda else "gloo")
+    store = meet(backend)
     try:
         refuse_different_settings(settings)
         yield device, store.underlying_store

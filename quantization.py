@@ -271,8 +271,10 @@ class BatchNormQuantizer(nn.Module):
 
     def _step(self, x: Tensor) -> Tensor:
         largest = x.abs().max().clamp_min(torch.finfo(x.dtype).tiny)
-        mantissa, exponent = torch.frexp(largest / self.high)
-        return torch.ldexp(torch.ones_like(largest), exponent - (mantissa == 0.5).int())
+        smallest = largest / self.high
+        # Not ldexp: it asks pow, which need not be exact on every device.
+        mantissa, _ = torch.frexp(smallest)  # 0.5 of a power of two, else above
+        return torch.where(mantissa == 0.5, smallest, smallest / mantissa)
 
 
 def round_shift(x: Tensor, divisor: int) -> Tensor:
@@ -350,7 +352,7 @@ class IntegerNetwork:
 
     def _batch_norm(self, bn: nn.Module, accumulator: Tensor) -> Tensor:
         """scale · accumulator + shift, in units of the scale's step and then shifted to GRID."""
-        (scale, scale_step), (shift, shift_step) = bn.codes(bn.running_mean, bn.running_var)
+        (scale, scale_step), (shift, shift_step) = bn.codes(*bn.running_statistics())
         scale, shift = (x.long()[:, None, None] for x in (scale, shift))
         shift = shift * in_grid_units(shift_step.item())
         ratio = scale_step.item() / GRID  # a power of two

@@ -97,15 +97,16 @@ def step_of(name: str, width: int, time_window: int, batch: int, amp: bool, devi
     return step
 
 
-def difference_of_losses() -> float:
+def difference_of_losses(device: torch.device) -> float:
     """Largest relative difference between ours and the naive one in float64: loss, gradients.
 
     Raises AssertionError above 1e-7.
     """
-    images, labels = torch.rand(2, 3, 16, 16, dtype=torch.float64), torch.tensor([0, 1])
+    images = torch.rand(2, 3, 16, 16, dtype=torch.float64, device=device)
+    labels = torch.tensor([0, 1], device=device)
     found = []
     for distiller in (NaiveDistiller, Distiller):
-        teacher, student = (network.double() for network in networks(width=8, time_window=4))
+        teacher, student = (x.double().to(device) for x in networks(width=8, time_window=4))
         _, loss, _ = distiller(teacher, student.train())(images, labels)
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in student.parameters())])
@@ -134,12 +135,13 @@ def parser_of_steps(description: str, rounds: int) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = parser_of_steps(__doc__.splitlines()[0], rounds=9)
     parser.add_argument("--amp", action="store_true", help="bf16 autocast")
+    parser.add_argument("--no_memory", dest="memory", action="store_false")
     args = parser.parse_args(arguments)
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = args.width, args.T, args.batch, args.amp
     regions = Regions(softmax_kl_forward)
-    difference = difference_of_losses()
+    difference = difference_of_losses(device)
     steps = {name: step_of(name, *how, device) for name in (PLAIN, NAIVE, OURS)}
     seconds = regions.compile(lambda: [steps[name]() for name in (PLAIN, OURS)])
     variants = [(name, False) for name in steps] + [(PLAIN, True), (OURS, True)]
@@ -147,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     functions = {labels[name, c]: regions.using(c, steps[name]) for name, c in variants}
     times, repeated = in_turn(functions, args.rounds, device)
     regions.use(compiled=False)
-    memory = {name: peak_megabytes(prepare, name, *how) for name in steps}
+    memory = {name: peak_megabytes(prepare, name, *how) for name in steps if args.memory}
     rows = []
     for name, compiled in variants:
         label, plain = labels[name, compiled], labels[PLAIN, compiled]
@@ -158,8 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 with_spread(ratios(times[label], times[plain]), 3),
                 with_spread(ratios(times[label], times[NAIVE]), 3),
                 # a compiled step's would hold the compiler's too
-                "-" if compiled else f"{memory[name]:.0f}",
-                "-" if compiled else f"{memory[name] / memory[NAIVE]:.2f}",
+                "-" if compiled or not memory else f"{memory[name]:.0f}",
+                "-" if compiled or not memory else f"{memory[name] / memory[NAIVE]:.2f}",
             )
         )
     header = ("", "step, ms", "× plain step", "× naive", "peak memory, MB", "× naive")

@@ -1,13 +1,15 @@
 """Times of several ways to do the same work, taken in turn in one process, on a quiet machine."""
 
+import gc
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -92,11 +94,21 @@ def with_spread(values: tuple[float, float, float], digits: int) -> str:
 
 
 def peak_megabytes(prepare: Callable[..., Callable[[], object]], *arguments: object) -> float:
-    """Largest memory that `prepare(*arguments)` and three runs of what it returns add to a process.
+    """Largest memory that `prepare(*arguments)` and three runs of what it returns need: on a GPU of
+    what it allocates, on a CPU of what a process has.
 
-    `prepare` returns (device, function). A fresh process is started, so all has to be picklable;
-    its tensors are mapped one by one, so that on a CPU a freed one is not counted again.
+    `prepare` returns (device, function). On a CPU a fresh process is started, so all has to be
+    picklable; its tensors are mapped one by one, so that a freed one is not counted again.
     """
+    if torch.cuda.is_available():
+        gc.collect()
+        before = torch.cuda.memory_allocated()
+        _, function = prepare(*arguments)
+        function()  # cuDNN tries its algorithms, with the memory that the greediest wants
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(3):
+            function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of glibc; read when a process starts
     queue = multiprocessing.get_context("spawn").SimpleQueue()
     process = multiprocessing.get_context("spawn").Process(
@@ -112,13 +124,10 @@ def peak_megabytes(prepare: Callable[..., Callable[[], object]], *arguments: obj
 
 def _measure_peak(queue, prepare, arguments) -> None:
     before = resident_peak()
-    device, function = prepare(*arguments)
+    _, function = prepare(*arguments)
     for _ in range(3):
         function()
-    on_gpu = device.type == "cuda"
-    queue.put(
-        torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident_peak() - before
-    )
+    queue.put(resident_peak() - before)
 
 
 class OwnProcess:
@@ -164,16 +173,18 @@ def report(
     benchmark: str,
     arguments: Sequence[str] | None,
     device: torch.device,
-    parts: Sequence[str],
+    parts: Iterable[str],
     out: Path | None,
 ) -> None:
-    """Print paragraphs below the command and the machine, and write them to `out` if there is one.
+    """Print paragraphs below the command and the machine, and write them to `out` if there is one:
+    each as soon as `parts` gives it, so that a benchmark that is stopped has not measured in vain.
 
     `arguments` are those of the benchmark's main: None for the command line's.
     """
     given = sys.argv[1:] if arguments is None else arguments
     command = " ".join([f"python -m benchmarks.{benchmark}", *given])
-    text = "\n\n".join([f"`{command}`", machine(device), *parts]) + "\n"
-    print(text)
-    if out is not None:
-        out.write_text(text)
+    with nullcontext() if out is None else out.open("w") as file:
+        for part in chain((f"`{command}`", f"\n{machine(device)}"), (f"\n{x}" for x in parts)):
+            print(part, flush=True)
+            if file is not None:
+                print(part, file=file, flush=True)

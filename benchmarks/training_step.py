@@ -10,8 +10,9 @@ quartiles) of ratios within a round.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from benchmarks.timing import (
     ratios,
     report,
     table,
-    wait,
     with_spread,
 )
 from main import keep_freed_memory
@@ -63,7 +63,9 @@ def network_of(name: str, depth: int, time_window: int, width: int) -> nn.Module
 
 
 OTHERS = "loops", "spikingjelly Rect", "spikingjelly ATan"
+HAS_SPIKINGJELLY = find_spec("spikingjelly") is not None
 NAMES = (LIMIT, CONVOLUTIONS, OURS, COMPILED, STUDENT, COMPILED_STUDENT, *OTHERS)
+THERE = tuple(x for x in NAMES if HAS_SPIKINGJELLY or not x.startswith("spikingjelly"))
 AS_IT_COMES = ", as it comes"  # in a process of its own, which keeps no freed memory
 
 
@@ -135,6 +137,9 @@ class Work:
         reset(self.network)
 
 
+EQUAL = tuple(x for x in ("loops", "spikingjelly Rect", OURS, COMPILED) if x in THERE)
+
+
 def check_equality(regions: Regions, depth: int, time_window: int, device: torch.device) -> float:
     """Largest relative difference of logits and gradients from the loops', in float64.
 
@@ -143,7 +148,7 @@ def check_equality(regions: Regions, depth: int, time_window: int, device: torch
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64, device=device)
     labels = torch.tensor([0, 1], device=device)
     found: dict[str, list[Tensor]] = {}
-    for name in ("loops", OURS, COMPILED, "spikingjelly Rect"):
+    for name in EQUAL:
         network = network_of(name, depth, time_window, width=8).to(device).double()
         regions.use(name == COMPILED)
         logits = network(images)
@@ -182,18 +187,19 @@ def set_precision(precision: str) -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def timings(args: argparse.Namespace, precision: str, device: torch.device, regions: Regions):
-    """Markdown of one precision: every variant against the limit."""
+def timings(
+    args: argparse.Namespace, precision: str, device: torch.device, regions: Regions
+) -> tuple[str, dict[str, list[float]]]:
+    """(Markdown of one precision: every variant against the limit; the steps' seconds)"""
     set_precision(precision)
     how = args.depth, args.T, args.width, args.batch, precision
+    lines, memory = [], {}
+    for name in args.variants if args.memory else ():
+        compiled = name in (COMPILED, COMPILED_STUDENT)
+        if not compiled or device.type == "cuda":  # on a CPU it would hold the compiler's too
+            regions.use(compiled)
+            memory[name] = peak_megabytes(prepare, name, *how)
     works = {name: work_of(name, *how) for name in args.variants}
-
-    lines = []
-    memory = {  # a compiled step's would hold the compiler's too
-        name: peak_megabytes(prepare, name, *how)
-        for name in works
-        if args.memory and name not in (COMPILED, COMPILED_STUDENT)
-    }
     apart = {}
     if device.type == "cpu":
         apart = {n + AS_IT_COMES: OwnProcess(work_of, n, *how) for n in OTHERS if n in works}
@@ -227,7 +233,18 @@ def timings(args: argparse.Namespace, precision: str, device: torch.device, regi
         if one in found["step"] and other in works:
             step, evaluation = (with_spread(ratios(t[one], t[other]), 3) for t in found.values())
             lines.append(f"{one} / {other}: step {step}, evaluation {evaluation}")
-    return "\n\n".join([f"### {precision}", table(header, rows), *lines])
+    return "\n\n".join([f"### {precision}", table(header, rows), *lines]), found["step"]
+
+
+def against_float32(steps: dict[str, dict[str, list[float]]]) -> Iterator[str]:
+    """Others' steps in float32, as their users run them, against ours in other precisions: ratios
+    of medians, since they were not timed in turn. `steps`: seconds by precision and variant."""
+    plain = steps.get("float32", {})
+    for precision in (name for name in steps if name != "float32"):
+        for other, ours in ((other, ours) for ours in (OURS, COMPILED) for other in OTHERS):
+            if other in plain and ours in steps[precision]:
+                one, two = (quartiles(t)[1] for t in (plain[other], steps[precision][ours]))
+                yield f"{other} in float32 / {ours} in {precision}: step {one / two:.3f}"
 
 
 def sweep_of_time(args: argparse.Namespace, device: torch.device, regions: Regions) -> str:
@@ -279,12 +296,13 @@ def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Re
     return table(("", "GB/s", "of the copy"), rows)
 
 
-def kernels(work: Work) -> int:
-    """GPU kernels that one training step starts."""
+def kernels(step: Callable[[], object]) -> int:
+    """Kernels, copies and fillings that a GPU is asked for in one run of `step`."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        work.step()
-        wait(work.device)
-    return sum(event.count for event in profile.key_averages() if event.device_time_total > 0)
+        step()
+        torch.cuda.synchronize()
+    on_gpu = (x for x in profile.events() if x.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(not event.is_user_annotation for event in on_gpu)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -295,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--T", type=int, default=4)
     parser.add_argument("--batch", type=int, default=128 if on_gpu else 32)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--variants", nargs="+", choices=NAMES, default=THERE)
     parser.add_argument(
         "--precisions",
         nargs="+",
@@ -324,27 +342,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 tried = work_of(name, args.depth, args.T, args.width, args.batch, precision)
                 tried.step(), tried.evaluate()
 
-    compile_seconds = regions.compile(work)
-    equal = check_equality(regions, args.depth, args.T, device)
-    parts = [
-        f"MS-ResNet-{args.depth}, width {args.width}, 32×32, T = {args.T}, "
-        f"batch {args.batch}; compiling took {compile_seconds:.0f} s",
-        f"float64: loops, spikingjelly Rect, MD-SNN and MD-SNN --compile agree within {equal:.0e}",
-        *(timings(args, precision, device, regions) for precision in args.precisions),
-        "### LIF of the first stage\n\n" + bandwidth_of_lif(args, device, regions),
-    ]
-    if args.sweep:
-        parts.append("### Timesteps\n\n" + sweep_of_time(args, device, regions))
-    if on_gpu:
-        for name in (LIMIT, OURS, COMPILED, COMPILED_STUDENT):
+    def parts() -> Iterator[str]:
+        yield (
+            f"MS-ResNet-{args.depth}, width {args.width}, 32×32, T = {args.T}, "
+            f"batch {args.batch}; compiling took {regions.compile(work):.0f} s"
+        )
+        if not HAS_SPIKINGJELLY:
+            yield "Without spikingjelly: it is not installed."
+        equal = check_equality(regions, args.depth, args.T, device)
+        yield f"float64: {', '.join(EQUAL[:-1])} and {EQUAL[-1]} agree within {equal:.0e}"
+        steps = {}
+        for precision in args.precisions:
+            text, steps[precision] = timings(args, precision, device, regions)
+            yield text
+        yield from against_float32(steps)
+        yield "### LIF of the first stage\n\n" + bandwidth_of_lif(args, device, regions)
+        for name in (LIMIT, OURS, COMPILED, STUDENT, COMPILED_STUDENT) if on_gpu else ():
             regions.use(name in (COMPILED, COMPILED_STUDENT))
-            tried = Work(
-                network_of(name, args.depth, args.T, args.width), args.batch, "bf16", device
-            )
+            tried = work_of(name, args.depth, args.T, args.width, args.batch, "bf16")
             tried.step()
-            parts.append(f"{name}, bf16: {kernels(tried)} kernels a step")
+            yield f"{name}, bf16: {kernels(tried.step)} kernels a step"
+        if args.sweep:
+            yield "### Timesteps\n\n" + sweep_of_time(args, device, regions)
+
+    report("training_step", arguments, device, parts(), args.out)
     regions.use(compiled=False)
-    report("training_step", arguments, device, parts, args.out)
 
 
 if __name__ == "__main__":

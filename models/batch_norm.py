@@ -168,9 +168,9 @@ class BatchNorm(nn.BatchNorm2d):
         if not on_grid and (not self.training or (plain and x.device.type != "cpu")):
             return super().forward(x)
         if not self.training:
-            scale, shift = self.fold(self.running_mean, self.running_var)
+            scale, shift = self.fold(*self.running_statistics())
             # The products of wide layers are exact in float64 only.
-            return from_rows(affine(as_pixels(x), scale.double(), shift.double(), on_grid), x)
+            return from_rows(affine(as_pixels(x), scale, shift, on_grid), x)
         mean, var, count = global_statistics(x)
         self._update_running_statistics(mean, var, count * repeats)
         if plain:
@@ -180,6 +180,11 @@ class BatchNorm(nn.BatchNorm2d):
         return _BatchNorm.apply(
             x, self.weight, self.bias, scale, shift, mean, inverse_std, count, on_grid
         )
+
+    def running_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance (C,), in float64: a device's float32 square root may differ from
+        another's in its last bit, and now and then a folded scale gets another code for it."""
+        return self.running_mean.double(), self.running_var.double()
 
     @torch.no_grad()
     def _fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

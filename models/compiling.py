@@ -8,6 +8,7 @@ where there is no compiler.
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
@@ -47,7 +48,10 @@ def compile_regions(
     """
     # The neuron's constants are numbers, not inputs; each T and each flag has a kernel of its own.
     torch._dynamo.config.specialize_float = True
-    torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.recompile_limit = 256
+    with suppress(AttributeError):  # torch before 2.10
+        # Triton's own division is off by the last bit, and membranes lie on ties: halves of a step.
+        torch._inductor.config.eager_numerics.division_rounding = True
     regions = (*REGIONS, *functions)
     set_regions(regions, lambda f: torch.compile(f, dynamic=every_size, fullgraph=True))
     try:

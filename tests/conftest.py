@@ -1,16 +1,73 @@
-"""Shared by the tests that run the program: a copy of it to run in, and small trained networks."""
+"""Shared by the tests: the device, a copy of the program to run in, and small trained networks.
 
+`pytest --device cuda -m device` runs on a GPU what compares numbers: the tests that ask for the
+`device`, and marked ones that run main.py, which takes the GPU that it sees. Without it all tests
+run on the CPU, and main.py in them sees no GPU.
+"""
+
+import csv
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+import torch
 
 import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = ["--data", "digits", "--width", "2", "--epochs", "1", "--workers", "0"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.addoption("--measured", type=Path, help="add the numbers that tests measure to this CSV")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "device: compares numbers that the device computed")
+    if config.getoption("--device") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    else:
+        # cuBLAS reads it when it starts, long before the first test with --deterministic.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        hypothesis.settings.register_profile("gpu", deadline=None)  # the first call is slow
+        hypothesis.settings.load_profile("gpu")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "device" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.device)
+
+
+@pytest.fixture(scope="session")
+def device(request) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def gpu(device) -> torch.device:
+    """The device, for tests that compare it with the CPU."""
+    if device.type == "cpu":
+        pytest.skip("would compare the CPU with itself: needs --device cuda")
+    return device
+
+
+@pytest.fixture
+def measured(request) -> Callable[[str, float], None]:
+    """Keeps a number that says more than that the test has passed."""
+    path = request.config.getoption("--measured")
+
+    def keep(what: str, value: float) -> None:
+        if path is not None:
+            with path.open("a", newline="") as file:
+                csv.writer(file).writerow([request.node.name, what, f"{value:.3g}"])
+
+    return keep
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,9 @@ def settings_with(parts: int) -> Settings:
     return parse_settings([*DIGITS, "--paper_setting", "original", "--accumulate", str(parts)])
 
 
-def network_and_loss(setting: str, bn_bits: int = 8) -> tuple[nn.Module, main.LossFunction]:
+def network_and_loss(
+    setting: str, device: torch.device, bn_bits: int = 8
+) -> tuple[nn.Module, main.LossFunction]:
     """The same at every call; the running statistics are such that all layers fire."""
     torch.manual_seed(0)
     shape = (18, 10, 4, 1, 4)
@@ -28,32 +30,35 @@ def network_and_loss(setting: str, bn_bits: int = 8) -> tuple[nn.Module, main.Lo
     network = teacher
     if setting != "original":
         network = QuanMSResNet(*shape, bits=4, bn_bits=bn_bits).double()
+    network.to(device), teacher.to(device)
     for _ in range(20):
-        images = torch.rand(16, 1, 16, 16).double()
+        images = torch.rand(16, 1, 16, 16).double().to(device)
         network(images), teacher(images)
     if setting == "qamd":
         return network, Distiller(teacher, network)
     return network, main.cross_entropy(network)
 
 
-def batch(images: int) -> tuple[Tensor, Tensor]:
+def batch(images: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
-    return torch.rand(images, 1, 16, 16).double(), torch.arange(images) % 10
+    return torch.rand(images, 1, 16, 16).double().to(device), torch.arange(images).to(device) % 10
 
 
-def gradients(setting: str, parts: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def gradients(
+    setting: str, parts: int, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     # Running statistics do not know the batch. A quantized batch norm has no gradient with them.
-    network, loss_function = network_and_loss(setting, bn_bits=32)
+    network, loss_function = network_and_loss(setting, device, bn_bits=32)
     network.eval()
-    means = main.add_gradients(network, loss_function, *batch(14), settings_with(parts))
+    means = main.add_gradients(network, loss_function, *batch(14, device), settings_with(parts))
     return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}, means
 
 
 @pytest.mark.parametrize("parts", [2, 4])  # of 7 and 7; of 4, 4, 4 and 2 images
 @pytest.mark.parametrize("setting", ["original", "student", "qamd"])
-def test_the_gradients_of_the_parts_add_up_to_those_of_the_whole_batch(setting, parts):
-    whole, means_of_whole = gradients(setting, 1)
-    added, means = gradients(setting, parts)
+def test_the_gradients_of_the_parts_add_up_to_those_of_the_whole_batch(setting, parts, device):
+    whole, means_of_whole = gradients(setting, 1, device)
+    added, means = gradients(setting, parts, device)
     assert whole["stem.conv.weight"].abs().max() > 1e-3
     for name in whole:
         scale = whole[name].abs().max().item()
@@ -61,9 +66,11 @@ def test_the_gradients_of_the_parts_add_up_to_those_of_the_whole_batch(setting, 
     torch.testing.assert_close(means, means_of_whole, rtol=1e-12, atol=0)
 
 
-def trained(setting: str, parts: int) -> tuple[dict[str, Tensor], dict[str, float]]:
+def trained(
+    setting: str, parts: int, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Three steps on batches that hold the same four images twice."""
-    network, loss_function = network_and_loss(setting)
+    network, loss_function = network_and_loss(setting, device)
     settings = settings_with(parts)
     main.slow_down_running_statistics(network, parts)
     optimizer = build_optimizer(network, settings)
@@ -76,15 +83,15 @@ def trained(setting: str, parts: int) -> tuple[dict[str, Tensor], dict[str, floa
     # Of four, the last of which would be saved.
     run = Run(settings, network, optimizer, training_images=16, steps_per_epoch=4)
     row = main.train_epoch(
-        network, loss_function, batches, optimizer, scheduler, settings, torch.device("cpu"), run
+        network, loss_function, batches, optimizer, scheduler, settings, device, run
     )
     return network.state_dict(), row
 
 
 @pytest.mark.parametrize("setting", ["original", "student", "qamd"])
-def test_a_batch_of_copies_trains_to_the_same_weights_whole_and_in_parts(setting):
-    whole, row_of_whole = trained(setting, 1)
-    parts, row = trained(setting, 2)
+def test_a_batch_of_copies_trains_to_the_same_weights_whole_and_in_parts(setting, device):
+    whole, row_of_whole = trained(setting, 1, device)
+    parts, row = trained(setting, 2, device)
     for name in whole:
         # A part has half as many values: another count/(count - 1) in the running variance.
         if not name.endswith(("running_var", "num_batches_tracked")):

@@ -167,8 +167,10 @@ def test_what_batch_norm_is_given_is_foreseen(world_size):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_asking_for_a_gpu_where_there_is_none_is_one_line(tmp_path, capfd, monkeypatch):
-    assert "GPU" in complaint([*ORIGINAL, "--device", "cuda"], tmp_path, capfd, monkeypatch)
+@pytest.mark.parametrize("device", ["cuda", "cuda-shared"])
+def test_asking_for_a_gpu_where_there_is_none_is_one_line(device, tmp_path, capfd, monkeypatch):
+    line = complaint([*ORIGINAL, "--device", device], tmp_path, capfd, monkeypatch)
+    assert f"--device {device}: this machine has no usable GPU" in line
 
 
 def broken_teachers(trained: dict[str, Path]) -> dict[str, object]:

@@ -231,6 +231,7 @@ def test_a_checkpoint_holds_plain_types_and_the_student_alone(trained):
         assert set(content["model"]) == set(load_network(load_checkpoint(path)).state_dict())
 
 
+@pytest.mark.device
 def test_training_for_some_epochs_on_digits_learns_them(tmp_path):
     options = ["--data", "digits", "--width", "4", "--epochs", "6", "--workers", "0"]
     arguments = [*options, "--paper_setting", "original", "--save_path", str(tmp_path)]
@@ -238,6 +239,7 @@ def test_training_for_some_epochs_on_digits_learns_them(tmp_path):
     assert load_checkpoint(tmp_path / "original-best.pth").accuracy > 0.8
 
 
+@pytest.mark.device
 def test_a_student_can_start_from_its_teacher(trained, tmp_path):
     # a learning rate of next to nothing: the weights stay the teacher's
     options = [*DIGITS, "--paper_setting", "student", "--bits", "8", "--lr", "1e-9"]
@@ -249,6 +251,7 @@ def test_a_student_can_start_from_its_teacher(trained, tmp_path):
         torch.testing.assert_close(student[name], teacher.model[name], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.device
 def test_deterministic_runs_of_one_seed_are_bitwise_the_same_with_any_number_of_workers(tmp_path):
     written = []
     for run_, workers in enumerate(("0", "2")):
@@ -262,6 +265,7 @@ def test_deterministic_runs_of_one_seed_are_bitwise_the_same_with_any_number_of_
     assert one_csv.read_text() == other_csv.read_text()
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("amp", [["--amp"], ["--amp", "bf16"]])
 def test_bfloat16_autocast_trains(amp, tmp_path):
     options = [*DIGITS, *amp, "--paper_setting", "student", "--bits", "4"]
@@ -272,6 +276,7 @@ def test_bfloat16_autocast_trains(amp, tmp_path):
     assert all(x.isfinite().all() and x.dtype != torch.bfloat16 for x in model.values())
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("bits", ["2", "3", "4", "8"])
 def test_a_trained_student_fires_the_same_spikes_with_integers_alone(
     bits, trained, tmp_path, capfd

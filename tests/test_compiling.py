@@ -9,61 +9,35 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from distiller import Distiller, softmax_kl_forward
-from models import MSResNet, QuanMSResNet, compiling
+from distiller import softmax_kl_forward
+from models import compiling
 from models.neuron import LIF
+from one_step import SETTINGS, results
 
 ROOT = Path(__file__).parent.parent
 REGIONS = (*compiling.REGIONS, softmax_kl_forward)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
-def networks() -> tuple[MSResNet, QuanMSResNet]:
-    torch.manual_seed(0)
-    return MSResNet(18, 4, 3, 1, 8).double(), QuanMSResNet(18, 4, 3, 1, 8, bits=4).double()
-
-
-def results(setting: str) -> list[torch.Tensor]:
-    """Logits, loss and all gradients of one training step, and the logits of an evaluation."""
-    teacher, student = networks()
-    network = teacher if setting == "original" else student
-    images, labels = torch.rand(3, 1, 16, 16, dtype=torch.float64), torch.tensor([0, 1, 2])
-    if setting == "qamd":
-        logits, loss, _ = Distiller(teacher, student)(images, labels)
-    else:
-        logits = network(images)
-        loss = F.cross_entropy(logits, labels)
-    loss.backward()
-    with torch.no_grad():
-        evaluated = network.eval()(images)
-    return [logits.detach(), loss.detach(), evaluated, *(p.grad for p in network.parameters())]
-
-
 @pytest.fixture(scope="module")
-def eager_and_compiled():
+def eager_and_compiled(device):
     """Results of each setting, eager and compiled, and the reason why compiling failed."""
-    settings = ("original", "student", "qamd")
-    torch.manual_seed(1)
-    eager = {}
-    for setting in settings:
-        torch.manual_seed(1)
-        eager[setting] = results(setting)
+    eager = {setting: results(setting, device) for setting in SETTINGS}
     compiled = {}
 
     def work() -> None:
-        for setting in settings:
-            torch.manual_seed(1)
-            compiled[setting] = results(setting)
+        compiled.update({setting: results(setting, device) for setting in SETTINGS})
 
-    reason = compiling.compile_regions(work, softmax_kl_forward)
+    every_size = device.type == "cpu"
+    reason = compiling.compile_regions(work, softmax_kl_forward, every_size=every_size)
     compiling.set_regions(REGIONS, lambda f: f)
     return eager, compiled, reason
 
 
 @needs_compiler
-@pytest.mark.parametrize("setting", ["original", "student", "qamd"])
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.device
 def test_compiled_kernels_agree_with_the_eager_functions(eager_and_compiled, setting):
     eager, compiled, reason = eager_and_compiled
     assert reason is None

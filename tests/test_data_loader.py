@@ -373,11 +373,11 @@ def test_training_order_depends_on_seed_and_epoch_only():
     assert order(1, 0) != order(2, 0)
 
 
-def both_loaders(data_set, batch_size=16, rank=0, world_size=1, epoch=1):
+def both_loaders(data_set, device, batch_size=16, rank=0, world_size=1, epoch=1):
     """(the reference, the one on the device) for training."""
     share = (batch_size, rank, world_size)
     reference = train_loader(data_set, *share, 0, seed=5)
-    on_device = training_batches(data_set, *share, 0, 5, torch.device("cpu"))
+    on_device = training_batches(data_set, *share, 0, 5, device)
     assert isinstance(on_device, DeviceLoader)
     for loader in (reference, on_device):
         set_epoch(loader, epoch)
@@ -388,26 +388,28 @@ def both_loaders(data_set, batch_size=16, rank=0, world_size=1, epoch=1):
 @pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100", "TinyImagenet", "digits"])
 @pytest.mark.parametrize("world_size", [1, 3, 50])  # of 50, some have nothing to do
 def test_on_the_device_evaluation_is_exactly_that_of_torchvisions_loader(
-    data, world_size, data_path
+    data, world_size, data_path, device
 ):
     _, test = load_data_sets(data, data_path, T)
     for rank in range(world_size):
-        on_device = evaluation_batches(test, 7, rank, world_size, 0, torch.device("cpu"))
+        on_device = evaluation_batches(test, 7, rank, world_size, 0, device)
         assert isinstance(on_device, DeviceLoader)
         reference = evaluation_loader(test, 7, rank, world_size, workers=0)
         assert len(on_device) == len(reference)
         for ours, theirs in zip(on_device, reference, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+            assert all(x.device.type == device.type for x in ours)
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("size", [10, 64, 70])
 @pytest.mark.parametrize("world_size", [1, 4])
-def test_on_the_device_training_batches_hold_the_same_images(size, world_size):
+def test_on_the_device_training_batches_hold_the_same_images(size, world_size, device):
     images = torch.randint(256, (size, 3, 8, 8), dtype=torch.uint8)
+    data_set = ImageSet(images, range(size))
     for rank in range(world_size):
-        loaders_of_rank = both_loaders(ImageSet(images, range(size)), 16, rank, world_size)
-        for ours, theirs in zip(*loaders_of_rank, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+        for theirs, ours in zip(*both_loaders(data_set, device, 16, rank, world_size), strict=True):
+            assert all(x.device.type == device.type for x in ours)
+            assert all(torch.equal(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize("data", ["CIFAR10", "ncaltech101"])
@@ -424,13 +426,13 @@ def test_an_epoch_can_be_gone_on_with_at_any_batch(data, data_path):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_crops_and_flips_on_the_device_are_torchvisions_in_distribution():
+def test_crops_and_flips_on_the_device_are_torchvisions_in_distribution(device):
     """Each of 5 · 5 crops, flipped or not, is as likely: counted on an image of distinct pixels."""
     image = torch.arange(1, 1 + 16 * 16).reshape(1, 16, 16)
     size = 6000
     data_set = ImageSet(image.expand(size, 1, 16, 16), range(size), CropAndFlip((16, 16)))
     seen = []
-    for loader in both_loaders(data_set, 1000):
+    for loader in both_loaders(data_set, device, 1000):
         counts = Counter()
         for images, _ in loader:
             # A crop is known by the pixels of its middle, where no padding reaches.
@@ -446,25 +448,27 @@ def test_crops_and_flips_on_the_device_are_torchvisions_in_distribution():
 
 
 @pytest.mark.parametrize(("H", "W"), [(16, 16), (8, 40)])
-def test_each_image_on_the_device_is_one_of_its_crops(H, W):
+def test_each_image_on_the_device_is_one_of_its_crops(H, W, device):
     images = torch.randint(256, (20, 3, H, W), dtype=torch.uint8)
     augment = CropAndFlip((H, W))
     draws = augment.draw(20, seed=3)
     padded = torch.nn.functional.pad(images, [W // 8, W // 8, H // 8, H // 8])
-    for i, image in enumerate(augment.of_batch(images, draws)):
+    for i, image in enumerate(augment.of_batch(images.to(device), draws.to(device)).cpu()):
         row, column, flipped = draws[i].tolist()
         crop = padded[i, :, row : row + H, column : column + W]
         assert torch.equal(image, crop.flip(-1) if flipped else crop)
 
 
-def test_augmentation_on_the_device_is_the_same_on_any_number_of_processes_and_new_in_each_epoch():
+def test_augmentation_on_the_device_is_the_same_on_any_number_of_processes_and_new_in_each_epoch(
+    device,
+):
     images = torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8)
     data_set = ImageSet(images, range(64), CropAndFlip((16, 16)), seed=7)
 
     def epoch_images(world_size, epoch):
         seen = {}
         for rank in range(world_size):
-            _, loader = both_loaders(data_set, 16 // world_size, rank, world_size, epoch)
+            _, loader = both_loaders(data_set, device, 16 // world_size, rank, world_size, epoch)
             for batch, labels in loader:
                 seen |= dict(zip(labels.tolist(), batch, strict=True))
         return torch.stack([seen[label] for label in range(64)])

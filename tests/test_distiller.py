@@ -21,41 +21,43 @@ from quantization import as_rows
 LOG3 = math.log(3)
 
 
-def test_logit_kl_by_hand():
+def test_logit_kl_by_hand(device):
     # softmax([log 3, 0]) = (3/4, 1/4), softmax([0, 0]) = (1/2, 1/2); the second image agrees
-    student = torch.tensor([[0.0, 0.0], [1.0, 2.0]]).double()
-    teacher = torch.tensor([[LOG3, 0.0], [1.0, 2.0]], dtype=torch.float64)
+    student = torch.tensor([[0.0, 0.0], [1.0, 2.0]]).double().to(device)
+    teacher = torch.tensor([[LOG3, 0.0], [1.0, 2.0]], dtype=torch.float64, device=device)
     one_image = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert logit_kl(student, teacher, tau=1.0).item() == pytest.approx(one_image / 2)
     # twice the logits at tau = 2 are the same distributions, and tau² weighs them
     assert logit_kl(2 * student, 2 * teacher, tau=2.0).item() == pytest.approx(4 * one_image / 2)
 
 
-def test_membrane_kl_by_hand():
+def test_membrane_kl_by_hand(device):
     # one layer, T = 2, B = 1, two neurons; the timesteps differ from the teacher's in turn
-    student = torch.tensor([0.0, 0.0, 1.0, 1.0]).view(2, 1, 2, 1, 1).double()
-    teacher = torch.tensor([LOG3, 0.0, 5.0, 5.0], dtype=torch.float64).view(2, 1, 2, 1, 1)
+    student, teacher = (
+        torch.tensor(values, dtype=torch.float64, device=device).view(2, 1, 2, 1, 1)
+        for values in ([0.0, 0.0, 1.0, 1.0], [LOG3, 0.0, 5.0, 5.0])
+    )
     one = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     assert membrane_kl([student], [teacher]).item() == pytest.approx(one / 2)
     two_layers = membrane_kl([student, student], [teacher, student])
     assert two_layers.item() == pytest.approx(one / 4)
 
 
-def test_membrane_mse_by_hand():
-    student = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1, 1)
-    teacher = torch.tensor([2.0, 1.0]).view(1, 1, 2, 1, 1)
+def test_membrane_mse_by_hand(device):
+    student = torch.tensor([0.0, 1.0], device=device).view(1, 1, 2, 1, 1)
+    teacher = torch.tensor([2.0, 1.0], device=device).view(1, 1, 2, 1, 1)
     assert membrane_mse([student], [teacher]).item() == 2.0
     assert membrane_mse([student, student], [teacher, student]).item() == 1.0
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_membrane_kl_and_its_gradient_equal_autograd(channels_last):
+def test_membrane_kl_and_its_gradient_equal_autograd(channels_last, device):
     torch.manual_seed(0)
-    u = torch.randn(3 * 2, 4, 5, 5, dtype=torch.float64)
+    u = torch.randn(3 * 2, 4, 5, 5, dtype=torch.float64).to(device)
     if channels_last:
         u = u.to(memory_format=torch.channels_last)
     student = u.clone().unflatten(0, (3, 2)).requires_grad_()
-    teacher = torch.randn(3, 2, 4, 5, 5, dtype=torch.float64)
+    teacher = torch.randn(3, 2, 4, 5, 5, dtype=torch.float64).to(device)
     loss = membrane_kl([student], [teacher])
     plain = student.detach().clone().requires_grad_()
     log_p_student, log_p_teacher = (x.flatten(2).log_softmax(2) for x in (plain, teacher))
@@ -136,10 +138,11 @@ def test_beta_follows_its_schedule_over_the_epochs(schedule, shares):
         torch.testing.assert_close(total, terms["ce"] + 8 * share * terms["membrane"])
 
 
-def test_losses_are_float32_under_bfloat16_autocast():
-    distiller = Distiller(*networks())
-    with torch.autocast("cpu", torch.bfloat16):
-        _, total, terms = distiller(torch.rand(3, 1, 16, 16), torch.tensor([0, 1, 2]))
+def test_losses_are_float32_under_bfloat16_autocast(device):
+    distiller = Distiller(*(network.to(device) for network in networks()))
+    images, labels = torch.rand(3, 1, 16, 16).to(device), torch.tensor([0, 1, 2], device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        _, total, terms = distiller(images, labels)
     assert {total.dtype, *(term.dtype for term in terms.values())} == {torch.float32}
 
 

@@ -16,9 +16,9 @@ from spikesim_eval.trace import trace_network
 T = 3
 
 
-def small(depth: int = 18, **options) -> MSResNet:
+def small(depth: int = 18) -> MSResNet:
     torch.manual_seed(0)
-    return MSResNet(depth, 5, T, in_channels=2, width=4, **options).double()
+    return MSResNet(depth, 5, T, in_channels=2, width=4).double()
 
 
 def small_quantized(depth: int, bits: int, bn_bits: int) -> QuanMSResNet:
@@ -41,7 +41,7 @@ def images(*shape: int) -> torch.Tensor:
     [(18, 32, 32), (34, 32, 32), (18, 2, 8), (18, 3, 4), (18, 4, 8), (18, 8, 16), (34, 2, 8)],
 )
 def test_the_whole_network_equals_the_naive_one_in_values_and_gradients(
-    depth, bits, bn_bits, static
+    depth, bits, bn_bits, static, device
 ):
     network = small(depth) if bits == 32 else small_quantized(depth, bits, bn_bits)
     x = images(3, 2, 8, 8) if static else images(3, T, 2, 8, 8)
@@ -51,7 +51,8 @@ def test_the_whole_network_equals_the_naive_one_in_values_and_gradients(
     if bits != 32:
         layers = reference.Quantized(weights, T, bits, bn_bits)
 
-    logits, membranes = network(x, membranes=True)
+    logits, membranes = network.to(device)(x.to(device), membranes=True)
+    logits, membranes = logits.cpu(), [u.cpu() for u in membranes]
     naive_logits, naive_membranes = reference.ms_resnet(layers, depth, steps)
     torch.testing.assert_close(logits, naive_logits, rtol=1e-7, atol=1e-9)
     for u, naive in zip(membranes, naive_membranes, strict=True):
@@ -61,14 +62,13 @@ def test_the_whole_network_equals_the_naive_one_in_values_and_gradients(
     for z, us in ((logits, membranes), (naive_logits, naive_membranes)):
         (z.square().sum() + sum(u.square().mean() for u in us)).backward()
     for name, parameter in network.named_parameters():
-        torch.testing.assert_close(
-            parameter.grad, weights[name].grad, rtol=1e-7, atol=1e-10, msg=f"gradient of {name}"
-        )
+        grad, naive = parameter.grad.cpu(), weights[name].grad
+        torch.testing.assert_close(grad, naive, rtol=1e-7, atol=1e-10, msg=f"gradient of {name}")
 
 
-def test_a_static_image_gives_what_the_same_frame_repeated_gives():
-    x = images(3, 2, 8, 8)
-    static, frames = small(), small()
+def test_a_static_image_gives_what_the_same_frame_repeated_gives(device):
+    x = images(3, 2, 8, 8).to(device)
+    static, frames = small().to(device), small().to(device)
     torch.testing.assert_close(static(x), frames(x[:, None].repeat(1, T, 1, 1, 1)))
     for one, other in zip(static.buffers(), frames.buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)  # running statistics too
@@ -122,13 +122,14 @@ def test_every_layer_of_a_quantized_network_sees_integers_times_a_scale(bits):
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("bn_bits", [2, 8, 12, 14, 16])
 @pytest.mark.parametrize("static", [True, False])
-def test_the_integer_network_fires_every_spike_as_the_network_does(bits, bn_bits, static):
+def test_the_integer_network_fires_every_spike_as_the_network_does(bits, bn_bits, static, device):
     torch.manual_seed(0)
     network = QuanMSResNet(18, 5, T, 2, 8, bits=bits, bn_bits=bn_bits)
     for module in network.modules():
         if isinstance(module, BatchNorm):
             torch.nn.init.normal_(module.bias, std=0.1)
-    x = (images(16, 2, 16, 16) if static else images(16, T, 2, 16, 16)).float()
+    x = (images(16, 2, 16, 16) if static else images(16, T, 2, 16, 16)).float().to(device)
+    network.to(device)
     for _ in range(30):  # lets the running statistics arrive
         network(x)
     network.eval()
@@ -193,12 +194,13 @@ def test_a_student_that_starts_from_its_teacher_evaluates_like_it():
         torch.testing.assert_close(module.running_var * one**2, theirs[name].running_var)
 
 
-def test_a_quantized_batch_norm_rounds_alike_in_training_and_evaluation():
+def test_a_quantized_batch_norm_rounds_alike_in_training_and_evaluation(device):
     torch.manual_seed(0)
     bn = BatchNorm(6, 0.5, BatchNormQuantizer(8)).double()
     with torch.no_grad():
         bn.weight.uniform_(0.2, 1.5), bn.bias.uniform_(-1, 1)
-    x = torch.round(torch.randn(8, 6, 5, 5, dtype=torch.float64) * 30 + 10)
+    x = torch.round(torch.randn(8, 6, 5, 5, dtype=torch.float64) * 30 + 10).to(device)
+    bn.to(device)
     trained = bn(x)
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     bn.running_mean.copy_(mean), bn.running_var.copy_(var)
@@ -236,13 +238,13 @@ def test_a_batch_norm_refuses_to_train_on_a_single_value():
         assert all(x.isfinite().all() for x in bn.state_dict().values())
 
 
-def test_gradients_of_a_quantized_batch_norm_are_straight_through():
+def test_gradients_of_a_quantized_batch_norm_are_straight_through(device):
     torch.manual_seed(0)
-    x = torch.round(100 * torch.randn(8, 6, 5, 5, dtype=torch.float64))
-    weight = torch.randn(8, 6, 5, 5, dtype=torch.float64)
+    x = torch.round(100 * torch.randn(8, 6, 5, 5, dtype=torch.float64)).to(device)
+    weight = torch.randn(8, 6, 5, 5, dtype=torch.float64).to(device)
     gradients = []
     for quantizer in (None, BatchNormQuantizer(16)):  # fine steps: as good as none
-        bn = BatchNorm(6, 0.5, quantizer).double()
+        bn = BatchNorm(6, 0.5, quantizer).double().to(device)
         leaf = x.clone().requires_grad_()
         torch.sum(bn(leaf) * weight).backward()
         gradients.append((leaf.grad, bn.weight.grad, bn.bias.grad))
@@ -263,11 +265,11 @@ def test_weights_load_from_a_plain_dict():
     assert not network.load_state_dict(dict(network.state_dict())).missing_keys
 
 
-def test_under_autocast_a_quantized_network_still_adds_integers():
+def test_under_autocast_a_quantized_network_still_adds_integers(device):
     torch.manual_seed(0)
-    network = QuanMSResNet(18, 5, T, 2, 4, bits=4).eval()
-    x = images(3, 2, 16, 16).float()
-    with torch.autocast("cpu", torch.bfloat16):
+    network = QuanMSResNet(18, 5, T, 2, 4, bits=4).eval().to(device)
+    x = images(3, 2, 16, 16).float().to(device)
+    with torch.autocast(device.type, torch.bfloat16):
         logits = network(x)
     assert torch.equal(logits, network(x))
 
@@ -327,16 +329,17 @@ def trained_statistics(network: MSResNet) -> MSResNet:
             torch.nn.init.uniform_(module.weight, 0.2, 1.0)
             torch.nn.init.normal_(module.bias, std=0.2)
     network.train()
+    x = images(4, 2, 8, 8).to(network.linear.weight.device)
     for _ in range(20):
-        network(images(4, 2, 8, 8))
+        network(x)
     return network.eval()
 
 
 @pytest.mark.parametrize("depth", [18, 34])
-def test_a_folded_network_is_the_evaluated_one(depth):
-    network = trained_statistics(small(depth))
+def test_a_folded_network_is_the_evaluated_one(depth, device):
+    network = trained_statistics(small(depth).to(device))
     fast = folded(network)
-    x = images(3, T, 2, 8, 8)
+    x = images(3, T, 2, 8, 8).to(device)
     logits, membranes = network(x, membranes=True)
     fast_logits, fast_membranes = fast(x, membranes=True)
     torch.testing.assert_close(logits, fast_logits, rtol=1e-9, atol=1e-12)
@@ -367,9 +370,10 @@ def test_spikes_convolved_in_integers_are_the_floats_to_the_last_bit(bits, strid
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_keep_the_layout_of_the_activations():
+@pytest.mark.parametrize("amp", [False, True])
+def test_gradients_keep_the_layout_of_the_activations(amp, device):
     # Where one does not, every layer before it copies its tensors from one layout to the other.
-    network, layouts = MSResNet(18, 5, T, in_channels=2, width=4), []
+    network, layouts = MSResNet(18, 5, T, in_channels=2, width=4).to(device), []
 
     def watch(module, inputs, y):
         y.register_hook(
@@ -379,6 +383,8 @@ def test_gradients_keep_the_layout_of_the_activations():
     for module in network.modules():
         if isinstance(module, Conv2d | BatchNorm):
             module.register_forward_hook(watch)
-    network(torch.rand(2, 2, 16, 16)).square().sum().backward()
+    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+        logits = network(torch.rand(2, 2, 16, 16, device=device))
+    logits.square().sum().backward()
     assert len(layouts) == 40
     assert all(layouts)

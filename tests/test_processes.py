@@ -10,13 +10,18 @@ import torch
 WORKER = Path(__file__).with_name("train_in_float64.py")
 
 
+pytestmark = pytest.mark.device
+# Where two share a GPU, NCCL refuses.
+DEVICE = ["--device", "cuda-shared" if torch.cuda.is_available() else "cpu"]
+
+
 def train(processes: int, folder: Path, setting: str, *options: str) -> dict[str, torch.Tensor]:
     """The weights after three steps of 16 digits each."""
     save_path = folder / f"{setting}-{processes}"
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *launcher, str(WORKER), "--paper_setting", setting]
     result = subprocess.run(
-        [*command, *options, "--save_path", str(save_path)], capture_output=True, text=True
+        [*command, *DEVICE, *options, "--save_path", str(save_path)], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return torch.load(save_path / f"{setting}-last.pth", weights_only=True)["model"]

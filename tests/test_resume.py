@@ -88,6 +88,7 @@ class PowerCutError(Exception):
     pass
 
 
+@pytest.mark.device
 @pytest.mark.parametrize("step", range(1, 11))
 def test_a_run_cut_off_after_any_step_goes_on_as_if_nothing_had_been(
     step, uninterrupted, tmp_path, monkeypatch

@@ -1,0 +1,281 @@
+"""What can only be shown on a GPU, in stages: bash benchmarks/gpu.sh STAGE --out DIR
+
+check    the tests that compare numbers, with `pytest --device cuda`
+speed    training_step, distillation_step and cuda_graphs
+cifar10  a teacher, a 4-bit student and a 4-bit CLK of full size, trained by main.py
+
+A stage ends by itself within --minutes. What it finds is written into DIR as soon as it is there,
+in few small files. Everything else stays in --work, checkpoints among it: from them the same command
+goes on with cifar10. --dry_run does a stage in miniature on a CPU.
+"""
+
+import argparse
+import csv
+import io
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.timing import machine, table
+from benchmarks.training_step import COMPILED, LIMIT, OURS
+from data_loader import whole_folder
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = (
+    *("neuron", "quantization", "distiller", "networks", "device", "accumulate", "data_loader"),
+    *("processes", "commands", "compiling", "resume"),
+)
+TESTS_OF_DRY_RUN = ("neuron", "distiller", "device")
+SOME_TESTS = "naive_loop or by_hand or float64"
+TRAININGS = {  # options of main.py
+    "teacher": ["--paper_setting", "original"],
+    "student": ["--paper_setting", "student", "--bits", "4"],
+    "CLK": ["--paper_setting", "qamd", "--bits", "4", "--loss", "CLK"],
+}
+GRACE = 40  # seconds that a training gets to finish its step, or an evaluation, and to save
+
+
+class Stage:
+    """What a stage needs: where its files go, how long it has, how its programs are started."""
+
+    def __init__(self, args: argparse.Namespace, work: Path):
+        self.name, self.out, self.work = args.stage, args.out, work
+        self.dry_run, self.data, self.epochs = args.dry_run, args.data, args.epochs
+        self.deadline = time.monotonic() + 60 * args.minutes
+        self.device = torch.device("cpu" if args.dry_run else "cuda")
+        self.environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        if args.dry_run:
+            # Compiling takes a CPU minutes: torch.compile gives the eager functions here.
+            self.environment |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_COMPILE_DISABLE": "1"}
+        if args.wheels is not None:
+            self.install(args.wheels)
+
+    def install(self, wheels: Path) -> None:
+        site, old = self.work / "site", os.environ.get("PYTHONPATH", "")
+        offline = ["--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", str(site)]
+        files = [str(path) for path in sorted(wheels.glob("*.whl"))]
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", *offline, *files], check=True
+        )
+        self.environment["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [old])])
+
+    def run(self, *command: str, share: float = 1.0, grace: float = 0.0) -> int | None:
+        """Run Python with these arguments, its output appended to the log; returns its exit code.
+
+        None where a `share` of the stage's time left was not enough: the last `grace` seconds of it
+        are the program's own, from being asked to stop to being killed.
+        """
+        seconds = share * (self.deadline - time.monotonic()) - grace
+        if seconds <= 0:
+            return None
+        with (self.out / f"{self.name}.log").open("a") as log:
+            print("$ python", *command, file=log, flush=True)
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                return process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(grace)
+                print("the time is up", file=log)
+                return None
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def write(self, *parts: str) -> None:
+        """The stage's table: STAGE.md."""
+        text = "\n\n".join([f"`bash benchmarks/gpu.sh {self.name}`", machine(self.device), *parts])
+        (self.out / f"{self.name}.md").write_text(text + "\n")
+
+
+def check(stage: Stage) -> bool:
+    """Whether all tests have passed; those that were skipped say why in the log."""
+    tests = TESTS_OF_DRY_RUN if stage.dry_run else TESTS
+    measured = stage.out / "check_measured.csv"
+    measured.write_text("test,number of,value\n")
+    code = stage.run(
+        *("-m", "pytest", "-v", "-ra", "--tb=short", "--color=no", "--durations=10"),
+        *("-m", "device", "--device", stage.device.type, "--measured", str(measured)),
+        *(("-k", SOME_TESTS) if stage.dry_run else ()),
+        *(f"tests/test_{name}.py" for name in tests),
+    )
+    log = (stage.out / "check.log").read_text()
+    outcome = dict(re.findall(r"^(tests/.+?) (PASSED|FAILED|ERROR|SKIPPED) ", log, re.MULTILINE))
+    counts = Counter(outcome.values())
+    parts = [table(("passed", "failed", "skipped"), [_counts(counts)])]
+    parts += [f"- {x}: {name}" for name, x in outcome.items() if x in ("FAILED", "ERROR")]
+    if code is None:
+        parts.append("The time was up: the tests that are not in the log did not run.")
+    stage.write(*parts, "Numbers beside pass and fail: check_measured.csv")
+    return code == 0
+
+
+def _counts(counts: Counter) -> tuple[int, int, int]:
+    return counts["PASSED"], counts["FAILED"] + counts["ERROR"], counts["SKIPPED"]
+
+
+def speed(stage: Stage) -> bool:
+    """Whether all benchmarks came to their ends; each writes its own file."""
+    full = ["--precisions", "bf16", "float32", "tf32", "--sweep", "4", "8"]
+    size = []
+    if stage.dry_run:
+        size = ["--width", "2", "--T", "2", "--batch", "2", "--rounds", "1"]
+        full = ["--no_memory", "--sweep", "2", "--variants", LIMIT, OURS, COMPILED]
+    rows = []
+    for name, share, options in (
+        ("training_step", 0.6, full),
+        ("distillation_step", 0.6, ["--no_memory"] if stage.dry_run else ["--amp"]),
+        ("cuda_graphs", 1.0, []),
+    ):
+        out = ["--out", str(stage.out / f"{name}.md")]
+        code = stage.run("-m", f"benchmarks.{name}", *size, *options, *out, share=share)
+        ends = {0: "all of it", None: "the time was up"}
+        rows.append((f"{name}.md", ends.get(code, "failed: see speed.log")))
+        stage.write(table(("file", "holds"), rows))
+    return all(end == "all of it" for _, end in rows)
+
+
+def cifar10(stage: Stage) -> bool:
+    """Whether no training failed; one that was stopped goes on at the next call."""
+    size = ["--width", "64", "--time_window", "4", "--batch_size", "256"]
+    if stage.dry_run:
+        size = ["--width", "2", "--time_window", "2", "--batch_size", "8"]
+    data = images_of(stage)
+    folder = stage.work / f"cifar10-{stage.epochs}-epochs"
+    rows, succeeded = [], True
+    for name, options in TRAININGS.items():
+        if name == "CLK":
+            teacher = folder / "teacher" / "original-best.pth"
+            options = [*options, "--teacher_path", str(teacher)]
+        metrics, start, code = folder / name / "metrics.csv", time.monotonic(), 0
+        if len(epochs_in(metrics)) < stage.epochs:
+            code = stage.run(
+                *("main.py", "--data", "folder", "--data_path", str(data), "--image_size", "32"),
+                *(*options, *size, "--model_depth", "18", "--amp", "--compile", "--seed", "1234"),
+                *("--epochs", str(stage.epochs), "--save_path", str(folder / name), "--resume"),
+                *("--device", stage.device.type),
+                grace=GRACE,
+            )
+        done = epochs_in(metrics)
+        if done:
+            shutil.copy(metrics, stage.out / f"cifar10-{name}.csv")
+        rows.append((name, f"{len(done)} of {stage.epochs}", *figures(done)))
+        rows[-1] += (f"{time.monotonic() - start:.0f}",)
+        stage.write(
+            f"MS-ResNet-18 on CIFAR-10 as JPEG, {' '.join(size)}, bf16, --compile, 4 bits, from "
+            "scratch; img/s of training, median of the epochs",
+            table(("", "epochs", "test, last", "test, best", "img/s", "s in this call"), rows),
+            "All are trained." if code == 0 and name == "CLK" else "The same command goes on.",
+        )
+        if code != 0:
+            succeeded = code is None
+            break
+    return succeeded
+
+
+def epochs_in(metrics: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv."""
+    return list(csv.DictReader(metrics.open(newline=""))) if metrics.exists() else []
+
+
+def figures(epochs: list[dict[str, str]]) -> tuple[str, str, str]:
+    """(last accuracy, best accuracy, median of the images per second)"""
+    if not epochs:
+        return "-", "-", "-"
+    last, best = (float(epochs[-1][f"{name}_accuracy"]) for name in ("test", "best"))
+    speed = statistics.median(float(row["images_per_second"]) for row in epochs)
+    return f"{last:.2%}", f"{best:.2%}", f"{speed:.0f}"
+
+
+def images_of(stage: Stage) -> Path:
+    """The folder that the archive was unpacked into, and packed; made where it is missing."""
+    folder = stage.work / "cifar10"
+    if not folder.is_dir():
+        archive = stage.work / "tiny.tar" if stage.dry_run else stage.data
+        if stage.dry_run:
+            write_tiny_archive(archive)
+        with whole_folder(folder) as unfinished, tarfile.open(archive) as files:
+            files.extractall(unfinished, filter="data")
+        # Apart from the trainings, which would do it too: on all cores.
+        prepare = ["prepare", "--data", "folder", "--image_size", "32"]
+        stage.run("data_loader.py", *prepare, "--data_path", str(folder))
+    return folder
+
+
+def write_tiny_archive(path: Path) -> None:
+    """Two classes of noisy JPEGs, a bright and a dark one, laid out as the real archive's."""
+    generator = np.random.default_rng(0)
+    with tarfile.open(path, "w") as files:
+        for number in range(24):
+            part = "train" if number < 16 else "val"
+            noise = generator.integers(0, 100, (32, 32, 3)) + 120 * (number % 2)
+            image = io.BytesIO()
+            Image.fromarray(noise.astype(np.uint8)).save(image, "JPEG")
+            member = tarfile.TarInfo(f"{part}/class {number % 2}/{number}.jpg")
+            member.size = image.tell()
+            image.seek(0)
+            files.addfile(member, image)
+
+
+STAGES = {"check": check, "speed": speed, "cifar10": cifar10}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gpu.sh", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("stage", choices=STAGES)
+    add("--out", type=Path, required=True, metavar="DIR", help="for the results")
+    add("--dry_run", action="store_true", help="in miniature, on the CPU")
+    add("--minutes", type=float, default=9.0, help="after which the stage has ended (9)")
+    add("--work", type=Path, help="for what does not come back (runs/gpu; dry: a temporary one)")
+    add("--wheels", type=Path, help="folder of wheels to install there first, for spikingjelly")
+    add("--data", type=Path, default=Path("data/cifar10_jpeg.tar.xz"), help="archive of the JPEGs")
+    add("--epochs", type=int, help="of each training of cifar10 (10; dry: 1)")
+    args = parser.parse_args(arguments)
+    args.epochs = args.epochs or (1 if args.dry_run else 10)
+    problem = None
+    if not args.dry_run and not torch.cuda.is_available():
+        problem = "there is no usable GPU: --dry_run tries a stage in miniature on the CPU"
+    elif args.wheels is not None and not any(args.wheels.glob("*.whl")):
+        problem = f"--wheels {args.wheels} holds no wheels (*.whl)"
+    elif args.stage == "cifar10" and not args.dry_run and not args.data.is_file():
+        problem = f"--data {args.data} is missing: copy the archive of the JPEGs there"
+    if problem is not None:
+        print(f"gpu.sh: error: {problem}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or (Path(temporary) if args.dry_run else Path("runs/gpu"))
+        args.out, work = args.out.resolve(), work.resolve()
+        args.out.mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
+        succeeded = STAGES[args.stage](Stage(args, work))
+    print((args.out / f"{args.stage}.md").read_text(), end="")
+    return 0 if succeeded else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
