@@ -95,7 +95,7 @@ def test_a_run_that_was_stopped_is_trained_to_its_end(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(main, "evaluate", stopped)
-        with pytest.raises(RuntimeError, match=r"main\.py refused"):
+        with pytest.raises(RuntimeError, match="refused"):
             study.train_teacher(*teacher)
     assert load_checkpoint(study.teacher_of(tmp_path, 0)).epoch == 1
     study.train_teacher(*teacher)
