@@ -33,6 +33,8 @@ PRECISIONS = ("float32", "tf32", "bf16")
 # costs 2⁻²⁴, 2⁻¹² or 2⁻⁹ of it at most, sums of random signs average that, so these are three or
 # more times what is to be expected; float32 also adds up 10,000 values.
 LAYER_ERROR = {"float32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
+# A quantized batch norm: its statistics, in float32, may give one scale another of 127 codes.
+CODE_ERROR = 1e-2
 # Share of the neurons and timesteps of a whole network that fire otherwise: a rounding flips a
 # spike, and all that it reaches moves. Of six networks on a CPU at most 0.03 %, 1.1 % (TF32, in
 # imitation) and 3.4 % did: thrice that.
@@ -124,7 +126,8 @@ def test_each_layer_is_float64s_but_for_its_roundings(setting, precision, device
             assert error < 0.1, name
         else:
             error = relative_error(found, expected)
-            assert error < LAYER_ERROR[precision], name
+            rounds = isinstance(layer, BatchNorm) and layer.quantizer is not None
+            assert error < (CODE_ERROR if rounds else LAYER_ERROR[precision]), name
         worst[kind] = max(worst.get(kind, 0), error)
     for kind, error in worst.items():
         measured(f"{kind} {precision}", error)
@@ -229,8 +232,9 @@ def compare_with_cpu(options: list[str], folder: Path, capfd) -> None:
     assert main.main(["--eval_only", str(last), "--device", "cpu", "--workers", "0", *data]) == 0
     correct, _, total = capfd.readouterr().out.split("(")[1].split()[:3]
     assert int(total) > 0
-    # A student's evaluation is made of integers; of a teacher's spikes some may differ.
-    allowed = 0.03 * int(total) if checkpoint.settings.bits is None else 0
+    # A student's evaluation is made of integers. Of a teacher's spikes some differ, and after so
+    # short a training its classes are close to each other.
+    allowed = 0.1 * int(total) if checkpoint.settings.bits is None else 0
     assert abs(int(correct) - round(checkpoint.accuracy * int(total))) <= allowed
 
 
