@@ -5,6 +5,8 @@ devices and precisions. On a CPU, what is left of them is float32 and bf16 again
 """
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 import main
 from checkpoints import random_state
-from conftest import DIGITS
+from conftest import DIGITS, REPOSITORY
 from data_loader import CropAndFlip, ImageSet, set_epoch, training_batches
 from distiller import softmax_kl_forward
 from load_settings import SHARED_GPU, UserError, load_checkpoint, parse_settings
@@ -261,6 +263,19 @@ def test_the_cpu_finds_the_accuracy_of_networks_trained_on_events_on_the_device(
     compare_with_cpu([*options, "--paper_setting", "original"], teacher, capfd)
     taught = [*QAMD, "--teacher_path", str(teacher / "original-last.pth")]
     compare_with_cpu([*options, *taught], tmp_path / "student", capfd)
+
+
+def test_a_launched_process_trains_by_nccl(gpu, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    run = [*DIGITS, *STUDENT, "--device", "cuda", "--save_path", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(REPOSITORY / "main.py"), *run],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "gloo" not in done.stdout
+    assert load_checkpoint(tmp_path / "student-last.pth").epoch == 1
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import subprocess
 import time
 from argparse import Namespace
