@@ -271,8 +271,9 @@ class BatchNormQuantizer(nn.Module):
 
     def _step(self, x: Tensor) -> Tensor:
         largest = x.abs().max().clamp_min(torch.finfo(x.dtype).tiny)
-        smallest = largest / self.high
-        # Not ldexp: it asks pow, which need not be exact on every device.
+        # The same on every device: CUDA multiplies by the reciprocal of a plain number, and ldexp
+        # asks pow, which need not be exact.
+        smallest = largest / torch.full_like(largest, self.high)
         mantissa, _ = torch.frexp(smallest)  # 0.5 of a power of two, else above
         return torch.where(mantissa == 0.5, smallest, smallest / mantissa)
 

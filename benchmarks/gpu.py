@@ -4,8 +4,8 @@ check    the tests that compare numbers, with `pytest --device cuda`
 speed    training_step, distillation_step and cuda_graphs
 cifar10  a teacher, a 4-bit student and a 4-bit CLK of full size, trained by main.py
 
-A stage ends by itself within --minutes. What it finds is written into DIR as soon as it is there,
-in few small files. Everything else stays in --work, checkpoints among it: from them the same command
+A stage ends by itself within --minutes. What it finds is written into DIR at once, in
+few small files. Everything else stays in --work, checkpoints among it: from them the same command
 goes on with cifar10. --dry_run does a stage in miniature on a CPU.
 """
 
@@ -220,9 +220,12 @@ def images_of(stage: Stage) -> Path:
             write_tiny_archive(archive)
         with whole_folder(folder) as unfinished, tarfile.open(archive) as files:
             files.extractall(unfinished, filter="data")
-        # Apart from the trainings, which would do it too: on all cores.
+    packed = stage.work / "packed"
+    if not packed.exists():
+        # The first training would do it too, in its time.
         prepare = ["prepare", "--data", "folder", "--image_size", "32"]
-        stage.run("data_loader.py", *prepare, "--data_path", str(folder))
+        if stage.run("data_loader.py", *prepare, "--data_path", str(folder)) == 0:
+            packed.touch()
     return folder
 
 

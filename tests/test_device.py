@@ -5,6 +5,8 @@ devices and precisions. On a CPU, what is left of them is float32 and bf16 again
 """
 
 import copy
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 import main
 from checkpoints import random_state
-from conftest import DIGITS
+from conftest import DIGITS, REPOSITORY
 from data_loader import CropAndFlip, ImageSet, set_epoch, training_batches
 from distiller import softmax_kl_forward
 from load_settings import SHARED_GPU, UserError, load_checkpoint, parse_settings
@@ -33,6 +35,8 @@ PRECISIONS = ("float32", "tf32", "bf16")
 # costs 2⁻²⁴, 2⁻¹² or 2⁻⁹ of it at most, sums of random signs average that, so these are three or
 # more times what is to be expected; float32 also adds up 10,000 values.
 LAYER_ERROR = {"float32": 1e-5, "tf32": 1e-3, "bf16": 1e-2}
+# A quantized batch norm: its statistics, in float32, may give one scale another of 127 codes.
+CODE_ERROR = 1e-2
 # Share of the neurons and timesteps of a whole network that fire otherwise: a rounding flips a
 # spike, and all that it reaches moves. Of six networks on a CPU at most 0.03 %, 1.1 % (TF32, in
 # imitation) and 3.4 % did: thrice that.
@@ -124,7 +128,8 @@ def test_each_layer_is_float64s_but_for_its_roundings(setting, precision, device
             assert error < 0.1, name
         else:
             error = relative_error(found, expected)
-            assert error < LAYER_ERROR[precision], name
+            rounds = isinstance(layer, BatchNorm) and layer.quantizer is not None
+            assert error < (CODE_ERROR if rounds else LAYER_ERROR[precision]), name
         worst[kind] = max(worst.get(kind, 0), error)
     for kind, error in worst.items():
         measured(f"{kind} {precision}", error)
@@ -229,8 +234,9 @@ def compare_with_cpu(options: list[str], folder: Path, capfd) -> None:
     assert main.main(["--eval_only", str(last), "--device", "cpu", "--workers", "0", *data]) == 0
     correct, _, total = capfd.readouterr().out.split("(")[1].split()[:3]
     assert int(total) > 0
-    # A student's evaluation is made of integers; of a teacher's spikes some may differ.
-    allowed = 0.03 * int(total) if checkpoint.settings.bits is None else 0
+    # A student's evaluation is made of integers. Of a teacher's spikes some differ, and after so
+    # short a training its classes are close to each other.
+    allowed = 0.1 * int(total) if checkpoint.settings.bits is None else 0
     assert abs(int(correct) - round(checkpoint.accuracy * int(total))) <= allowed
 
 
@@ -257,6 +263,19 @@ def test_the_cpu_finds_the_accuracy_of_networks_trained_on_events_on_the_device(
     compare_with_cpu([*options, "--paper_setting", "original"], teacher, capfd)
     taught = [*QAMD, "--teacher_path", str(teacher / "original-last.pth")]
     compare_with_cpu([*options, *taught], tmp_path / "student", capfd)
+
+
+def test_a_launched_process_trains_by_nccl(gpu, tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    run = [*DIGITS, *STUDENT, "--device", "cuda", "--save_path", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(REPOSITORY / "main.py"), *run],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "gloo" not in done.stdout
+    assert load_checkpoint(tmp_path / "student-last.pth").epoch == 1
 
 
 @pytest.fixture

@@ -1,0 +1,161 @@
+"""bash benchmarks/gpu.sh, in miniature on the CPU."""
+
+import csv
+import os
+import re
+import subprocess
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu
+from benchmarks.training_step import COMPILED, OURS, against_float32
+from conftest import REPOSITORY
+
+
+def run(stage: str, out: Path, environment: dict[str, str], *options: str) -> str:
+    done = subprocess.run(
+        ["bash", "benchmarks/gpu.sh", stage, "--dry_run", "--out", str(out), *options],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    logs = "".join(path.read_text()[-3000:] for path in out.glob("*.log"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) <= 8  # that many come back from a machine that is lent
+    assert sum(path.stat().st_size for path in files) < 2**20
+    assert done.stdout == (out / f"{stage}.md").read_text()
+    return done.stdout
+
+
+def test_check_runs_tests_that_compare_numbers_and_keeps_what_they_measure(
+    tmp_path, shell_environment
+):
+    text = run("check", tmp_path, shell_environment)
+    passed, failed, skipped = map(int, re.search(r"\| (\d+) \| (\d+) \| (\d+) \|", text).groups())
+    assert passed > 10
+    assert failed == 0
+    assert skipped > 0
+    with (tmp_path / "check_measured.csv").open(newline="") as file:
+        measured = {row["number of"]: float(row["value"]) for row in csv.DictReader(file)}
+    assert 0 < measured["differing spikes bf16"] < 0.1
+    assert "would compare the CPU with itself" in (tmp_path / "check.log").read_text()
+
+
+def test_check_names_what_has_failed_and_says_when_the_time_was_up(tmp_path, monkeypatch, capsys):
+    def run(stage: gpu.Stage, *_: str) -> None:
+        lines = ("test_a.py::test_one[x y] FAILED [ 5%]", "test_a.py::test_two PASSED [10%]")
+        (stage.out / "check.log").write_text("".join(f"tests/{line}\n" for line in lines))
+
+    monkeypatch.setattr(gpu.Stage, "run", run)
+    assert gpu.main(["check", "--dry_run", "--out", str(tmp_path)]) == 1
+    text = capsys.readouterr().out
+    assert "| 1 | 1 | 0 |" in text
+    assert "- FAILED: tests/test_a.py::test_one[x y]\n" in text
+    assert "The time was up" in text
+
+
+def test_speed_writes_the_table_of_each_benchmark(tmp_path, shell_environment):
+    text = run("speed", tmp_path, shell_environment)
+    for name in ("training_step", "distillation_step", "cuda_graphs"):
+        assert f"| {name}.md | all of it |" in text
+        assert "| MD-SNN" in (tmp_path / f"{name}.md").read_text().replace("### ", "| ")
+
+
+def test_cifar10_goes_on_where_it_was_and_does_nothing_twice(tmp_path, shell_environment):
+    work = ["--work", str(tmp_path / "work")]
+    text = run("cifar10", tmp_path / "short", shell_environment, *work, "--minutes", "0.01")
+    assert "| teacher | 0 of 1 | - | - | - |" in text
+    assert "The same command goes on." in text
+    text = run("cifar10", tmp_path / "out", shell_environment, *work)
+    assert "All are trained." in text
+    for name in ("teacher", "student", "CLK"):
+        assert f"| {name} | 1 of 1 | " in text
+        with (tmp_path / "out" / f"cifar10-{name}.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert f"{float(row['test_accuracy']):.2%}" in text
+    log = (tmp_path / "out" / "cifar10.log").read_text()
+    assert "(3, 32, 32) uint8 each" in log
+    again = run("cifar10", tmp_path / "again", shell_environment, *work)
+    assert "All are trained." in again
+    assert not (tmp_path / "again" / "cifar10.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], "no usable GPU"),
+        (["--dry_run", "--wheels", "."], "holds no wheels"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(options, expected, tmp_path, capsys):
+    assert gpu.main(["check", "--out", str(tmp_path / "out"), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gpu.sh: error: ")
+    assert expected in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def stage(folder: Path, minutes: float) -> gpu.Stage:
+    arguments = Namespace(stage="cifar10", out=folder, dry_run=True, data=None, wheels=None)
+    return gpu.Stage(Namespace(**vars(arguments), minutes=minutes, epochs=1), folder)
+
+
+SAVES = """
+import signal, sys, time
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+time.sleep(60)
+"""
+HANGS = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    open("FILE", "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def test_when_the_time_is_up_a_program_may_save_and_all_of_it_has_ended(tmp_path):
+    start = time.monotonic()
+    assert stage(tmp_path, 4 / 60).run("-c", SAVES, grace=2) is None
+    assert "saved\n" in (tmp_path / "cifar10.log").read_text()
+    child = tmp_path / "child"
+    assert stage(tmp_path, 3 / 60).run("-c", HANGS.replace("FILE", str(child)), grace=0.5) is None
+    assert time.monotonic() - start < 20
+    time.sleep(0.2)
+    state = Path("/proc", child.read_text(), "stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_a_program_that_has_no_time_left_is_not_started(tmp_path):
+    assert stage(tmp_path, 1 / 60).run("-c", "print('started')", grace=2) is None
+    assert not (tmp_path / "cifar10.log").exists()
+    assert stage(tmp_path, 1).run("-c", "import sys; sys.exit(3)") == 3
+
+
+def test_wheels_are_installed_without_a_network_for_the_programs_of_a_stage(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, check: calls.append(command))
+    (tmp_path / "a.whl").write_bytes(b"")
+    arguments = Namespace(stage="speed", out=tmp_path, dry_run=True, data=None, wheels=tmp_path)
+    made = gpu.Stage(Namespace(**vars(arguments), minutes=1, epochs=1), tmp_path)
+    (command,) = calls
+    assert {"--no-index", "--no-deps", str(tmp_path / "a.whl")} < set(command)
+    assert made.environment["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path / "site")
+
+
+def test_ratios_over_precisions_are_of_medians():
+    steps = {
+        "float32": {"loops": [4.0, 6.0, 5.0], OURS: [3.0]},
+        "bf16": {COMPILED: [1.0, 9.0, 2.0]},
+    }
+    assert list(against_float32(steps)) == [f"loops in float32 / {COMPILED} in bf16: step 2.500"]
