@@ -77,8 +77,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not 
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
 MOST_PIXELS = 2**20  # of an event camera
 HIGHEST = 255  # code of the 8-bit input
-QUANTILE, ROOM = 0.99, 2  # see input_of
-MOST_VALUES = 2**24  # of training data that its quantile is taken of, and that are read at once
+BOUNDS = ((99, 2), (50, 255))  # percent, room: see input_of
+MOST_VALUES = 2**24  # of training data that quantiles are taken of, and that are read at once
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
 
@@ -145,10 +145,11 @@ def input_of(train: np.ndarray) -> Input:
     """The 8-bit input that fits training frames (N, …), and them alone: nothing of a test is seen.
 
     Whole numbers of at most 255 are their own codes: the step is 1. Otherwise the largest value has
-    the highest code, 255, or ROOM times the QUANTILE of the non-zero values where that is less, so
-    that a hot pixel of 60,000 events does not round the others to nothing; whole numbers never get
-    a step below 1. The quantile is an actual value of the data, of evenly spaced samples where all
-    are more than MOST_VALUES; whether values are whole, and the largest, are found from all.
+    the highest code, 255, or whatever is less of twice the value that 99 % of the non-zero ones do
+    not exceed and 255 times their median: a hot pixel of 60,000 events shall not round the others
+    to nothing. Whole numbers never get a step below 1. Quantiles are actual values of the data, of
+    evenly spaced samples where all are more than MOST_VALUES; whether values are whole, and the
+    largest, are found from all. `python -m benchmarks.input_step` compares such rules.
     """
     if train.dtype == np.uint8:
         return Input(1.0, 0.0)
@@ -163,8 +164,10 @@ def input_of(train: np.ndarray) -> Input:
     values = values[values > 0]
     reach = largest
     if values.size:
-        place = math.ceil(QUANTILE * values.size) - 1
-        reach = min(largest, ROOM * float(np.partition(values, place)[place]))
+        places = [-(-percent * values.size // 100) - 1 for percent, _ in BOUNDS]
+        quantiles = np.partition(values, places)[places].tolist()
+        rooms = (room for _, room in BOUNDS)
+        reach = min(largest, *(room * x for room, x in zip(rooms, quantiles, strict=True)))
     step = max(reach / HIGHEST, 1.0 if whole else 0.0)
     above = sum(np.count_nonzero(part > (HIGHEST + 0.5) * step) for part in _parts(train))
     return Input(step, above / sum(np.count_nonzero(part) for part in _parts(train)))
@@ -1060,8 +1063,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             kind = _unclear(image)
             if kind is not None:
                 raise UserError(
-                    f"{path} holds {kind}, which do not say what is white: save it with 8 or 16 "
-                    "bits, black 0, white the largest number"
+                    f"{path} holds {kind}, which would be misread: save it with 8 or 16 bits, "
+                    "black 0, white the largest number"
                 )
             image = _upright(image)
             if image.mode.startswith("I"):  # 16 bits: convert would clip them

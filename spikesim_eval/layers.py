@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from math import prod
@@ -15,7 +17,7 @@ from .constants import REFERENCE
 
 LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
 MAX_BITS = 32  # full precision enters as 32-bit fixed point
-MOST_JSON = 2**26  # characters of a file
+MOST_JSON = 2**26  # bytes of a file
 
 _SHORT = reprlib.Repr()  # unlike repr() it also ends well on a list nested a thousand deep
 _SHORT.maxlevel = 2
@@ -324,17 +326,55 @@ def read_json(path: str | Path) -> Any:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
         raise InputError(f"{str(path)!r} is no file")
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MOST_JSON + 1)
-        if len(text) > MOST_JSON:
-            raise InputError(f"{str(path)!r} is larger than {MOST_JSON >> 20} MB")
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        with open(path, "rb") as file:
+            content = file.read(MOST_JSON + 1)
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    if len(content) > MOST_JSON:
+        raise InputError(f"{str(path)!r} is larger than {MOST_JSON >> 20} MB")
+    try:
+        text = content.decode("utf-8-sig")
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError:
+        what = _kind_of_file(content)
+    except json.JSONDecodeError as error:
+        what = _kind_of_file(content) if b"\0" in content else _kind_of_text(text)
+        what = what or f"goes wrong in line {error.lineno}, column {error.colno}"
+    except RecursionError:
+        what = "holds lists in lists, too deep to be read"
     except InputError:
         raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{str(path)!r} is not JSON that can be read: {error}") from None
+    except ValueError:  # of Python's limit of 4,300 digits
+        what = "holds a number of too many digits"
+    raise InputError(f"{str(path)!r} {what}: wanted is a JSON object, in UTF-8")
+
+
+def _kind_of_file(content: bytes) -> str:
+    """What a file is that is no text in UTF-8."""
+    encoding = json.detect_encoding(content)
+    with suppress(UnicodeDecodeError):
+        text = content.decode(encoding)
+        if encoding[:5] != "utf-8" and all(x.isprintable() or x.isspace() for x in text):
+            return f"is in {encoding[:6].upper()}"
+    if content.startswith(b"PK"):
+        return "is a zip archive, perhaps a checkpoint, and no text"
+    return "is no text in UTF-8"
+
+
+def _kind_of_text(text: str) -> str | None:
+    """What a text is that is no JSON; None where it looks like JSON with a mistake in it."""
+    start = text.strip()
+    if not start:
+        return "is empty"
+    if start[0] in "{[":
+        return None
+    if start[0] == "<":
+        return "is XML or HTML"
+    if re.match(r"""(---|- |#|['"]?\w+['"]? *:)""", start):
+        return "is YAML"
+    if re.search("[,;\t]", start.partition("\n")[0]):
+        return "is CSV, a table"
+    return "is no JSON"
 
 
 def load_layer_list(path: str | Path) -> Network:

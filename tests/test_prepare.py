@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -356,13 +357,95 @@ def test_counts_are_kept_exactly_in_the_smallest_type(peak, dtype, code, tmp_pat
     assert image.unique().tolist() == [code]
 
 
-@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
-def test_numbers_that_are_no_counts_are_refused(value, tmp_path):
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["everywhere", "in a pixel that is left out at this size"])
+def test_numbers_that_are_no_counts_are_refused(where, value, tmp_path, capsys):
     folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
     file = max(folder.rglob("*.npz"))
-    np.savez_compressed(file, frames=np.full((T, 2, 180, 240), value))
+    frames = np.zeros((T, 2, 180, 240))
+    frames[slice(None) if where == "everywhere" else (0, 0, 179, 239)] = value
+    np.savez_compressed(file, frames=frames)
     with pytest.raises(UserError, match=f"{file} holds numbers that are no event counts"):
         load_data_sets("ncaltech101", tmp_path, T)
+    assert f"{file} holds numbers" in refused(capsys, *PREPARE, tmp_path)
+    assert prepare(*PREPARE, tmp_path, "--skip_damaged") == 0
+    assert "(3, 2, 48, 48)" in capsys.readouterr().out
+    assert not file.exists()
+
+
+def test_numbers_too_small_for_float32_are_refused_not_taken_for_zeros(tmp_path, capsys):
+    folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
+    np.savez_compressed(max(folder.rglob("*.npz")), frames=np.full((T, 2, 9, 9), 1e-50))
+    assert "too small" in refused(capsys, *PREPARE, tmp_path)
+
+
+def write_frames(root: Path, frames_of, files: int = 12) -> Path:
+    """Two classes of small frames, frames_of(class, number); returns the folder of the classes."""
+    for label in (0, 1):
+        (root / FRAMES / "ab"[label]).mkdir(parents=True)
+        for i in range(files):
+            path = root / FRAMES / "ab"[label] / f"{i:02d}.npz"
+            np.savez_compressed(path, frames=frames_of(label, i))
+    return root / FRAMES
+
+
+def counts(label: int, i: int) -> np.ndarray:
+    return np.random.default_rng((label, i)).poisson(0.7, (T, 2, 9, 9))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", ">i4", "i8", "f2", ">f4", "f8", "g", "?"])
+def test_frames_of_any_dtype_are_the_same_codes(dtype, tmp_path):
+    def frames(label: int, i: int) -> np.ndarray:
+        return np.minimum(counts(label, i), 1 if dtype == "?" else 100)
+
+    write_frames(tmp_path, lambda *which: frames(*which).astype(dtype))
+    train, test = load_data_sets("ncaltech101", tmp_path, T, augment="none", image_size=(9, 9))
+    assert (train.step, train.clipped) == (1, 0)
+    for part, which in ((train[1], (0, 1)), (test[1], (1, 11))):
+        assert np.array_equal(part[0].numpy(), frames(*which))
+
+
+@pytest.mark.parametrize(
+    ("scale", "step"),
+    [(1 / 7, None), (1e-30, None), (1e30, None), (2**40, None), (100, None), (20, 1.0)],
+)
+def test_the_largest_training_value_is_the_highest_code(scale, step, tmp_path, capsys):
+    """Of fractions, of tiny and huge numbers and of counts above 255; whatever the test holds."""
+    write_frames(tmp_path, lambda label, i: counts(label, i) * (scale if i < 11 else 1000 * scale))
+    largest = max(counts(label, i).max() for label in (0, 1) for i in range(11))
+    expected = float(np.float32(largest * scale)) / 255 if step is None else step
+    train, test = load_data_sets("ncaltech101", tmp_path, T, augment="none", image_size=(9, 9))
+    assert train.step == test.step == expected
+    assert train.clipped == 0
+    for part, index, which, factor in ((train, 1, (0, 1), 1), (test, 1, (1, 11), 1000)):
+        values = np.float32(counts(*which) * (scale * factor)).astype(float)
+        codes = np.clip(np.round(values / expected), 0, 255)
+        assert np.array_equal(part[index][0].numpy(), codes)
+    assert prepare(*PREPARE, tmp_path, "--image_size", "9") == 0
+    assert ("input step" in capsys.readouterr().out) == (step is None)
+
+
+def test_the_step_is_kept_in_the_cache_and_found_for_one_that_lacks_it(tmp_path, monkeypatch):
+    write_frames(tmp_path, lambda *which: counts(*which) * 0.01)
+
+    def load() -> tuple:
+        train, test = load_data_sets("ncaltech101", tmp_path, T, image_size=(9, 9))
+        return train.step, train.clipped, test.step
+
+    first = load()
+    shutil.rmtree(tmp_path / FRAMES)
+    index = tmp_path / f"{FRAMES}-9x9.json"
+    contents = json.loads(index.read_text())
+    array = packed_array(index)
+    for name in ("crc32", "input"):
+        del contents[name]
+    with monkeypatch.context() as patch:
+        patch.setattr(data_loader, "input_of", lambda images: 1 / 0)
+        assert load() == first
+    crc = data_loader._checksum(contents, zlib.crc32(np.load(array)))
+    index.write_text(json.dumps({"crc32": crc, **contents}))
+    array.rename(array.with_name(f"{index.stem}-{crc:08x}.npy"))
+    assert load() == first
 
 
 def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
@@ -547,6 +630,281 @@ def test_sixteen_bits_become_eight_and_what_is_no_image_is_not_seen(tmp_path):
     _, test = load_data_sets("folder", tmp_path, 4, image_size=(64, 64))
     assert len(test) == 4
     assert test.images[0, 0, 0].tolist() == (ramp[0] // 256).tolist()
+
+
+def said(capsys) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def files_packed(index: Path) -> list[str]:
+    return [name for name, *_ in json.loads(index.read_text())["files"]]
+
+
+def test_links_are_followed_once_and_what_is_not_read_is_counted(tmp_path, capsys):
+    data = write_image_folder(tmp_path / "data", classes=2, size=16)
+    train, elsewhere = data / "train", tmp_path / "elsewhere"
+    for part in (elsewhere, elsewhere / "deep", tmp_path / "links" / "c", data / "val" / "linked"):
+        part.mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(part / "one.JPG", "JPEG")
+    before = sorted(str(x.relative_to(train)) for x in train.rglob("*.*"))
+    (train / "linked").symlink_to(tmp_path / "links" / "c")  # a class
+    a, b = train / "kind 0", train / "kind 1"
+    (a / "more").symlink_to(elsewhere)
+    (a / "up").symlink_to(train)
+    (a / "top").symlink_to(data)  # val lies there
+    (a / "itself").symlink_to(a)
+    (a / "again").symlink_to(a / "more")
+    (a / "other").symlink_to(b)
+    (elsewhere / "back").symlink_to(a)
+    (b / "x").symlink_to(b / "y")
+    (b / "y").symlink_to(b / "x")
+    (b / "gone.png").symlink_to(tmp_path / "nothing")
+    (b / "notes.txt").touch()
+    (b / "moving.gif").touch()
+    (train / "README").touch()
+    (train / "above.png").touch()
+    (train / ".DS_Store").touch()
+    for hidden in (a / ".ipynb_checkpoints", elsewhere / ".thumbnails"):
+        hidden.mkdir()
+        Image.new("RGB", (9, 9)).save(hidden / "x.png")
+    os.mkfifo(b / "pipe.png")
+    assert prepare("prepare", "--data", "folder", "--data_path", data) == 0
+    found = ["kind 0/again/deep/one.JPG", "kind 0/again/one.JPG", "linked/one.JPG"]
+    assert sorted(files_packed(data / "train-64x64.json")) == sorted(before + found)
+    (line,) = said(capsys)
+    assert line.startswith(f"folder: 17 of the files and folders in {train} are not read (")
+    for counted in (
+        *("links to folders that are read already 6", "hidden 3", "broken links 3"),
+        *("no files 1", ".txt 1", ".gif 1", "no ending 1", ".png 1"),
+    ):
+        assert counted in line
+
+
+def test_a_class_that_is_only_another_class_is_refused(tmp_path, capsys):
+    data = write_image_folder(tmp_path, classes=2, size=16)
+    for part in ("train", "val"):
+        (data / part / "again").symlink_to(data / part / "kind 1")
+    text = refused(capsys, "prepare", "--data", "folder", "--data_path", data)
+    assert f"{data}/train/again holds no image" in text
+
+
+def test_stray_files_beside_frames_events_and_tiny_images_are_counted(tmp_path, raw, capsys):
+    events = raw / "N-Caltech101" / "extract" / "Caltech101"
+    (events / "class_0" / "deep").mkdir()
+    shutil.copy(events / "class_0" / "image_0001.bin", events / "class_0" / "deep")
+    (events / "class_0" / "._image_0001.bin").touch()
+    (events / "labels.csv").touch()
+    assert prepare(*PREPARE, raw) == 0
+    (line,) = said(capsys)
+    assert line.endswith(
+        f"3 of the files and folders in {events} are not read (hidden 1, .bin 1, .csv 1)"
+    )
+    (raw / FRAMES / "class_1" / "deep").mkdir()
+    np.savez(raw / FRAMES / "class_1" / "deep" / "x.npz", frames=1)
+    np.save(raw / FRAMES / "class_1" / "x.npy", 1)
+    (raw / FRAMES / "class_1" / "._image_0001.npz").touch()
+    assert prepare(*PREPARE, raw) == 0
+    (line,) = said(capsys)
+    assert line.endswith(
+        f"3 of the files and folders in {raw / FRAMES} are not read (hidden 1, .npz 1, .npy 1)"
+    )
+
+    tiny = write_tiny_imagenet(raw, classes=2, per_class=3)
+    assert prepare("prepare", "--data", "TinyImagenet", "--data_path", raw) == 0
+    assert said(capsys) == []
+    shutil.copy(tiny / "val" / "images" / "val_0.JPEG", tiny / "val" / "images" / "other.JPEG")
+    shutil.copytree(next((tiny / "train").iterdir()), tiny / "train" / "n99999999")
+    assert prepare("prepare", "--data", "TinyImagenet", "--data_path", raw) == 0
+    train, val = said(capsys)
+    assert f"3 of the files and folders in {tiny / 'train'} are not read (.jpeg 3)" in train
+    assert f"1 of the files and folders in {tiny / 'val'} are not read (.jpeg 1)" in val
+
+
+HALVES = np.zeros((4, 6, 3), np.uint8)
+HALVES[:, :3, 0], HALVES[:2, :, 1] = 200, 100
+UPRIGHT = {  # what EXIF's number says of how the first row and column of the file lie
+    1: HALVES,
+    2: HALVES[:, ::-1],
+    3: HALVES[::-1, ::-1],
+    4: HALVES[::-1],
+    5: HALVES.transpose(1, 0, 2),
+    6: np.rot90(HALVES, -1),
+    7: HALVES[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(HALVES),
+}
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])
+def test_images_are_turned_as_their_exif_orientation_says(ending, tmp_path):
+    for number, upright in UPRIGHT.items():
+        exif = Image.Exif()
+        exif[0x0112] = number
+        options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
+        path = tmp_path / f"{number}.{ending}"
+        Image.fromarray(HALVES).save(path, exif=exif, **options.get(ending, {}))
+        read = data_loader.read_image(path).astype(int)
+        tolerance = 2 if ending == "jpg" else 0
+        assert np.allclose(read, upright.transpose(2, 0, 1), rtol=0, atol=tolerance), number
+
+
+def test_sixteen_bits_are_turned_too_and_a_damaged_orientation_is_none(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    ramp = (np.arange(24) * 1000).astype(np.uint16).reshape(4, 6)
+    Image.fromarray(ramp).save(tmp_path / "16.png", exif=exif)
+    read = data_loader.read_image(tmp_path / "16.png")
+    assert np.array_equal(read[0], np.rot90(ramp // 256, -1))
+    Image.fromarray(HALVES).save(tmp_path / "damaged.png", exif=b"Exif\0\0XX*\0\xff\xff\xff\xff")
+    read = data_loader.read_image(tmp_path / "damaged.png")
+    assert np.array_equal(read, HALVES.transpose(2, 0, 1))
+
+
+def test_a_cache_made_before_images_were_turned_is_made_anew(tmp_path, monkeypatch):
+    write_image_folder(tmp_path, classes=2, size=16)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = tmp_path / "val" / "kind 0" / "0.png"
+    Image.fromarray(HALVES).save(path, exif=exif)
+    with monkeypatch.context() as before:
+        before.setattr(data_loader, "READING", 1)
+        before.setattr(data_loader, "_upright", lambda image: image)
+        _, test = load_data_sets("folder", tmp_path, 4, image_size=(8, 8))
+        assert "reading" not in json.loads((tmp_path / "val-8x8.json").read_text())
+    _, now = load_data_sets("folder", tmp_path, 4, image_size=(8, 8))
+    assert np.array_equal(now.images[0], test.images[0].flip(1, 2))
+
+
+def grey_alpha(path):
+    Image.fromarray(np.array([[[10, 0], [250, 255]]], np.uint8), "LA").save(path)
+
+
+def palette(path):
+    image = Image.fromarray(np.array([[1, 0]], np.uint8), "P")
+    image.putpalette([7, 8, 9, 200, 100, 50])
+    image.save(path, transparency=1)
+
+
+def cmyk(path):
+    inks = np.array([[[0, 255, 0, 0], [255, 255, 255, 255]]], np.uint8)
+    Image.fromarray(inks, "CMYK").save(path.with_suffix(".tif"))
+    path.with_suffix(".tif").rename(path)
+
+
+def two_pages(path):
+    first, second = (Image.new("L", (2, 1), grey) for grey in (30, 90))
+    first.save(path, save_all=True, append_images=[second], format="TIFF")
+
+
+def of_twelve_bits(path):
+    path.write_bytes(b"P5 2 1 4095\n" + np.array([4095, 2048], ">u2").tobytes())
+
+
+def one_bit(path):
+    Image.fromarray(np.array([[True, False]])).save(path)
+
+
+def big_endian(path):
+    Image.fromarray(np.array([[65535, 300]], ">u2")).save(path, format="TIFF")
+
+
+def multiplied_by_opacity(path):
+    pixels = np.array([[[100, 50, 0, 128], [9, 9, 9, 255]]], np.uint8)
+    Image.fromarray(pixels, "RGBA").save(path, format="TIFF", tiffinfo={338: 1})
+
+
+@pytest.mark.parametrize(
+    ("write", "first", "second"),
+    [
+        (grey_alpha, (10, 10, 10), (250, 250, 250)),
+        (palette, (200, 100, 50), (7, 8, 9)),
+        (cmyk, (255, 0, 255), (0, 0, 0)),
+        (two_pages, (30, 30, 30), (30, 30, 30)),
+        (of_twelve_bits, (255, 255, 255), (128, 128, 128)),
+        (one_bit, (255, 255, 255), (0, 0, 0)),
+        (big_endian, (255, 255, 255), (1, 1, 1)),
+    ],
+)
+def test_images_of_every_kind_are_the_colours_they_show(write, first, second, tmp_path):
+    path = tmp_path / "image.png"  # what it is, its first bytes say
+    write(path)
+    assert data_loader.read_image(path)[:, 0].T.tolist() == [list(first), list(second)]
+
+
+def tiff(dtype, **tags):
+    def write(path):
+        Image.fromarray(np.array([[3, 200]], dtype)).save(path, format="TIFF")
+        content = bytearray(path.read_bytes())
+        for place in range(len(content) - 12):  # a tag: its number, type, count and value
+            number, kind, count = struct.unpack_from("<HHI", content, place)
+            if f"tag{number}" in tags and (kind, count) == (3, 1):
+                struct.pack_into("<H", content, place + 8, tags[f"tag{number}"])
+        path.write_bytes(content)
+
+    return write
+
+
+def pfm(path):
+    path.write_bytes(b"Pf\n2 1\n-1.0\n" + np.array([1, 0.5], "<f4").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        (tiff("f4"), "floating-point numbers"),
+        (pfm, "floating-point numbers"),
+        (tiff("i4"), "signed numbers"),
+        (tiff("i4", tag339=1), "numbers of 32 bits"),
+        (tiff("u2", tag258=12), "numbers of 12 bits"),
+        (tiff("u2", tag262=0), "16-bit numbers with 0 for white"),
+    ],
+)
+def test_an_image_that_would_be_misread_is_refused_by_name(write, named, tmp_path, capsys):
+    data = write_image_folder(tmp_path, classes=2, size=16)
+    path = data / "train" / "kind 1" / "7.png"
+    write(path)
+    text = refused(capsys, "prepare", "--data", "folder", "--data_path", data)
+    assert text == (
+        f"{path} holds {named}, which would be misread: save it with 8 or 16 bits, black 0, white "
+        "the largest number"
+    )
+    assert not list(data.glob("*.json"))
+
+
+def test_what_is_made_goes_to_the_cache_path_and_the_data_stay_as_they_are(
+    raw, tmp_path, capsys, monkeypatch
+):
+    caches = tmp_path / "made" / "here"
+    data = write_image_folder(tmp_path / "images", classes=2, size=16)
+    tiny = write_tiny_imagenet(raw / "tiny", classes=2, per_class=3).parent
+    before = files_below(raw) - files_below(caches)
+    options = ("--cache_path", caches)
+    assert prepare(*PREPARE, raw, *options) == 0
+    assert prepare("prepare", "--data", "folder", "--data_path", data, *options) == 0
+    assert prepare("prepare", "--data", "TinyImagenet", "--data_path", tiny, *options) == 0
+    made = {str(Path("made/here") / x) for x in files_below(caches)}
+    assert files_below(raw) - made == before
+    assert len(list((caches / FRAMES).glob("*/*.npz"))) == 10
+    kinds = ("train-64x64", "val-64x64", "tiny-imagenet-200-train", f"{FRAMES}-48x48")
+    assert all((caches / f"{name}.json").exists() for name in kinds)
+    monkeypatch.setenv("MD_SNN_CACHE_PATH", str(caches))  # what every command looks at
+    monkeypatch.setattr(data_loader, "_write_packed", lambda *_: 1 / 0)
+    for name, path in (("folder", data), ("TinyImagenet", tiny), ("ncaltech101", raw)):
+        load_data_sets(name, path, T)
+
+
+def test_a_folder_that_cannot_be_written_says_where_caches_can_go(tmp_path, capsys):
+    data = write_image_folder(tmp_path / "data", classes=2, size=16)
+    events = tmp_path / "events"
+    write_events(events / "N-Caltech101" / "extract")
+    for folder in (data, events, events / "N-Caltech101"):
+        folder.chmod(0o555)
+    if os.access(data, os.W_OK):
+        pytest.skip("this user may write everywhere")
+    for options in (["prepare", "--data", "folder", "--data_path", data], [*PREPARE, events]):
+        text = refused(capsys, *options)
+        assert "cannot be written" in text
+        assert "--cache_path" in text
+        assert prepare(*options, "--cache_path", tmp_path / "caches") == 0
 
 
 def no_val(folder):

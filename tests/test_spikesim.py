@@ -668,6 +668,48 @@ def test_a_bad_layer_list_gives_one_error_line_and_writes_nothing(content, tmp_p
     assert not out.exists()
 
 
+NET = json.dumps(residual_block(), indent=1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_layer_list_is_read_with_and_without_a_byte_order_mark(encoding, tmp_path):
+    path = tmp_path / "net.json"
+    path.write_text(NET, encoding=encoding)
+    assert load_layer_list(path) == network_from_json(residual_block())
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (NET.encode("utf-16"), "is in UTF-16"),
+        (NET.encode("utf-16-be"), "is in UTF-16"),
+        (NET.replace("stem", "Stämme").encode("utf-16-le"), "is in UTF-16"),
+        (NET.encode("utf-32"), "is in UTF-32"),
+        (NET.replace("stem", "Stämme").encode("latin-1"), "is no text in UTF-8"),
+        (b"name,kernel\nstem,3\n", "is CSV"),
+        (b"name;kernel\r\nstem;3\r\n", "is CSV"),
+        (b"time_steps: 4\nlayers:\n- name: stem\n", "is YAML"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b" \n", "is empty"),
+        (b"PK\x03\x04\0\0\x08\x08\0\0\xf3" + bytes(range(256)), "is a zip archive"),
+        (b"\x80\x02}q\0.", "is no text in UTF-8"),
+        (b"<html>", "is XML or HTML"),
+        (NET[: NET.index("layers")].encode(), "goes wrong in line 5, column 2"),
+        (b"[" * 10**6, "holds lists in lists, too deep"),
+    ],
+)
+@pytest.mark.parametrize("command", [["report", "--out", "OUT", "--layers"], ["compat"]])
+def test_what_is_no_json_is_named_in_plain_words(command, content, named, tmp_path, capsys):
+    path = tmp_path / "net.json"
+    path.write_bytes(content)
+    assert main([*(str(tmp_path / x) if x == "OUT" else x for x in command), str(path)]) == 2
+    said = capsys.readouterr().err
+    assert one_error_line(said), said
+    assert f"{str(path)!r} {named}" in said
+    assert "wanted is a JSON object, in UTF-8" in said
+    assert not any(jargon in said for jargon in ("Expecting", "codec", "byte 0x", "char "))
+
+
 def test_a_value_nested_at_any_depth_gives_one_error_line(tmp_path, capsys):
     # Around the recursion limit a value is still read, but may be too deep for repr().
     path = tmp_path / "net.json"
