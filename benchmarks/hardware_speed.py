@@ -20,11 +20,12 @@ from spikesim_eval.sweep import sweep
 from spikesim_eval.trace import trace_network
 
 CPU = torch.device("cpu")
-AXES = {  # 10 · 5 · 10 · 10 · 20 = 100,000 points
+AXES = {  # 10 · 5 · 10 · 5 · 2 · 20 = 100,000 points
     "xbar_size": [16, 32, 48, 64, 96, 128, 192, 256, 384, 512],
     "cell_bits": [1, 2, 3, 4, 8],
     "adc_bits": list(range(3, 13)),
-    "pe_per_tile": list(range(2, 12)),
+    "pe_per_tile": [2, 4, 6, 8, 12],
+    "crossbars_per_pe": [9, 16],
     "clk_mhz": [50.0 * i for i in range(1, 21)],
 }
 
