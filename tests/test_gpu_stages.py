@@ -69,7 +69,7 @@ def test_speed_writes_the_table_of_each_benchmark(tmp_path, shell_environment):
 def test_cifar10_goes_on_where_it_was_and_does_nothing_twice(tmp_path, shell_environment, capsys):
     work = ["--work", str(tmp_path / "work")]
 
-    def here(out: str, *options: str) -> str:
+    def here(name: str, *options: str) -> str:
         assert (
             gpu.main(["cifar10", "--dry_run", "--out", str(tmp_path / out), *work, *options]) == 0
         )
