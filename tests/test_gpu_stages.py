@@ -70,9 +70,8 @@ def test_cifar10_goes_on_where_it_was_and_does_nothing_twice(tmp_path, shell_env
     work = ["--work", str(tmp_path / "work")]
 
     def here(name: str, *options: str) -> str:
-        assert (
-            gpu.main(["cifar10", "--dry_run", "--out", str(tmp_path / out), *work, *options]) == 0
-        )
+        out = ["--out", str(tmp_path / name)]
+        assert gpu.main(["cifar10", "--dry_run", *out, *work, *options]) == 0
         return capsys.readouterr().out
 
     text = here("short", "--minutes", "0.01")
