@@ -90,6 +90,14 @@ def test_cifar10_goes_on_where_it_was_and_does_nothing_twice(tmp_path, shell_env
     assert not (tmp_path / "again" / "cifar10.log").exists()
 
 
+def test_a_training_that_fails_ends_the_stage_and_is_named(tmp_path, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(gpu.Stage, "run", lambda _, *command, **__: started.append(command) or 2)
+    assert gpu.main(["cifar10", "--dry_run", "--out", str(tmp_path)]) == 1
+    assert "The training of the teacher failed: see cifar10.log." in capsys.readouterr().out
+    assert [command[0] for command in started] == ["data_loader.py", "main.py"]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
