@@ -192,15 +192,16 @@ def processes(settings: Settings) -> Iterator[tuple[torch.device, dist.Store | N
     device, backend = torch.device("cpu"), "gloo"
     if use_cuda:
         gpus, backend = torch.cuda.device_count(), "nccl"
-        if gpus < LOCAL_WORLD_SIZE and settings.device != SHARED_GPU:
+        here = max(LOCAL_WORLD_SIZE, LOCAL_RANK + 1)  # not every launcher says the first
+        if gpus < here and settings.device != SHARED_GPU:
             raise UserError(
-                f"{LOCAL_WORLD_SIZE} processes need as many GPUs, this machine shows {gpus}: start "
+                f"{here} processes need as many GPUs, this machine shows {gpus}: start "
                 f"fewer, or use --device cpu (or --device {SHARED_GPU}, which is slow)"
             )
         if settings.device == SHARED_GPU:
             backend = "gloo"  # NCCL refuses two processes on one GPU
             if FIRST_PROCESS:
-                print(f"processes: {LOCAL_WORLD_SIZE}, GPUs: {gpus}: they talk by gloo, slowly")
+                print(f"processes: {here}, GPUs: {gpus}: they talk by gloo, slowly", flush=True)
         device = torch.device("cuda", LOCAL_RANK % gpus)
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic

@@ -185,11 +185,16 @@ def cifar10(stage: Stage) -> bool:
             shutil.copy(metrics, stage.out / f"cifar10-{name}.csv")
         rows.append((name, f"{len(done)} of {stage.epochs}", *figures(done)))
         rows[-1] += (f"{time.monotonic() - start:.0f}",)
+        state = "The same command goes on."
+        if code not in (0, None):
+            state = f"The training of the {name} failed: see cifar10.log."
+        elif code == 0 and name == "CLK":
+            state = "All are trained."
         stage.write(
             f"MS-ResNet-18 on CIFAR-10 as JPEG, {' '.join(size)}, bf16, --compile, 4 bits, from "
             "scratch; img/s of training, median of the epochs",
             table(("", "epochs", "test, last", "test, best", "img/s", "s in this call"), rows),
-            "All are trained." if code == 0 and name == "CLK" else "The same command goes on.",
+            state,
         )
         if code != 0:
             succeeded = code is None

@@ -68,6 +68,14 @@ def test_a_failing_compiler_leaves_the_eager_functions_and_says_why():
     assert all(compiling.current(function) is function for function in REGIONS)
 
 
+def test_kernels_are_told_to_divide_exactly():
+    # What that is for is seen on a GPU alone: test_device.py.
+    torch._inductor.config.eager_numerics.division_rounding = False
+    assert compiling.compile_regions(lambda: None) is None
+    compiling.set_regions(REGIONS, lambda f: f)
+    assert torch._inductor.config.eager_numerics.division_rounding
+
+
 def train(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "main.py", "--data", "digits", "--paper_setting", "student"]
     size = ["--bits", "2", "--width", "4", "--epochs", "1", "--time_window", "2", "--workers", "0"]

@@ -278,12 +278,13 @@ def test_a_launched_process_trains_by_nccl(gpu, tmp_path):
     assert load_checkpoint(tmp_path / "student-last.pth").epoch == 1
 
 
-@pytest.fixture
-def two_processes_see_one_gpu(monkeypatch) -> None:
+@pytest.fixture(params=[1, 2])
+def two_processes_see_one_gpu(request, monkeypatch) -> None:
+    """Where the launcher says how many there are, and where it does not."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(main, "LOCAL_WORLD_SIZE", 2)
+    monkeypatch.setattr(main, "LOCAL_WORLD_SIZE", request.param)
     monkeypatch.setattr(main, "LOCAL_RANK", 1)
 
 

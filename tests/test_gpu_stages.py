@@ -66,9 +66,15 @@ def test_speed_writes_the_table_of_each_benchmark(tmp_path, shell_environment):
         assert "| MD-SNN" in (tmp_path / f"{name}.md").read_text().replace("### ", "| ")
 
 
-def test_cifar10_goes_on_where_it_was_and_does_nothing_twice(tmp_path, shell_environment):
+def test_cifar10_goes_on_where_it_was_and_does_nothing_twice(tmp_path, shell_environment, capsys):
     work = ["--work", str(tmp_path / "work")]
-    text = run("cifar10", tmp_path / "short", shell_environment, *work, "--minutes", "0.01")
+
+    def here(name: str, *options: str) -> str:
+        out = ["--out", str(tmp_path / name)]
+        assert gpu.main(["cifar10", "--dry_run", *out, *work, *options]) == 0
+        return capsys.readouterr().out
+
+    text = here("short", "--minutes", "0.01")
     assert "| teacher | 0 of 1 | - | - | - |" in text
     assert "The same command goes on." in text
     text = run("cifar10", tmp_path / "out", shell_environment, *work)
@@ -80,9 +86,16 @@ def test_cifar10_goes_on_where_it_was_and_does_nothing_twice(tmp_path, shell_env
         assert f"{float(row['test_accuracy']):.2%}" in text
     log = (tmp_path / "out" / "cifar10.log").read_text()
     assert "(3, 32, 32) uint8 each" in log
-    again = run("cifar10", tmp_path / "again", shell_environment, *work)
-    assert "All are trained." in again
+    assert "All are trained." in here("again")
     assert not (tmp_path / "again" / "cifar10.log").exists()
+
+
+def test_a_training_that_fails_ends_the_stage_and_is_named(tmp_path, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(gpu.Stage, "run", lambda _, *command, **__: started.append(command) or 2)
+    assert gpu.main(["cifar10", "--dry_run", "--out", str(tmp_path)]) == 1
+    assert "The training of the teacher failed: see cifar10.log." in capsys.readouterr().out
+    assert [command[0] for command in started] == ["data_loader.py", "main.py"]
 
 
 @pytest.mark.parametrize(
