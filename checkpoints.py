@@ -125,7 +125,7 @@ class Run:
         folder = self.last.parent
         with disk_errors(folder, self.settings):
             folder.mkdir(parents=True, exist_ok=True)
-            self.lock = lock(folder)
+            self.lock = lock(folder, warn=True)
         if must_move(self.settings):
             move_aside(folder, self.settings)
             self.lock.close()
@@ -195,7 +195,8 @@ class Run:
         if differences:
             raise UserError(
                 f"--resume: {self.last} is of a run with other settings, here are "
-                f"{', '.join(differences)}: use the same, or another --save_path"
+                f"{', '.join(differences)}: use the same, --overwrite instead of --resume, or "
+                "another --save_path"
             )
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -151,17 +151,17 @@ def move_aside(folder: Path, settings: Settings | None = None) -> None:
             file.close()
     print(f"what was in {real} is now in {place}", flush=True)
     try:
-        real.mkdir()
+        real.mkdir(exist_ok=True)  # another start may have been faster: one of the two has the lock
         shutil.copymode(place, real)
     except OSError as error:
         raise UserError(f"cannot write {real} ({error.strerror})") from None
 
 
-def lock(folder: Path) -> io.IOBase:
+def lock(folder: Path, warn: bool = False) -> io.IOBase:
     """A file that this process holds until it is closed or the process ends, however it ends.
 
     A record lock: a loader's workers do not inherit it, and it also works over NFS. Raises
-    UserError where another process has it.
+    UserError where another process has it; says so, with `warn`, where there are no locks.
     """
     path = folder / ".lock"
     refusal = UserError(
@@ -174,12 +174,13 @@ def lock(folder: Path) -> io.IOBase:
         file.close()
         raise refusal from None
     except OSError as error:  # a file system without locks
-        print(
-            f"main.py: warning: {folder} cannot be locked ({error.strerror}): "
-            "nothing keeps a second run from using it",
-            file=sys.stderr,
-        )
-    # Between the two lines above another run may have moved the folder aside and taken its place.
+        if warn:
+            print(
+                f"main.py: warning: {folder} cannot be locked ({error.strerror}): "
+                "nothing keeps a second run from using it",
+                file=sys.stderr,
+            )
+    # Between opening and locking it another run may have moved the folder and taken its place.
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
         file.close()
         raise refusal

@@ -521,5 +521,9 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr("fcntl.lockf", no_locks)
     assert train(tmp_path, "--epochs", "1") == 0
-    (line,) = [x for x in capfd.readouterr().err.splitlines() if "no neuron" not in x]
-    assert line.startswith(f"main.py: warning: {tmp_path} cannot be locked (No locks available)")
+    assert train(tmp_path, "--epochs", "1", "--resume") == 0
+    lines = [x for x in capfd.readouterr().err.splitlines() if "no neuron" not in x]
+    assert len(lines) == 2  # one of each run
+    for line in lines:
+        expected = f"main.py: warning: {tmp_path} cannot be locked (No locks available)"
+        assert line.startswith(expected)
