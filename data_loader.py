@@ -1317,11 +1317,11 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
         raise DamagedError(f"{path} cannot be read ({error}): {again}") from error
     if not (frames.min() >= 0 and frames.max() <= np.finfo(np.float32).max):  # NaN is neither
         raise DamagedError(f"{path} holds numbers that are no event counts: {again}")
-    tiny = np.finfo(np.float32).tiny
-    if frames.dtype.kind == "f" and ((frames > 0) & (frames < tiny)).any():
-        raise DamagedError(f"{path} holds numbers too small for 32 bits: scale the frames")
     rows, columns = (np.arange(side) * n // side for side, n in zip(size, shape[2:], strict=True))
-    return frames[..., rows[:, None], columns]
+    frames = frames[..., rows[:, None], columns]
+    if ((frames > 0) & (frames < np.finfo(np.float32).tiny)).any():
+        raise DamagedError(f"{path} holds numbers too small for 32 bits: scale the frames")
+    return frames
 
 
 def convert_events(

@@ -25,8 +25,8 @@ RULES = {  # name: pairs of percent and room
     "99 %": ((99, 1),),
     "2 × 99 %": ((99, 2),),
     "4 × 90 %": ((90, 4),),
-    "255 × median": ((50, 255),),
     "2 × 99 %, 255 × median": ((99, 2), (50, 255)),
+    "2 × 99 %, 64 × median": ((99, 2), (50, 64)),
 }
 rng = np.random.default_rng(0)
 
