@@ -76,8 +76,10 @@ def sweep(
             | dict(zip(AXES, dimensions, strict=True))
             | {name: total[name] for name in SHOWN}
         )
-        fits = np.broadcast_to(fits, shape)
-        parts.append({name: np.broadcast_to(x, shape)[fits] for name, x in own.items()})
+        kept = np.flatnonzero(np.broadcast_to(fits, shape))
+        everywhere = len(kept) == np.prod(shape)  # then there is nothing to pick
+        flat = {name: np.broadcast_to(x, shape).ravel() for name, x in own.items()}
+        parts.append(flat if everywhere else {name: x[kept] for name, x in flat.items()})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not len(columns["network"]):
         raise InputError(
