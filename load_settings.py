@@ -249,7 +249,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--check_numerics",
         action="store_true",
-        help="slow: stop at the first layer that gives NaN or infinite numbers, with its name",
+        help="slow: stop at the first layer with NaN or infinite numbers, with its name",
     )
     # torch.distributed.launch passes one of these; the environment says the same.
     add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)

@@ -28,13 +28,20 @@ TRAININGS = {
     "MD-SNN": ["--paper_setting", "qamd", "--bits", "2", "--loss", "CLK", "--epochs", "6"],
 }
 OPTIONS = ["--data", "digits", "--model_depth", "18", "--width", "8", "--workers", "0"]
+
+
+def threads(number: int) -> dict[str, str]:
+    """The environment; where both are set, torch goes by MKL's."""
+    return {name: str(number) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
 SSE = {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
 # (environment, processes, options of main.py); the environment is above one thread a process.
 SETTINGS: dict[str, tuple[dict[str, str], int, list[str]]] = {
     "1 thread": ({}, 1, []),
     "the same again": ({}, 1, []),
-    "2 threads": ({"OMP_NUM_THREADS": "2"}, 1, []),
+    "2 threads": (threads(2), 1, []),
     "2 processes": ({}, 2, []),
     "`--compile`": ({}, 1, ["--compile"]),
     "oneDNN, torch and MKL as on a CPU with AVX2": (AVX2, 1, []),
@@ -59,7 +66,7 @@ def train(folder: Path, setting: str, seed: int) -> dict[str, float]:
             subprocess.run(
                 [*command, "--resume"],
                 cwd=REPOSITORY,
-                env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+                env=os.environ | threads(1) | environment,
                 stdout=subprocess.DEVNULL,
                 check=True,
             )

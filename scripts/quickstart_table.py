@@ -144,8 +144,8 @@ def write_table(folder: Path, rows: list[list[str]], taught: Checkpoint, runs: l
         "accuracy: the digital network's (on crossbars: `spikesim_eval nonideal`)"
     )
     teacher = (
-        f"The teacher of its best epoch ({taught.epoch}, {taught.accuracy:.2%}) has taught MD-SNN; "
-        "membrane KL and differing spikes are to it."
+        f"MD-SNN was taught by the teacher of its best epoch ({taught.epoch}, "
+        f"{taught.accuracy:.2%}): membrane KL and differing spikes are to that one."
     )
     widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
     print(f"\n{title}\n")

@@ -61,7 +61,7 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(copy):
     best = load_checkpoint(out / "teacher" / "original-best.pth")
     named = f"{best.accuracy:.2%} (epoch {best.epoch})"
     assert table["accuracy, best epoch"][0] == named
-    assert f"({best.epoch}, {best.accuracy:.2%}) has taught MD-SNN" in printed
+    assert f"of its best epoch ({best.epoch}, {best.accuracy:.2%}): membrane KL" in printed
     for name in ("accuracy, best epoch", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
         assert name in printed
         assert len(table[name]) == 3
