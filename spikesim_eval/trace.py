@@ -55,11 +55,11 @@ class _Description:
         self.time_steps = watcher.time_steps
         self.reads, self.neurons = watcher.reads, watcher.neurons
         self._check_weights(watcher)
-        self.samples, self.shapes = self._populations(tuple(watcher.sample.shape[:2]))
         self.upstream: dict[str, set[str]] = {}
         self.behind_spikes: set[str] = set()
         for name, read in self.reads.items():
             self._place(name, read)
+        self.samples, self.shapes = self._populations(tuple(watcher.sample.shape[:2]))
         self.updating = self._layers_that_update()
 
     def network(self) -> Network:
@@ -266,13 +266,14 @@ class _Description:
         counts up to T·H·W."""
         T, origin = self.time_steps, read.origin
         plane = self._pooled_plane(common["in_channels"], read)
-        step = common_step(read.possible.values, (1 / (T * prod(plane)),))
-        if origin.real or origin.image or step is None or read.possible.values.min() < 0:
+        values = read.possible.values
+        step = common_step(values) or common_step(values, (1 / (T * prod(plane)),))
+        if origin.real or origin.image or step is None or values.min() < 0:
             raise InputError(
                 f"layer {name} runs once for all timesteps on what is no average of spikes over "
                 f"time: the estimate knows no such layers; run it at every timestep, {BY_HAND}"
             )
-        most = round(read.possible.values.max().item() / step)
+        most = round(values.max().item() / step)
         if (T * prod(plane)).bit_length() != most.bit_length():  # added or pooled more than once
             added, rest = divmod(most, T * prod(plane))
             plane = (plane[0], plane[1] * added) if added and not rest else (1, -(-most // T))

@@ -7,6 +7,7 @@ operation, and meets weights that are used outside of a layer.
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,7 @@ PRODUCTS = re.compile(  # names of aten functions that compute sums of products
 )
 RESETS = ("reset", "reset_state", "reset_states", "reset_mem", "reset_hidden")
 MOST_FIRED = 255  # spikes of one neuron at one timestep; a neuron that gives more has no bound
-PASSES = ("sample", "low", "high", "random")
+PASSES = ("sample", "low", "high", "random", "random")  # twice: counts may all be even once
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class _Frame:
 class Watcher:
     """Runs a network on a sample, and keeps what there is to know of its layers and neurons.
 
-    Four passes: with the sample's spikes; then with every neuron at its lowest output, at its
+    Several passes: with the sample's spikes; then with every neuron at its lowest output, at its
     highest and at random, for what a layer could read.
     """
 
@@ -164,6 +165,7 @@ class Watcher:
         self.problems: list[str] = []
         self._origins = Origins(self._see)
         self._stack: list[_Frame] = []
+        self._calls: Counter[str] = Counter()  # of modules that may be neurons
         self._pass, self._paused = PASSES[0], False
         self._random = torch.Generator().manual_seed(0)
 
@@ -240,7 +242,9 @@ class Watcher:
         self._stack.append(_Frame(name, module, _state(module) if watched else []))
         if self._pass in ("low", "high") and name in self.neurons and self.neurons[name].spikes:
             x = _first((args, kwargs))
-            far = 1e4 + 1e3 * x.abs().max().item()
+            far = 1e4 + 1e3 * x.double().abs().max().item()
+            if x.is_floating_point():
+                far = min(far, torch.finfo(x.dtype).max / 2)
             driven = torch.full_like(x, far if self._pass == "high" else -far)
             return _with_first((args, kwargs), driven)
         return None
@@ -300,7 +304,9 @@ class Watcher:
         name, x, y = frame.name, _first((args, kwargs)), _first(result)
         if x.is_complex() or y.is_complex() or not y.numel():
             return
-        reads, gives = self._origins.of(x), self._origins.of(y)
+        self._calls[name] += 1
+        given = [self._origins.of(z) for z in _tensors((args, kwargs))]
+        reads, gives = reduce(Origin.join, given, Origin()), self._origins.of(y)
         if reads.is_constant:
             return  # a weight's quantizer
         values = y.double()
@@ -312,21 +318,18 @@ class Watcher:
         if not membrane:
             if frame.has_neuron:
                 return
-            membrane, membrane_is_real = _keeps_state(frame, x, y, result)
-            if membrane and not (reads.real or not x_is_whole or membrane_is_real):
+            kept = _kept(frame, x, y, result if spikes else None)
+            is_real = reads.real or not x_is_whole or not all(map(_is_whole, kept))
+            if kept and not is_real:
                 return  # it delays spikes, or masks them
+            membrane = bool(kept or (gives.layers - reads.layers and x.shape == y.shape))
         if not membrane:
             if x_is_whole or x.shape != y.shape or not spikes:
                 return
             if not largest:
                 self._origins.start(y, replace(gives, real=False))
                 return
-            earlier = {call for call in gives.layers if call not in reads.layers}
-            membrane = (
-                name in gives.populations
-                or bool(earlier)
-                or self._looks_back(frame, args, kwargs, y)
-            )
+            membrane = name in gives.populations or self._looks_back(frame, args, kwargs, y)
             if not membrane and frame.activations:
                 return
         for inner in frame.activations:
@@ -334,7 +337,7 @@ class Watcher:
         neuron = self.neurons.setdefault(name, Neuron(frame.module))
         neuron.shapes.add(tuple(x.shape))
         neuron.keeps_membrane |= membrane
-        neuron.calls += 1
+        neuron.calls = self._calls[name]
         neuron.layers |= gives.layer_names | reads.layer_names
         neuron.spikes &= spikes
         frame.has_neuron, frame.activations = membrane, [] if membrane else [name]
@@ -411,7 +414,10 @@ class Watcher:
 def is_known_neuron(module: nn.Module) -> bool:
     """This project's neurons and spikingjelly's; others are known by what they do."""
     base = sys.modules.get("spikingjelly.activation_based.neuron.base_node")
-    return isinstance(module, LIF) or (base is not None and isinstance(module, base.BaseNode))
+    return isinstance(module, LIF) or (
+        base is not None
+        and isinstance(module, base.BaseNode | base.SimpleBaseNode | base.NonSpikingBaseNode)
+    )
 
 
 def is_matrix(weight: Tensor) -> bool:
@@ -472,14 +478,18 @@ def _version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def _keeps_state(frame: _Frame, x: Tensor, y: Tensor, result: object) -> tuple[bool, bool]:
-    """(whether a call has changed or returned a value for each neuron, whether a real one)"""
+def _kept(frame: _Frame, x: Tensor, y: Tensor, result: object) -> list[Tensor]:
+    """Values for each neuron that a call has changed in the module, or gave beside its spikes."""
     before = {(id(tensor), version) for tensor, version in frame.state}
-    kept = [z for z, version in _state(frame.module) if (id(z), version) not in before]
-    kept += [z for z in tree_leaves(result) if isinstance(z, Tensor) and z is not y]
+    found = [z for z, version in _state(frame.module) if (id(z), version) not in before]
+    found += [z for z in tree_leaves(result) if isinstance(z, Tensor)]
+    shown = {z.untyped_storage()._cdata for z in (x, y)}  # merely stored, to be looked at
     sizes = (x.numel(), x[0].numel() if x.dim() else 1)
-    kept = [z for z in kept if z.numel() in sizes and z.is_floating_point()]
-    return bool(kept), not all(_is_whole(z) for z in kept)
+    return [
+        z
+        for z in found
+        if z.is_floating_point() and z.numel() in sizes and z.untyped_storage()._cdata not in shown
+    ]
 
 
 def _is_whole(x: Tensor) -> bool:

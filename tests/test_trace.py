@@ -776,6 +776,67 @@ def test_an_integrator_that_does_not_fire_has_a_membrane_too():
     assert [found.lif for found in traced.layers] == [True, True, True]
 
 
+class Integrator(nn.Module):
+    """Leaks and adds, and never fires; what it returns is its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.mem = None
+
+    def forward(self, x):
+        self.mem = x if self.mem is None else 0.5 * self.mem + x
+        return self.mem
+
+    reset = Stateful.reset_mem
+
+
+class Seen(nn.Module):
+    """Keeps what it was given, to be looked at."""
+
+    def forward(self, x):
+        self.last = x
+        return 2 * x
+
+
+class Sum(nn.Module):
+    def forward(self, a, b):
+        return a + b, b
+
+
+class Delayed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.before = None
+
+    def forward(self, s):
+        now, self.before = self.before, s.clone()
+        return torch.zeros_like(s) if now is None else now
+
+    def reset(self):
+        self.before = None
+
+
+def test_an_integrator_of_another_library_has_a_membrane_and_what_only_looks_on_has_none():
+    class Looked(OfAnother):
+        def __init__(self):
+            super().__init__(lif())
+            self.seen, self.sum, self.delay = Seen(), Sum(), Delayed()
+            self.readout = Integrator()
+
+        def forward(self, x):
+            spikes = []
+            for frame in x:
+                s = self.delay(self.lif1(self.seen(self.conv1(frame))))
+                sums, _ = self.sum(self.conv2(s), self.seen(self.conv2(1 - s)))
+                spikes.append(self.other(sums))
+            steps = [self.readout(self.head(s.mean((2, 3)))) for s in spikes]
+            return torch.stack(steps).mean(0)
+
+    traced = trace(Looked())
+    assert traced.lif == ((8, 8, 8), (8, 8, 8), (10, 1, 1))
+    assert [(found.runs, found.lif) for found in traced.layers] == [(1, True), (2, True), (1, True)]
+
+
 def test_one_neuron_for_several_populations_is_refused():
     class Reused(Between):
         def forward(self, x):
