@@ -129,7 +129,7 @@ class _Description:
         Its inputs are (N, ...) in a loop; in one call (T, N, ...), or (T·N, ...).
         """
         T, (shape,) = self.time_steps, neuron.shapes
-        mode = getattr(neuron.module, "step_mode", None)
+        mode = neuron.step_mode
         both = mode is None and shape[:2] == leading
         if isinstance(neuron.module, LIF):
             return T * neuron.calls, shape[0] // T, shape[1:]

@@ -127,6 +127,7 @@ class Neuron:
     """A module that turns sums into spikes, or keeps them in a membrane, or both."""
 
     module: nn.Module
+    step_mode: str | None  # spikingjelly's
     shapes: set[tuple[int, ...]] = field(default_factory=set)  # of the input of one call
     keeps_membrane: bool = False
     calls: int = 0
@@ -334,7 +335,8 @@ class Watcher:
                 return
         for inner in frame.activations:
             self.neurons.pop(inner, None)
-        neuron = self.neurons.setdefault(name, Neuron(frame.module))
+        mode = getattr(frame.module, "step_mode", None)
+        neuron = self.neurons.setdefault(name, Neuron(frame.module, mode))
         neuron.shapes.add(tuple(x.shape))
         neuron.keeps_membrane |= membrane
         neuron.calls = self._calls[name]
