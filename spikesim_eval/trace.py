@@ -58,7 +58,7 @@ class _Description:
         self.upstream: dict[str, set[str]] = {}
         self.behind_spikes: set[str] = set()
         for name, read in self.reads.items():
-            self._place(name, read)
+            self._connect(name, read)
         self.samples, self.shapes = self._populations(tuple(watcher.sample.shape[:2]))
         self.updating = self._layers_that_update()
 
@@ -143,7 +143,7 @@ class _Description:
 
     # The graph.
 
-    def _place(self, name: str, read: Read) -> None:
+    def _connect(self, name: str, read: Read) -> None:
         before = read.origin.layer_names
         self.upstream[name] = before.union(*(self.upstream.get(x, ()) for x in before))
         if name in self.upstream[name]:

@@ -432,12 +432,12 @@ def reset(network: nn.Module) -> None:
     for module in network.modules():
         for name in RESETS:
             method = getattr(module, name, None)
-            if callable(method) and takes_nothing(method):
+            if callable(method) and _takes_nothing(method):
                 method()
                 break
 
 
-def takes_nothing(function: Callable) -> bool:
+def _takes_nothing(function: Callable) -> bool:
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError):
@@ -515,10 +515,6 @@ def _above(name: str) -> list[str]:
         return []
     parts = name.split(".")
     return ["", *(".".join(parts[:i]) for i in range(1, len(parts)))]
-
-
-def _by(sizes: tuple[int, ...]) -> str:
-    return "×".join(map(str, sizes))
 
 
 def _place(where: str) -> str:
