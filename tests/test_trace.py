@@ -837,6 +837,34 @@ def test_an_integrator_of_another_library_has_a_membrane_and_what_only_looks_on_
     assert [(found.runs, found.lif) for found in traced.layers] == [(1, True), (2, True), (1, True)]
 
 
+class Scaled(Folded):
+    """Gives averages of its spikes so far, times a scale: real values; (T, N, ...)."""
+
+    def forward(self, x):
+        spikes = super().forward(x.flatten(0, 1)).view_as(x)
+        weights = torch.linspace(0.3, 1, T).exp().view(-1, *[1] * (x.dim() - 1))
+        return (weights * spikes).cumsum(0)
+
+
+def test_a_neuron_that_is_silent_and_keeps_its_state_to_itself_is_found():
+    net = OfAnother(Folded())
+    net.conv2.weight.data *= 1e-3
+    net.conv2.bias.data.fill_(-0.01)
+    traced = trace(net)
+    assert traced.lif == ((8, 8, 8), (8, 8, 8))
+    assert traced.layers[-1].spike_rate == 0
+    assert trace(Between(node=lambda: neuron.DSRLIFNode(T=T))).lif == traced.lif
+
+
+def test_a_neuron_that_gives_real_values_has_a_membrane_and_what_lies_beside_it_has_none():
+    net = Between(node=Scaled)
+    beside = [nn.ReLU(inplace=True), nn.SiLU(inplace=True), layer.BatchNorm2d(8), nn.Tanh()]
+    net.between = multi_step(nn.Sequential(*beside, nn.Softmax(2), nn.Identity()))
+    traced = trace(net)
+    assert traced.lif == ((8, 8, 8), (8, 8, 8))
+    assert (traced.layers[1].input_bits, traced.layers[1].spike_rate) == (6, None)
+
+
 def test_one_neuron_for_several_populations_is_refused():
     class Reused(Between):
         def forward(self, x):
