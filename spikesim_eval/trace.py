@@ -1,21 +1,17 @@
 """From a trained network to the layer list that the estimate reads.
 
-A checkpoint of main.py, or any torch module of a user's: its convolutions, linear layers and LIF
-populations are met by forward hooks, and the residual graph is followed tensor by tensor.
+A checkpoint of main.py, or any torch module of a user's. What its layers read is measured
+(watch.py); here it is put in the estimate's words, or refused.
 """
 
 import importlib
 import os
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -32,203 +28,324 @@ from load_settings import (
 from models import MSResNet
 from models.neuron import LIF, count_spikes
 
+from .codes import code_bits, common_step, share_of_ones
 from .layers import MAX_BITS, InputError, Layer, Network, Subject, check_int
+from .watch import Neuron, Read, Watcher
 
 FLOAT_BITS = 32  # full precision enters the estimate as 32-bit fixed point
 IMAGE_BITS = 8
-AVERAGES = ("mean", "sum", "avg_pool2d", "_adaptive_avg_pool2d")  # names of aten functions
-ADDITIONS = ("add", "add_")
-CONVOLUTIONS, PRODUCTS = ("convolution",), ("addmm", "mm", "bmm")
+MOST_TEXT = 300  # characters of a message
+BY_HAND = "or write a layer list by hand (docs/layer_list.md)"
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What a tensor was computed from: the nearest layers, the nearest LIF populations, the largest
-    sum of their spikes, whether these have been averaged, and whether a layer's real-valued output
-    is in it."""
+class _Description:
+    """The layer list of a watched network.
 
-    layers: frozenset[str] = frozenset()
-    populations: frozenset[str] = frozenset()
-    spikes: int = 0
-    averaged: bool = False
-    real: bool = False
-
-    def join(self, other: "Origin", added: bool = False) -> "Origin":
-        return Origin(
-            self.layers | other.layers,
-            self.populations | other.populations,
-            self.spikes + other.spikes if added else max(self.spikes, other.spikes),
-            self.averaged or other.averaged,
-            self.real or other.real,
-        )
-
-
-class _Origins(TorchDispatchMode):
-    """Follows every tensor of a forward pass back to where it comes from.
-
-    Kept per storage, so that views and writes into views are followed too.
+    Raises InputError where the estimate has no words for it.
     """
 
-    def __init__(self):
-        super().__init__()
-        self.calls: Counter[str] = Counter()  # of aten functions
-        self._origins: dict[int, Origin] = {}
-        self._alive: list[Tensor] = []  # a freed storage's key could come back as another's
+    def __init__(
+        self,
+        watcher: Watcher,
+        bits: int,
+        bn_bits: int | None,
+        rates: dict[str, float] | None,
+    ):
+        self.bits, self.bn_bits, self.rates = bits, bn_bits, rates
+        self.time_steps = watcher.time_steps
+        self.reads, self.neurons = watcher.reads, watcher.neurons
+        self._check_weights(watcher)
+        self.upstream: dict[str, set[str]] = {}
+        self.behind_spikes: set[str] = set()
+        for name, read in self.reads.items():
+            self._connect(name, read)
+        self.samples, self.shapes = self._populations(tuple(watcher.sample.shape[:2]))
+        self.updating = self._layers_that_update()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        name = function.overloadpacket.__name__
-        self.calls[name] += 1
-        origin = Origin(averaged=name in AVERAGES)
-        for x in _tensors((args, kwargs)):
-            origin = origin.join(self.of(x), added=name in ADDITIONS)
-        for x in _tensors(result):
-            self.start(x, origin.join(self.of(x)))
-        return result
+    def network(self) -> Network:
+        return Network(
+            time_steps=self.time_steps,
+            weight_bits=self.bits,
+            membrane_bits=self.bits,
+            layers=tuple(self._layer(name, read) for name, read in self.reads.items()),
+            lif=tuple(
+                shape for name, shape in self.shapes.items() if self.neurons[name].keeps_membrane
+            ),
+        )
 
-    def of(self, x: Tensor) -> Origin:
-        return self._origins.get(x.untyped_storage()._cdata, Origin())
+    # What is refused before anything is described.
 
-    def start(self, x: Tensor, origin: Origin) -> None:
-        self._origins[x.untyped_storage()._cdata] = origin
-        self._alive.append(x)
-
-
-def _tensors(tree: object) -> list[Tensor]:
-    """All but oneDNN's packed weights, which have no storage to follow."""
-    leaves = (x for x in tree_leaves(tree) if isinstance(x, Tensor))
-    return [x for x in leaves if x.layout == torch.strided]
-
-
-def is_spiking(module: nn.Module) -> bool:
-    """This project's neurons and spikingjelly's."""
-    if isinstance(module, LIF):
-        return True
-    spikingjelly = sys.modules.get("spikingjelly.activation_based.neuron.base_node")
-    return spikingjelly is not None and isinstance(module, spikingjelly.BaseNode)
-
-
-@dataclass(frozen=True)
-class _Met:
-    """A layer as its hook first saw it."""
-
-    module: nn.Conv2d | nn.Linear
-    in_size: tuple[int, int]
-    out_size: tuple[int, int]
-    origin: Origin
-
-
-class _Tracer:
-    """What the hooks of one forward pass see, and the layer list made of it."""
-
-    def __init__(self, time_steps: int):
-        self.time_steps, self.samples = time_steps, 1
-        self.origins = _Origins()
-        self.met: dict[str, _Met] = {}
-        self.rows: dict[str, int] = {}  # inputs that a linear layer has seen
-        self.calls: Counter[type] = Counter()  # of layers
-        self.shapes: dict[str, tuple[int, int, int]] = {}
-        self.spikes: dict[str, float] = {}
-        self.steps: Counter[str] = Counter()  # timesteps that a LIF population has run
-
-    def after_lif(self, name: str, module: nn.Module, spikes: Tensor) -> None:
-        """`spikes` are (T·N, ...), or (N, ...) in a loop, or (T, N, ...) in spikingjelly's "m"."""
-        is_folded = isinstance(module, LIF)
-        leading = 2 if getattr(module, "step_mode", "s") == "m" else 1
-        self.samples = spikes.shape[leading - 1] // (self.time_steps if is_folded else 1)
-        self.steps[name] += self.time_steps if is_folded else spikes.shape[0] if leading == 2 else 1
-        shape = tuple(spikes.shape[leading:])
-        self.shapes[name] = shape + (1,) * (3 - len(shape))
-        self.spikes[name] = self.spikes.get(name, 0.0) + spikes.sum().item()
-        before = self.origins.of(spikes).layers
-        self.origins.start(spikes, Origin(before, frozenset({name}), spikes=1))
-
-    def after_layer(self, name: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
-        is_linear = isinstance(module, nn.Linear)
-        self.calls[nn.Linear if is_linear else nn.Conv2d] += 1
-        if is_linear:
-            self.rows[name] = self.rows.get(name, 0) + x.numel() // module.in_features
-            sizes = (1, 1), (1, 1)
-        else:
-            sizes = tuple(x.shape[-2:]), tuple(y.shape[-2:])
-        met = self.met.setdefault(name, _Met(module, *sizes, self.origins.of(x)))
-        if met.origin != self.origins.of(x):
+    def _check_weights(self, watcher: Watcher) -> None:
+        outside = watcher.outside
+        if outside:
+            names = [f"{name} ({_by(watcher.weights[name].shape)})" for name in list(outside)[:3]]
+            more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
             raise InputError(
-                f"layer {name} runs in several places of the network, or feeds back: the estimate "
-                "knows layers that run once a timestep"
+                f"{', '.join(names)}{more} used outside of Conv2d and Linear modules, where the "
+                f"estimate would miss them: use such modules, {BY_HAND}"
             )
-        self.origins.start(y, Origin(frozenset({name}), real=True))
+        if watcher.problems:
+            raise InputError(watcher.problems[0])
+        if not any(neuron.keeps_membrane for neuron in self.neurons.values()):
+            raise InputError("no LIF population found: no module keeps a membrane of its own")
 
-    def check(self) -> None:
-        """Raise InputError where something ran that the layer list would not show."""
-        if not self.shapes:
-            raise InputError("no LIF population found: this project's neurons and spikingjelly's")
-        for kind, functions in ((nn.Conv2d, CONVOLUTIONS), (nn.Linear, PRODUCTS)):
-            if sum(self.origins.calls[function] for function in functions) > self.calls[kind]:
+    def _populations(self, leading: tuple[int, ...]) -> tuple[int, dict[str, tuple[int, int, int]]]:
+        """(samples of the batch, the shape of each spiking module's population)"""
+        samples, shapes = set(), {}
+        for name, neuron in self.neurons.items():
+            if len(neuron.shapes) > 1:
+                if neuron.keeps_membrane:
+                    raise InputError(
+                        f"spiking module {name} runs at several places, on inputs of "
+                        f"{' and '.join(map(_by, sorted(neuron.shapes)))}: give each population "
+                        "a module of its own"
+                    )
+                continue
+            steps, batch, shape = self._unfolded(neuron, leading)
+            if neuron.keeps_membrane:
+                if steps != self.time_steps:
+                    raise InputError(f"LIF {name} ran {steps} timesteps, not {self.time_steps}")
+                samples.add(batch)
+            elif self.time_steps == 1 and (neuron.low, neuron.high) == (0, neuron.unit):
                 raise InputError(
-                    f"the network computes {' or '.join(functions)} outside of {kind.__name__} "
-                    "modules, which the estimate would miss"
+                    f"module {name} gives spikes and keeps no state that can be seen: at one "
+                    "timestep nothing says whether it has a membrane; give two timesteps or more"
                 )
-        for name, steps in self.steps.items():
-            if steps != self.time_steps:
-                raise InputError(f"LIF {name} ran {steps} timesteps, not {self.time_steps}")
+            if len(shape) > 3:
+                shape = (shape[0], shape[1], prod(shape[2:]))
+            shapes[name] = shape + (1,) * (3 - len(shape))
+        if len(samples) > 1:
+            raise InputError(
+                f"spiking modules ran on {' and '.join(map(str, sorted(samples)))} samples: "
+                "timesteps and samples cannot be told apart"
+            )
+        return samples.pop(), shapes
 
-    def layers(self, bits: int, bn_bits: int | None, rates: dict[str, float]) -> tuple[Layer, ...]:
-        return tuple(self._layer(name, met, bits, bn_bits, rates) for name, met in self.met.items())
+    def _unfolded(
+        self, neuron: Neuron, leading: tuple[int, ...]
+    ) -> tuple[int, int, tuple[int, ...]]:
+        """(timesteps, samples, shape of one sample's input at one timestep) of a spiking module.
 
-    def _layer(self, name: str, met: _Met, bits: int, bn_bits: int | None, rates) -> Layer:
-        module, origin = met.module, met.origin
-        common = {"name": name, "after": tuple(sorted(origin.layers)), "out_size": met.out_size}
-        if hasattr(module, "quantizer") and (name in self.rows or not origin.layers):
+        Its inputs are (N, ...) in a loop; in one call (T, N, ...), or (T·N, ...).
+        """
+        T, (shape,) = self.time_steps, neuron.shapes
+        mode = neuron.step_mode
+        both = mode is None and shape[:2] == leading
+        if isinstance(neuron.module, LIF):
+            return T * neuron.calls, shape[0] // T, shape[1:]
+        if mode == "m" or (neuron.calls == 1 and both and shape[0] == T):
+            return shape[0] * neuron.calls, shape[1], shape[2:]
+        if neuron.calls == 1 and both and shape[1] == T:
+            return T, shape[0], shape[2:]
+        if neuron.calls == 1 and mode is None and shape[0] % T == 0:
+            return T, shape[0] // T, shape[1:]
+        return neuron.calls, shape[0], shape[1:]
+
+    # The graph.
+
+    def _connect(self, name: str, read: Read) -> None:
+        before = read.origin.layer_names
+        self.upstream[name] = before.union(*(self.upstream.get(x, ()) for x in before))
+        if name in self.upstream[name]:
+            raise InputError(
+                f"layer {name} runs in several places of the network, one behind the other, or "
+                f"feeds back: the estimate knows no such layers; make it several, {BY_HAND}"
+            )
+        for x in read.origin.populations:
+            before = before | self.neurons[x].layers
+            if self.neurons[x].keeps_membrane:
+                self.behind_spikes.add(name)
+        if before & self.behind_spikes:
+            self.behind_spikes.add(name)
+
+    def _layers_that_update(self) -> set[str]:
+        """Of the layers that are added in front of a membrane one pays for its update: the last
+        that does not read the residual stream."""
+        taken: set[str] = set()
+        for neuron in self.neurons.values():
+            if neuron.keeps_membrane:
+                free = [x for x in self.reads if x in neuron.layers and x not in taken]
+                taken.update(sorted(free, key=lambda x: not self._reads_stream(x))[-1:])
+        return taken
+
+    def _reads_stream(self, name: str) -> bool:
+        origin = self.reads[name].origin
+        return bool(origin.layers) and (origin.real or self._reads_codes(name))
+
+    def _reads_codes(self, name: str) -> bool:
+        """Whether it reads what a module without a membrane has rounded."""
+        populations = self.reads[name].origin.populations
+        return bool(populations) and not any(self.neurons[x].keeps_membrane for x in populations)
+
+    # A layer.
+
+    def _layer(self, name: str, read: Read) -> Layer:
+        module = read.module
+        is_linear = isinstance(module, nn.Linear)
+        common = {
+            "name": name,
+            "after": tuple(sorted(read.origin.layer_names)),
+            "lif": name in self.updating,
+        }
+        if hasattr(module, "quantizer") and (is_linear or not read.origin.layers):
             common["weight_bits"] = module.quantizer.bits  # stem and classifier have their own
-        if name in self.rows:
+        if is_linear:
             common |= {"in_channels": module.in_features, "out_channels": module.out_features}
-            if self.time_steps == 1 or self.rows[name] < self.samples * self.time_steps:
-                plane = self._pooled_plane(module.in_features, origin)
-                return Layer(kernel=1, in_size=plane, input_bits=None, linear=True, **common)
+            kernel = 1
         else:
             common |= {"in_channels": module.in_channels, "out_channels": module.out_channels}
-        rate = rates.get(*origin.populations) if len(origin.populations) == 1 else None
+            common["groups"] = module.groups
+            kernel = self._kernel(name, module)
+        if len(read.sizes) > 1:
+            sizes = " and ".join(sorted(_by(size) for size, _ in read.sizes))
+            raise InputError(
+                f"layer {name} runs on inputs of different sizes, {sizes}: the estimate knows one "
+                f"size a layer; make it several, {BY_HAND}"
+            )
+        ((in_size, out_size),) = read.sizes
+        runs, counts = self._runs(name, read)
+        if counts or (is_linear and self.time_steps == 1 and self._is_averaged(read)):
+            if kernel != 1 or common.get("groups", 1) != 1:
+                raise InputError(
+                    f"layer {name} does not run at every timestep: of such layers the estimate "
+                    f"knows linear ones and 1×1 convolutions; use one, {BY_HAND}"
+                )
+            return self._counting(name, read, runs * prod(out_size), common)
+        if is_linear:
+            runs, tokens = self._tokens(read, runs)
+            in_size = out_size = (1, tokens)
+        bits, rate = self._bits_and_rate(name, read)
         return Layer(
-            kernel=1 if name in self.rows else module.kernel_size[0],
-            in_size=met.in_size,
-            input_bits=self._input_bits(met, bits),
-            spike_rate=None if origin.averaged or origin.real else rate,
-            bn_bits=bn_bits,
+            kernel=kernel,
+            in_size=in_size,
+            out_size=out_size,
+            input_bits=bits,
+            spike_rate=rate,
+            bn_bits=self.bn_bits,
+            runs=runs,
             **common,
         )
 
-    def _pooled_plane(self, features: int, origin: Origin) -> tuple[int, int]:
+    def _kernel(self, name: str, module: nn.Module) -> int:
+        sides = set(module.kernel_size)
+        if len(sides) > 1 or (len(module.kernel_size) == 1 and sides != {1}):
+            raise InputError(
+                f"layer {name}: its kernel is {_by(module.kernel_size)}, and the estimate knows "
+                f"2-d convolutions with square kernels; use such, {BY_HAND}"
+            )
+        return sides.pop()
+
+    def _runs(self, name: str, read: Read) -> tuple[int, bool]:
+        """(how often it runs for one sample, whether that is all, and not of every timestep)
+
+        In front of the first spikes, what runs once serves every timestep, and is charged at each.
+        """
+        total, rest = divmod(read.rows, self.samples)
+        if rest or not total:
+            raise InputError(
+                f"layer {name} ran on {read.rows} images or tokens for {self.samples} samples: the "
+                f"estimate needs as many for each; use a batch that is not reshaped, {BY_HAND}"
+            )
+        if total % self.time_steps == 0:
+            return total // self.time_steps, False
+        return total, name in self.behind_spikes
+
+    def _tokens(self, read: Read, rows: int) -> tuple[int, int]:
+        """(runs, tokens of one run) of `rows` tokens at a timestep."""
+        runs = read.calls // self.time_steps if read.calls % self.time_steps == 0 else read.calls
+        return (runs, rows // runs) if rows % runs == 0 else (1, rows)
+
+    def _is_averaged(self, read: Read) -> bool:
+        """Whether it reads spikes that have been averaged."""
+        origin, levels = read.origin, read.possible
+        from_spikes = origin.populations and not (origin.real or origin.image)
+        return bool(from_spikes) and not levels.is_whole
+
+    def _counting(self, name: str, read: Read, runs: int, common: dict) -> Layer:
+        """A layer that runs once on spikes averaged or summed over time (and a plane): its input
+        counts up to T·H·W."""
+        T, origin = self.time_steps, read.origin
+        plane = self._pooled_plane(common["in_channels"], read)
+        values = read.possible.values
+        step = common_step(values) or common_step(values, (1 / (T * prod(plane)),))
+        if origin.real or origin.image or step is None or values.min() < 0:
+            raise InputError(
+                f"layer {name} runs once for all timesteps on what is no average of spikes over "
+                f"time: the estimate knows no such layers; run it at every timestep, {BY_HAND}"
+            )
+        most = round(values.max().item() / step) or T * prod(plane)  # of nothing that fires
+        if (T * prod(plane)).bit_length() != most.bit_length():  # added or pooled more than once
+            added, rest = divmod(most, T * prod(plane))
+            plane = (plane[0], plane[1] * added) if added and not rest else (1, -(-most // T))
+        if (T * prod(plane)).bit_length() != most.bit_length():
+            raise InputError(
+                f"layer {name} runs once for all timesteps and reads counts up to {most}, not of "
+                f"{T} timesteps: the estimate knows averages over all of them; use one, {BY_HAND}"
+            )
+        rate = None
+        if self.rates is None:
+            rate = share_of_ones(read.levels, step, (T * prod(plane)).bit_length())
+        return Layer(
+            kernel=1,
+            in_size=plane,
+            out_size=(1, 1),
+            input_bits=None,
+            linear=True,
+            spike_rate=rate,
+            runs=runs,
+            **common,
+        )
+
+    def _pooled_plane(self, features: int, read: Read) -> tuple[int, int]:
         """What a classifier's inputs are averages over, beside time."""
-        shapes = [self.shapes[name] for name in origin.populations]
+        shapes = [self.shapes[x] for x in sorted(read.origin.populations) if x in self.shapes]
         return shapes[0][1:] if shapes and shapes[0][0] == features else (1, 1)
 
-    def _input_bits(self, met: _Met, bits: int) -> int:
-        """Of one timestep's value; added or averaged populations give counts of spikes."""
-        origin = met.origin
-        if origin.real or not origin.populations:
-            return bits if origin.layers else IMAGE_BITS
-        module, pooled = met.module, 1
-        if origin.averaged:
-            is_linear = isinstance(module, nn.Linear)
-            channels = module.in_features if is_linear else module.in_channels
-            neurons = max(prod(self.shapes[name]) for name in origin.populations)
-            pooled = neurons // (channels * prod(met.in_size))
-        return (origin.spikes * max(1, pooled)).bit_length()
-
-
-def check_convolution(name: str, module: nn.Module) -> None:
-    """Raise InputError for a layer that the estimate would get wrong or not see."""
-    if isinstance(module, nn.modules.conv._ConvNd) and (
-        not isinstance(module, nn.Conv2d)
-        or module.groups != 1
-        or module.dilation != (1, 1)
-        or module.kernel_size[0] != module.kernel_size[1]
-    ):
-        raise InputError(
-            f"layer {name}: the estimate knows 2-d convolutions with square kernels, without "
-            "groups and dilation"
+    def _bits_and_rate(self, name: str, read: Read) -> tuple[int, float | None]:
+        """(bits of an input value, share of ones among them or None where it is not known)"""
+        origin, possible = read.origin, read.possible
+        from_spikes = bool(origin.populations) and not origin.real
+        widest = max(
+            IMAGE_BITS if origin.image else 1,
+            self.bits if origin.real or not (origin.image or origin.populations) else 1,
         )
+        if possible.is_zero:
+            return widest, self._rate(read, 1.0, 1) if from_spikes else None
+        if origin.real or origin.image:
+            step = 1.0 if possible.is_whole else None
+        else:
+            step = common_step(possible.values)
+        if step is None:
+            return max(widest, 1 if origin.image and not origin.real else self.bits), None
+        low, high = (
+            round(x / step) for x in (possible.values.min().item(), possible.values.max().item())
+        )
+        bits = code_bits(low, high)
+        if origin.real and (low, high) == (0, 1):
+            sources = ", ".join(sorted(origin.layer_names)[:3])
+            raise InputError(
+                f"layer {name} reads spikes that were made of the sums of {sources} outside of a "
+                f"module of their own, so that their membrane is not seen: make the neuron a "
+                f"torch module, {BY_HAND}"
+            )
+        if not (origin.image and (low, high) == (0, 1)):
+            bits = max(bits, widest)
+        return bits, self._rate(read, step, bits)
+
+    def _rate(self, read: Read, step: float, bits: int) -> float | None:
+        if self.rates is None:
+            return share_of_ones(read.levels, step, bits)
+        populations = read.origin.populations
+        if bits > 1 or len(populations) != 1:
+            return None
+        (population,) = populations
+        fired = self.neurons[population].levels
+        reads_it = share_of_ones(fired, 1.0, 1) == share_of_ones(read.levels, 1.0, 1)
+        return self.rates.get(population) if reads_it else None
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return "×".join(map(str, sizes))
 
 
 def trace_network(
@@ -239,57 +356,37 @@ def trace_network(
     rates: dict[str, float] | None,
     time_steps: int,
 ) -> Network:
-    """Layer list of a spiking network, from a forward pass of `sample`.
+    """Layer list of a spiking network, from forward passes of `sample`; the network stays as is.
 
     `bits` is the width of its membranes, `bn_bits` that of its batch norm scales. `rates` holds the
     measured spike rate of each LIF layer, by name, and without one it counts as not measured; with
-    None the rates are those of the sample. A layer reads 1 bit where its input is spikes, more
-    where populations are added or averaged, 8 where it is the image and `bits` where it is the
+    None the rates are those of the sample, measured where a layer reads them. A layer reads 1 bit
+    where its input is spikes, more where it is counts of them: as many as if every neuron fired;
+    8 bits where it is the image, and `bits` where it is anything else that is real, like the
     residual stream. A linear layer that runs once, on averages over time, is the classifier; one
-    that runs at every timestep is a 1×1 convolution. Raises InputError for layers that the estimate
-    does not know.
+    that runs at every timestep is a 1×1 convolution, of as many pixels as it runs for tokens.
+    Raises InputError for what the estimate does not know.
     """
-    tracer = _Tracer(time_steps)
-    handles = []
-    for name, module in network.named_modules():
-        check_convolution(name, module)
-        if is_spiking(module):
-            hook = lambda m, x, y, name=name: tracer.after_lif(name, m, y)  # noqa: E731
-        elif isinstance(module, nn.Conv2d | nn.Linear):
-            hook = lambda m, x, y, name=name: tracer.after_layer(name, m, x[0], y)  # noqa: E731
-        else:
-            continue
-        handles.append(module.register_forward_hook(hook))
-    try:
-        with torch.no_grad(), tracer.origins:
-            network.eval()(sample)
-    finally:
-        for handle in handles:
-            handle.remove()
-    tracer.check()
-    if rates is None:
-        updates = time_steps * tracer.samples
-        rates = {
-            name: fired / (updates * prod(tracer.shapes[name]))
-            for name, fired in tracer.spikes.items()
-        }
-    return Network(
-        time_steps=time_steps,
-        weight_bits=bits,
-        membrane_bits=bits,
-        layers=tracer.layers(bits, bn_bits, rates),
-        lif=tuple(tracer.shapes.values()),
-    )
+    watcher = Watcher(network, sample, time_steps)
+    watcher.run()
+    return _Description(watcher, bits, bn_bits, rates).network()
 
 
 def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> Network:
     """The layer list of a checkpoint's network."""
-    data_set = data_set_of(settings)
-    shape = (data_set.in_channels, *data_set.image_size)
-    steps = (network.time_window,) if data_set.events else ()
-    sample = torch.zeros(1, *steps, *shape)
+    data_set, T = data_set_of(settings), network.time_window
+    # At one timestep nothing tells the classifier from a layer that runs at every timestep.
+    traced_steps = max(2, T)
+    steps = (traced_steps,) if data_set.events else ()
+    shape = (1, *steps, data_set.in_channels, *data_set.image_size)
+    sample = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     bits, bn_bits = settings.bits or FLOAT_BITS, settings.bn_bits or FLOAT_BITS
-    return trace_network(network, sample, bits, bn_bits, rates, network.time_window)
+    network.time_window = traced_steps
+    try:
+        traced = trace_network(network, sample, bits, bn_bits, rates, traced_steps)
+    finally:
+        network.time_window = T
+    return traced.at(time_steps=T)
 
 
 def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | None:
@@ -380,9 +477,15 @@ def trace_module(spec: str, time_steps: int, bits: int) -> Subject:
             case (nn.Module() as network, Tensor() as sample) if sample.numel():
                 return Subject(spec, trace_network(network, sample, bits, None, None, time_steps))
     except InputError as error:
-        raise InputError(f"--module {spec}: {error}") from None
+        raise InputError(_short(f"--module {spec}: {error}")) from None
     except (Exception, SystemExit) as error:  # whatever a user's code raises
-        raise InputError(f"--module {spec}: {type(error).__name__}: {error}") from None
+        raise InputError(_short(f"--module {spec}: {type(error).__name__}: {error}")) from None
     finally:
         sys.path.pop(0)
     raise InputError(f"--module {spec} must return (torch module, tensor of samples)")
+
+
+def _short(text: str) -> str:
+    """One line that can be read."""
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_TEXT else f"{line[: MOST_TEXT - 4]} ..."

@@ -375,9 +375,6 @@ USERS = """
         torch.manual_seed(0)
         return QuanMSResNet(18, 5, 3, 2, 4, bits=4), torch.rand(2, 2, 16, 16)
 
-    def grouped():
-        return nn.Conv2d(4, 4, 3, groups=2), torch.rand(1, 4, 8, 8)
-
     def no_tuple():
         return nn.Conv2d(4, 4, 3)
 
@@ -466,7 +463,7 @@ def test_a_loop_over_timesteps_with_an_addition_of_spikes_is_traced(users):
     assert layers["conv"].spike_rate is not None
     assert set(layers["fc"].after) == {"stem", "conv"}
     assert layers["fc"].linear
-    assert layers["fc"].in_size == (4, 4)
+    assert layers["fc"].in_size == (4, 8)  # of two populations of 4×4, which are added
     assert network.lif == ((8, 4, 4), (8, 4, 4))
 
 
@@ -489,7 +486,6 @@ def test_sums_with_real_values_are_no_spikes_and_neighbours_are_no_sums(users):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("grouped", "without groups"),
         ("no_tuple", "must return"),
         ("wrong_sample", "RuntimeError"),
         ("broken", "on purpose"),

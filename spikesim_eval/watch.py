@@ -1,0 +1,547 @@
+"""Forward passes of any torch module, watched: what each layer reads, and what that was made of.
+
+Forward hooks measure at the layers' inputs; a dispatch mode follows every tensor, operation by
+operation, and meets weights that are used outside of a layer.
+"""
+
+import inspect
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from models.neuron import LIF
+
+from .codes import Levels
+
+LAYERS = (nn.Conv2d, nn.Linear, nn.Conv1d)
+PRODUCTS = re.compile(  # names of aten functions that compute sums of products
+    r"mm(_|$)|mv_?$|^v?dot$|conv|attention|rnn|lstm|gru(_|$)|trilinear$|(^|_)q?linear(_pointwise|$)"
+    r"|transformer|einsum|cdist"
+)
+RESETS = ("reset", "reset_state", "reset_states", "reset_mem", "reset_hidden")
+MOST_FIRED = 255  # spikes of one neuron at one timestep; a neuron that gives more has no bound
+PASSES = ("sample", "low", "high", "random", "random")  # twice: counts may all be even once
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a tensor was computed from: the image, the nearest layers (name, number of its call),
+    the nearest spiking modules, and whether a layer's sums that no neuron has turned into spikes
+    are in it. Of a constant, the weights it was computed from."""
+
+    image: bool = False
+    layers: frozenset[tuple[str, int]] = frozenset()
+    populations: frozenset[str] = frozenset()
+    real: bool = False
+    weights: frozenset[str] = frozenset()
+
+    @property
+    def is_constant(self) -> bool:
+        return not (self.image or self.layers or self.populations)
+
+    @property
+    def layer_names(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.layers)
+
+    def join(self, other: "Origin") -> "Origin":
+        return Origin(
+            self.image or other.image,
+            self.layers | other.layers,
+            self.populations | other.populations,
+            self.real or other.real,
+            self.weights | other.weights,
+        )
+
+
+class Origins(TorchDispatchMode):
+    """Follows every tensor of a forward pass back to where it comes from.
+
+    Kept per storage, so that views and writes into views are followed too. `see` is told of every
+    operation: its name and the origins of its operands.
+    """
+
+    def __init__(self, see):
+        super().__init__()
+        self.see, self.paused = see, False
+        self._origins: dict[int, Origin] = {}
+        self._alive: list[Tensor] = []  # a freed storage's key could come back as another's
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if self.paused:
+            return result
+        operands = [self.of(x) for x in _tensors((args, kwargs))]
+        self.see(function.overloadpacket.__name__, operands)
+        origin = reduce(Origin.join, operands, Origin())
+        if not origin.is_constant:
+            origin = replace(origin, weights=frozenset())
+        written = [
+            value
+            for argument, value in zip(function._schema.arguments, args, strict=False)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        for x in _tensors((result, written)):
+            self.start(x, origin.join(self.of(x)))
+        return result
+
+    def of(self, x: Tensor) -> Origin:
+        return self._origins.get(x.untyped_storage()._cdata, Origin())
+
+    def start(self, x: Tensor, origin: Origin) -> None:
+        self._origins[x.untyped_storage()._cdata] = origin
+        self._alive.append(x)
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    """All but oneDNN's packed weights, which have no storage to follow."""
+    leaves = (x for x in tree_leaves(tree) if isinstance(x, Tensor))
+    return [x for x in leaves if x.layout == torch.strided]
+
+
+@dataclass
+class Read:
+    """A layer, and everything it read: `rows` images or tokens in `calls` calls."""
+
+    module: nn.Module
+    sizes: set[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=set)
+    rows: int = 0
+    calls: int = 0
+    origin: Origin = Origin()
+    levels: Levels = field(default_factory=Levels)  # with the sample's spikes
+    possible: Levels = field(default_factory=Levels)  # with whatever the neurons could fire
+
+
+@dataclass
+class Neuron:
+    """A module that turns sums into spikes, or keeps them in a membrane, or both."""
+
+    module: nn.Module
+    step_mode: str | None  # spikingjelly's
+    shapes: set[tuple[int, ...]] = field(default_factory=set)  # of the input of one call
+    keeps_membrane: bool = False
+    calls: int = 0
+    layers: frozenset[str] = frozenset()  # whose sums it is given
+    spikes: bool = True  # its output is whole numbers, or zero and one other value
+    low: float = 0.0
+    high: float = 0.0
+    unit: float = 1.0
+    levels: Levels = field(default_factory=Levels)
+
+
+@dataclass
+class _Frame:
+    """A module that is running."""
+
+    name: str
+    module: nn.Module
+    state: list[tuple[Tensor, int]]
+    version: int  # of its input
+    has_neuron: bool = False  # that keeps a membrane
+    activations: list[str] = field(default_factory=list)
+    products: int = 0
+
+
+class Watcher:
+    """Runs a network on a sample, and keeps what there is to know of its layers and neurons.
+
+    Several passes: with the sample's spikes; then with every neuron at its lowest output, at its
+    highest and at random, for what a layer could read.
+    """
+
+    def __init__(self, network: nn.Module, sample: Tensor, time_steps: int):
+        self.network, self.sample, self.time_steps = network, sample, time_steps
+        self.reads: dict[str, Read] = {}
+        self.neurons: dict[str, Neuron] = {}
+        self.outside: dict[str, None] = {}  # weights that are used where no layer holds them
+        self.problems: list[str] = []
+        self._origins = Origins(self._see)
+        self._stack: list[_Frame] = []
+        self._calls: Counter[str] = Counter()  # of modules that may be neurons
+        self._pass, self._paused = PASSES[0], False
+        self._random = torch.Generator().manual_seed(0)
+
+    def run(self) -> None:
+        if any(isinstance(p, UninitializedParameter) for p in self.network.parameters()):
+            with torch.no_grad():
+                self.network(self.sample)  # lazy modules make their weights
+            reset(self.network)
+        with _left_as_it_was(self.network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            self.network.eval()
+            self._find()
+            handles = []
+            for name, module in self.network.named_modules():
+                enter, leave = self._hooks(name)
+                handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(leave, with_kwargs=True))
+            try:
+                for self._pass in PASSES:
+                    torch.manual_seed(0)
+                    reset(self.network)
+                    if self._pass == PASSES[0]:
+                        with self._origins:
+                            self.network(self.sample)
+                    else:
+                        self.network(self.sample)
+                    if self.problems or self.outside:
+                        return
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    def _find(self) -> None:
+        """Which modules are layers, which may be neurons, and whose the weights are."""
+        modules = dict(self.network.named_modules())
+        self.weights = dict(self.network.named_parameters())
+        names: dict[int, str] = {}
+        for name, parameter in self.weights.items():
+            if parameter.dim() > 1:
+                names[id(parameter)] = name
+                self._origins.start(parameter, Origin(weights=frozenset({name})))
+        self._origins.start(self.sample, Origin(image=True))
+        self._owned = {
+            name: {names[id(p)] for p in module.parameters() if id(p) in names}
+            for name, module in modules.items()
+        }
+        first: dict[int | str, str] = {}  # layers that share a weight are one
+        self._layers = {
+            name: first.setdefault(name if weight is None else id(weight), name)
+            for name, module in modules.items()
+            if isinstance(module, LAYERS)
+            for weight in [module._parameters.get("weight")]
+        }
+        self._known = {name for name, module in modules.items() if is_known_neuron(module)}
+        holders = {above for name in (*self._layers, *self._known) for above in _above(name)}
+        self._maybe_neurons = self._known | {
+            name
+            for name in modules.keys() - holders - self._layers.keys()
+            if not any(is_matrix(self.weights[weight]) for weight in self._owned[name])
+            and not self._known.intersection(_above(name))
+        }
+
+    # Hooks.
+
+    def _hooks(self, name: str):
+        return (
+            lambda module, args, kwargs: self._enter(name, module, args, kwargs),
+            lambda module, args, kwargs, y: self._leave(module, args, kwargs, y),
+        )
+
+    def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+        if self._paused:
+            return None
+        watched = self._pass == PASSES[0] and name in self._maybe_neurons
+        state = _state(module) if watched else []
+        version = _version(_first((args, kwargs))) if watched else 0
+        self._stack.append(_Frame(name, module, state, version))
+        if self._pass in ("low", "high") and name in self.neurons and self.neurons[name].spikes:
+            x = _first((args, kwargs))
+            far = 1e4 + 1e3 * x.double().abs().max().item()
+            if x.is_floating_point():
+                far = min(far, torch.finfo(x.dtype).max / 2)
+            driven = torch.full_like(x, far if self._pass == "high" else -far)
+            return _with_first((args, kwargs), driven)
+        return None
+
+    def _leave(self, module: nn.Module, args: tuple, kwargs: dict, result: object) -> object:
+        if self._paused:
+            return None
+        frame = self._stack.pop()
+        self._origins.paused = True
+        x, y = _first((args, kwargs)), _first(result)
+        replaced = None
+        if x is not None and y is not None:
+            if frame.name in self._layers:
+                self._after_layer(frame, x, y)
+            elif self._pass == PASSES[0] and frame.name in self._maybe_neurons:
+                self._after_module(frame, args, kwargs, result)
+            elif frame.name in self.neurons and self.neurons[frame.name].spikes:
+                replaced = _with_first(result, self._fired(self.neurons[frame.name], y))
+        if self._stack:
+            self._stack[-1].has_neuron |= frame.has_neuron
+            self._stack[-1].activations += frame.activations
+        self._origins.paused = False
+        return replaced
+
+    def _after_layer(self, frame: _Frame, x: Tensor, y: Tensor) -> None:
+        name, module = self._layers[frame.name], frame.module
+        read = self.reads.setdefault(name, Read(module))
+        read.possible.add(x)
+        if self._pass != PASSES[0]:
+            return
+        origin = self._origins.of(x)
+        if origin.is_constant:
+            self.problems.append(
+                f"layer {frame.name} reads something that was not computed from the sample by "
+                "torch: numbers that are the same for every sample, or that went through numpy"
+            )
+        elif frame.products != 1:
+            self.problems.append(
+                f"layer {frame.name} computes {frame.products or 'no'} products that can be seen: "
+                "a layer of the estimate computes one"
+            )
+        read.levels.add(x)
+        read.calls += 1
+        if isinstance(module, nn.Linear):
+            read.sizes.add(((1, 1), (1, 1)))
+            read.rows += x.numel() // module.in_features
+        else:
+            planes = len(module.kernel_size)
+            sizes = ((1,) * (2 - planes) + tuple(z.shape[-planes:]) for z in (x, y))
+            read.sizes.add(tuple(sizes))
+            read.rows += prod(x.shape[: -planes - 1])
+        read.origin = read.origin.join(origin)
+        self._origins.start(y, Origin(layers=frozenset({(name, read.calls)}), real=True))
+
+    def _after_module(self, frame: _Frame, args: tuple, kwargs: dict, result: object) -> None:
+        """Sees whether the module is a neuron, by what it does."""
+        name, x, y = frame.name, _first((args, kwargs)), _first(result)
+        if x.is_complex() or y.is_complex() or not y.numel():
+            return
+        self._calls[name] += 1
+        given = [self._origins.of(z) for z in _tensors((args, kwargs))]
+        reads, gives = reduce(Origin.join, given, Origin()), self._origins.of(y)
+        if reads.is_constant:
+            return  # a weight's quantizer
+        values = y.double()
+        x_is_whole, largest = _is_whole(x), values.abs().max().item()
+        spikes = _are_spikes(y)
+        membrane = name in self._known
+        if not membrane:
+            if frame.has_neuron:
+                return
+            kept = _kept(frame, x, y, result if spikes else None)
+            is_real = reads.real or not x_is_whole or not all(map(_is_whole, kept))
+            if kept and not is_real:
+                return  # it delays spikes, or masks them
+            membrane = bool(kept or (gives.layers - reads.layers and x.shape == y.shape))
+        if not membrane:
+            if x_is_whole or x.shape != y.shape:
+                return
+            membrane = name in gives.populations or self._looks_back(frame, args, kwargs, y)
+            if not membrane and not largest:
+                self._origins.start(y, replace(gives, real=False))
+                return
+            if not membrane and (frame.activations or not spikes):
+                return
+        for inner in frame.activations:
+            self.neurons.pop(inner, None)
+        mode = getattr(frame.module, "step_mode", None)
+        neuron = self.neurons.setdefault(name, Neuron(frame.module, mode))
+        neuron.shapes.add(tuple(x.shape))
+        neuron.keeps_membrane |= membrane
+        neuron.calls = self._calls[name]
+        neuron.layers |= gives.layer_names | reads.layer_names
+        neuron.spikes &= spikes
+        frame.has_neuron, frame.activations = membrane, [] if membrane else [name]
+        if spikes:
+            neuron.levels.add(y)
+            neuron.low = min(neuron.low, values.min().item())
+            neuron.high = max(neuron.high, values.max().item())
+            if not _is_whole(y):
+                neuron.unit = largest
+            self._origins.start(y, Origin(layers=gives.layers, populations=frozenset({name})))
+
+    def _looks_back(self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor) -> bool:
+        """Whether what a call returns for one timestep depends on the timesteps before it.
+
+        Its first row is changed by much; of spikes, which may stay the same, the order is too.
+        """
+        x = _first((args, kwargs))
+        in_place = x.untyped_storage()._cdata == y.untyped_storage()._cdata
+        if not x.dim() or in_place or _version(x) != frame.version:
+            return False
+        dims = [0, 1] if x.dim() > 1 and x.shape[:2] == self.sample.shape[:2] else [0]
+
+        def run(z: Tensor) -> Tensor:
+            new_args, new_kwargs = _with_first((args, kwargs), z.clone())
+            return _first(frame.module.forward(*new_args, **new_kwargs))
+
+        self._paused = True
+        try:
+            if not y.any():  # silent on the sample
+                x = 100 * torch.randn(x.shape, generator=self._random).to(x)
+                y = run(x)
+            first, changed = (0,) * len(dims), x.clone()
+            changed[first] += 1 + x.abs().max()
+            after = run(changed).clone()
+            after[first] = y[first]
+            if not torch.equal(after, y):
+                return True
+            return _are_spikes(y) and not torch.equal(run(x.flip(dims)).flip(dims), y)
+        finally:
+            self._paused = False
+
+    def _fired(self, neuron: Neuron, y: Tensor) -> Tensor:
+        """What the neuron would give at its lowest, at its highest, or at random."""
+        if self._pass != "random":
+            values = y.double()
+            extreme = values.abs().max().item()
+            if extreme <= MOST_FIRED * neuron.unit and not (extreme / neuron.unit) % 1:
+                neuron.low = min(neuron.low, values.min().item())
+                neuron.high = max(neuron.high, values.max().item())
+            if neuron.low == neuron.high == 0:
+                neuron.high = neuron.unit
+            return torch.full_like(y, neuron.low if self._pass == "low" else neuron.high)
+        count = round((neuron.high - neuron.low) / neuron.unit)
+        fired = torch.randint(0, count + 1, y.shape, generator=self._random)
+        return (neuron.low + neuron.unit * fired).to(y)
+
+    # Operations.
+
+    def _see(self, name: str, operands: list[Origin]) -> None:
+        inner = next((f for f in reversed(self._stack) if f.name in self._layers), None)
+        is_product = bool(PRODUCTS.search(name)) and "upsample" not in name
+        if all(origin.is_constant for origin in operands):
+            return
+        owned = self._owned[inner.name] if inner else set()
+        where = self._stack[-1].name if self._stack else ""
+        constants = [origin for origin in operands if origin.is_constant]
+        foreign = {
+            weight
+            for origin in constants
+            for weight in origin.weights - owned
+            if is_product or is_matrix(self.weights[weight])
+        }
+        self.outside |= dict.fromkeys(weight for weight in self.weights if weight in foreign)
+        if not is_product:
+            return
+        factors = operands[1:] if name.startswith(("add", "badd")) else operands
+        if sum(not origin.is_constant for origin in factors[:2]) == 2:
+            self.problems.append(
+                f"{_place(where)} multiplies two tensors that both depend on the sample, as "
+                "attention does: a crossbar holds one of them as weights; write a layer list "
+                "without this product (docs/layer_list.md)"
+            )
+        elif inner:
+            inner.products += 1
+        elif not foreign:
+            self.problems.append(
+                f"{_place(where)} computes a product ({name}) outside of Conv2d and Linear modules "
+                "that the estimate would miss: make its matrix the weight of one"
+            )
+
+
+def is_known_neuron(module: nn.Module) -> bool:
+    """This project's neurons and spikingjelly's; others are known by what they do."""
+    base = sys.modules.get("spikingjelly.activation_based.neuron.base_node")
+    return isinstance(module, LIF) or (
+        base is not None
+        and isinstance(module, base.BaseNode | base.SimpleBaseNode | base.NonSpikingBaseNode)
+    )
+
+
+def is_matrix(weight: Tensor) -> bool:
+    """Whether it has two dimensions or more, beside those of size 1."""
+    return sum(size > 1 for size in weight.shape) > 1
+
+
+def reset(network: nn.Module) -> None:
+    """Forget what earlier samples left in membranes."""
+    for module in network.modules():
+        for name in RESETS:
+            method = getattr(module, name, None)
+            if callable(method) and _takes_nothing(method):
+                method()
+                break
+
+
+def _takes_nothing(function: Callable) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+@contextmanager
+def _left_as_it_was(network: nn.Module) -> Iterator[None]:
+    """Puts back every module's attributes, mode and buffers, whatever a forward pass changes."""
+    modules = list(network.modules())
+    attributes = [
+        {k: v.copy() if isinstance(v, dict | list) else v for k, v in vars(module).items()}
+        for module in modules
+    ]
+    tensors = [(x, version, x.detach().clone()) for x, version in _state(network)]
+    try:
+        yield
+    finally:
+        for module, before in zip(modules, attributes, strict=True):
+            vars(module).clear()
+            vars(module).update(before)
+        with torch.no_grad():
+            for x, version, before in tensors:
+                if _version(x) != version:
+                    x.copy_(before)
+
+
+def _state(module: nn.Module) -> list[tuple[Tensor, int]]:
+    """The tensors that a module keeps beside its parameters, each with its version."""
+    found = []
+    for part in module.modules():
+        kept = {k: v for k, v in vars(part).items() if k not in ("_parameters", "_modules")}
+        found += [(x, _version(x)) for x in tree_leaves(kept) if isinstance(x, Tensor)]
+    return found
+
+
+def _version(x: Tensor | None) -> int:
+    """How often it was written to."""
+    return 0 if x is None or x.is_inference() else x._version
+
+
+def _kept(frame: _Frame, x: Tensor, y: Tensor, result: object) -> list[Tensor]:
+    """Values for each neuron that a call has changed in the module, or gave beside its spikes."""
+    before = {(id(tensor), version) for tensor, version in frame.state}
+    found = [z for z, version in _state(frame.module) if (id(z), version) not in before]
+    found += [z for z in tree_leaves(result) if isinstance(z, Tensor)]
+    shown = {z.untyped_storage()._cdata for z in (x, y)}  # merely stored, to be looked at
+    sizes = (x.numel(), x[0].numel() if x.dim() else 1)
+    return [
+        z
+        for z in found
+        if z.is_floating_point() and z.numel() in sizes and z.untyped_storage()._cdata not in shown
+    ]
+
+
+def _is_whole(x: Tensor) -> bool:
+    return not x.is_floating_point() or torch.equal(x, x.round())
+
+
+def _are_spikes(x: Tensor) -> bool:
+    """Whether all are whole numbers, or zero and one other size."""
+    sizes = x.double().abs()
+    two_sizes = (sizes == 0) | (sizes == sizes.max())
+    return _is_whole(x) or bool((sizes == 0).any() and two_sizes.all())
+
+
+def _first(tree: object) -> Tensor | None:
+    return next((x for x in tree_leaves(tree) if isinstance(x, Tensor)), None)
+
+
+def _with_first(tree: object, new: Tensor) -> object:
+    """The same containers with the first tensor replaced."""
+    leaves, shape = tree_flatten(tree)
+    first = next(i for i, x in enumerate(leaves) if isinstance(x, Tensor))
+    return tree_unflatten([*leaves[:first], new, *leaves[first + 1 :]], shape)
+
+
+def _above(name: str) -> list[str]:
+    """Of the modules that hold the one of this name."""
+    if not name:
+        return []
+    parts = name.split(".")
+    return ["", *(".".join(parts[:i]) for i in range(1, len(parts)))]
+
+
+def _place(where: str) -> str:
+    return f"module {where}" if where else "the network's forward"

@@ -1,0 +1,939 @@
+"""Layer lists of torch modules: what each layer really reads, or one line on what is not known.
+
+The right values are measured here with plain hooks, or worked out by hand.
+"""
+
+from collections import namedtuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikingjelly.activation_based import functional, layer, neuron
+from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spiking_vgg
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from models import MSResNet
+from spikesim_eval.__main__ import main
+from spikesim_eval.codes import Levels, code_bits, common_step, share_of_ones
+from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.layers import InputError
+from spikesim_eval.trace import trace_network
+from test_spikesim import one_error_line
+
+T, N = 4, 2
+
+
+def images(T=T, N=N, C=3, side=8):
+    return torch.rand(T, N, C, side, side, generator=torch.Generator().manual_seed(3))
+
+
+def lif(**options):
+    return neuron.LIFNode(**{"tau": 2.0, "v_threshold": 0.3} | options)
+
+
+def multi_step(net):
+    functional.set_step_mode(net, "m")
+    return net
+
+
+def trace(net, x=None, time_steps=T, bits=6):
+    x = images() if x is None else x
+    return trace_network(net, x, bits, None, None, time_steps)
+
+
+def layers_of(net, x=None, time_steps=T, bits=6):
+    return {found.name: found for found in trace(net, x, time_steps, bits).layers}
+
+
+@torch.no_grad()
+def inputs(net, x):
+    """All that each layer reads, by name."""
+    read = {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, args, name=name: read.setdefault(name, []).append(args[0].flatten())
+        )
+        for name, module in net.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    ]
+    functional.reset_net(net)
+    net.eval()(x)
+    functional.reset_net(net)
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(parts) for name, parts in read.items()}
+
+
+def share(x):
+    return (x != 0).double().mean().item()
+
+
+class Between(nn.Module):
+    """conv1, LIF, `between`, conv2, LIF, head."""
+
+    def __init__(self, between=lambda s: s, channels=8, node=lif, conv2=None):
+        super().__init__()
+        torch.manual_seed(1)
+        self.between = between
+        self.conv1, self.lif1 = layer.Conv2d(3, 8, 3, padding=1), node()
+        self.conv2 = conv2 or layer.Conv2d(channels, 8, 3, padding=1)
+        self.lif2, self.head = lif(), nn.Linear(8, 10)
+        multi_step(self)
+
+    def forward(self, x):
+        spikes = self.lif2(self.conv2(self.between(self.lif1(self.conv1(x)))))
+        return self.head(spikes.mean((3, 4))).mean(0)
+
+
+# Rates and widths are those of what a layer reads.
+
+
+def test_behind_max_pooling_more_ones_are_read_than_fired():
+    net = nn.Sequential(
+        layer.Conv2d(1, 1, 1, bias=False), neuron.IFNode(v_threshold=0.5), layer.MaxPool2d(2)
+    )
+    net.extend([layer.Conv2d(1, 1, 1), neuron.IFNode()])
+    net[0].weight.data.fill_(1)
+    x = torch.zeros(1, 1, 1, 4, 4)
+    x[..., ::2, ::2] = 1  # one of four pixels: every 2×2 pixels have one
+    found = layers_of(multi_step(net), x, time_steps=1)
+    assert (found["0"].spike_rate, found["3"].spike_rate) == (0.25, 1.0)
+    assert found["3"].input_bits == 1
+
+
+def hidden_half(s):
+    mask = torch.ones_like(s)
+    mask[..., ::2] = 0
+    return s * mask
+
+
+@pytest.mark.parametrize(
+    ("between", "channels"),
+    [
+        (lambda s: s, 8),
+        (lambda s: 1 - s, 8),
+        (hidden_half, 8),
+        (lambda s: F.dropout(s, 0.5, training=False), 8),
+        (lambda s: F.max_pool2d(s.flatten(0, 1), 3, 1, 1).view_as(s), 8),
+        (lambda s: F.interpolate(s.flatten(0, 1), scale_factor=2).unflatten(0, s.shape[:2]), 8),
+        (lambda s: torch.cat([s, 1 - s], 2), 16),
+        (lambda s: s.clone().sub_(1).neg_(), 8),
+        (lambda s: 0.7 * s, 8),
+        (lambda s: s.roll(1, -1).contiguous(), 8),
+    ],
+)
+def test_one_bit_inputs_have_the_share_of_ones_that_the_layer_reads(between, channels):
+    net = Between(between, channels)
+    read, found = inputs(net, images())["conv2"], layers_of(net)["conv2"]
+    assert found.input_bits == 1
+    assert found.spike_rate == pytest.approx(share(read), abs=1e-12)
+    assert 0 < found.spike_rate < 1
+    assert found.after == ("conv1",)
+
+
+def ones(codes, bits):
+    """Share of ones in two's complement, code by code."""
+    codes = [int(code) % 2**bits for code in codes]
+    return sum(f"{code:b}".count("1") for code in codes) / (bits * len(codes))
+
+
+@pytest.mark.parametrize(
+    ("between", "step", "bits"),
+    [
+        (lambda s: torch.stack([s, s]).sum(0), 1, 2),  # 0 or 2
+        (lambda s: s + s.roll(1, 0), 1, 2),
+        (lambda s: s - s.roll(1, 0), 1, 2),  # -1, 0 or 1
+        (lambda s: s.cumsum(0), 1, 3),  # up to 4
+        (lambda s: F.avg_pool2d(s.flatten(0, 1), 2).unflatten(0, s.shape[:2]), 1 / 4, 3),
+        (lambda s: F.avg_pool2d(s.flatten(0, 1), 3, 1).unflatten(0, s.shape[:2]), 1 / 9, 4),
+        (lambda s: 1 - F.avg_pool2d(s.flatten(0, 1), 2).unflatten(0, s.shape[:2]), 1 / 4, 3),
+        (lambda s: 0.3 * (s + s.flip(-1)), 0.3, 2),
+    ],
+)
+def test_counts_of_spikes_have_the_bits_of_the_largest_and_their_own_share_of_ones(
+    between, step, bits
+):
+    net = Between(between)
+    read, found = inputs(net, images())["conv2"], layers_of(net)["conv2"]
+    assert found.input_bits == bits
+    assert found.spike_rate == pytest.approx(ones((read / step).round(), bits), abs=1e-12)
+
+
+def test_what_two_neurons_could_add_up_to_counts_and_not_what_the_sample_shows():
+    def never_together(s):
+        other = torch.zeros_like(s)
+        other[..., 1:] = s[..., :-1]
+        return s * (other == 0) + other
+
+    class Both(Between):
+        def forward(self, x):
+            a = self.lif1(self.conv1(x))
+            b = self.lif1b(-self.conv1(x))  # fires only where the first does not
+            return self.head(self.lif2(self.conv2(a + b)).mean((3, 4))).mean(0)
+
+    net = Both()
+    net.lif1b = multi_step(lif())
+    read, found = inputs(net, images())["conv2"], layers_of(net)
+    assert set(read.tolist()) == {0, 1}
+    assert found["conv2"].input_bits == 2  # both could fire
+    assert layers_of(Between(never_together))["conv2"].input_bits == 1
+
+
+def test_an_integer_firing_neuron_gives_as_many_bits_as_it_can_fire():
+    net = Between(node=lambda: neuron.ILIFNode(tau=2.0))
+    net.conv1.weight.data *= 2
+    read, found = inputs(net, images())["conv2"], layers_of(net)["conv2"]
+    assert 1 < read.max() < 4
+    assert found.input_bits == 3  # 0 to 4
+    assert found.spike_rate == pytest.approx(ones(read, 3))
+
+
+def test_real_values_have_the_width_of_the_image_or_of_the_membranes():
+    net = Between(lambda s: s * torch.linspace(0.1, 1, 8).exp().view(8, 1, 1))
+    found = layers_of(net)
+    assert (found["conv1"].input_bits, found["conv1"].spike_rate) == (8, None)
+    assert (found["conv2"].input_bits, found["conv2"].spike_rate) == (6, None)
+
+
+def test_an_image_of_zeros_and_ones_is_read_bit_by_bit():
+    x = (images() < 0.2).float()
+    found = layers_of(Between(), x)["conv1"]
+    assert found.input_bits == 1
+    assert found.spike_rate == pytest.approx(share(x))
+    assert layers_of(Between(), (5 * images()).round())["conv1"].input_bits == 8  # counts of events
+
+
+def test_neurons_that_are_silent_on_the_sample_still_have_widths():
+    net = Between(lambda s: F.avg_pool2d(s.flatten(0, 1), 2).unflatten(0, s.shape[:2]))
+    net.lif1.v_threshold = 1e3
+    found = layers_of(net)["conv2"]
+    assert (found.input_bits, found.spike_rate) == (3, 0)
+
+
+# spikingjelly's own networks.
+
+
+def vgg():
+    features = spiking_vgg.SpikingVGG.make_layers(
+        [8, "M", 16, 16, "M"], batch_norm=True, neuron=neuron.LIFNode, v_threshold=0.3
+    )
+    return nn.Sequential(
+        features, layer.Flatten(), layer.Linear(16 * 4, 32), lif(), layer.Linear(32, 5)
+    )
+
+
+NETWORKS = {
+    "vgg": vgg,
+    "sew": lambda: sew_resnet.sew_resnet18(
+        cnf="ADD", spiking_neuron=neuron.IFNode, v_threshold=0.2
+    ),
+    "resnet": lambda: spiking_resnet.spiking_resnet18(
+        spiking_neuron=neuron.IFNode, v_threshold=0.2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rates_of_spikingjellys_networks_are_what_plain_hooks_measure(name):
+    torch.manual_seed(0)
+    net = multi_step(NETWORKS[name]())
+    x = images(T=2, N=1, side=8 if name == "vgg" else 32)
+    read, traced = inputs(net, x), trace(net, x, time_steps=2)
+    assert [found.name for found in traced.layers] == list(read)
+    spiking = [
+        found for found in traced.layers if found.after and set(read[found.name].tolist()) <= {0, 1}
+    ]
+    assert len(spiking) >= 3
+    for found in spiking:
+        one_bit = found.input_bits == 1
+        assert one_bit or name == "sew"  # where sums of spikes are read
+        if one_bit:
+            assert found.spike_rate == pytest.approx(share(read[found.name]), abs=1e-12)
+    for found in traced.layers:
+        if found.after and name != "vgg" and found.name != "fc":
+            assert read[found.name].max() < 2**found.input_bits
+    assert sum(isinstance(m, neuron.BaseNode) for m in net.modules()) == len(traced.lif)
+    assert sum(found.lif for found in traced.layers) == len(traced.lif)
+    assert estimate(traced, Chip()).total["energy_pj"] > 0
+
+
+# How often a layer runs.
+
+
+class Tokens(nn.Module):
+    """Of (T, N, tokens, C), as transformers have them, or the same as 1×1 convolutions."""
+
+    def __init__(self, convolutions=False):
+        super().__init__()
+        torch.manual_seed(1)
+        self.convolutions = convolutions
+        self.stem, self.lif0 = layer.Conv2d(3, 8, 2, stride=2), lif()
+        make = (lambda i, o: layer.Conv2d(i, o, 1)) if convolutions else nn.Linear
+        self.fc1, self.lif1 = make(8, 32), lif()
+        self.fc2, self.lif2 = make(32, 8), lif()
+        self.head = nn.Linear(8, 10)
+        multi_step(self)
+
+    def forward(self, x):
+        x = self.lif0(self.stem(x))
+        if not self.convolutions:
+            x = x.flatten(3).transpose(2, 3)
+        x = self.lif2(self.fc2(self.lif1(self.fc1(x))))
+        return self.head(x.flatten(3).mean(3) if self.convolutions else x.mean(2)).mean(0)
+
+
+def test_linear_layers_on_tokens_cost_what_1x1_convolutions_do():
+    linear, convolutions = Tokens(), Tokens(convolutions=True)
+    for ours, theirs in zip(linear.parameters(), convolutions.parameters(), strict=True):
+        theirs.data = ours.data.view_as(theirs)
+    rows = [
+        {row["name"]: row for row in estimate(trace(net), Chip()).layers}
+        for net in (linear, convolutions)
+    ]
+    assert list(rows[0]) == list(rows[1]) == ["stem", "fc1", "fc2", "head"]
+    for name in rows[0]:
+        for key in ("energy_pj", "cycles", "pes", "area_um2", "delay_ns", "spike_rate"):
+            assert rows[0][name][key] == pytest.approx(rows[1][name][key], rel=1e-12)
+    assert rows[0]["fc1"]["cycles"] == 16 * T
+
+
+class Mirrored(nn.Module):
+    """One stem on the image and on its mirror image."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.lif0 = layer.Conv2d(3, 8, 3, padding=1), lif()
+        self.head = nn.Linear(8, 10)
+        multi_step(self)
+
+    def forward(self, x):
+        return self.head(self.lif0(self.stem(x) + self.stem(x.flip(-1))).mean((3, 4))).mean(0)
+
+
+def test_a_layer_that_runs_twice_is_charged_twice():
+    found = layers_of(Mirrored())
+    assert (found["stem"].runs, found["head"].runs) == (2, 1)
+
+    class Shared(Between):  # one module in two places, side by side
+        def forward(self, x):
+            a = self.lif1(self.conv1(x))
+            sums = self.conv2(a) + self.conv2(1 - a)
+            return self.head(self.lif2(sums).mean((3, 4))).mean(0)
+
+    net = Shared()
+    found = layers_of(net)["conv2"]
+    assert (found.runs, found.spike_rate) == (
+        2,
+        pytest.approx(share(inputs(net, images())["conv2"])),
+    )
+
+
+def test_a_weight_in_two_modules_is_one_layer_that_runs_twice():
+    class Tied(Mirrored):
+        def forward(self, x):
+            sums = self.stem(x) + self.again(x.flip(-1))
+            return self.head(self.lif0(sums).mean((3, 4))).mean(0)
+
+    net = Tied()
+    net.again = multi_step(layer.Conv2d(3, 8, 3, padding=1))
+    net.again.weight = net.stem.weight
+    assert {name: found.runs for name, found in layers_of(net).items()} == {"stem": 2, "head": 1}
+
+
+class InALoop(Between):
+    """The same as multi-step, one timestep after the other."""
+
+    def forward(self, x):
+        functional.set_step_mode(self, "s")
+        steps = [self.lif2(self.conv2(self.lif1(self.conv1(frame)))) for frame in x]
+        return self.head(torch.stack(steps).mean((0, 3, 4)))
+
+
+def test_a_loop_over_time_is_described_as_many_steps_at_once_are():
+    class AtOnce(Between):
+        def forward(self, x):
+            return self.head(self.lif2(self.conv2(self.lif1(self.conv1(x)))).mean((0, 3, 4)))
+
+    loop, at_once = trace(InALoop()), trace(AtOnce())
+    assert loop == at_once
+    assert [found.lif for found in loop.layers] == [True, True, False]
+    head = loop.layers[-1]
+    assert (head.linear, head.in_size, loop.input_bits(head)) == (True, (8, 8), 9)  # 0 to 4·8·8
+
+
+def test_at_one_timestep_a_linear_layer_is_what_it_reads():
+    net = nn.Sequential(layer.Flatten(), layer.Linear(192, 16), lif(), layer.Linear(16, 5), lif())
+    found = layers_of(multi_step(net), images(T=1), time_steps=1)
+    assert [(x.input_bits, x.linear) for x in found.values()] == [(8, False), (1, False)]
+    head = layers_of(Between(), images(T=1), time_steps=1)["head"]
+    assert (head.linear, head.in_size) == (True, (8, 8))  # averages over 8×8 spikes
+
+
+def test_a_classifier_of_two_populations_reads_one_bit_more():
+    class Two(Between):
+        def forward(self, x):
+            a = self.lif1(self.conv1(x))
+            return self.head((a + self.lif2(self.conv2(a))).mean((0, 3, 4)))
+
+    traced = trace(Two())
+    head = traced.layers[-1]
+    assert head.linear
+    assert traced.input_bits(head) == 10  # 0 to 2·4·8·8
+
+
+def test_what_runs_once_in_front_of_the_first_spikes_is_charged_at_every_timestep():
+    class Repeated(Between):
+        def forward(self, x):
+            x = self.conv1(x[:1]).repeat(T, 1, 1, 1, 1)
+            return self.head(self.lif2(self.conv2(self.lif1(x))).mean((0, 3, 4)))
+
+    found = layers_of(Repeated())
+    assert (found["conv1"].runs, found["conv1"].linear, found["head"].linear) == (1, False, True)
+
+
+# Kinds of layers.
+
+
+def test_grouped_depthwise_and_dilated_convolutions_are_described():
+    for groups in (2, 8):
+        conv2 = layer.Conv2d(8, 8, 3, padding=2, dilation=2, groups=groups)
+        found = layers_of(Between(conv2=conv2))["conv2"]
+        assert (found.groups, found.kernel, found.out_size) == (groups, 3, (8, 8))
+
+
+def test_weights_that_are_computed_from_parameters_of_the_layer_are_the_layers():
+    plain = layers_of(Between())
+    for wrap in (
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        torch.nn.utils.weight_norm,
+    ):
+        net = Between()
+        wrap(net.conv2)
+        found = layers_of(net)
+        assert list(found) == list(plain)
+        assert found["conv2"] == plain["conv2"]
+
+
+def test_lazy_layers_are_described_and_unused_parts_ignored():
+    net = Between(conv2=nn.Sequential(layer.SeqToANNContainer(nn.LazyConv2d(8, 3, padding=1))))
+    net.unused, net.table = nn.Linear(1000, 1000), nn.Parameter(torch.zeros(9, 9))
+    found = layers_of(net)
+    assert list(found) == ["conv1", "conv2.0.0", "head"]
+    assert found["conv2.0.0"].in_channels == 8
+
+
+class Added(nn.Module):
+    """Computes `run` of the spikes of conv1's LIF, (T, N, tokens, 8), with parts of its own."""
+
+    def __init__(self, run, **parts):
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem, self.lif0 = layer.Conv2d(3, 8, 2, stride=2), lif()
+        self.lif1, self.head = lif(), nn.Linear(8, 10)
+        self.run = run
+        for name, part in parts.items():
+            if isinstance(part, torch.Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+        multi_step(self)
+
+    def forward(self, x):
+        s = self.lif0(self.stem(x)).flatten(3).transpose(2, 3)
+        return self.head(self.lif1(self.run(self, s)).mean(2)).mean(0)
+
+
+def weight(*shape):
+    return nn.Parameter(torch.rand(shape))
+
+
+class LowRank(nn.Linear):
+    """A linear layer with a second product beside its own."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.down, self.up = weight(8, 2), weight(2, 8)
+
+    def forward(self, x):
+        return super().forward(x) + x @ self.down @ self.up
+
+
+REFUSED = {
+    "product": (lambda m, s: s @ m.w, {"w": weight(8, 8)}, "w (8×8) used outside"),
+    "linear": (lambda m, s: F.linear(s, m.w), {"w": weight(8, 8)}, "w (8×8)"),
+    "transposed and cast": (
+        lambda m, s: (s.double() @ m.w.t().double()).float(),
+        {"w": weight(8, 8)},
+        "w (8×8)",
+    ),
+    "einsum": (lambda m, s: torch.einsum("tnlc,cd->tnld", s, m.w), {"w": weight(8, 8)}, "w (8×8)"),
+    "sum of products": (lambda m, s: (s[..., None] * m.w).sum(-2), {"w": weight(8, 8)}, "w (8×8)"),
+    "convolution": (
+        lambda m, s: F.conv1d(s.flatten(0, 1).mT, m.w).mT.view_as(s),
+        {"w": weight(8, 8, 1)},
+        "w (8×8×1)",
+    ),
+    "embedding": (
+        lambda m, s: F.embedding(s.sum(-1).long(), m.w) + s,
+        {"w": weight(9, 8)},
+        "w (9×8)",
+    ),
+    "vector": (lambda m, s: s + F.linear(s, m.w), {"w": weight(1, 8)}, "w (1×8)"),
+    "another layer's weight": (
+        lambda m, s: F.linear(s, m.head.weight[:8]),
+        {},
+        "head.weight (10×8)",
+    ),
+    "low rank": (lambda m, s: m.fc(s), {"fc": LowRank()}, "layer fc computes 3 products"),
+    "buffer": (lambda m, s: s @ m.w, {"w": torch.rand(8, 8)}, "outside of Conv2d and Linear"),
+    "attention scores": (
+        lambda m, s: (s @ s.mT) @ s,
+        {},
+        "multiplies two tensors that both depend on the sample",
+    ),
+    "fused attention": (
+        lambda m, s: m.part(*[s.flatten(0, 1)] * 3, need_weights=False)[0].view_as(s),
+        {"part": nn.MultiheadAttention(8, 2, batch_first=True)},
+        "part.in_proj_weight (24×8)",
+    ),
+    "encoder": (
+        lambda m, s: m.part(s.flatten(0, 1)).view_as(s),
+        {"part": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)},
+        "part.self_attn.in_proj_weight",
+    ),
+    "LSTM": (
+        lambda m, s: m.part(s.flatten(0, 1))[0].view_as(s),
+        {"part": nn.LSTM(8, 8, batch_first=True)},
+        "part.weight_ih_l0 (32×8)",
+    ),
+    "GRU": (
+        lambda m, s: m.part(s.flatten(0, 1))[0].view_as(s),
+        {"part": nn.GRU(8, 8, batch_first=True)},
+        "part.weight_ih_l0 (24×8)",
+    ),
+    "RNN cell": (
+        lambda m, s: m.part(s.flatten(0, 2)).view_as(s),
+        {"part": nn.RNNCell(8, 8)},
+        "part.weight_ih (8×8)",
+    ),
+    "bilinear": (
+        lambda m, s: m.part(s, s),
+        {"part": nn.Bilinear(8, 8, 8)},
+        "part.weight (8×8×8)",
+    ),
+    "one behind the other": (
+        lambda m, s: m.fc(m.fc(s)),
+        {"fc": nn.Linear(8, 8)},
+        "layer fc runs in several places",
+    ),
+    "3-d convolution": (
+        lambda m, s: m.part(s.flatten(0, 1)[:, None])[:, 0].view_as(s),
+        {"part": nn.Conv2d(1, 1, (3, 1), padding=(1, 0))},
+        "layer part: its kernel is 3×1",
+    ),
+    "long kernel": (
+        lambda m, s: m.part(s.flatten(0, 1).mT).mT.view_as(s),
+        {"part": nn.Conv1d(8, 8, 3, padding=1)},
+        "layer part: its kernel is 3",
+    ),
+    "transposed convolution": (
+        lambda m, s: m.part(s.flatten(0, 1).mT).mT.view_as(s),
+        {"part": nn.ConvTranspose1d(8, 8, 1)},
+        "part.weight (8×8×1)",
+    ),
+    "two sizes": (
+        lambda m, s: (
+            m.part(s.flatten(0, 1)[:, None])[:, 0]
+            + m.part(s.flatten(0, 1)[:, None, ::2]).sum((1, 2))[:, None]
+        ).view_as(s),
+        {"part": nn.Conv2d(1, 1, 3, padding=1)},
+        "layer part runs on inputs of different sizes, 16×8 and 8×8",
+    ),
+    "numpy": (
+        lambda m, s: m.fc(torch.from_numpy(s.numpy() * 2)),
+        {"fc": nn.Linear(8, 8)},
+        "layer fc reads something that was not computed from the sample",
+    ),
+    "constants": (
+        lambda m, s: s + m.fc(torch.ones(8)),
+        {"fc": nn.Linear(8, 8)},
+        "layer fc reads something",
+    ),
+    "spikes by hand": (
+        lambda m, s: m.fc2((m.fc1(s) > 0).float()),
+        {"fc1": nn.Linear(8, 8), "fc2": nn.Linear(8, 8)},
+        "layer fc2 reads spikes that were made of the sums of fc1",
+    ),
+    "at some timesteps": (
+        lambda m, s: torch.cat([m.part(s[:3].flatten(0, 1).mT).mT, s[3]]).view_as(s),
+        {"part": nn.Conv1d(8, 8, 1, groups=2)},
+        "layer part does not run at every timestep",
+    ),
+    "for some samples": (
+        lambda m, s: s + m.fc(s[0, 0, 0]),
+        {"fc": nn.Linear(8, 8)},
+        "layer fc ran on 1 images or tokens for 2 samples",
+    ),
+    "last timestep": (
+        lambda m, s: s + m.fc(s[-1, :, 0])[:, None],
+        {"fc": nn.Linear(8, 8)},
+        "layer fc runs once for all timesteps and reads counts up to 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_the_estimate_would_miss_is_named(case):
+    run, parts, words = REFUSED[case]
+    with pytest.raises(InputError) as error:
+        trace(Added(run, **parts))
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_of_many_weights_the_first_are_named():
+    net = Added(
+        lambda m, s: sum((s @ w for w in m.many), s), many=nn.ParameterList([weight(8, 8)] * 1)
+    )
+    net.many.extend([weight(8, 8) for _ in range(300)])
+    with pytest.raises(InputError, match=r"many.0 \(8×8\), many.1 .* and 298 more") as error:
+        trace(net)
+    assert len(str(error.value)) < 300
+
+
+def test_a_message_of_many_pages_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "endless_net.py").write_text(
+        "def net():\n    raise ValueError('many\\nlines ' * 999)"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    line = f"report --module endless_net:net --time_steps 2 --bits 4 --out {tmp_path}/out"
+    assert main(line.split()) == 2
+    assert one_error_line(capsys.readouterr().err)
+
+
+# Spiking modules of other libraries.
+
+
+class Stateful(nn.Module):
+    """One timestep a call; its membrane is an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.mem = None
+
+    def forward(self, x):
+        self.mem = x if self.mem is None else 0.5 * self.mem + x
+        spikes = (self.mem > 0.3).float()
+        self.mem = self.mem - 0.3 * spikes
+        return spikes
+
+    def reset_mem(self):
+        self.mem = None
+
+
+class Buffered(Stateful):
+    """Writes into a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        del self.mem
+        self.register_buffer("mem", torch.zeros(0))
+
+    def forward(self, x):
+        if self.mem.shape != x.shape:
+            self.mem = torch.zeros_like(x)
+        self.mem.mul_(0.5).add_(x)
+        spikes = (self.mem > 0.3).float()
+        self.mem.sub_(0.3 * spikes)
+        return spikes
+
+    def reset_mem(self):
+        self.mem = torch.zeros(0)
+
+
+State = namedtuple("State", "v i")
+
+
+class Explicit(nn.Module):
+    """Takes and gives its state."""
+
+    def forward(self, x, state=None):
+        v = x if state is None else 0.5 * state.v + x
+        spikes = (v > 0.3).float()
+        return spikes, State(v - 0.3 * spikes, x)
+
+
+class Surrogate(nn.Module):
+    def forward(self, x):
+        return (x > 0).float()
+
+
+class Folded(nn.Module):
+    """All timesteps in a call, (T·N, ...); nothing is left outside; a surrogate as a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.fire = Surrogate()
+
+    def forward(self, x):
+        mem, spikes = 0, []
+        for current in x.view(T, -1, *x.shape[1:]):
+            mem = 0.5 * mem + current
+            spikes.append(self.fire(mem - 0.3))
+            mem = mem - 0.3 * spikes[-1]
+        return torch.cat(spikes)
+
+
+class OfAnother(nn.Module):
+    """conv1, spikingjelly's LIF, conv2, another library's neuron, head."""
+
+    def __init__(self, node):
+        super().__init__()
+        torch.manual_seed(1)
+        self.conv1, self.lif1 = nn.Conv2d(3, 8, 3, padding=1), lif()
+        self.conv2, self.other, self.head = nn.Conv2d(8, 8, 3, padding=1), node, nn.Linear(8, 10)
+
+    def forward(self, x):
+        sums = torch.stack([self.conv2(self.lif1(self.conv1(frame))) for frame in x])
+        if isinstance(self.other, Folded):
+            spikes = self.other(sums.flatten(0, 1)).view_as(sums)
+        elif isinstance(self.other, Explicit):
+            spikes, state = [], None
+            for current in sums:
+                fired, state = self.other(current, state)
+                spikes.append(fired)
+            spikes = torch.stack(spikes)
+        else:
+            spikes = torch.stack([self.other(current) for current in sums])
+        return self.head(spikes.mean((0, 3, 4)))
+
+
+@pytest.mark.parametrize("node", [Stateful, Buffered, Explicit, Folded])
+def test_membranes_of_other_libraries_are_counted(node):
+    expected = trace(OfAnother(lif()))
+    net = OfAnother(node())
+    traced = trace(net)
+    assert traced.lif == ((8, 8, 8), (8, 8, 8))
+    assert [found.lif for found in traced.layers] == [True, True, False]
+    for ours, theirs in zip(traced.layers, expected.layers, strict=True):
+        assert ours.input_bits == theirs.input_bits
+        assert (ours.after, ours.linear, ours.in_size) == (
+            theirs.after,
+            theirs.linear,
+            theirs.in_size,
+        )
+
+
+def test_a_neuron_behind_a_pool_or_on_the_image_is_one_too():
+    class Encoded(OfAnother):
+        def forward(self, x):
+            return super().forward(torch.stack([self.encoder(frame) for frame in x]))
+
+    net = Encoded(Stateful())
+    net.encoder = Stateful()
+    traced = trace(net)
+    assert traced.lif == ((3, 8, 8), (8, 8, 8), (8, 8, 8))
+    assert traced.layers[0].input_bits == 1
+
+
+def test_a_threshold_has_no_membrane():
+    traced = trace(OfAnother(Surrogate()))
+    assert traced.lif == ((8, 8, 8),)
+    assert [found.lif for found in traced.layers] == [True, False, False]
+    with pytest.raises(InputError, match="module other gives spikes and keeps no state"):
+        trace(OfAnother(Surrogate()), images(T=1), time_steps=1)
+
+
+def test_a_membrane_beside_the_module_that_fires_is_counted():
+    class ByHand(OfAnother):
+        def forward(self, x):
+            mem, spikes = 0, []
+            for frame in x:
+                mem = 0.5 * mem + self.conv2(self.lif1(self.conv1(frame)))
+                spikes.append(self.other(mem - 0.3))
+                mem = mem - 0.3 * spikes[-1]
+            return self.head(torch.stack(spikes).mean((0, 3, 4)))
+
+    assert trace(ByHand(Surrogate())).lif == ((8, 8, 8), (8, 8, 8))
+
+
+def test_an_integrator_that_does_not_fire_has_a_membrane_too():
+    class Readout(Between):
+        def __init__(self):
+            super().__init__()
+            self.readout = neuron.NonSpikingLIFNode(tau=2.0)
+
+        def forward(self, x):
+            spikes = self.lif2(self.conv2(self.lif1(self.conv1(x))))
+            return torch.stack(self.readout(self.head(spikes.mean((3, 4))))).mean(0)
+
+    traced = trace(Readout())
+    assert traced.lif == ((8, 8, 8), (8, 8, 8), (10, 1, 1))
+    assert [found.lif for found in traced.layers] == [True, True, True]
+
+
+class Integrator(nn.Module):
+    """Leaks and adds, and never fires; what it returns is its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.mem = None
+
+    def forward(self, x):
+        self.mem = x if self.mem is None else 0.5 * self.mem + x
+        return self.mem
+
+    reset = Stateful.reset_mem
+
+
+class Seen(nn.Module):
+    """Keeps what it was given, to be looked at."""
+
+    def forward(self, x):
+        self.last = x
+        return 2 * x
+
+
+class Sum(nn.Module):
+    def forward(self, a, b):
+        return a + b, b
+
+
+class Delayed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.before = None
+
+    def forward(self, s):
+        now, self.before = self.before, s.clone()
+        return torch.zeros_like(s) if now is None else now
+
+    def reset(self):
+        self.before = None
+
+
+def test_an_integrator_of_another_library_has_a_membrane_and_what_only_looks_on_has_none():
+    class Looked(OfAnother):
+        def __init__(self):
+            super().__init__(lif())
+            self.seen, self.sum, self.delay = Seen(), Sum(), Delayed()
+            self.readout = Integrator()
+
+        def forward(self, x):
+            spikes = []
+            for frame in x:
+                s = self.delay(self.lif1(self.seen(self.conv1(frame))))
+                sums, _ = self.sum(self.conv2(s), self.seen(self.conv2(1 - s)))
+                spikes.append(self.other(sums))
+            steps = [self.readout(self.head(s.mean((2, 3)))) for s in spikes]
+            return torch.stack(steps).mean(0)
+
+    traced = trace(Looked())
+    assert traced.lif == ((8, 8, 8), (8, 8, 8), (10, 1, 1))
+    assert [(found.runs, found.lif) for found in traced.layers] == [(1, True), (2, True), (1, True)]
+
+
+class Scaled(Folded):
+    """Gives averages of its spikes so far, times a scale: real values; (T, N, ...)."""
+
+    def forward(self, x):
+        spikes = super().forward(x.flatten(0, 1)).view_as(x)
+        weights = torch.linspace(0.3, 1, T).exp().view(-1, *[1] * (x.dim() - 1))
+        return (weights * spikes).cumsum(0)
+
+
+def test_a_neuron_that_is_silent_and_keeps_its_state_to_itself_is_found():
+    net = OfAnother(Folded())
+    net.conv2.weight.data *= 1e-3
+    net.conv2.bias.data.fill_(-0.01)
+    traced = trace(net)
+    assert traced.lif == ((8, 8, 8), (8, 8, 8))
+    assert traced.layers[-1].spike_rate == 0
+    assert trace(Between(node=lambda: neuron.DSRLIFNode(T=T))).lif == traced.lif
+
+
+def test_a_neuron_that_gives_real_values_has_a_membrane_and_what_lies_beside_it_has_none():
+    net = Between(node=Scaled)
+    beside = [nn.ReLU(inplace=True), nn.SiLU(inplace=True), layer.BatchNorm2d(8), nn.Tanh()]
+    net.between = multi_step(nn.Sequential(*beside, nn.Softmax(2), nn.Identity()))
+    traced = trace(net)
+    assert traced.lif == ((8, 8, 8), (8, 8, 8))
+    assert (traced.layers[1].input_bits, traced.layers[1].spike_rate) == (6, None)
+
+
+def test_one_neuron_for_several_populations_is_refused():
+    class Reused(Between):
+        def forward(self, x):
+            spikes = self.lif1(self.conv2(self.lif1(self.conv1(x))))
+            return self.head(spikes.mean((3, 4))).mean(0)
+
+    with pytest.raises(InputError, match="lif1 ran 8 timesteps, not 4"):
+        trace(Reused())
+
+
+# The module is left alone.
+
+
+@torch.no_grad()
+def test_a_network_that_was_used_before_is_reset_and_left_as_it_was():
+    for net in (InALoop(), OfAnother(Stateful()), OfAnother(Buffered())):
+        fresh = trace(net)
+        net.train()
+        net(images(N=3))  # leaves membranes of another batch
+        mode, state = net.lif1.step_mode, net.lif1.v
+        kept = getattr(getattr(net, "other", None), "mem", torch.zeros(1))
+        membrane, other = state.clone(), kept.clone()
+        assert trace(net) == fresh
+        assert net.training
+        assert net.lif1.v is state
+        assert torch.equal(net.lif1.v, membrane)
+        assert torch.equal(getattr(getattr(net, "other", None), "mem", torch.zeros(1)), other)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+        assert net.lif1.step_mode == mode
+
+
+# This project's own.
+
+
+def test_one_layer_pays_for_each_population_of_an_ms_resnet():
+    x = torch.rand(1, 2, 16, 16)
+    traced = trace_network(MSResNet(18, 10, T, 2, 2), x, 32, 32, {}, T)
+    assert {found.name for found in traced.layers if not found.lif} == {
+        "linear",
+        *(f"blocks.{i}.shortcut.conv" for i in (2, 4, 6)),
+    }
+    assert len(traced.lif) == sum(found.lif for found in traced.layers) == 17
+
+
+# Codes.
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-300, 300), min_size=2, max_size=40), st.integers(1, 2000))
+def test_averages_of_n_spikes_are_multiples_of_one_over_n(counts, n):
+    values = (torch.tensor([*counts, 1, 0]).float() / n).double()
+    step = common_step(values)
+    assert step == pytest.approx(1.0 if n == 1 else 1 / n, rel=1e-4)
+
+
+def test_random_numbers_have_no_common_step():
+    values = torch.rand(100, generator=torch.Generator().manual_seed(0)).double()
+    assert common_step(values) is None
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-200, 200), min_size=1, max_size=30))
+def test_codes_fit_their_bits_and_ones_are_counted_one_by_one(codes):
+    bits = code_bits(min(codes), max(codes))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if min(codes) < 0 else (0, 2**bits - 1)
+    assert low <= min(codes)
+    assert max(codes) <= high
+    levels = Levels()
+    for part in (codes[:3], codes[3:]):
+        if part:
+            levels.add(torch.tensor(part).float())
+    assert share_of_ones(levels, 1.0, bits) == pytest.approx(ones(codes, bits))
