@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data_loader import data_of, evaluation_loader
+from data_loader import evaluation_loader, load_data_sets
 from load_settings import (
     DATA_SETS,
     Checkpoint,
@@ -273,7 +273,7 @@ class _Description:
                 f"layer {name} runs once for all timesteps on what is no average of spikes over "
                 f"time: the estimate knows no such layers; run it at every timestep, {BY_HAND}"
             )
-        most = round(values.max().item() / step)
+        most = round(values.max().item() / step) or T * prod(plane)  # of nothing that fires
         if (T * prod(plane)).bit_length() != most.bit_length():  # added or pooled more than once
             added, rest = divmod(most, T * prod(plane))
             plane = (plane[0], plane[1] * added) if added and not rest else (1, -(-most // T))
@@ -397,7 +397,12 @@ def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | N
     if data_path is None and settings.data != "digits":
         return None
     check_classes(settings, data_path or ".", "the checkpoint")
-    _, test_set = data_of(settings, data_path or ".")
+    _, test_set = load_data_sets(
+        settings.data,
+        data_path or ".",
+        settings.time_window,
+        image_size=data_set_of(settings).image_size,
+    )
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers)
 

@@ -370,7 +370,7 @@ class Watcher:
         self._paused = True
         try:
             if not y.any():  # silent on the sample
-                x = 1e4 * torch.rand(x.shape, generator=self._random).to(x)
+                x = 100 * torch.randn(x.shape, generator=self._random).to(x)
                 y = run(x)
             first, changed = (0,) * len(dims), x.clone()
             changed[first] += 1 + x.abs().max()
