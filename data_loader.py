@@ -77,7 +77,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not 
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
 MOST_PIXELS = 2**20  # of an event camera
 HIGHEST = 255  # code of the 8-bit input
-BOUNDS = ((99, 2), (50, 255))  # percent, room: see input_of
+BOUNDS = ((99, 2), (50, 64))  # percent, room: see input_of
 MOST_VALUES = 2**24  # of training data that quantiles are taken of, and that are read at once
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
@@ -146,7 +146,7 @@ def input_of(train: np.ndarray) -> Input:
 
     Whole numbers of at most 255 are their own codes: the step is 1. Otherwise the largest value has
     the highest code, 255, or whatever is less of twice the value that 99 % of the non-zero ones do
-    not exceed and 255 times their median: a hot pixel of 60,000 events shall not round the others
+    not exceed and 64 times their median: a hot pixel of 60,000 events shall not round the others
     to nothing. Whole numbers never get a step below 1. Quantiles are actual values of the data, of
     evenly spaced samples where all are more than MOST_VALUES; whether values are whole, and the
     largest, are found from all. `python -m benchmarks.input_step` compares such rules.

@@ -165,7 +165,7 @@ def test_the_step_follows_its_rule(frames):
         next(x for x in values if 100 * (values <= x).sum() >= percent * len(values))
         for percent in (99, 50)
     )
-    assert step == max(min(values[-1], 2 * high, 255 * median) / 255, 1 if whole else 0)
+    assert step == max(min(values[-1], 2 * high, 64 * median) / 255, 1 if whole else 0)
     codes = np.round(frames.astype(float) / step)
     assert np.array_equal(codes_of(torch.from_numpy(frames), step), codes.clip(0, 255))
     assert clipped == (frames > 255.5 * step).sum() / len(values)
