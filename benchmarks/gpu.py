@@ -4,9 +4,9 @@ check    the tests that compare numbers, with `pytest --device cuda`
 speed    training_step, distillation_step and cuda_graphs
 cifar10  a teacher, a 4-bit student and a 4-bit CLK of full size, trained by main.py
 
-A stage ends by itself within --minutes. What it finds is written into DIR at once, in
-few small files. Everything else stays in --work, checkpoints among it: from them the same command
-goes on with cifar10. --dry_run does a stage in miniature on a CPU.
+A stage ends by itself within --minutes. What it finds is written into DIR at once, in few small
+files. Everything else stays in --work, checkpoints too: from them the same command goes on with
+cifar10. --dry_run does a stage in miniature on a CPU.
 """
 
 import argparse
