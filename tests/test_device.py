@@ -305,7 +305,7 @@ def test_asked_to_processes_share_a_gpu_and_talk_by_gloo(
         raise MetError(backend)
 
     settings = parse_settings([*DIGITS, *STUDENT, "--device", SHARED_GPU])
-    with main.processes(settings) as device:
+    with main.processes(settings) as (device, _):
         assert device == torch.device("cuda", 0)
     assert capsys.readouterr().out == "processes: 2, GPUs: 1: they talk by gloo, slowly\n"
     monkeypatch.setattr(main, "LAUNCHED", True)
