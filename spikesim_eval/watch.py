@@ -31,7 +31,7 @@ PRODUCTS = re.compile(  # names of aten functions that compute sums of products
 )
 RESETS = ("reset", "reset_state", "reset_states", "reset_mem", "reset_hidden")
 MOST_FIRED = 255  # spikes of one neuron at one timestep; a neuron that gives more has no bound
-PASSES = ("sample", "low", "high", "random", "random")  # twice: counts may all be even once
+PASSES = ("sample", "origins", "low", "high", "random", "random")  # counts may all be even once
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,7 @@ class Read:
     sizes: set[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=set)
     rows: int = 0
     calls: int = 0
+    met: int = 0  # calls of which the origin is known
     origin: Origin = Origin()
     levels: Levels = field(default_factory=Levels)  # with the sample's spikes
     possible: Levels = field(default_factory=Levels)  # with whatever the neurons could fire
@@ -131,6 +132,7 @@ class Neuron:
     shapes: set[tuple[int, ...]] = field(default_factory=set)  # of the input of one call
     keeps_membrane: bool = False
     calls: int = 0
+    rows: dict[int, frozenset[int]] = field(default_factory=dict)  # see _rows_behind_the_first
     layers: frozenset[str] = frozenset()  # whose sums it is given
     spikes: bool = True  # its output is whole numbers, or zero and one other value
     low: float = 0.0
@@ -155,7 +157,8 @@ class _Frame:
 class Watcher:
     """Runs a network on a sample, and keeps what there is to know of its layers and neurons.
 
-    Several passes: with the sample's spikes; then with every neuron at its lowest output, at its
+    Several passes: for what the layers read of the sample, with nothing else going on; for what it
+    was made of, where modules are tried out; then with every neuron at its lowest output, at its
     highest and at random, for what a layer could read.
     """
 
@@ -167,7 +170,9 @@ class Watcher:
         self.problems: list[str] = []
         self._origins = Origins(self._see)
         self._stack: list[_Frame] = []
-        self._calls: Counter[str] = Counter()  # of modules that may be neurons
+        self._calls: Counter[str] = Counter()  # of modules that may be neurons, in one pass
+        self._depending: dict[str, dict[int, frozenset[int]]] = {}
+        self._remembering: dict[str, bool] = {}
         self._pass, self._paused = PASSES[0], False
         self._random = torch.Generator().manual_seed(0)
 
@@ -188,7 +193,7 @@ class Watcher:
                 for self._pass in PASSES:
                     torch.manual_seed(0)
                     reset(self.network)
-                    if self._pass == PASSES[0]:
+                    if self._pass == "origins":
                         with self._origins:
                             self.network(self.sample)
                     else:
@@ -240,7 +245,7 @@ class Watcher:
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         if self._paused:
             return None
-        watched = self._pass == PASSES[0] and name in self._maybe_neurons
+        watched = self._pass == "origins" and name in self._maybe_neurons
         state = _state(module) if watched else []
         version = _version(_first((args, kwargs))) if watched else 0
         self._stack.append(_Frame(name, module, state, version))
@@ -263,7 +268,9 @@ class Watcher:
         if x is not None and y is not None:
             if frame.name in self._layers:
                 self._after_layer(frame, x, y)
-            elif self._pass == PASSES[0] and frame.name in self._maybe_neurons:
+            elif self._pass == "sample":
+                self._calls[frame.name] += frame.name in self._maybe_neurons
+            elif self._pass == "origins" and frame.name in self._maybe_neurons:
                 self._after_module(frame, args, kwargs, result)
             elif frame.name in self.neurons and self.neurons[frame.name].spikes:
                 replaced = _with_first(result, self._fired(self.neurons[frame.name], y))
@@ -277,7 +284,9 @@ class Watcher:
         name, module = self._layers[frame.name], frame.module
         read = self.reads.setdefault(name, Read(module))
         read.possible.add(x)
-        if self._pass != PASSES[0]:
+        if self._pass == "sample":
+            self._measure(read, x, y)
+        if self._pass != "origins":
             return
         origin = self._origins.of(x)
         if origin.is_constant:
@@ -290,6 +299,12 @@ class Watcher:
                 f"layer {frame.name} computes {frame.products or 'no'} products that can be seen: "
                 "a layer of the estimate computes one"
             )
+        read.origin = read.origin.join(origin)
+        read.met += 1
+        self._origins.start(y, Origin(layers=frozenset({(name, read.met)}), real=True))
+
+    def _measure(self, read: Read, x: Tensor, y: Tensor) -> None:
+        module = read.module
         read.levels.add(x)
         read.calls += 1
         if isinstance(module, nn.Linear):
@@ -300,15 +315,12 @@ class Watcher:
             sizes = ((1,) * (2 - planes) + tuple(z.shape[-planes:]) for z in (x, y))
             read.sizes.add(tuple(sizes))
             read.rows += prod(x.shape[: -planes - 1])
-        read.origin = read.origin.join(origin)
-        self._origins.start(y, Origin(layers=frozenset({(name, read.calls)}), real=True))
 
     def _after_module(self, frame: _Frame, args: tuple, kwargs: dict, result: object) -> None:
         """Sees whether the module is a neuron, by what it does."""
         name, x, y = frame.name, _first((args, kwargs)), _first(result)
         if x.is_complex() or y.is_complex() or not y.numel():
             return
-        self._calls[name] += 1
         given = [self._origins.of(z) for z in _tensors((args, kwargs))]
         reads, gives = reduce(Origin.join, given, Origin()), self._origins.of(y)
         if reads.is_constant:
@@ -328,7 +340,7 @@ class Watcher:
         if not membrane:
             if x_is_whole or x.shape != y.shape:
                 return
-            membrane = name in gives.populations or self._looks_back(frame, args, kwargs, y)
+            membrane = name in gives.populations or self._remembers(frame, args, kwargs, y)
             if not membrane and not largest:
                 self._origins.start(y, replace(gives, real=False))
                 return
@@ -336,11 +348,13 @@ class Watcher:
                 return
         for inner in frame.activations:
             self.neurons.pop(inner, None)
-        mode = getattr(frame.module, "step_mode", None)
+        mode = getattr(frame.module, "step_mode", "m" if name in self._known else None)
         neuron = self.neurons.setdefault(name, Neuron(frame.module, mode))
         neuron.shapes.add(tuple(x.shape))
         neuron.keeps_membrane |= membrane
         neuron.calls = self._calls[name]
+        if neuron.calls == 1 and mode is None:
+            neuron.rows = self._rows_behind_the_first(frame, args, kwargs, y)
         neuron.layers |= gives.layer_names | reads.layer_names
         neuron.spikes &= spikes
         frame.has_neuron, frame.activations = membrane, [] if membrane else [name]
@@ -352,33 +366,66 @@ class Watcher:
                 neuron.unit = largest
             self._origins.start(y, Origin(layers=gives.layers, populations=frozenset({name})))
 
-    def _looks_back(self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor) -> bool:
-        """Whether what a call returns for one timestep depends on the timesteps before it.
+    def _remembers(self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor) -> bool:
+        """Whether what a module returns for one timestep depends on the timesteps before it: those
+        of the same call, or those of calls before, of which it keeps what nobody can see."""
+        name = frame.name
+        if name not in self._remembering:
+            self._remembering[name] = bool(self._rows_behind_the_first(frame, args, kwargs, y))
+            for run, z, far in self._trials(frame, args, kwargs, y):
+                if self._remembering[name]:
+                    break
+                after = []
+                for before in (far, -far, 0.0):
+                    run(torch.full_like(z, before))
+                    after.append(run(z))
+                self._remembering[name] = not all(torch.equal(after[0], other) for other in after)
+        return self._remembering[name]
 
-        Its first row is changed by much; of spikes, which may stay the same, the order is too.
-        """
+    def _rows_behind_the_first(
+        self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor
+    ) -> dict[int, frozenset[int]]:
+        """Of each of the first two axes along which a call goes through time, the rows of its
+        output that depend on the first row of its input."""
+        name = frame.name
+        if name not in self._depending:
+            rows: dict[int, frozenset[int]] = {}
+            for run, z, far in self._trials(frame, args, kwargs, y):
+                for axis in range(min(2, z.dim())):
+                    results = []
+                    for first in (far, -far, 0.0):
+                        changed = z.clone()
+                        changed.select(axis, 0).fill_(first)
+                        results.append(run(changed).movedim(axis, 0).flatten(1))
+                    differ = sum((results[0] != other).any(1) for other in results)
+                    found = frozenset(differ.nonzero().flatten().tolist()) - {0}
+                    if found:
+                        rows[axis] = rows.get(axis, frozenset()) | found
+            self._depending[name] = rows
+        return self._depending[name]
+
+    def _trials(
+        self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor
+    ) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, float]]:
+        """(the module as a function, an input to try, a value far above it): the sample's input,
+        large ones and random ones, since the sample may leave it silent. Where the module is to be
+        tried at all; what it shows of its state is put back."""
         x = _first((args, kwargs))
         in_place = x.untyped_storage()._cdata == y.untyped_storage()._cdata
-        if not x.dim() or in_place or _version(x) != frame.version:
-            return False
-        dims = [0, 1] if x.dim() > 1 and x.shape[:2] == self.sample.shape[:2] else [0]
+        if not x.is_floating_point() or x.shape != y.shape or not x.dim() or in_place:
+            return
 
         def run(z: Tensor) -> Tensor:
             new_args, new_kwargs = _with_first((args, kwargs), z.clone())
-            return _first(frame.module.forward(*new_args, **new_kwargs))
+            with _left_as_it_was(frame.module):
+                return _first(frame.module.forward(*new_args, **new_kwargs)).clone()
 
+        size = min(1 + x.abs().max().item(), torch.finfo(x.dtype).max / 2e5)
+        noise = torch.randn(x.shape, generator=self._random).to(x)
         self._paused = True
         try:
-            if not y.any():  # silent on the sample
-                x = 100 * torch.randn(x.shape, generator=self._random).to(x)
-                y = run(x)
-            first, changed = (0,) * len(dims), x.clone()
-            changed[first] += 1 + x.abs().max()
-            after = run(changed).clone()
-            after[first] = y[first]
-            if not torch.equal(after, y):
-                return True
-            return _are_spikes(y) and not torch.equal(run(x.flip(dims)).flip(dims), y)
+            for z in (x, torch.full_like(x, 100 * size), 100 * size * noise):
+                yield run, z, 1e5 * size
         finally:
             self._paused = False
 

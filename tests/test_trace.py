@@ -846,6 +846,95 @@ class Scaled(Folded):
         return (weights * spikes).cumsum(0)
 
 
+class Unrolled(nn.Module):
+    """All timesteps in a call, along `axis` of its input."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        mem, spikes = 0, []
+        for current in x.unbind(self.axis):
+            mem = 0.5 * mem + current
+            spikes.append((mem > 0.3).float())
+            mem = mem - 0.3 * spikes[-1]
+        return torch.stack(spikes, self.axis)
+
+
+class Repeated(nn.Module):
+    """Static images (N, C, H, W), repeated inside; timesteps along `axis`, or flattened with N."""
+
+    def __init__(self, axis, node, flat=False, channels=8):
+        super().__init__()
+        torch.manual_seed(1)
+        self.axis, self.flat = axis, flat
+        self.conv1, self.lif1 = nn.Conv2d(3, channels, 3, padding=1), node()
+        self.conv2, self.lif2 = nn.Conv2d(channels, 4, 3, padding=1), node()
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = x.unsqueeze(self.axis).repeat_interleave(T, self.axis)
+        leading = x.shape[:2]
+        for conv, node in ((self.conv1, self.lif1), (self.conv2, self.lif2)):
+            sums = conv(x.flatten(0, 1))
+            x = node(sums if self.flat else sums.unflatten(0, leading))
+            x = x.unflatten(0, leading) if self.flat else x
+        return self.head(x.mean((3, 4)).mean(self.axis))
+
+
+@pytest.mark.parametrize("samples", [1, 2, T])
+@pytest.mark.parametrize("layout", ["T, N", "N, T", "T·N"])
+def test_static_images_repeated_inside_cost_what_a_loop_over_them_does(layout, samples):
+    axis = int(layout == "N, T")
+    node = Folded if layout == "T·N" else lambda: Unrolled(axis)
+    x = images()[0, :1].repeat(samples, 1, 1, 1)
+    traced = trace(Repeated(axis, node, flat=layout == "T·N"), x)
+    assert traced.lif == ((8, 8, 8), (4, 8, 8))
+    assert traced == trace(multi_step(Repeated(0, lambda: lif(decay_input=False, v_reset=None))), x)
+
+
+def test_one_image_at_one_timestep_is_not_taken_for_its_channels():
+    net = Repeated(0, Stateful, channels=3)
+    net.forward = lambda x: net.head(net.lif2(net.conv2(net.lif1(net.conv1(x)))).mean((2, 3)))
+    assert trace(net, images(1, 1)[0], time_steps=1).lif == ((3, 8, 8), (4, 8, 8))
+
+
+def test_timesteps_that_a_network_does_not_run_are_refused():
+    for net in (Repeated(0, lambda: Unrolled(0)), Repeated(1, lambda: Unrolled(1))):
+        with pytest.raises(
+            InputError, match="LIF lif1, called once on .*, does not run 2 timesteps"
+        ):
+            trace(net, images(N=4)[0], time_steps=2)
+    once = Repeated(0, Stateful, channels=4)
+    once.forward = lambda x: once.head(once.lif1(once.conv1(x)).mean((2, 3)))
+    with pytest.raises(InputError, match="LIF lif1 ran 1 timestep, not 4"):
+        trace(once, images(N=4)[0])
+
+
+class Hidden(nn.Module):
+    """Its membrane lies where no attribute shows it."""
+
+    def __init__(self):
+        super().__init__()
+        kept = {"mem": 0}
+
+        def fire(x):
+            kept["mem"] = 0.5 * kept["mem"] + x
+            spikes = (kept["mem"] > 0.3).float()
+            kept["mem"] = kept["mem"] - 0.3 * spikes
+            return spikes
+
+        self.fire, self.reset = fire, lambda: kept.update(mem=0)
+
+    def forward(self, x):
+        return self.fire(x)
+
+
+def test_looking_for_a_hidden_membrane_does_not_change_what_is_measured():
+    assert trace(OfAnother(Hidden())) == trace(OfAnother(Stateful()))
+
+
 def test_a_neuron_that_is_silent_and_keeps_its_state_to_itself_is_found():
     net = OfAnother(Folded())
     net.conv2.weight.data *= 1e-3
