@@ -903,7 +903,7 @@ def test_one_image_at_one_timestep_is_not_taken_for_its_channels():
 def test_timesteps_that_a_network_does_not_run_are_refused():
     for net in (Repeated(0, lambda: Unrolled(0)), Repeated(1, lambda: Unrolled(1))):
         with pytest.raises(
-            InputError, match="LIF lif1, called once on .*, does not run 2 timesteps"
+            InputError, match=r"LIF lif1, called once on .*, does not run 2 timesteps"
         ):
             trace(net, images(N=4)[0], time_steps=2)
     once = Repeated(0, Stateful, channels=4)
