@@ -86,8 +86,19 @@ class _Description:
             )
         if watcher.problems:
             raise InputError(watcher.problems[0])
+        if self.time_steps == 1:
+            for name, neuron in self.neurons.items():
+                if not neuron.keeps_membrane and neuron.low >= 0 < neuron.high:
+                    raise InputError(
+                        f"module {name} gives spikes and keeps no state that can be seen: at one "
+                        "timestep nothing says whether it has a membrane; give two timesteps or "
+                        "more"
+                    )
         if not any(neuron.keeps_membrane for neuron in self.neurons.values()):
-            raise InputError("no LIF population found: no module keeps a membrane of its own")
+            raise InputError(
+                "no LIF population found: no module keeps a membrane of its own; make the neuron "
+                f"a torch module, {BY_HAND}"
+            )
 
     def _populations(self) -> tuple[int, dict[str, tuple[int, int, int]]]:
         """(samples of the batch, the shape of each spiking module's population)"""
@@ -124,14 +135,7 @@ class _Description:
         return samples, shapes
 
     def _check_timesteps(self, name: str, neuron: Neuron) -> None:
-        if not neuron.keeps_membrane:
-            if self.time_steps == 1 and (neuron.low, neuron.high) == (0, neuron.unit):
-                raise InputError(
-                    f"module {name} gives spikes and keeps no state that can be seen: at one "
-                    "timestep nothing says whether it has a membrane; give two timesteps or more"
-                )
-            return
-        if self._readings(neuron):
+        if not neuron.keeps_membrane or self._readings(neuron):
             return
         (shape,) = neuron.shapes
         if neuron.rows:
@@ -209,13 +213,24 @@ class _Description:
             self.behind_spikes.add(name)
 
     def _layers_that_update(self) -> set[str]:
-        """Of the layers that are added in front of a membrane one pays for its update: the last
-        that does not read the residual stream."""
+        """Of the layers that are added in front of a membrane one pays for its update: the deepest
+        that does not read the residual stream. Of those whose outputs lie side by side, each."""
+        depth: dict[str, int] = {}
+        for name, read in self.reads.items():
+            before = [depth.get(x, 0) for x in read.origin.layer_names]
+            depth[name] = 1 + max(before, default=0)
+        order = list(self.reads)
         taken: set[str] = set()
-        for neuron in self.neurons.values():
-            if neuron.keeps_membrane:
-                free = [x for x in self.reads if x in neuron.layers and x not in taken]
-                taken.update(sorted(free, key=lambda x: not self._reads_stream(x))[-1:])
+        for name, neuron in self.neurons.items():
+            if not neuron.keeps_membrane:
+                continue
+            free = [x for x in order if x in neuron.layers and x not in taken]
+            free.sort(key=lambda x: (self._reads_stream(x), -depth[x], -order.index(x)))
+            missing = prod(self.shapes[name])
+            for layer in free:
+                if missing > 0:
+                    taken.add(layer)
+                    missing -= self.reads[layer].outputs // (self.samples * self.time_steps)
         return taken
 
     def _reads_stream(self, name: str) -> bool:
@@ -229,7 +244,23 @@ class _Description:
 
     # A layer.
 
+    def _check_spikes(self, name: str, read: Read) -> None:
+        """Refuses spikes, or averages of them, that no module has made."""
+        values = read.possible.values
+        step = common_step(values) if read.origin.real else None
+        if step is None or values.min() != 0 or not values.any():
+            return
+        largest = values.max().item()
+        if round(largest / step) == 1 or (largest <= 1 and abs(1 / step - round(1 / step)) < 1e-3):
+            sources = ", ".join(sorted(read.origin.layer_names)[:3])
+            raise InputError(
+                f"layer {name} reads spikes that were made of the sums of {sources} outside of a "
+                f"module of their own, so that their membrane is not seen: make the neuron a "
+                f"torch module, {BY_HAND}"
+            )
+
     def _layer(self, name: str, read: Read) -> Layer:
+        self._check_spikes(name, read)
         module = read.module
         is_linear = isinstance(module, nn.Linear)
         common = {
@@ -308,8 +339,9 @@ class _Description:
     def _is_averaged(self, read: Read) -> bool:
         """Whether it reads spikes that have been averaged."""
         origin, levels = read.origin, read.possible
-        from_spikes = origin.populations and not (origin.real or origin.image)
-        return bool(from_spikes) and not levels.is_whole
+        if not origin.populations or origin.real or origin.image or levels.is_whole:
+            return False
+        return common_step(levels.values) is not None
 
     def _counting(self, name: str, read: Read, runs: int, common: dict) -> Layer:
         """A layer that runs once on spikes averaged or summed over time (and a plane): its input
@@ -371,13 +403,6 @@ class _Description:
             round(x / step) for x in (possible.values.min().item(), possible.values.max().item())
         )
         bits = code_bits(low, high)
-        if origin.real and (low, high) == (0, 1):
-            sources = ", ".join(sorted(origin.layer_names)[:3])
-            raise InputError(
-                f"layer {name} reads spikes that were made of the sums of {sources} outside of a "
-                f"module of their own, so that their membrane is not seen: make the neuron a "
-                f"torch module, {BY_HAND}"
-            )
         if not (origin.image and (low, high) == (0, 1)):
             bits = max(bits, widest)
         return bits, self._rate(read, step, bits)

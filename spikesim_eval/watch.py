@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from models.neuron import LIF
 
-from .codes import Levels
+from .codes import Levels, common_step
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.Conv1d)
 PRODUCTS = re.compile(  # names of aten functions that compute sums of products
@@ -116,6 +116,7 @@ class Read:
     module: nn.Module
     sizes: set[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=set)
     rows: int = 0
+    outputs: int = 0  # values that it gave
     calls: int = 0
     met: int = 0  # calls of which the origin is known
     origin: Origin = Origin()
@@ -134,10 +135,10 @@ class Neuron:
     calls: int = 0
     rows: dict[int, frozenset[int]] = field(default_factory=dict)  # see _rows_behind_the_first
     layers: frozenset[str] = frozenset()  # whose sums it is given
-    spikes: bool = True  # its output is whole numbers, or zero and one other value
+    spikes: bool = True  # its output is whole numbers, or zero and few multiples of a unit
     low: float = 0.0
     high: float = 0.0
-    unit: float = 1.0
+    unit: float | None = 1.0
     levels: Levels = field(default_factory=Levels)
 
 
@@ -171,6 +172,7 @@ class Watcher:
         self._origins = Origins(self._see)
         self._stack: list[_Frame] = []
         self._calls: Counter[str] = Counter()  # of modules that may be neurons, in one pass
+        self._left: dict[str, set[tuple[int, int]]] = {}  # membranes of earlier samples
         self._depending: dict[str, dict[int, frozenset[int]]] = {}
         self._remembering: dict[str, bool] = {}
         self._pass, self._paused = PASSES[0], False
@@ -198,6 +200,20 @@ class Watcher:
                             self.network(self.sample)
                     else:
                         self.network(self.sample)
+                    if self._pass == "origins":
+                        self.problems += [
+                            f"module {name} holds what an earlier sample has left, and has no "
+                            "method reset(): give it one, or make the network anew"
+                            for name, neuron in self.neurons.items()
+                            if neuron.keeps_membrane and self._left[name]
+                        ]
+                        self.problems += [
+                            f"layer {name} reads something that was not computed from the sample "
+                            "by torch: numbers that are the same for every sample, or that went "
+                            "through numpy"
+                            for name, read in self.reads.items()
+                            if read.origin.is_constant
+                        ]
                     if self.problems or self.outside:
                         return
             finally:
@@ -245,6 +261,8 @@ class Watcher:
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         if self._paused:
             return None
+        if self._pass == "sample" and name in self._maybe_neurons and not self._calls[name]:
+            self._left[name] = self._membranes_before(name, module, _first((args, kwargs)))
         watched = self._pass == "origins" and name in self._maybe_neurons
         state = _state(module) if watched else []
         version = _version(_first((args, kwargs))) if watched else 0
@@ -258,6 +276,20 @@ class Watcher:
             return _with_first((args, kwargs), driven)
         return None
 
+    def _membranes_before(
+        self, name: str, module: nn.Module, x: Tensor | None
+    ) -> set[tuple[int, int]]:
+        """Of what a module holds that nothing resets, all that could be membranes of this input."""
+        modules = (self.network.get_submodule(above) for above in (*_above(name), name))
+        if x is None or not x.dim() or any(map(_reset_of, modules)):
+            return set()
+        sizes = (x.numel(), x[0].numel())
+        return {
+            (id(z), version)
+            for z, version in _state(module)
+            if z.is_floating_point() and z.numel() in sizes and z.any()
+        }
+
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, result: object) -> object:
         if self._paused:
             return None
@@ -269,7 +301,11 @@ class Watcher:
             if frame.name in self._layers:
                 self._after_layer(frame, x, y)
             elif self._pass == "sample":
-                self._calls[frame.name] += frame.name in self._maybe_neurons
+                if frame.name in self._maybe_neurons:
+                    self._calls[frame.name] += 1
+                    if self._calls[frame.name] == 1:  # what it has not changed is no membrane
+                        now = {(id(z), version) for z, version in _state(module)}
+                        self._left[frame.name] -= now
             elif self._pass == "origins" and frame.name in self._maybe_neurons:
                 self._after_module(frame, args, kwargs, result)
             elif frame.name in self.neurons and self.neurons[frame.name].spikes:
@@ -289,12 +325,7 @@ class Watcher:
         if self._pass != "origins":
             return
         origin = self._origins.of(x)
-        if origin.is_constant:
-            self.problems.append(
-                f"layer {frame.name} reads something that was not computed from the sample by "
-                "torch: numbers that are the same for every sample, or that went through numpy"
-            )
-        elif frame.products != 1:
+        if frame.products != 1 and not origin.is_constant:
             self.problems.append(
                 f"layer {frame.name} computes {frame.products or 'no'} products that can be seen: "
                 "a layer of the estimate computes one"
@@ -306,6 +337,7 @@ class Watcher:
     def _measure(self, read: Read, x: Tensor, y: Tensor) -> None:
         module = read.module
         read.levels.add(x)
+        read.outputs += y.numel()
         read.calls += 1
         if isinstance(module, nn.Linear):
             read.sizes.add(((1, 1), (1, 1)))
@@ -346,6 +378,7 @@ class Watcher:
                 return
             if not membrane and (frame.activations or not spikes):
                 return
+        spikes = spikes or (membrane and x.shape == y.shape and _are_rounded(x, y))
         for inner in frame.activations:
             self.neurons.pop(inner, None)
         mode = getattr(frame.module, "step_mode", "m" if name in self._known else None)
@@ -362,8 +395,8 @@ class Watcher:
             neuron.levels.add(y)
             neuron.low = min(neuron.low, values.min().item())
             neuron.high = max(neuron.high, values.max().item())
-            if not _is_whole(y):
-                neuron.unit = largest
+            neuron.unit = common_step(neuron.levels.values)
+            neuron.spikes &= neuron.unit is not None
             self._origins.start(y, Origin(layers=gives.layers, populations=frozenset({name})))
 
     def _remembers(self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor) -> bool:
@@ -496,11 +529,13 @@ def is_matrix(weight: Tensor) -> bool:
 def reset(network: nn.Module) -> None:
     """Forget what earlier samples left in membranes."""
     for module in network.modules():
-        for name in RESETS:
-            method = getattr(module, name, None)
-            if callable(method) and _takes_nothing(method):
-                method()
-                break
+        if method := _reset_of(module):
+            method()
+
+
+def _reset_of(module: nn.Module) -> Callable[[], object] | None:
+    methods = (getattr(module, name, None) for name in RESETS)
+    return next((x for x in methods if callable(x) and _takes_nothing(x)), None)
 
 
 def _takes_nothing(function: Callable) -> bool:
@@ -569,6 +604,17 @@ def _are_spikes(x: Tensor) -> bool:
     sizes = x.double().abs()
     two_sizes = (sizes == 0) | (sizes == sizes.max())
     return _is_whole(x) or bool((sizes == 0).any() and two_sizes.all())
+
+
+def _are_rounded(x: Tensor, y: Tensor) -> bool:
+    """Whether real numbers `x` have become zeros and few multiples of a unit."""
+    before, after = Levels(), Levels()
+    before.add(x)
+    after.add(y)
+    unit = common_step(after.values)
+    if unit is None or common_step(before.values) is not None:
+        return False
+    return bool((y == 0).any() and y.abs().max() <= MOST_FIRED * unit)
 
 
 def _first(tree: object) -> Tensor | None:

@@ -372,6 +372,13 @@ def test_at_one_timestep_a_linear_layer_is_what_it_reads():
     assert (head.linear, head.in_size) == (True, (8, 8))  # averages over 8×8 spikes
 
 
+def test_at_one_timestep_normalized_averages_are_real_numbers():
+    net = Between()
+    net.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 10))
+    found = layers_of(net, images(T=1), time_steps=1)["head.1"]
+    assert (found.linear, found.input_bits, found.spike_rate) == (False, 6, None)
+
+
 def test_a_classifier_of_two_populations_reads_one_bit_more():
     class Two(Between):
         def forward(self, x):
@@ -567,6 +574,16 @@ REFUSED = {
         lambda m, s: m.fc2((m.fc1(s) > 0).float()),
         {"fc1": nn.Linear(8, 8), "fc2": nn.Linear(8, 8)},
         "layer fc2 reads spikes that were made of the sums of fc1",
+    ),
+    "averages of spikes by hand": (
+        lambda m, s: m.fc2((m.fc1(s) > 0).float().mean(2, keepdim=True)),
+        {"fc1": nn.Linear(8, 8), "fc2": nn.Linear(8, 8)},
+        "layer fc2 reads spikes that were made of the sums of fc1",
+    ),
+    "recurrent": (
+        lambda m, s: s + m.fc(s + m.fc(torch.zeros(8))),
+        {"fc": nn.Linear(8, 8)},
+        "layer fc runs in several places",
     ),
     "at some timesteps": (
         lambda m, s: torch.cat([m.part(s[:3].flatten(0, 1).mT).mT, s[3]]).view_as(s),
@@ -931,6 +948,52 @@ class Hidden(nn.Module):
         return self.fire(x)
 
 
+class Graded(Unrolled):
+    """Fires up to 4 times a timestep; gives them divided by 4; (T, N, ...)."""
+
+    def __init__(self, axis=0):
+        super().__init__(axis)
+
+    def forward(self, x):
+        mem, spikes = 0, []
+        for current in x.unbind(self.axis):
+            mem = mem + 3 * current
+            spikes.append(mem.round().clamp(0, 4) / 4)
+            mem = mem - 4 * spikes[-1]
+        return torch.stack(spikes, self.axis)
+
+
+def test_fractions_of_an_integer_firing_neuron_are_its_counts():
+    net = Between(node=Graded)
+    traced = trace(net)
+    read = 4 * inputs(net, images())["conv2"]
+    ones = (read % 2 + read // 2 % 2 + read // 4).mean().item() / 3
+    assert traced.lif == ((8, 8, 8), (8, 8, 8))
+    assert traced.layers[1].input_bits == 3
+    assert traced.layers[1].spike_rate == pytest.approx(ones)
+
+
+def test_layers_whose_sums_lie_side_by_side_each_update_their_neurons():
+    class Branches(Between):
+        def __init__(self):
+            super().__init__(channels=12)
+            self.narrow, self.wide = layer.Conv2d(8, 4, 1), layer.Conv2d(8, 8, 3, padding=1)
+            self.lif3 = lif()
+            self.between = lambda s: self.lif3(torch.cat([self.narrow(s), self.wide(s)], 2))
+            multi_step(self)
+
+    found = layers_of(Branches())
+    assert [found[name].lif for name in ("conv1", "narrow", "wide", "conv2")] == [True] * 4
+
+
+def test_a_shortcut_that_reads_spikes_does_not_pay_for_the_addition():
+    net = spiking_resnet.spiking_resnet18(spiking_neuron=neuron.IFNode, num_classes=10)
+    unpaid = {
+        found.name for found in trace(multi_step(net), images(side=32)).layers if not found.lif
+    }
+    assert unpaid == {*(f"layer{i}.0.downsample.0" for i in (2, 3, 4)), "fc"}
+
+
 def test_looking_for_a_hidden_membrane_does_not_change_what_is_measured():
     assert trace(OfAnother(Hidden())) == trace(OfAnother(Stateful()))
 
@@ -983,6 +1046,25 @@ def test_a_network_that_was_used_before_is_reset_and_left_as_it_was():
         assert torch.equal(getattr(getattr(net, "other", None), "mem", torch.zeros(1)), other)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
         assert net.lif1.step_mode == mode
+
+
+@torch.no_grad()
+def test_a_membrane_of_an_earlier_sample_that_nothing_resets_is_refused():
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.states = [0]
+
+        def forward(self, x):
+            mem = 0.5 * self.states[0] + x
+            self.states[0] = mem - 0.3 * (mem > 0.3)
+            return (mem > 0.3).float()
+
+    net = OfAnother(Kept())
+    assert trace(net) == trace(OfAnother(Stateful()))
+    net(images())
+    with pytest.raises(InputError, match="module other holds what an earlier sample has left"):
+        trace(net)
 
 
 # This project's own.
