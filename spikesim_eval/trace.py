@@ -341,7 +341,7 @@ class _Description:
         origin, levels = read.origin, read.possible
         if not origin.populations or origin.real or origin.image or levels.is_whole:
             return False
-        return common_step(levels.values) is not None
+        return common_step(levels.values) is not None and bool(levels.values.min() >= 0)
 
     def _counting(self, name: str, read: Read, runs: int, common: dict) -> Layer:
         """A layer that runs once on spikes averaged or summed over time (and a plane): its input

@@ -369,10 +369,12 @@ class Watcher:
             if kept and not is_real:
                 return  # it delays spikes, or masks them
             membrane = bool(kept or (gives.layers - reads.layers and x.shape == y.shape))
+        is_fed_back = False
         if not membrane:
             if x_is_whole or x.shape != y.shape:
                 return
-            membrane = name in gives.populations or self._remembers(frame, args, kwargs, y)
+            is_fed_back = name in gives.populations
+            membrane = is_fed_back or self._remembers(frame, args, kwargs, y)
             if not membrane and not largest:
                 self._origins.start(y, replace(gives, real=False))
                 return
@@ -390,7 +392,14 @@ class Watcher:
             neuron.rows = self._rows_behind_the_first(frame, args, kwargs, y)
         neuron.layers |= gives.layer_names | reads.layer_names
         neuron.spikes &= spikes
-        frame.has_neuron, frame.activations = membrane, [] if membrane else [name]
+        # What feeds a threshold back is a membrane around it: perhaps that of the module it is in.
+        if not spikes:
+            old = gives.populations.intersection(frame.activations)
+            if old:
+                populations = gives.populations - old | {name}
+                self._origins.start(y, replace(gives, populations=populations))
+        frame.has_neuron = membrane and not is_fed_back
+        frame.activations = [] if frame.has_neuron else [name]
         if spikes:
             neuron.levels.add(y)
             neuron.low = min(neuron.low, values.min().item())
@@ -401,7 +410,7 @@ class Watcher:
 
     def _remembers(self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor) -> bool:
         """Whether what a module returns for one timestep depends on the timesteps before it: those
-        of the same call, or those of calls before, of which it keeps what nobody can see."""
+        of the same call, or those of calls before, of which it may keep what nobody can see."""
         name = frame.name
         if name not in self._remembering:
             self._remembering[name] = bool(self._rows_behind_the_first(frame, args, kwargs, y))
@@ -410,8 +419,9 @@ class Watcher:
                     break
                 after = []
                 for before in (far, -far, 0.0):
-                    run(torch.full_like(z, before))
-                    after.append(run(z))
+                    with _left_as_it_was(frame.module):
+                        run(torch.full_like(z, before))
+                        after.append(run(z))
                 self._remembering[name] = not all(torch.equal(after[0], other) for other in after)
         return self._remembering[name]
 
@@ -429,7 +439,8 @@ class Watcher:
                     for first in (far, -far, 0.0):
                         changed = z.clone()
                         changed.select(axis, 0).fill_(first)
-                        results.append(run(changed).movedim(axis, 0).flatten(1))
+                        with _left_as_it_was(frame.module):
+                            results.append(run(changed).movedim(axis, 0).flatten(1))
                     differ = sum((results[0] != other).any(1) for other in results)
                     found = frozenset(differ.nonzero().flatten().tolist()) - {0}
                     if found:
@@ -442,7 +453,7 @@ class Watcher:
     ) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, float]]:
         """(the module as a function, an input to try, a value far above it): the sample's input,
         large ones and random ones, since the sample may leave it silent. Where the module is to be
-        tried at all; what it shows of its state is put back."""
+        tried at all; the caller puts back what it shows of its state."""
         x = _first((args, kwargs))
         in_place = x.untyped_storage()._cdata == y.untyped_storage()._cdata
         if not x.is_floating_point() or x.shape != y.shape or not x.dim() or in_place:
@@ -450,8 +461,8 @@ class Watcher:
 
         def run(z: Tensor) -> Tensor:
             new_args, new_kwargs = _with_first((args, kwargs), z.clone())
-            with _left_as_it_was(frame.module):
-                return _first(frame.module.forward(*new_args, **new_kwargs)).clone()
+            torch.manual_seed(0)  # noise is no memory
+            return _first(frame.module.forward(*new_args, **new_kwargs)).clone()
 
         size = min(1 + x.abs().max().item(), torch.finfo(x.dtype).max / 2e5)
         noise = torch.randn(x.shape, generator=self._random).to(x)

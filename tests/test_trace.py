@@ -973,6 +973,42 @@ def test_fractions_of_an_integer_firing_neuron_are_its_counts():
     assert traced.layers[1].spike_rate == pytest.approx(ones)
 
 
+def test_a_surrogate_that_all_neurons_share_is_none_of_them():
+    fire = Surrogate()
+
+    def node():
+        folded = Folded()
+        folded.fire = fire
+        return folded
+
+    x = images()[0]
+    own = trace(Repeated(0, Folded, flat=True), x)
+    assert trace(Repeated(0, node, flat=True), x) == own
+    net = Between(node=lambda: neuron.GatedLIFNode(T=T))
+    net.lif2 = neuron.GatedLIFNode(T=T)
+    assert trace(net).lif == ((8, 8, 8), (8, 8, 8))
+
+
+def test_at_one_timestep_averages_of_signed_spikes_are_signed_codes():
+    class Signed(Stateful):
+        def forward(self, x):
+            self.mem = x if self.mem is None else 0.5 * self.mem + x
+            return (self.mem > 0.3).float() - (self.mem < -0.3).float()
+
+    head = trace(OfAnother(Signed()), images(T=1), time_steps=1).layers[-1]
+    assert (head.linear, head.input_bits) == (False, 8)  # -64 to 64 of 64 pixels
+
+
+def test_noise_is_no_membrane():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + 0.1 * torch.randn_like(x)
+
+    net = Between()
+    net.conv2 = nn.Sequential(net.conv2, Noise())
+    assert trace(net).lif == ((8, 8, 8), (8, 8, 8))
+
+
 def test_layers_whose_sums_lie_side_by_side_each_update_their_neurons():
     class Branches(Between):
         def __init__(self):
