@@ -59,7 +59,7 @@ class _Description:
         self.behind_spikes: set[str] = set()
         for name, read in self.reads.items():
             self._connect(name, read)
-        self.samples, self.shapes = self._populations(tuple(watcher.sample.shape[:2]))
+        self.samples, self.shapes = self._populations()
         self.updating = self._layers_that_update()
 
     def network(self) -> Network:
@@ -86,12 +86,23 @@ class _Description:
             )
         if watcher.problems:
             raise InputError(watcher.problems[0])
+        if self.time_steps == 1:
+            for name, neuron in self.neurons.items():
+                if not neuron.keeps_membrane and neuron.low >= 0 < neuron.high:
+                    raise InputError(
+                        f"module {name} gives spikes and keeps no state that can be seen: at one "
+                        "timestep nothing says whether it has a membrane; give two timesteps or "
+                        "more"
+                    )
         if not any(neuron.keeps_membrane for neuron in self.neurons.values()):
-            raise InputError("no LIF population found: no module keeps a membrane of its own")
+            raise InputError(
+                "no LIF population found: no module keeps a membrane of its own; make the neuron "
+                f"a torch module, {BY_HAND}"
+            )
 
-    def _populations(self, leading: tuple[int, ...]) -> tuple[int, dict[str, tuple[int, int, int]]]:
+    def _populations(self) -> tuple[int, dict[str, tuple[int, int, int]]]:
         """(samples of the batch, the shape of each spiking module's population)"""
-        samples, shapes = set(), {}
+        possible: dict[str, dict[int, tuple[int, ...]]] = {}  # samples: shape
         for name, neuron in self.neurons.items():
             if len(neuron.shapes) > 1:
                 if neuron.keeps_membrane:
@@ -101,45 +112,88 @@ class _Description:
                         "a module of its own"
                     )
                 continue
-            steps, batch, shape = self._unfolded(neuron, leading)
-            if neuron.keeps_membrane:
-                if steps != self.time_steps:
-                    raise InputError(f"LIF {name} ran {steps} timesteps, not {self.time_steps}")
-                samples.add(batch)
-            elif self.time_steps == 1 and (neuron.low, neuron.high) == (0, neuron.unit):
-                raise InputError(
-                    f"module {name} gives spikes and keeps no state that can be seen: at one "
-                    "timestep nothing says whether it has a membrane; give two timesteps or more"
-                )
-            if len(shape) > 3:
-                shape = (shape[0], shape[1], prod(shape[2:]))
-            shapes[name] = shape + (1,) * (3 - len(shape))
-        if len(samples) > 1:
+            self._check_timesteps(name, neuron)
+            possible[name] = self._readings(neuron)
+        counts = [set(possible[name]) for name in possible if self.neurons[name].keeps_membrane]
+        common = set.intersection(*counts)
+        if not common:
+            several = sorted(set.union(*counts))
             raise InputError(
-                f"spiking modules ran on {' and '.join(map(str, sorted(samples)))} samples: "
+                f"spiking modules ran on {' and '.join(map(str, several))} samples: "
                 "timesteps and samples cannot be told apart"
             )
-        return samples.pop(), shapes
+        # (T, N, C, ...) could also be (T, C, ...) of one sample: then a layer runs N times for it.
+        fitting = [n for n in common if not any(read.rows % n for read in self.reads.values())]
+        samples = max(fitting or common)
+        shapes = {}
+        for name, readings in possible.items():
+            if samples in readings:
+                shape = readings[samples]
+                if len(shape) > 3:
+                    shape = (shape[0], shape[1], prod(shape[2:]))
+                shapes[name] = shape + (1,) * (3 - len(shape))
+        return samples, shapes
 
-    def _unfolded(
-        self, neuron: Neuron, leading: tuple[int, ...]
-    ) -> tuple[int, int, tuple[int, ...]]:
-        """(timesteps, samples, shape of one sample's input at one timestep) of a spiking module.
+    def _check_timesteps(self, name: str, neuron: Neuron) -> None:
+        if not neuron.keeps_membrane or self._readings(neuron):
+            return
+        (shape,) = neuron.shapes
+        if neuron.rows:
+            raise InputError(
+                f"LIF {name}, called once on {_by(shape)}, does not run {self.time_steps} timesteps"
+            )
+        steps = shape[0] * neuron.calls if neuron.step_mode == "m" else neuron.calls
+        times = "1 timestep" if steps == 1 else f"{steps} timesteps"
+        raise InputError(f"LIF {name} ran {times}, not {self.time_steps}")
 
-        Its inputs are (N, ...) in a loop; in one call (T, N, ...), or (T·N, ...).
+    def _readings(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
+        """For each number of samples that a spiking module's inputs could be of, the shape of one
+        sample's input at one timestep.
+
+        Inputs are (N, ...) in a loop; in one call (T, N, ...), (N, T, ...), or these two flattened.
         """
         T, (shape,) = self.time_steps, neuron.shapes
-        mode = neuron.step_mode
-        both = mode is None and shape[:2] == leading
+        folded, rest = divmod(shape[0], T)
         if isinstance(neuron.module, LIF):
-            return T * neuron.calls, shape[0] // T, shape[1:]
-        if mode == "m" or (neuron.calls == 1 and both and shape[0] == T):
-            return shape[0] * neuron.calls, shape[1], shape[2:]
-        if neuron.calls == 1 and both and shape[1] == T:
-            return T, shape[0], shape[2:]
-        if neuron.calls == 1 and mode is None and shape[0] % T == 0:
-            return T, shape[0] // T, shape[1:]
-        return neuron.calls, shape[0], shape[1:]
+            return {} if rest else {folded: shape[1:]}
+        if neuron.step_mode == "m":
+            return {shape[1]: shape[2:]} if shape[0] * neuron.calls == T else {}
+        if not neuron.keeps_membrane:
+            return self._readings_of_threshold(neuron)
+        found = {}
+        if neuron.calls == T:
+            found[shape[0]] = shape[1:]
+        if neuron.step_mode == "s" or neuron.calls > 1 or len(shape) < 2:
+            return found
+        if T == 1:
+            rows: dict[int, frozenset[int]] = {0: frozenset(), 1: frozenset()}
+        else:
+            rows = neuron.rows
+        if (
+            0 in rows
+            and not rest
+            and (
+                T == 1
+                or rows[0] <= set(range(folded, shape[0], folded))
+                or rows[0] <= set(range(T))
+            )
+        ):
+            found[folded] = shape[1:]
+        if 1 in rows and shape[1] == T:
+            found[shape[0]] = shape[2:]
+        if 0 in rows and shape[0] == T:
+            found[shape[1]] = shape[2:]
+        return found
+
+    def _readings_of_threshold(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
+        """The same of a module without a membrane, which works on any shape."""
+        (shape,) = neuron.shapes
+        found = {}
+        for count in range(1, 1 + min(2, len(shape))):
+            samples, rest = divmod(neuron.calls * prod(shape[:count]), self.time_steps)
+            if samples and not rest:
+                found[samples] = shape[count:]
+        return found
 
     # The graph.
 
@@ -159,13 +213,24 @@ class _Description:
             self.behind_spikes.add(name)
 
     def _layers_that_update(self) -> set[str]:
-        """Of the layers that are added in front of a membrane one pays for its update: the last
-        that does not read the residual stream."""
+        """Of the layers that are added in front of a membrane one pays for its update: the deepest
+        that does not read the residual stream. Of those whose outputs lie side by side, each."""
+        depth: dict[str, int] = {}
+        for name, read in self.reads.items():
+            before = [depth.get(x, 0) for x in read.origin.layer_names]
+            depth[name] = 1 + max(before, default=0)
+        order = list(self.reads)
         taken: set[str] = set()
-        for neuron in self.neurons.values():
-            if neuron.keeps_membrane:
-                free = [x for x in self.reads if x in neuron.layers and x not in taken]
-                taken.update(sorted(free, key=lambda x: not self._reads_stream(x))[-1:])
+        for name, neuron in self.neurons.items():
+            if not neuron.keeps_membrane:
+                continue
+            free = [x for x in order if x in neuron.layers and x not in taken]
+            free.sort(key=lambda x: (self._reads_stream(x), -depth[x], -order.index(x)))
+            missing = prod(self.shapes[name])
+            for layer in free:
+                if missing > 0:
+                    taken.add(layer)
+                    missing -= self.reads[layer].outputs // (self.samples * self.time_steps)
         return taken
 
     def _reads_stream(self, name: str) -> bool:
@@ -179,7 +244,23 @@ class _Description:
 
     # A layer.
 
+    def _check_spikes(self, name: str, read: Read) -> None:
+        """Refuses spikes, or averages of them, that no module has made."""
+        values = read.possible.values
+        step = common_step(values) if read.origin.real else None
+        if step is None or values.min() != 0 or not values.any():
+            return
+        largest = values.max().item()
+        if round(largest / step) == 1 or (largest <= 1 and abs(1 / step - round(1 / step)) < 1e-3):
+            sources = ", ".join(sorted(read.origin.layer_names)[:3])
+            raise InputError(
+                f"layer {name} reads spikes that were made of the sums of {sources} outside of a "
+                f"module of their own, so that their membrane is not seen: make the neuron a "
+                f"torch module, {BY_HAND}"
+            )
+
     def _layer(self, name: str, read: Read) -> Layer:
+        self._check_spikes(name, read)
         module = read.module
         is_linear = isinstance(module, nn.Linear)
         common = {
@@ -258,8 +339,9 @@ class _Description:
     def _is_averaged(self, read: Read) -> bool:
         """Whether it reads spikes that have been averaged."""
         origin, levels = read.origin, read.possible
-        from_spikes = origin.populations and not (origin.real or origin.image)
-        return bool(from_spikes) and not levels.is_whole
+        if not origin.populations or origin.real or origin.image or levels.is_whole:
+            return False
+        return common_step(levels.values) is not None and bool(levels.values.min() >= 0)
 
     def _counting(self, name: str, read: Read, runs: int, common: dict) -> Layer:
         """A layer that runs once on spikes averaged or summed over time (and a plane): its input
@@ -321,13 +403,6 @@ class _Description:
             round(x / step) for x in (possible.values.min().item(), possible.values.max().item())
         )
         bits = code_bits(low, high)
-        if origin.real and (low, high) == (0, 1):
-            sources = ", ".join(sorted(origin.layer_names)[:3])
-            raise InputError(
-                f"layer {name} reads spikes that were made of the sums of {sources} outside of a "
-                f"module of their own, so that their membrane is not seen: make the neuron a "
-                f"torch module, {BY_HAND}"
-            )
         if not (origin.image and (low, high) == (0, 1)):
             bits = max(bits, widest)
         return bits, self._rate(read, step, bits)

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from models.neuron import LIF
 
-from .codes import Levels
+from .codes import Levels, common_step
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.Conv1d)
 PRODUCTS = re.compile(  # names of aten functions that compute sums of products
@@ -31,7 +31,7 @@ PRODUCTS = re.compile(  # names of aten functions that compute sums of products
 )
 RESETS = ("reset", "reset_state", "reset_states", "reset_mem", "reset_hidden")
 MOST_FIRED = 255  # spikes of one neuron at one timestep; a neuron that gives more has no bound
-PASSES = ("sample", "low", "high", "random", "random")  # twice: counts may all be even once
+PASSES = ("sample", "origins", "low", "high", "random", "random")  # counts may all be even once
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,9 @@ class Read:
     module: nn.Module
     sizes: set[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=set)
     rows: int = 0
+    outputs: int = 0  # values that it gave
     calls: int = 0
+    met: int = 0  # calls of which the origin is known
     origin: Origin = Origin()
     levels: Levels = field(default_factory=Levels)  # with the sample's spikes
     possible: Levels = field(default_factory=Levels)  # with whatever the neurons could fire
@@ -131,11 +133,12 @@ class Neuron:
     shapes: set[tuple[int, ...]] = field(default_factory=set)  # of the input of one call
     keeps_membrane: bool = False
     calls: int = 0
+    rows: dict[int, frozenset[int]] = field(default_factory=dict)  # see _rows_behind_the_first
     layers: frozenset[str] = frozenset()  # whose sums it is given
-    spikes: bool = True  # its output is whole numbers, or zero and one other value
+    spikes: bool = True  # its output is whole numbers, or zero and few multiples of a unit
     low: float = 0.0
     high: float = 0.0
-    unit: float = 1.0
+    unit: float | None = 1.0
     levels: Levels = field(default_factory=Levels)
 
 
@@ -155,7 +158,8 @@ class _Frame:
 class Watcher:
     """Runs a network on a sample, and keeps what there is to know of its layers and neurons.
 
-    Several passes: with the sample's spikes; then with every neuron at its lowest output, at its
+    Several passes: for what the layers read of the sample, with nothing else going on; for what it
+    was made of, where modules are tried out; then with every neuron at its lowest output, at its
     highest and at random, for what a layer could read.
     """
 
@@ -167,7 +171,10 @@ class Watcher:
         self.problems: list[str] = []
         self._origins = Origins(self._see)
         self._stack: list[_Frame] = []
-        self._calls: Counter[str] = Counter()  # of modules that may be neurons
+        self._calls: Counter[str] = Counter()  # of modules that may be neurons, in one pass
+        self._left: dict[str, set[tuple[int, int]]] = {}  # membranes of earlier samples
+        self._depending: dict[str, dict[int, frozenset[int]]] = {}
+        self._remembering: dict[str, bool] = {}
         self._pass, self._paused = PASSES[0], False
         self._random = torch.Generator().manual_seed(0)
 
@@ -188,11 +195,25 @@ class Watcher:
                 for self._pass in PASSES:
                     torch.manual_seed(0)
                     reset(self.network)
-                    if self._pass == PASSES[0]:
+                    if self._pass == "origins":
                         with self._origins:
                             self.network(self.sample)
                     else:
                         self.network(self.sample)
+                    if self._pass == "origins":
+                        self.problems += [
+                            f"module {name} holds what an earlier sample has left, and has no "
+                            "method reset(): give it one, or make the network anew"
+                            for name, neuron in self.neurons.items()
+                            if neuron.keeps_membrane and self._left[name]
+                        ]
+                        self.problems += [
+                            f"layer {name} reads something that was not computed from the sample "
+                            "by torch: numbers that are the same for every sample, or that went "
+                            "through numpy"
+                            for name, read in self.reads.items()
+                            if read.origin.is_constant
+                        ]
                     if self.problems or self.outside:
                         return
             finally:
@@ -240,7 +261,9 @@ class Watcher:
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         if self._paused:
             return None
-        watched = self._pass == PASSES[0] and name in self._maybe_neurons
+        if self._pass == "sample" and name in self._maybe_neurons and not self._calls[name]:
+            self._left[name] = self._membranes_before(name, module, _first((args, kwargs)))
+        watched = self._pass == "origins" and name in self._maybe_neurons
         state = _state(module) if watched else []
         version = _version(_first((args, kwargs))) if watched else 0
         self._stack.append(_Frame(name, module, state, version))
@@ -253,6 +276,20 @@ class Watcher:
             return _with_first((args, kwargs), driven)
         return None
 
+    def _membranes_before(
+        self, name: str, module: nn.Module, x: Tensor | None
+    ) -> set[tuple[int, int]]:
+        """Of what a module holds that nothing resets, all that could be membranes of this input."""
+        modules = (self.network.get_submodule(above) for above in (*_above(name), name))
+        if x is None or not x.dim() or any(map(_reset_of, modules)):
+            return set()
+        sizes = (x.numel(), x[0].numel())
+        return {
+            (id(z), version)
+            for z, version in _state(module)
+            if z.is_floating_point() and z.numel() in sizes and z.any()
+        }
+
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, result: object) -> object:
         if self._paused:
             return None
@@ -263,7 +300,13 @@ class Watcher:
         if x is not None and y is not None:
             if frame.name in self._layers:
                 self._after_layer(frame, x, y)
-            elif self._pass == PASSES[0] and frame.name in self._maybe_neurons:
+            elif self._pass == "sample":
+                if frame.name in self._maybe_neurons:
+                    self._calls[frame.name] += 1
+                    if self._calls[frame.name] == 1:  # what it has not changed is no membrane
+                        now = {(id(z), version) for z, version in _state(module)}
+                        self._left[frame.name] -= now
+            elif self._pass == "origins" and frame.name in self._maybe_neurons:
                 self._after_module(frame, args, kwargs, result)
             elif frame.name in self.neurons and self.neurons[frame.name].spikes:
                 replaced = _with_first(result, self._fired(self.neurons[frame.name], y))
@@ -277,20 +320,24 @@ class Watcher:
         name, module = self._layers[frame.name], frame.module
         read = self.reads.setdefault(name, Read(module))
         read.possible.add(x)
-        if self._pass != PASSES[0]:
+        if self._pass == "sample":
+            self._measure(read, x, y)
+        if self._pass != "origins":
             return
         origin = self._origins.of(x)
-        if origin.is_constant:
-            self.problems.append(
-                f"layer {frame.name} reads something that was not computed from the sample by "
-                "torch: numbers that are the same for every sample, or that went through numpy"
-            )
-        elif frame.products != 1:
+        if frame.products != 1 and not origin.is_constant:
             self.problems.append(
                 f"layer {frame.name} computes {frame.products or 'no'} products that can be seen: "
                 "a layer of the estimate computes one"
             )
+        read.origin = read.origin.join(origin)
+        read.met += 1
+        self._origins.start(y, Origin(layers=frozenset({(name, read.met)}), real=True))
+
+    def _measure(self, read: Read, x: Tensor, y: Tensor) -> None:
+        module = read.module
         read.levels.add(x)
+        read.outputs += y.numel()
         read.calls += 1
         if isinstance(module, nn.Linear):
             read.sizes.add(((1, 1), (1, 1)))
@@ -300,15 +347,12 @@ class Watcher:
             sizes = ((1,) * (2 - planes) + tuple(z.shape[-planes:]) for z in (x, y))
             read.sizes.add(tuple(sizes))
             read.rows += prod(x.shape[: -planes - 1])
-        read.origin = read.origin.join(origin)
-        self._origins.start(y, Origin(layers=frozenset({(name, read.calls)}), real=True))
 
     def _after_module(self, frame: _Frame, args: tuple, kwargs: dict, result: object) -> None:
         """Sees whether the module is a neuron, by what it does."""
         name, x, y = frame.name, _first((args, kwargs)), _first(result)
         if x.is_complex() or y.is_complex() or not y.numel():
             return
-        self._calls[name] += 1
         given = [self._origins.of(z) for z in _tensors((args, kwargs))]
         reads, gives = reduce(Origin.join, given, Origin()), self._origins.of(y)
         if reads.is_constant:
@@ -325,60 +369,107 @@ class Watcher:
             if kept and not is_real:
                 return  # it delays spikes, or masks them
             membrane = bool(kept or (gives.layers - reads.layers and x.shape == y.shape))
+        is_fed_back = False
         if not membrane:
             if x_is_whole or x.shape != y.shape:
                 return
-            membrane = name in gives.populations or self._looks_back(frame, args, kwargs, y)
+            is_fed_back = name in gives.populations
+            membrane = is_fed_back or self._remembers(frame, args, kwargs, y)
             if not membrane and not largest:
                 self._origins.start(y, replace(gives, real=False))
                 return
             if not membrane and (frame.activations or not spikes):
                 return
+        spikes = spikes or (membrane and x.shape == y.shape and _are_rounded(x, y))
         for inner in frame.activations:
             self.neurons.pop(inner, None)
-        mode = getattr(frame.module, "step_mode", None)
+        mode = getattr(frame.module, "step_mode", "m" if name in self._known else None)
         neuron = self.neurons.setdefault(name, Neuron(frame.module, mode))
         neuron.shapes.add(tuple(x.shape))
         neuron.keeps_membrane |= membrane
         neuron.calls = self._calls[name]
+        if neuron.calls == 1 and mode is None:
+            neuron.rows = self._rows_behind_the_first(frame, args, kwargs, y)
         neuron.layers |= gives.layer_names | reads.layer_names
         neuron.spikes &= spikes
-        frame.has_neuron, frame.activations = membrane, [] if membrane else [name]
+        # What feeds a threshold back is a membrane around it: perhaps that of the module it is in.
+        if not spikes:
+            old = gives.populations.intersection(frame.activations)
+            if old:
+                populations = gives.populations - old | {name}
+                self._origins.start(y, replace(gives, populations=populations))
+        frame.has_neuron = membrane and not is_fed_back
+        frame.activations = [] if frame.has_neuron else [name]
         if spikes:
             neuron.levels.add(y)
             neuron.low = min(neuron.low, values.min().item())
             neuron.high = max(neuron.high, values.max().item())
-            if not _is_whole(y):
-                neuron.unit = largest
+            neuron.unit = common_step(neuron.levels.values)
+            neuron.spikes &= neuron.unit is not None
             self._origins.start(y, Origin(layers=gives.layers, populations=frozenset({name})))
 
-    def _looks_back(self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor) -> bool:
-        """Whether what a call returns for one timestep depends on the timesteps before it.
+    def _remembers(self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor) -> bool:
+        """Whether what a module returns for one timestep depends on the timesteps before it: those
+        of the same call, or those of calls before, of which it may keep what nobody can see."""
+        name = frame.name
+        if name not in self._remembering:
+            self._remembering[name] = bool(self._rows_behind_the_first(frame, args, kwargs, y))
+            for run, z, far in self._trials(frame, args, kwargs, y):
+                if self._remembering[name]:
+                    break
+                after = []
+                for before in (far, -far, 0.0):
+                    with _left_as_it_was(frame.module):
+                        run(torch.full_like(z, before))
+                        after.append(run(z))
+                self._remembering[name] = not all(torch.equal(after[0], other) for other in after)
+        return self._remembering[name]
 
-        Its first row is changed by much; of spikes, which may stay the same, the order is too.
-        """
+    def _rows_behind_the_first(
+        self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor
+    ) -> dict[int, frozenset[int]]:
+        """Of each of the first two axes along which a call goes through time, the rows of its
+        output that depend on the first row of its input."""
+        name = frame.name
+        if name not in self._depending:
+            rows: dict[int, frozenset[int]] = {}
+            for run, z, far in self._trials(frame, args, kwargs, y):
+                for axis in range(min(2, z.dim())):
+                    results = []
+                    for first in (far, -far, 0.0):
+                        changed = z.clone()
+                        changed.select(axis, 0).fill_(first)
+                        with _left_as_it_was(frame.module):
+                            results.append(run(changed).movedim(axis, 0).flatten(1))
+                    differ = sum((results[0] != other).any(1) for other in results)
+                    found = frozenset(differ.nonzero().flatten().tolist()) - {0}
+                    if found:
+                        rows[axis] = rows.get(axis, frozenset()) | found
+            self._depending[name] = rows
+        return self._depending[name]
+
+    def _trials(
+        self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor
+    ) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, float]]:
+        """(the module as a function, an input to try, a value far above it): the sample's input,
+        large ones and random ones, since the sample may leave it silent. Where the module is to be
+        tried at all; the caller puts back what it shows of its state."""
         x = _first((args, kwargs))
         in_place = x.untyped_storage()._cdata == y.untyped_storage()._cdata
-        if not x.dim() or in_place or _version(x) != frame.version:
-            return False
-        dims = [0, 1] if x.dim() > 1 and x.shape[:2] == self.sample.shape[:2] else [0]
+        if not x.is_floating_point() or x.shape != y.shape or not x.dim() or in_place:
+            return
 
         def run(z: Tensor) -> Tensor:
             new_args, new_kwargs = _with_first((args, kwargs), z.clone())
-            return _first(frame.module.forward(*new_args, **new_kwargs))
+            torch.manual_seed(0)  # noise is no memory
+            return _first(frame.module.forward(*new_args, **new_kwargs)).clone()
 
+        size = min(1 + x.abs().max().item(), torch.finfo(x.dtype).max / 2e5)
+        noise = torch.randn(x.shape, generator=self._random).to(x)
         self._paused = True
         try:
-            if not y.any():  # silent on the sample
-                x = 100 * torch.randn(x.shape, generator=self._random).to(x)
-                y = run(x)
-            first, changed = (0,) * len(dims), x.clone()
-            changed[first] += 1 + x.abs().max()
-            after = run(changed).clone()
-            after[first] = y[first]
-            if not torch.equal(after, y):
-                return True
-            return _are_spikes(y) and not torch.equal(run(x.flip(dims)).flip(dims), y)
+            for z in (x, torch.full_like(x, 100 * size), 100 * size * noise):
+                yield run, z, 1e5 * size
         finally:
             self._paused = False
 
@@ -449,11 +540,13 @@ def is_matrix(weight: Tensor) -> bool:
 def reset(network: nn.Module) -> None:
     """Forget what earlier samples left in membranes."""
     for module in network.modules():
-        for name in RESETS:
-            method = getattr(module, name, None)
-            if callable(method) and _takes_nothing(method):
-                method()
-                break
+        if method := _reset_of(module):
+            method()
+
+
+def _reset_of(module: nn.Module) -> Callable[[], object] | None:
+    methods = (getattr(module, name, None) for name in RESETS)
+    return next((x for x in methods if callable(x) and _takes_nothing(x)), None)
 
 
 def _takes_nothing(function: Callable) -> bool:
@@ -522,6 +615,17 @@ def _are_spikes(x: Tensor) -> bool:
     sizes = x.double().abs()
     two_sizes = (sizes == 0) | (sizes == sizes.max())
     return _is_whole(x) or bool((sizes == 0).any() and two_sizes.all())
+
+
+def _are_rounded(x: Tensor, y: Tensor) -> bool:
+    """Whether real numbers `x` have become zeros and few multiples of a unit."""
+    before, after = Levels(), Levels()
+    before.add(x)
+    after.add(y)
+    unit = common_step(after.values)
+    if unit is None or common_step(before.values) is not None:
+        return False
+    return bool((y == 0).any() and y.abs().max() <= MOST_FIRED * unit)
 
 
 def _first(tree: object) -> Tensor | None:

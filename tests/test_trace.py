@@ -372,6 +372,13 @@ def test_at_one_timestep_a_linear_layer_is_what_it_reads():
     assert (head.linear, head.in_size) == (True, (8, 8))  # averages over 8×8 spikes
 
 
+def test_at_one_timestep_normalized_averages_are_real_numbers():
+    net = Between()
+    net.head = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 10))
+    found = layers_of(net, images(T=1), time_steps=1)["head.1"]
+    assert (found.linear, found.input_bits, found.spike_rate) == (False, 6, None)
+
+
 def test_a_classifier_of_two_populations_reads_one_bit_more():
     class Two(Between):
         def forward(self, x):
@@ -567,6 +574,16 @@ REFUSED = {
         lambda m, s: m.fc2((m.fc1(s) > 0).float()),
         {"fc1": nn.Linear(8, 8), "fc2": nn.Linear(8, 8)},
         "layer fc2 reads spikes that were made of the sums of fc1",
+    ),
+    "averages of spikes by hand": (
+        lambda m, s: m.fc2((m.fc1(s) > 0).float().mean(2, keepdim=True)),
+        {"fc1": nn.Linear(8, 8), "fc2": nn.Linear(8, 8)},
+        "layer fc2 reads spikes that were made of the sums of fc1",
+    ),
+    "recurrent": (
+        lambda m, s: s + m.fc(s + m.fc(torch.zeros(8))),
+        {"fc": nn.Linear(8, 8)},
+        "layer fc runs in several places",
     ),
     "at some timesteps": (
         lambda m, s: torch.cat([m.part(s[:3].flatten(0, 1).mT).mT, s[3]]).view_as(s),
@@ -846,6 +863,177 @@ class Scaled(Folded):
         return (weights * spikes).cumsum(0)
 
 
+class Unrolled(nn.Module):
+    """All timesteps in a call, along `axis` of its input."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        mem, spikes = 0, []
+        for current in x.unbind(self.axis):
+            mem = 0.5 * mem + current
+            spikes.append((mem > 0.3).float())
+            mem = mem - 0.3 * spikes[-1]
+        return torch.stack(spikes, self.axis)
+
+
+class Repeated(nn.Module):
+    """Static images (N, C, H, W), repeated inside; timesteps along `axis`, or flattened with N."""
+
+    def __init__(self, axis, node, flat=False, channels=8):
+        super().__init__()
+        torch.manual_seed(1)
+        self.axis, self.flat = axis, flat
+        self.conv1, self.lif1 = nn.Conv2d(3, channels, 3, padding=1), node()
+        self.conv2, self.lif2 = nn.Conv2d(channels, 4, 3, padding=1), node()
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = x.unsqueeze(self.axis).repeat_interleave(T, self.axis)
+        leading = x.shape[:2]
+        for conv, node in ((self.conv1, self.lif1), (self.conv2, self.lif2)):
+            sums = conv(x.flatten(0, 1))
+            x = node(sums if self.flat else sums.unflatten(0, leading))
+            x = x.unflatten(0, leading) if self.flat else x
+        return self.head(x.mean((3, 4)).mean(self.axis))
+
+
+@pytest.mark.parametrize("samples", [1, 2, T])
+@pytest.mark.parametrize("layout", ["T, N", "N, T", "T·N"])
+def test_static_images_repeated_inside_cost_what_a_loop_over_them_does(layout, samples):
+    axis = int(layout == "N, T")
+    node = Folded if layout == "T·N" else lambda: Unrolled(axis)
+    x = images()[0, :1].repeat(samples, 1, 1, 1)
+    traced = trace(Repeated(axis, node, flat=layout == "T·N"), x)
+    assert traced.lif == ((8, 8, 8), (4, 8, 8))
+    assert traced == trace(multi_step(Repeated(0, lambda: lif(decay_input=False, v_reset=None))), x)
+
+
+def test_one_image_at_one_timestep_is_not_taken_for_its_channels():
+    net = Repeated(0, Stateful, channels=3)
+    net.forward = lambda x: net.head(net.lif2(net.conv2(net.lif1(net.conv1(x)))).mean((2, 3)))
+    assert trace(net, images(1, 1)[0], time_steps=1).lif == ((3, 8, 8), (4, 8, 8))
+
+
+def test_timesteps_that_a_network_does_not_run_are_refused():
+    for net in (Repeated(0, lambda: Unrolled(0)), Repeated(1, lambda: Unrolled(1))):
+        with pytest.raises(
+            InputError, match=r"LIF lif1, called once on .*, does not run 2 timesteps"
+        ):
+            trace(net, images(N=4)[0], time_steps=2)
+    once = Repeated(0, Stateful, channels=4)
+    once.forward = lambda x: once.head(once.lif1(once.conv1(x)).mean((2, 3)))
+    with pytest.raises(InputError, match="LIF lif1 ran 1 timestep, not 4"):
+        trace(once, images(N=4)[0])
+
+
+class Hidden(nn.Module):
+    """Its membrane lies where no attribute shows it."""
+
+    def __init__(self):
+        super().__init__()
+        kept = {"mem": 0}
+
+        def fire(x):
+            kept["mem"] = 0.5 * kept["mem"] + x
+            spikes = (kept["mem"] > 0.3).float()
+            kept["mem"] = kept["mem"] - 0.3 * spikes
+            return spikes
+
+        self.fire, self.reset = fire, lambda: kept.update(mem=0)
+
+    def forward(self, x):
+        return self.fire(x)
+
+
+class Graded(Unrolled):
+    """Fires up to 4 times a timestep; gives them divided by 4; (T, N, ...)."""
+
+    def __init__(self, axis=0):
+        super().__init__(axis)
+
+    def forward(self, x):
+        mem, spikes = 0, []
+        for current in x.unbind(self.axis):
+            mem = mem + 3 * current
+            spikes.append(mem.round().clamp(0, 4) / 4)
+            mem = mem - 4 * spikes[-1]
+        return torch.stack(spikes, self.axis)
+
+
+def test_fractions_of_an_integer_firing_neuron_are_its_counts():
+    net = Between(node=Graded)
+    traced = trace(net)
+    read = 4 * inputs(net, images())["conv2"]
+    ones = (read % 2 + read // 2 % 2 + read // 4).mean().item() / 3
+    assert traced.lif == ((8, 8, 8), (8, 8, 8))
+    assert traced.layers[1].input_bits == 3
+    assert traced.layers[1].spike_rate == pytest.approx(ones)
+
+
+def test_a_surrogate_that_all_neurons_share_is_none_of_them():
+    fire = Surrogate()
+
+    def node():
+        folded = Folded()
+        folded.fire = fire
+        return folded
+
+    x = images()[0]
+    own = trace(Repeated(0, Folded, flat=True), x)
+    assert trace(Repeated(0, node, flat=True), x) == own
+    net = Between(node=lambda: neuron.GatedLIFNode(T=T))
+    net.lif2 = neuron.GatedLIFNode(T=T)
+    assert trace(net).lif == ((8, 8, 8), (8, 8, 8))
+
+
+def test_at_one_timestep_averages_of_signed_spikes_are_signed_codes():
+    class Signed(Stateful):
+        def forward(self, x):
+            self.mem = x if self.mem is None else 0.5 * self.mem + x
+            return (self.mem > 0.3).float() - (self.mem < -0.3).float()
+
+    head = trace(OfAnother(Signed()), images(T=1), time_steps=1).layers[-1]
+    assert (head.linear, head.input_bits) == (False, 8)  # -64 to 64 of 64 pixels
+
+
+def test_noise_is_no_membrane():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + 0.1 * torch.randn_like(x)
+
+    net = Between()
+    net.conv2 = nn.Sequential(net.conv2, Noise())
+    assert trace(net).lif == ((8, 8, 8), (8, 8, 8))
+
+
+def test_layers_whose_sums_lie_side_by_side_each_update_their_neurons():
+    class Branches(Between):
+        def __init__(self):
+            super().__init__(channels=12)
+            self.narrow, self.wide = layer.Conv2d(8, 4, 1), layer.Conv2d(8, 8, 3, padding=1)
+            self.lif3 = lif()
+            self.between = lambda s: self.lif3(torch.cat([self.narrow(s), self.wide(s)], 2))
+            multi_step(self)
+
+    found = layers_of(Branches())
+    assert [found[name].lif for name in ("conv1", "narrow", "wide", "conv2")] == [True] * 4
+
+
+def test_a_shortcut_that_reads_spikes_does_not_pay_for_the_addition():
+    net = spiking_resnet.spiking_resnet18(spiking_neuron=neuron.IFNode, num_classes=10)
+    unpaid = {
+        found.name for found in trace(multi_step(net), images(side=32)).layers if not found.lif
+    }
+    assert unpaid == {*(f"layer{i}.0.downsample.0" for i in (2, 3, 4)), "fc"}
+
+
+def test_looking_for_a_hidden_membrane_does_not_change_what_is_measured():
+    assert trace(OfAnother(Hidden())) == trace(OfAnother(Stateful()))
+
+
 def test_a_neuron_that_is_silent_and_keeps_its_state_to_itself_is_found():
     net = OfAnother(Folded())
     net.conv2.weight.data *= 1e-3
@@ -894,6 +1082,25 @@ def test_a_network_that_was_used_before_is_reset_and_left_as_it_was():
         assert torch.equal(getattr(getattr(net, "other", None), "mem", torch.zeros(1)), other)
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
         assert net.lif1.step_mode == mode
+
+
+@torch.no_grad()
+def test_a_membrane_of_an_earlier_sample_that_nothing_resets_is_refused():
+    class Kept(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.states = [0]
+
+        def forward(self, x):
+            mem = 0.5 * self.states[0] + x
+            self.states[0] = mem - 0.3 * (mem > 0.3)
+            return (mem > 0.3).float()
+
+    net = OfAnother(Kept())
+    assert trace(net) == trace(OfAnother(Stateful()))
+    net(images())
+    with pytest.raises(InputError, match="module other holds what an earlier sample has left"):
+        trace(net)
 
 
 # This project's own.
