@@ -62,6 +62,8 @@ def networks(request, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
     ):
         assert main.main(command(data, folder / name, "--epochs", 3, *options)) == 0
         paths[name] = next((folder / name).glob("*-last.pth"))
+    # An evaluation of the same data uses the training's cache, and makes none beside the data.
+    assert main.main(["--eval_only", str(paths["teacher"]), "--data_path", str(data)]) == 0
     assert {x.suffix for x in data.rglob("*") if x.is_file()} == {".npz"}
     assert len(list((folder / "made").rglob("*.npy"))) == 1
     return data, paths
