@@ -10,6 +10,7 @@ import math
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,8 +135,17 @@ class Run:
         with disk_errors(folder, self.settings):
             for path in (self.last, self.best):
                 temporary(path).unlink(missing_ok=True)  # of a run that was killed
-        goes_on = self.settings.resume and os.path.lexists(self.last)
-        return self._read() if goes_on else None
+        if not (self.settings.resume and os.path.lexists(self.last)):
+            return None
+        state = self._read()
+        if state["rows"] and not self.best.exists():
+            best = max(row["test_accuracy"] for row in state["rows"])
+            print(
+                f"main.py: warning: {self.best} is missing: it held the best network so far "
+                f"({best:.2%}), and comes back only with a better one",
+                file=sys.stderr,
+            )
+        return state
 
     def _read(self) -> dict[str, Any]:
         checkpoint = load_checkpoint(self.last)

@@ -691,8 +691,9 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
     """(names of the files below `root`, relative to it and sorted; what else is there, counted).
 
     Links to folders are followed, and each folder is entered once, under the name that is no link
-    where it has one: links in a circle end, and no image gets two classes. Hidden files and folders
-    are left alone.
+    where it has one, else under the one that is least deep: links in a circle end, no image gets
+    two classes, and a class that is a link keeps its images. Hidden files and folders are left
+    alone.
     """
     seen = {_identity(x) for x in (*root.absolute().parents, *root.resolve().parents)}
     files, other = [], Counter()
@@ -718,10 +719,10 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
                 elif entry.is_file():
                     files.append(path)
                 else:
-                    other["broken links" if entry.is_symlink() else "no files"] += 1
+                    other["broken links" if entry.is_symlink() else "pipes or devices"] += 1
             except OSError:  # links to one another
                 other["broken links"] += 1
-        links.sort()
+        links.sort(key=lambda link: (link.count("/"), link))
     return sorted(files), other
 
 
@@ -885,7 +886,8 @@ def _write_array(
     crc = 0
     for array in in_threads(read, files, f"packing {files[0].parent.parent.name}"):
         whole = dtype.kind == "u"
-        if whole and (array.max() > np.iinfo(dtype).max or (array != np.floor(array)).any()):
+        # float: the largest of a half-precision array is no number that dtype's limit fits into.
+        if whole and (float(array.max()) > np.iinfo(dtype).max or (array != np.floor(array)).any()):
             return None
         data = np.ascontiguousarray(array, dtype)
         file.write(data)
@@ -1060,6 +1062,9 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            # From a name Pillow (13.0) maps a TIFF, and mixes up the rows of one on its side.
+            image.filename = ""
+            image.info.pop("transparency", None)  # a palette's gives a warning
             kind = _unclear(image)
             if kind is not None:
                 raise UserError(
@@ -1204,6 +1209,15 @@ def _events(
             )
         convert_events(data, place, time_window)
 
+    def measure(images: np.ndarray, labels: Tensor) -> Input:
+        train = images[: training(labels)]
+        if not any(part.any() for part in _parts(train)):
+            raise UserError(
+                f"the training frames in {frames} are all 0 (at --image_size {size[0]}x{size[1]}): "
+                "convert the events again, or take a larger --image_size"
+            )
+        return input_of(train)
+
     def training(labels: Tensor) -> int:
         tests = sum(_test_share(data, n) for n in labels.bincount().tolist())
         if not tests:
@@ -1216,7 +1230,7 @@ def _events(
         partial(_find_frames, data, place, time_window),
         partial(read_frames, time_window=time_window, size=size),
         (time_window, 2, *size),
-        lambda images, labels: input_of(images[: training(labels)]),
+        measure,
     )
     n = training(labels)
     return ((images[:n], labels[:n]), (images[n:], labels[n:])), found
@@ -1316,7 +1330,7 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
     except Exception as error:  # what zipfile and numpy raise depends on where the bytes go wrong
         raise DamagedError(f"{path} cannot be read ({error}): {again}") from error
     if not (frames.min() >= 0 and frames.max() <= np.finfo(np.float32).max):  # NaN is neither
-        raise DamagedError(f"{path} holds numbers that are no event counts: {again}")
+        raise DamagedError(f"{path} holds negative, infinite or undefined numbers (NaN): {again}")
     rows, columns = (np.arange(side) * n // side for side, n in zip(size, shape[2:], strict=True))
     frames = frames[..., rows[:, None], columns]
     if ((frames > 0) & (frames < np.finfo(np.float32).tiny)).any():

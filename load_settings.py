@@ -401,6 +401,8 @@ def _evaluation_settings(args: argparse.Namespace) -> Settings:
     if args.integer and trained.bits is None:
         raise UserError(f"--integer: {args.eval_only} is a full-precision network")
     check_classes(trained, args.data_path, args.eval_only)
+    if args.cache_path is None and args.data_path == trained.data_path:
+        args.cache_path = trained.cache_path
     batch_size = trained.batch_size if args.batch_size is None else args.batch_size
     return replace(
         trained,

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from load_settings import PAPER_SETTINGS, Settings, UserError, check_writable, load_checkpoint
@@ -47,10 +48,16 @@ def trained_in(folder: Path) -> list[Path]:
 
 
 def is_without_epoch(last: Path) -> bool:
+    return unreadable(last) is None and load_checkpoint(last).epoch == 0
+
+
+def unreadable(last: Path) -> str | None:
+    """What is wrong with a checkpoint; None where it can be read."""
     try:
-        return load_checkpoint(last).epoch == 0
-    except UserError:
-        return False
+        load_checkpoint(last)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def first_bytes(path: Path, size: int) -> bytes:
@@ -82,6 +89,8 @@ def must_move(settings: Settings) -> bool:
     found = trained_in(folder)
     goes_on = settings.resume and os.path.lexists(last)
     if goes_on:
+        if damage := unreadable(last):
+            raise UserError(f"--resume: {damage}: {what_to_do(folder, settings)}")
         has_epochs = last in found or best in found  # its logs are written anew from the checkpoint
         found = [x for x in found if x not in own and (x.suffix == ".pth" or not has_epochs)]
     if not found:
@@ -90,7 +99,6 @@ def must_move(settings: Settings) -> bool:
         place_aside(folder, settings)
         return True
     name = found[0].name
-    anew = f"--overwrite moves all to {first_free(folder)} and starts anew; or choose another"
     if goes_on:
         raise UserError(
             f"--resume: {folder} holds {name} of another run than {last.name}: move one of the "
@@ -98,11 +106,22 @@ def must_move(settings: Settings) -> bool:
         )
     if settings.resume:
         raise UserError(
-            f"--resume: {folder} holds {name} but no {last.name} to go on from: {anew} --save_path"
+            f"--resume: {folder} holds {name} but no {last.name} to go on from: "
+            + what_to_do(folder, settings)
         )
     only_own = all(path in own for path in found if path.suffix == ".pth")
-    go_on = "--resume goes on with it, " * (only_own and last in found)
-    raise UserError(f"{folder} already holds {name}: {go_on}{anew} --save_path")
+    resumable = only_own and last in found and unreadable(last) is None
+    raise UserError(f"{folder} already holds {name}: {what_to_do(folder, settings, resumable)}")
+
+
+def what_to_do(folder: Path, settings: Settings, resumable: bool = False) -> str:
+    """What is left to a run that cannot have its save path."""
+    ways = ["--resume goes on with it"] if resumable else []
+    with suppress(UserError):  # it cannot be moved
+        instead = " instead of --resume" if settings.resume else ""
+        place = place_aside(folder, settings)
+        ways.append(f"--overwrite{instead} moves all to {place} and starts anew")
+    return ", ".join(ways) + "; or " * bool(ways) + "choose another --save_path"
 
 
 def first_free(folder: Path) -> Path:
@@ -119,7 +138,8 @@ def place_aside(folder: Path, settings: Settings | None = None) -> Path:
     real, place = Path(os.path.realpath(folder)), first_free(folder)
     in_use = {"the current folder": ".", "this program": __file__}
     if settings is not None:
-        in_use |= {"--data_path": settings.data_path, "--teacher_path": settings.teacher_path}
+        for name in ("data_path", "cache_path", "teacher_path"):
+            in_use[f"--{name}"] = getattr(settings, name)
     for what, path in in_use.items():
         if path is not None and Path(os.path.realpath(path)).is_relative_to(real):
             raise cannot_move(folder, place, f"{what} is in it")

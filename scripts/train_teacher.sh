@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Full-precision teacher: bash scripts/train_teacher.sh [DATA] [PROCESSES] [options of main.py]
-# Stopped, the same command goes on; to train again, rename checkpoints/DATA-teacher.
+# Stopped, the same command goes on; to train again, move the teacher aside before:
+# python run_folder.py checkpoints/DATA-teacher
 set -euo pipefail
 data=${1:-CIFAR100} processes=${2:-1}
 source "$(dirname "$0")/environment.sh"

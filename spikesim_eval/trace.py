@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data_loader import evaluation_loader, load_data_sets
+from data_loader import data_of, evaluation_loader
 from load_settings import (
     DATA_SETS,
     Checkpoint,
@@ -472,12 +472,7 @@ def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | N
     if data_path is None and settings.data != "digits":
         return None
     check_classes(settings, data_path or ".", "the checkpoint")
-    _, test_set = load_data_sets(
-        settings.data,
-        data_path or ".",
-        settings.time_window,
-        image_size=data_set_of(settings).image_size,
-    )
+    _, test_set = data_of(settings, data_path or ".")
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers)
 

@@ -62,6 +62,8 @@ def networks(request, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
     ):
         assert main.main(command(data, folder / name, "--epochs", 3, *options)) == 0
         paths[name] = next((folder / name).glob("*-last.pth"))
+    # An evaluation of the same data uses the training's cache, and makes none beside the data.
+    assert main.main(["--eval_only", str(paths["teacher"]), "--data_path", str(data)]) == 0
     assert {x.suffix for x in data.rglob("*") if x.is_file()} == {".npz"}
     assert len(list((folder / "made").rglob("*.npy"))) == 1
     return data, paths
@@ -103,6 +105,13 @@ def test_other_data_are_read_in_the_checkpoint_s_steps_with_a_warning(networks, 
     warning = capsys.readouterr().err
     assert f"was trained with the input step {settings.input_step:.4g}" in warning
     assert warning.count("\n") == 1
+    report = ["report", "--checkpoint", paths["4 bits"], "--data_path", other, "--out", tmp_path]
+    assert spikesim_eval([str(x) for x in report]) == 0
+    assert warning == capsys.readouterr().err
+    assert main.main(["--eval_only", str(paths["4 bits"]), "--data_path", str(other)]) == 0
+    out, err = capsys.readouterr()
+    accuracy = json.loads((tmp_path / "report.json").read_text())["accuracy"]
+    assert (err, f"accuracy {accuracy:.2%}" in out) == (warning, True)
     # A teacher of these data does not fit those.
     options = ("--paper_setting", "qamd", "--bits", 4, "--teacher_path", paths["teacher"])
     assert main.main(command(other, tmp_path / "run", *options)) == 2
@@ -196,6 +205,30 @@ def test_frames_without_events_and_single_values_have_a_step():
     one[1, 0, 2, 2] = 0.3
     assert input_of(one) == (float(one.max()) / 255, 0)
     assert codes_of(torch.from_numpy(one), input_of(one).step).unique().tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_training_frames_without_any_event_are_refused(kind, tmp_path, capsys):
+    frames = np.zeros((T, 2, SIDE, SIDE), kind)
+    folder = write(tmp_path, "large") / f"N-Caltech101/frames_number_{T}_split_by_number"
+    for i in range(54):  # those for training
+        for label in "ab":
+            np.savez(folder / label / f"{i:03d}.npz", frames=frames)
+    assert main.main(command(tmp_path, tmp_path / "run", "--paper_setting", "original")) == 2
+    text = capsys.readouterr().err
+    assert f"the training frames in {folder} are all 0 (at --image_size {SIDE}x{SIDE})" in text
+    assert text.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_half_precision_frames_are_read_as_any_others(tmp_path):
+    for factor in (1, 1000):
+        root = write(tmp_path / str(factor), "fractional")
+        for path in root.rglob("*.npz"):
+            frames = np.load(path)["frames"]
+            np.savez(path, frames=(frames * factor).astype(np.float16))
+        train, _ = load_data_sets("ncaltech101", root, T, image_size=(SIDE, SIDE))
+        assert train.step == float(train.images.max()) / 255
 
 
 def test_an_array_larger_than_is_read_at_once_gives_the_same_step(monkeypatch):

@@ -365,9 +365,9 @@ def test_numbers_that_are_no_counts_are_refused(where, value, tmp_path, capsys):
     frames = np.zeros((T, 2, 180, 240))
     frames[slice(None) if where == "everywhere" else (0, 0, 179, 239)] = value
     np.savez_compressed(file, frames=frames)
-    with pytest.raises(UserError, match=f"{file} holds numbers that are no event counts"):
+    with pytest.raises(UserError, match=f"{file} holds negative, infinite or undefined"):
         load_data_sets("ncaltech101", tmp_path, T)
-    assert f"{file} holds numbers" in refused(capsys, *PREPARE, tmp_path)
+    assert f"{file} holds negative" in refused(capsys, *PREPARE, tmp_path)
     assert prepare(*PREPARE, tmp_path, "--skip_damaged") == 0
     assert "(3, 2, 48, 48)" in capsys.readouterr().out
     assert not file.exists()
@@ -675,9 +675,21 @@ def test_links_are_followed_once_and_what_is_not_read_is_counted(tmp_path, capsy
     assert line.startswith(f"folder: 17 of the files and folders in {train} are not read (")
     for counted in (
         *("links to folders that are read already 6", "hidden 3", "broken links 3"),
-        *("no files 1", ".txt 1", ".gif 1", "no ending 1", ".png 1"),
+        *("pipes or devices 1", ".txt 1", ".gif 1", "no ending 1", ".png 1"),
     ):
         assert counted in line
+
+
+def test_a_class_that_is_a_link_keeps_its_images_from_links_deeper_down(tmp_path, capsys):
+    data, elsewhere = write_image_folder(tmp_path / "data", classes=2, size=16), tmp_path / "there"
+    linked = data / "train" / "kind 1"
+    before = sorted(str(x.relative_to(data / "train")) for x in linked.parent.rglob("*.*"))
+    linked.rename(elsewhere)
+    linked.symlink_to(elsewhere)
+    (data / "train" / "kind 0" / "again").symlink_to(elsewhere)
+    assert prepare("prepare", "--data", "folder", "--data_path", data) == 0
+    assert sorted(files_packed(data / "train-64x64.json")) == before
+    assert "links to folders that are read already 1" in capsys.readouterr().err
 
 
 def test_a_class_that_is_only_another_class_is_refused(tmp_path, capsys):
@@ -745,6 +757,21 @@ def test_images_are_turned_as_their_exif_orientation_says(ending, tmp_path):
         read = data_loader.read_image(path).astype(int)
         tolerance = 2 if ending == "jpg" else 0
         assert np.allclose(read, upright.transpose(2, 0, 1), rtol=0, atol=tolerance), number
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_tiffs_of_every_mode_are_turned_whole(mode, tmp_path):
+    if mode == "I;16":
+        image = Image.fromarray((np.arange(24) * 1000).astype(np.uint16).reshape(4, 6))
+    else:
+        image = Image.fromarray(HALVES).convert(mode)
+    image.save(tmp_path / "as_it_lies.tif")
+    lying = data_loader.read_image(tmp_path / "as_it_lies.tif").transpose(1, 2, 0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.tif", exif=exif)
+    read = data_loader.read_image(tmp_path / "turned.tif")
+    assert np.array_equal(read, np.rot90(lying, -1).transpose(2, 0, 1))
 
 
 def test_sixteen_bits_are_turned_too_and_a_damaged_orientation_is_none(tmp_path):

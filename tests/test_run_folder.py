@@ -114,7 +114,7 @@ def test_any_part_of_a_run_is_kept(kept, one_epoch, tmp_path, capfd, monkeypatch
     assert f"already holds {kept}: " in refusal(STUDENT, folder, capfd, monkeypatch)
     if kept != "student-last.pth":
         line = refusal([*STUDENT, "--resume"], folder, capfd, monkeypatch)
-        assert f"holds {kept} but no student-last.pth to go on from: --overwrite moves" in line
+        assert f"holds {kept} but no student-last.pth to go on from: --overwrite instead" in line
 
 
 def test_what_cannot_be_read_is_kept(no_epoch, tmp_path, capfd, monkeypatch):
@@ -127,6 +127,29 @@ def test_what_cannot_be_read_is_kept(no_epoch, tmp_path, capfd, monkeypatch):
         folder = Path(shutil.copytree(no_epoch, tmp_path / name.split(".")[0] / "run"))
         (folder / name).write_bytes(content)
         assert f"already holds {name}: " in refusal(STUDENT, folder, capfd, monkeypatch)
+
+
+def test_no_message_recommends_what_would_be_refused(run, trained, capfd, monkeypatch):
+    qamd = [*TINY, "--width", "2", "--paper_setting", "qamd", "--bits", "4", "--teacher_path"]
+    shutil.copy(trained["original"], run)
+    for options in ([*qamd, str(run / "original-best.pth")], [*STUDENT, "--data_path", str(run)]):
+        line = refusal(options, run, capfd, monkeypatch)
+        assert line.endswith("already holds original-best.pth: choose another --save_path\n")
+    (run / "original-best.pth").unlink()
+    last = run / "student-last.pth"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert "--resume" not in refusal(STUDENT, run, capfd, monkeypatch)
+    line = refusal([*STUDENT, "--resume"], run, capfd, monkeypatch)
+    assert f"{last} is not a checkpoint of this program, or it is truncated: " in line
+    assert f"--overwrite instead of --resume moves all to {run}.1 and starts anew; or" in line
+
+
+def test_a_run_that_goes_on_without_its_best_checkpoint_says_so(run, capfd):
+    (run / "student-best.pth").unlink()
+    assert main.main([*STUDENT, "--resume", "--save_path", str(run)]) == 0
+    assert f"warning: {run / 'student-best.pth'} is missing" in capfd.readouterr().err
+    assert main.main([*STUDENT, "--overwrite", "--save_path", str(run)]) == 0
+    assert "is missing" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("option", [[], ["--overwrite"]])
@@ -217,15 +240,18 @@ def test_a_run_is_refused_whose_folder_moved_before_it_had_the_lock(run, monkeyp
     assert list(run.iterdir()) == []
 
 
-@pytest.mark.parametrize("in_it", ["the current folder", "--data_path", "--teacher_path"])
+NEEDED = ["the current folder", "--data_path", "--cache_path", "--teacher_path"]
+
+
+@pytest.mark.parametrize("in_it", NEEDED)
 def test_a_folder_that_the_command_needs_is_not_moved(in_it, run, trained, capfd, monkeypatch):
     options, folder = [*STUDENT, "--overwrite"], run
     if in_it == "the current folder":
         (run / "below").mkdir()
         monkeypatch.chdir(run / "below")
         folder = Path("..")
-    elif in_it == "--data_path":
-        options += ["--data_path", str(run / "data")]
+    elif in_it != "--teacher_path":
+        options += [in_it, str(run / "data")]
     else:
         shutil.copy(trained["original"], run)
         options = [*TINY, "--width", "2", "--paper_setting", "qamd", "--bits", "4", "--overwrite"]
