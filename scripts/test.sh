@@ -5,4 +5,4 @@ set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 ruff check .
 ruff format --check .
-OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile "$@"
+OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
