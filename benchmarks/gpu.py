@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="gpu.sh", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("stage", choices=STAGES)
-    add("--out", type=Path, required=True, metavar="DIR", help="for the results")
+    add("--out", type=Path, metavar="DIR", help="for the results (dry: a temporary one)")
     add("--dry_run", action="store_true", help="in miniature, on the CPU")
     add("--minutes", type=float, default=9.0, help="after which the stage has ended (9)")
     add("--work", type=Path, help="for what does not come back (runs/gpu; dry: a temporary one)")
@@ -266,7 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     args.epochs = args.epochs or (1 if args.dry_run else 10)
     problem = None
-    if not args.dry_run and not torch.cuda.is_available():
+    if args.out is None and not args.dry_run:
+        problem = "give --out DIR, for the results"
+    elif not args.dry_run and not torch.cuda.is_available():
         problem = "there is no usable GPU: --dry_run tries a stage in miniature on the CPU"
     elif args.wheels is not None and not any(args.wheels.glob("*.whl")):
         problem = f"--wheels {args.wheels} holds no wheels (*.whl)"
@@ -277,11 +279,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or (Path(temporary) if args.dry_run else Path("runs/gpu"))
-        args.out, work = args.out.resolve(), work.resolve()
+        args.out, work = (args.out or Path(temporary) / "out").resolve(), work.resolve()
         args.out.mkdir(parents=True, exist_ok=True)
         work.mkdir(parents=True, exist_ok=True)
         succeeded = STAGES[args.stage](Stage(args, work))
-    print((args.out / f"{args.stage}.md").read_text(), end="")
+        print((args.out / f"{args.stage}.md").read_text(), end="")
     return 0 if succeeded else 1
 
 

@@ -54,6 +54,8 @@ def test_check_names_what_has_failed_and_says_when_the_time_was_up(tmp_path, mon
     monkeypatch.setattr(gpu.Stage, "run", run)
     assert gpu.main(["check", "--dry_run", "--out", str(tmp_path)]) == 1
     text = capsys.readouterr().out
+    assert gpu.main(["check", "--dry_run"]) == 1  # leaves nothing
+    assert capsys.readouterr().out == text
     assert "| 1 | 1 | 0 |" in text
     assert "- FAILED: tests/test_a.py::test_one[x y]\n" in text
     assert "The time was up" in text
