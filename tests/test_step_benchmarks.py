@@ -124,7 +124,7 @@ def test_the_step_ablation_takes_back_one_idea_at_a_time(tmp_path):
     out = tmp_path / "ablation.md"
     step_ablation.main(f"--width 4 --batch 2 --T 2 --rounds 1 --out {out}".split())
     rows = [line for line in out.read_text().splitlines() if line.startswith("| ")]
-    assert len(rows) == 2 + 10
+    assert len(rows) == 2 + 12
     assert all(float(row.split(" | ")[2].split()[0]) > 0 for row in rows[2:])
 
 
