@@ -53,6 +53,7 @@ from distiller import Distiller, softmax_kl_forward
 from load_settings import (
     DATA_SETS,
     SHARED_GPU,
+    Checkpoint,
     Settings,
     UserError,
     build_network,
@@ -374,13 +375,13 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
     return train_set, test_set
 
 
-def with_input_step(settings: Settings, step: float | None) -> Settings:
+def with_input_step(settings: Settings, step: float | None, teacher: Checkpoint | None) -> Settings:
     """The settings with what the training data have told. Raises UserError where the teacher reads
     its input in other steps."""
     if step not in (None, DATA_SETS[settings.data].image_step):
         settings = replace(settings, input_step=step)
-    if settings.teacher_path is not None:
-        theirs = input_step_of(load_checkpoint(settings.teacher_path).settings)
+    if teacher is not None:
+        theirs = input_step_of(teacher.settings)
         if theirs != input_step_of(settings):
             raise UserError(
                 f"--teacher_path {settings.teacher_path} was trained with the input step "
@@ -399,16 +400,17 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
     train_set, test_set = data_sets(settings)
     refuse_single_values(settings, WORLD_SIZE, len(train_set))
-    settings = with_input_step(settings, train_set.step)
+    taught_by = None
+    if settings.teacher_path is not None:
+        taught_by = load_checkpoint(settings.teacher_path)
+    settings = with_input_step(settings, train_set.step, taught_by)
     train_batches = training_batches(train_set, *shard, settings.seed, device)
     test_batches = evaluation_batches(test_set, *shard, device)
     if settings.compile:
         compile_for(settings, device, test_set, len(train_set))
 
     network = build_network(settings)
-    teacher = None
-    if settings.teacher_path is not None:
-        teacher = load_network(load_checkpoint(settings.teacher_path)).to(device)
+    teacher = None if taught_by is None else load_network(taught_by).to(device)
     if settings.init_from_teacher:
         network.start_from(teacher)
     network.to(device)
@@ -420,7 +422,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
         # Batch norm statistics are already the same on all processes: nothing to broadcast.
         student = DistributedDataParallel(network, broadcast_buffers=False)
     loss_function = build_loss(settings, student, teacher)
-    del teacher  # the loss has a faster copy
+    del teacher, taught_by  # the loss has a faster copy
 
     steps = len(train_batches)
     with Run(settings, network, optimizer, len(train_set), steps) as run:
