@@ -32,14 +32,8 @@ from load_settings import (
     load_checkpoint,
 )
 from run_folder import checkpoints_of, lock, move_aside, must_move
+from settings import MAY_CHANGE
 
-# Settings that a resumed run may change: how it runs, how long, and where its files are. The
-# teacher's file is compared, not its path.
-MAY_CHANGE = {
-    *("epochs", "data_path", "cache_path", "save_path", "teacher_path", "eval_only", "integer"),
-    *("workers", "device", "compile", "deterministic", "resume", "overwrite", "save_every"),
-    "check_numerics",
-}
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
 

@@ -52,7 +52,6 @@ from data_loader import (
 from distiller import Distiller, softmax_kl_forward
 from load_settings import (
     DATA_SETS,
-    SHARED_GPU,
     Checkpoint,
     Settings,
     UserError,
@@ -73,6 +72,7 @@ from models.neuron import LIF, THRESHOLD, count_spikes
 from models.numerics import first_bad_gradient, watch_numbers
 from quantization import IntegerNetwork, at_least_float32
 from run_folder import EVENTS, check_save_path
+from settings import SHARED_GPU
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
