@@ -132,6 +132,7 @@ class Settings:
     # What one code of event frames stands for, found from the training data; None: they are codes.
     input_step: float | None = None
     cache_path: str | None = None  # None: the data path
+    dry_run: bool = False
 
 
 class Checkpoint(NamedTuple):
@@ -222,6 +223,12 @@ def _parser() -> argparse.ArgumentParser:
         help="start anew; a run of an epoch or more that is there is moved to SAVE_PATH.1 (.2, …)",
     )
     add("--save_every", type=int, metavar="N", help="save every N steps too, not only every epoch")
+    add(
+        "--dry_run",
+        action="store_true",
+        help="check all, run three steps and say what time and memory the run takes; no file of it "
+        "is left (what is made of the data stays: it is needed anyway)",
+    )
     add("--eval_only", metavar="CKPT", help="print the test accuracy of a checkpoint and stop")
     add("--integer", action="store_true", help="with --eval_only: also with integers alone")
     workers = min(4, os.cpu_count() or 1)
@@ -362,6 +369,7 @@ def _training_settings(args: argparse.Namespace) -> Settings:
         check_numerics=args.check_numerics,
         overwrite=args.overwrite,
         cache_path=args.cache_path,
+        dry_run=args.dry_run,
     )
 
 
