@@ -367,6 +367,15 @@ class Settings:
         metavar="N",
         added=True,
     )
+    dry_run: bool = option(
+        "running",
+        "check all, run three steps and say what time and memory the run takes; no file of it is "
+        "left (what is made of the data stays: it is needed anyway)",
+        False,
+        resume=True,
+        config=False,
+        added=True,
+    )
     eval_only: str | None = option(
         "running",
         "print the test accuracy of a checkpoint and stop",
