@@ -25,7 +25,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import settings
 from checkpoints import Run
 from data_loader import Archive, load_data_sets, read_frames
 from load_settings import (
@@ -36,9 +35,10 @@ from load_settings import (
     load_network,
     parse_settings,
 )
+from settings import OPTIONS as DECLARED
 from spikesim_eval.layers import InputError, load_layer_list
 
-OPTIONS = (*(f"--{name}" for name in settings.OPTIONS), "--config", "--no_amp", "--local-rank")
+OPTIONS = (*(f"--{name}" for name in DECLARED), "--config", "--no_amp", "--local-rank")
 OPTIONS += ("--help", "--", "-", "--no_such")
 VALUES = (
     *("digits", "CIFAR10", "original", "student", "qamd", "CLK", "cosine", "cpu", "auto", "18"),
