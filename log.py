@@ -310,9 +310,9 @@ class ProgressBar(tqdm):
             left = (total - done) * seconds / (done - state["initial"])
             parts.append(f"{duration(left)} left")
         parts += self.figures
+        blocks = room - len("  ".join([name, *parts])) - 2
         while len(parts) > 1 and len("  ".join([name, *parts])) > room:
             parts.pop()
-        blocks = room - len("  ".join([name, *parts])) - 2
         if blocks >= SMALLEST_BAR:
             charset = Blocks.ASCII if state["ascii"] else Blocks.UTF
             parts.insert(0, format(Blocks(done / max(1, total), blocks, charset)))

@@ -692,8 +692,8 @@ def evaluate(
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 logits = network(images)
             correct = (logits.argmax(1) == labels).sum()
-            losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none").double()
-            counts += torch.stack([correct, counts.new_tensor(len(labels)), losses.sum()])
+            loss = F.nll_loss(logits.double().log_softmax(1), labels, reduction="sum")
+            counts += torch.stack([correct, counts.new_tensor(len(labels)), loss])
     layers = [name for name, layer in network.named_modules() if isinstance(layer, LIF)]
     zero = torch.zeros(2, network.time_window, dtype=torch.float64, device=device)
     by_layer = torch.stack([spikes.get(name, zero) for name in layers])
