@@ -394,6 +394,11 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
     train_set, test_set = data_sets(settings)
     refuse_single_values(settings, WORLD_SIZE, len(train_set))
+    if train_set.held_out is not None and len(train_set.held_out) == 0:
+        raise UserError(
+            f"--val_share {settings.val_share} holds out none of the {len(train_set)} training "
+            "images: take more"
+        )
     taught_by = None
     if settings.teacher_path is not None:
         taught_by = load_checkpoint(settings.teacher_path)
@@ -444,6 +449,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             rehearse(
                 (train_on, train_batches),
                 (lambda batches: evaluate(network, batches, device, settings.amp), test_batches),
+                len(test_batches) + len(val_batches or ()),
                 run,
                 device,
             )
@@ -497,10 +503,12 @@ class FirstBatches:
 def rehearse(
     training: tuple[Callable, DataLoader],
     evaluation: tuple[Callable, DataLoader],
+    evaluated: int,
     run: Run,
     device: torch.device,
 ) -> None:
-    """Train and evaluate on a few batches, and print what that says of the whole run."""
+    """Train and evaluate on a few batches, and print what that says of the whole run, in which
+    `evaluated` batches follow an epoch."""
     left = run.settings.epochs * run.steps_per_epoch - run.steps_done
     seconds = []
     for (use, batches), count in ((training, DRY_STEPS), (evaluation, DRY_EVALUATION)):
@@ -509,7 +517,7 @@ def rehearse(
         seconds.append(few.seconds())
     if FIRST_PROCESS:
         step, batch = seconds
-        print(expectation(run, left, step, len(evaluation[1]) * batch, device), flush=True)
+        print(expectation(run, left, step, evaluated * batch, device), flush=True)
 
 
 def slow_down_running_statistics(network: nn.Module, parts: int) -> None:

@@ -112,6 +112,12 @@ def test_a_misspelt_path_is_one_line_with_the_file_that_is_there(
     assert line.endswith(f"does not exist: did you mean {trained['original']}?\n")
     line = complaint(["--config", str(folder / "setting.json")], tmp_path, capfd, monkeypatch)
     assert line.endswith(f"does not exist: did you mean {folder / 'settings.json'}?\n")
+    for name in ("train", "val"):
+        (tmp_path / "cats" / name).mkdir(parents=True)
+    line = complaint(
+        ["--data", "folder", *ORIGINAL[2:], "--data_path", "cat"], tmp_path, capfd, monkeypatch
+    )
+    assert line.endswith("did you mean cats?\n")
     # Nothing that would be refused, too, is recommended: a folder instead of a checkpoint.
     (tmp_path / "network").mkdir()
     assert complaint(["--eval_only", "networks"], tmp_path, capfd, monkeypatch).endswith("exist\n")
