@@ -32,7 +32,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from checkpoints import Run, Stopped, how_to_go_on, not_finite, of_first_process
+from checkpoints import Run, Stopped, deciding, how_to_go_on, not_finite, of_first_process
 from data_loader import (
     PATIENCE,
     ImageSet,
@@ -468,7 +468,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             if val_batches is not None:
                 held_out = evaluate(network, val_batches, device, settings.amp)
                 row |= {"val_accuracy": held_out.accuracy, "val_loss": held_out.loss}
-            row["best_accuracy"] = max(run.best_accuracy, row[run.deciding])
+            row["best_accuracy"] = max(run.best_accuracy, row[deciding(row)])
             run.epoch_is_done(row)
             if log is not None:
                 log.write(run.rows, tested.silent)
