@@ -15,10 +15,22 @@ from contextlib import suppress
 from types import FrameType
 
 PATIENCE = 60  # seconds: a launcher kills what is left 30 s after it has been told to end
+# A process that ends gives back its memory, and its command line with it, a while before the shell
+# is told: the sentence comes after the launcher's last line and before the prompt.
 AGAIN = """\
-import os, select, sys
-if select.select([int(sys.argv[1])], [], [], float(sys.argv[2]))[0]:
-    os.write(2, os.fsencode(sys.argv[3]) + b"\\n")
+import os, sys, time
+_, command_line, patience, sentence = sys.argv
+end = time.monotonic() + float(patience)
+while time.monotonic() < end:
+    try:
+        with open(command_line, "rb") as file:
+            runs = file.read(1)
+    except OSError:
+        runs = b""
+    if not runs:
+        os.write(2, os.fsencode(sentence) + b"\\n")
+        break
+    time.sleep(0.005)
 """
 
 
@@ -42,15 +54,16 @@ def say_last(line: str, code: int) -> None:
     )
     if not launched or (attempt != last_attempt and code != 128 + signal.SIGINT):
         return  # nobody speaks after us, or the launcher starts us again
+    command_line = f"/proc/{os.getppid()}/cmdline"
+    if not os.path.exists(command_line):
+        return  # not Linux
     # A process of its own, as the launcher ends after this one; in a session of its own, as the
     # launcher ends all that are left in this one's.
-    with suppress(AttributeError, OSError):  # not Linux, or no memory left
-        launcher = os.pidfd_open(os.getppid())
+    with suppress(OSError):  # no memory left
         subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", AGAIN, str(launcher), str(PATIENCE), line],
+            [sys.executable, "-I", "-S", "-c", AGAIN, command_line, str(PATIENCE), line],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=[launcher],
             start_new_session=True,
         )
 

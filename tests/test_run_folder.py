@@ -323,7 +323,7 @@ def test_a_folder_of_runs_is_moved_from_the_command_line(run, one_epoch, tmp_pat
     assert contents(run.with_name("run.1")) == contents(one_epoch)
     assert run_folder.main([str(run)]) == 0  # empty
     assert {path.name for path in tmp_path.iterdir()} == {"run", "run.1"}
-    for wrong in ([], [str(run), "x"], [str(run.with_name("run.1") / "metrics.csv")]):
+    for wrong in ([], ["--help"], [str(run), "x"], [str(run.with_name("run.1") / "metrics.csv")]):
         assert run_folder.main(wrong) == 2
         assert capfd.readouterr().err.count("\n") == 1
 
