@@ -13,12 +13,12 @@ import json, sys
 
 with open(f"{sys.argv[1]}/settings.json") as file:
     settings = json.load(file)
-print(settings["paper_setting"], settings["data_path"], settings["teacher_path"] or "", sep="\n")
+print(settings["paper_setting"], settings["teacher_path"] or "", settings["data_path"], sep="\n")
 END
 ) || {
     echo "edap_report.sh: error: RUN is a folder with the settings.json of a run, got '$run'" >&2
     exit 2
 }
-{ read -r setting; read -r data_path; read -r teacher; } <<< "$settings"
+{ read -r setting && IFS= read -r teacher && IFS= read -r data_path; } <<< "$settings"
 python -m spikesim_eval report --checkpoint "$run/$setting-best.pth" --data_path "$data_path" \
     ${teacher:+--baseline "$teacher"} --out "$run/edap" "${@:2}"
