@@ -1,6 +1,5 @@
-"""The scripts of the README, run in a copy of the repository with the environment of the tests."""
+"""The scripts that train and report: what they start, and a way through all of them."""
 
-import csv
 import json
 import os
 import shutil
@@ -12,91 +11,11 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from sklearn.datasets import load_digits
 
-from conftest import REPOSITORY
-from data_loader import as_atis, digit_events
-from load_settings import Settings, load_checkpoint, parse_settings
+from conftest import QUICK, REPOSITORY, run_script
+from load_settings import Settings, parse_settings
 
-ENVIRONMENT = Path(sys.prefix)
 SCRIPTS = REPOSITORY / "scripts"
-RUNS = "teacher", "student", "mdsnn"
-QUICK = ["--epochs", "1", "--width", "2"]
-
-
-@pytest.fixture(scope="module")
-def copy(clone, tmp_path_factory) -> Path:
-    """A clone whose .venv is the one that scripts/environment.sh made and runs these tests."""
-    if not (ENVIRONMENT / "installed").is_file():
-        pytest.skip("the tests do not run in the environment that scripts/environment.sh makes")
-    folder = tmp_path_factory.mktemp("scripts") / "clone"
-    shutil.copytree(clone, folder, ignore=shutil.ignore_patterns("data", "teacher-*", "mdsnn-*"))
-    shutil.copytree(REPOSITORY / "scripts", folder / "scripts")
-    shutil.copy(REPOSITORY / "requirements.txt", folder)
-    (folder / ".venv").symlink_to(ENVIRONMENT)
-    return folder
-
-
-def last_accuracy(folder: Path) -> str:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return f"{float(list(csv.DictReader(file))[-1]['test_accuracy']):.2%}"
-
-
-def run(script: str, *arguments: str, folder: Path) -> str:
-    result = subprocess.run(
-        ["bash", f"scripts/{script}", *arguments], cwd=folder, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
-
-
-def test_the_quickstart_prints_its_table_and_writes_it_with_plots(copy):
-    out = copy / "runs" / "quickstart"
-    (out / "teacher").mkdir(parents=True)
-    (out / "teacher" / "settings.json").write_text("of a quickstart before")
-    printed = run("quickstart.sh", *QUICK, folder=copy)
-    assert "installing" not in printed
-    moved = out.with_name("quickstart.1")
-    assert f"what was in {out} is now in {moved}" in printed
-    assert (moved / "teacher" / "settings.json").read_text() == "of a quickstart before"
-    with (out / "table.csv").open(newline="") as file:
-        table = {row[0]: row[1:] for row in csv.reader(file)}
-    assert table["bits"] == ["32 (float)", "2", "2"]
-    assert table["accuracy, last epoch"] == [last_accuracy(out / x) for x in RUNS]
-    best = load_checkpoint(out / "teacher" / "original-best.pth")
-    named = f"{best.accuracy:.2%} (epoch {best.epoch})"
-    assert table["accuracy, best epoch"][0] == named
-    assert f"of its best epoch ({best.epoch}, {best.accuracy:.2%}): membrane KL" in printed
-    for name in ("accuracy, best epoch", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
-        assert name in printed
-        assert len(table[name]) == 3
-    kl = table["membrane KL to teacher"]
-    assert kl[0] == "-"
-    assert float(kl[1]) > 0
-    assert float(table["EDAP, × better"][2]) > 1
-    assert (out / "table.md").read_text().count("\n") > len(table)
-    assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
-    for run_ in RUNS:
-        report = json.loads((out / run_ / "edap" / "report.json").read_text())
-        assert any(layer["rate_is_measured"] for layer in report["layers"])
-
-
-def test_the_quickstart_of_events_trains_on_them_at_two_widths(copy):
-    """On thirty digits: data_loader.py takes what lies in the folder and makes the rest of it."""
-    digits = load_digits()
-    events = copy / "data" / "Digits-DVS" / "extract" / "Caltech101"
-    for number, (digit, label) in enumerate(zip(digits.images[:30], digits.target, strict=False)):
-        path = events / str(label) / f"image_{number:04d}.bin"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(as_atis(*digit_events(digit)))
-    printed = run("quickstart_dvs.sh", *QUICK, "--batch_size", "8", folder=copy)
-    assert "20 training and 10 test samples of 10 classes, (10, 2, 24, 24)" in printed
-    with (copy / "runs" / "quickstart_dvs" / "table.csv").open(newline="") as file:
-        table = {row[0]: row[1:] for row in csv.reader(file)}
-    assert table[""][1:] == ["student", "MD-SNN, 4 bits", "MD-SNN, 8 bits"]
-    assert table["bits"] == ["32 (float)", "4", "4", "8"]
-    edap = [float(x) for x in table["EDAP, × better"]]
-    assert edap[2] > edap[3] > 1
 
 
 def stop_after_a_step(script: str, *arguments: str, folder: Path, last: Path) -> tuple[int, list]:
@@ -117,31 +36,31 @@ def stop_after_a_step(script: str, *arguments: str, folder: Path, last: Path) ->
     return process.returncode, output.splitlines()
 
 
-def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(copy):
+def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(scripts_clone):
     """On the way both trainings are stopped, and the same commands go on."""
     options = [*QUICK, "--seed", "7"]
-    teacher = copy / "checkpoints" / "digits-teacher-seed7"
+    teacher = scripts_clone / "checkpoints" / "digits-teacher-seed7"
     training = ("train_teacher.sh", "digits", *options)
     last = teacher / "original-last.pth"
-    code, lines = stop_after_a_step(*training, folder=copy, last=last)
+    code, lines = stop_after_a_step(*training, folder=scripts_clone, last=last)
     assert code == 130
     assert lines[-1].startswith("main.py: stopped by SIGINT after step ")
     distillation = ("distill_student.sh", "digits", "2", *options, "--beta", "5")
     assert "has done 0 of 1 epochs: the command that trains it goes on" in refused(
-        *distillation, folder=copy
+        *distillation, folder=scripts_clone
     )
-    run(*training, folder=copy)
-    student = copy / "checkpoints" / "digits-mdsnn-CLK-4bit-seed7"
+    run_script(*training, folder=scripts_clone)
+    student = scripts_clone / "checkpoints" / "digits-mdsnn-CLK-4bit-seed7"
     last = student / "qamd-last.pth"
-    code, lines = stop_after_a_step(*distillation, folder=copy, last=last)
+    code, lines = stop_after_a_step(*distillation, folder=scripts_clone, last=last)
     assert code != 0
     assert lines[-1].startswith("main.py: stopped by SIGINT after step ")
     assert "SignalException" in lines[-2]  # torchrun's last words
-    run(*distillation, folder=copy)
+    run_script(*distillation, folder=scripts_clone)
     settings = json.loads((student / "settings.json").read_text())
     assert (settings["world_size"], settings["seed"], settings["beta"]) == (2, 7, 5.0)
     assert settings["teacher_path"] == "checkpoints/digits-teacher-seed7/original-best.pth"
-    printed = run("edap_report.sh", str(student), "--xbar_size", "128", folder=copy)
+    printed = run_script("edap_report.sh", str(student), "--xbar_size", "128", folder=scripts_clone)
     assert "edap, times better" in printed
     report = json.loads((student / "edap" / "report.json").read_text())
     assert report["chip"]["xbar_size"] == 128
@@ -183,7 +102,7 @@ def recorder(tmp_path) -> Path:
 def started(script: str, *arguments: str, folder: Path) -> list[str]:
     """The commands that the script starts."""
     (folder / "started").write_text("")
-    run(script, *arguments, folder=folder)
+    run_script(script, *arguments, folder=folder)
     return (folder / "started").read_text().splitlines()
 
 
@@ -196,7 +115,7 @@ def settings_of(command: str) -> Settings:
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
 def test_help_of_every_script_prints_its_first_lines_and_does_nothing(script, recorder):
     before = set(recorder.rglob("*"))
-    printed = run(script, "--epochs", "1", "--help", folder=recorder).splitlines()
+    printed = run_script(script, "--epochs", "1", "--help", folder=recorder).splitlines()
     comments = [line for line in (SCRIPTS / script).read_text().splitlines() if line[:2] == "# "]
     assert printed == [line[2:] for line in comments[: len(printed)]]
     assert len(printed) >= 2
