@@ -7,6 +7,15 @@
 On several devices: torchrun --nproc_per_node=2 main.py … (or python -m torch.distributed.launch).
 """
 
+if __name__ == "__main__":
+    import signal
+
+    from last_word import interrupt_at_once
+
+    # The imports below take seconds. A job in the background has Ctrl-C ignored.
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt_at_once)
+
 import ctypes
 import errno
 import gc
@@ -17,6 +26,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -45,6 +55,7 @@ from data_loader import (
     training_batches,
 )
 from distiller import Distiller, softmax_kl_forward
+from last_word import leave_for_launcher, say_last
 from load_settings import (
     DATA_SETS,
     Checkpoint,
@@ -111,17 +122,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print_accuracy(settings, device)
         sys.stdout.flush()
     except (Stopped, KeyboardInterrupt) as stop:
+        text, code = str(stop) or "interrupted", 128 + getattr(stop, "signal_number", signal.SIGINT)
+        leave_for_launcher(text)
         if FIRST_PROCESS:
-            print("main.py:", str(stop) or "interrupted", file=sys.stderr)
-        return 128 + getattr(stop, "signal_number", signal.SIGINT)
+            say_last(f"main.py: {text}", code)
+        return code
     except Exception as error:
         text = what_to_say(error, settings)
         if text is None:
+            leave_for_launcher(repr(error), traceback.format_exc())
             raise
         if isinstance(error, OSError):
             discard_output()
         if speaks(error):
-            print("main.py: error:", " ".join(text.split()), file=sys.stderr)
+            text = " ".join(text.split())
+            leave_for_launcher(text)
+            say_last(f"main.py: error: {text}", 2)
         return 2
     return 0
 
@@ -774,4 +790,6 @@ def leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) == interrupt_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     leave(main())

@@ -1,7 +1,8 @@
 """The folder of a run: what it holds, one run at a time, and moved aside instead of overwritten.
 
 python run_folder.py FOLDER renames it to the first of FOLDER.1, FOLDER.2, … that is free, as
---overwrite does; nothing is ever deleted.
+--overwrite does; nothing is ever deleted. Options of a training after it are checked before; with
+--resume among them the folder stays.
 """
 
 import fcntl
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from load_settings import UserError, check_writable, load_checkpoint
+from load_settings import UserError, check_writable, load_checkpoint, parse_settings
 from settings import PAPER_SETTINGS, Settings
 
 EVENTS = "events.out.tfevents.md-snn"
@@ -209,12 +210,13 @@ def lock(folder: Path, warn: bool = False) -> io.IOBase:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Move the folder aside, where there is something in it."""
+    """Move the folder aside, where there is something in it and nothing that will go on."""
     try:
-        if len(argv) != 1:
-            raise UserError("expected one folder")
-        (folder,) = map(Path, argv)
-        if os.path.lexists(folder) and os.listdir(folder):
+        if not argv or argv[0].startswith("-"):
+            raise UserError("expected one folder, and options of main.py")
+        folder, *options = Path(argv[0]), *argv[1:]
+        goes_on = parse_settings(options).resume if options else False
+        if not goes_on and os.path.lexists(folder) and os.listdir(folder):
             move_aside(folder)
     except (UserError, OSError) as error:
         print("run_folder.py: error:", error, file=sys.stderr)

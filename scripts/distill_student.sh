@@ -1,18 +1,28 @@
 #!/usr/bin/env bash
-# MD-SNN: bash scripts/distill_student.sh [DATA] [PROCESSES] [options of main.py]
-# Trains the teacher first (with the same options) where there is none yet. Of the student alone are
-# BITS and LOSS: BITS=8 LOSS=CLM bash scripts/distill_student.sh ncaltech101 2
-# Stopped, the same command goes on.
+# All options are the student's: scripts/distill_student.sh [DATA [PROCESSES]] [options of main.py]
+# Trains MD-SNN into checkpoints/DATA-mdsnn-CLK-4bit-seedSEED; --bits 8 and --loss CLM say others.
+# The teacher is the one that train_teacher.sh has trained with the same data and seed, and is never
+# trained here; --teacher_path takes another. Stopped, the same command goes on; with --overwrite
+# it starts anew.
+# The options: python main.py --help
 set -euo pipefail
-data=${1:-CIFAR100} processes=${2:-1} bits=${BITS:-4} loss=${LOSS:-CLK}
-source "$(dirname "$0")/environment.sh"
-depth=18
-[[ $data == TinyImagenet ]] && depth=34
-teacher=checkpoints/$data-teacher run=checkpoints/$data-mdsnn-$loss-${bits}bit
+source "$(dirname "$0")/training.sh"
+bits=$(option --bits 4) loss=$(option --loss CLK) teacher=$(option --teacher_path "")
 
-[[ -f $teacher/finished ]] || bash scripts/train_teacher.sh "$data" "$processes" "${@:3}"
-torchrun --standalone --nproc_per_node="$processes" main.py \
-    --data "$data" --paper_setting qamd --model_depth "$depth" --bits "$bits" --loss "$loss" \
-    --seed 1234 --data_path ./data --teacher_path "$teacher/original-best.pth" \
-    --save_path "$run" --resume "${@:3}"
-[[ ! -f $run/qamd-last.pth ]] || touch "$run/finished" # --save_path may be another
+if [[ -z $teacher ]]; then
+    folder=checkpoints/$data-teacher-seed$seed
+    teacher=$folder/original-best.pth
+    command="bash scripts/train_teacher.sh $data $processes --seed $seed"
+    [[ -f $folder/original-last.pth ]] ||
+        stop "there is no teacher in $folder: $command (and more options) trains it, --teacher_path CKPT takes another"
+    if [[ -f $folder/metrics.csv && -f $folder/settings.json ]]; then
+        epoch=$(tail -n 1 "$folder/metrics.csv" | cut -d , -f 1) # "epoch" where none is done
+        epochs=$(sed -n 's/^  "epochs": \([0-9]*\),$/\1/p' "$folder/settings.json")
+        [[ $epoch == "$epochs" ]] ||
+            stop "the teacher in $folder has done ${epoch/epoch/0} of $epochs epochs: the command that trains it goes on, --teacher_path $teacher takes it as it is"
+    fi
+    [[ -f $teacher ]] ||
+        stop "$teacher is missing: --teacher_path $folder/original-last.pth takes the network of the last epoch, $command --overwrite trains the teacher again"
+fi
+train "checkpoints/$data-mdsnn-$loss-${bits}bit-seed$seed" --paper_setting qamd --bits "$bits" \
+    --loss "$loss" --teacher_path "$teacher"

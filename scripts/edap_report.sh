@@ -1,12 +1,24 @@
 #!/usr/bin/env bash
-# SpikeSim report of MD-SNN against its teacher: bash scripts/edap_report.sh [DATA] [PROCESSES]
-# [chip options]. Trains them first where scripts/distill_student.sh (same BITS, LOSS) has not.
+# All options are the report's: scripts/edap_report.sh RUN [options of spikesim_eval report]
+# SpikeSim report of RUN, a folder of train_student.sh or distill_student.sh, against its teacher,
+# into RUN/edap. Nothing is trained; --baseline CKPT compares with another network.
+# The options: python -m spikesim_eval report --help
 set -euo pipefail
-data=${1:-CIFAR100} processes=${2:-1} bits=${BITS:-4} loss=${LOSS:-CLK}
+own=--checkpoint
 source "$(dirname "$0")/environment.sh"
-run=checkpoints/$data-mdsnn-$loss-${bits}bit
+run=${1-}
 
-[[ -f $run/finished ]] || bash scripts/distill_student.sh "$data" "$processes"
-python -m spikesim_eval report --checkpoint "$run/qamd-best.pth" \
-    --baseline "checkpoints/$data-teacher/original-best.pth" --data_path ./data \
-    --out "$run/edap" "${@:3}"
+settings=$(python - "$run" 2> /dev/null <<'END'
+import json, sys
+
+with open(f"{sys.argv[1]}/settings.json") as file:
+    settings = json.load(file)
+print(settings["paper_setting"], settings["teacher_path"] or "", settings["data_path"], sep="\n")
+END
+) || {
+    echo "edap_report.sh: error: RUN is a folder with the settings.json of a run, got '$run'" >&2
+    exit 2
+}
+{ read -r setting && IFS= read -r teacher && IFS= read -r data_path; } <<< "$settings"
+python -m spikesim_eval report --checkpoint "$run/$setting-best.pth" --data_path "$data_path" \
+    ${teacher:+--baseline "$teacher"} --out "$run/edap" "${@:2}"

@@ -1,5 +1,15 @@
 # Sourced by the other scripts: makes .venv where it is missing or out of date, and uses it.
 # Nothing is installed and no network is needed when .venv already holds the tested versions.
+# --help prints the first lines of the script, as these; options that it names in `own` are refused.
+for argument in "$@"; do
+    if [[ $argument == --help || $argument == -h ]]; then
+        sed -n '/^#/!q; /^#!/d; s/^# \{0,1\}//p' "$0"
+        exit
+    elif [[ " ${own-} " == *" ${argument%%=*} "* ]]; then
+        echo "${0##*/}: error: ${argument%%=*} is set by this script: leave it out" >&2
+        exit 2
+    fi
+done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 wanted=$(cat requirements.txt scripts/tested_versions.txt)
 if [[ ! -x .venv/bin/python || "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]]; then

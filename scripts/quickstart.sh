@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
+# All options are those of all three trainings: bash scripts/quickstart.sh --epochs 25
 # The paper's story on scikit-learn's digits: a full-precision teacher, a quantized student and
 # MD-SNN of the same size and bits, their SpikeSim reports, a table and plots in runs/quickstart/.
-# Arguments are passed to all three trainings: bash scripts/quickstart.sh --epochs 25
+# Stopped, the same command with --resume goes on; without it, it starts anew.
 set -euo pipefail
+own="--save_path --paper_setting"
 source "$(dirname "$0")/environment.sh"
 out=runs/quickstart bits=2 seed=1234
 options=(--data digits --model_depth 18 --width 8 --seed "$seed" --workers 0)
 
-python run_folder.py "$out" # what is there of before moves to a numbered folder
+# Where the options are right, what is there of before moves to a numbered folder.
+python run_folder.py "$out" "${options[@]}" --paper_setting original "$@"
 python main.py "${options[@]}" --paper_setting original --epochs 12 \
     --save_path "$out/teacher" "$@"
 teacher=$out/teacher/original-best.pth

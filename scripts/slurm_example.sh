@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A teacher on two nodes of a Slurm cluster: sbatch scripts/slurm_example.sh [options of main.py]
+# All options are the training's: sbatch scripts/slurm_example.sh [options of main.py]
+# A teacher on two nodes of a Slurm cluster.
 # Start it from the repository, on a file system that all nodes share. Make the environment first,
 # where there is a network (bash scripts/environment.sh), and put the data below ./data.
 #
@@ -13,7 +14,12 @@
 #SBATCH --output=slurm-%j.txt
 # One task a node: torchrun, which starts a process a GPU. CPUs: for each process and its 4 --workers.
 set -euo pipefail
-cd "$SLURM_SUBMIT_DIR" # Slurm runs a copy of this file from elsewhere
+if [[ " $* " == *" --help "* ]]; then
+    sed -n '/^#$/q; /^#!/d; s/^# //p' "$0"
+    exit
+fi
+# Slurm runs a copy of this file from elsewhere.
+cd "${SLURM_SUBMIT_DIR:?is set by Slurm: start this with sbatch}"
 export PATH="$PWD/.venv/bin:$PATH"
 
 # The nodes meet at the first host of the allocation; a port of the job's own, as jobs share nodes.

@@ -8,6 +8,7 @@ run on the CPU, and main.py in them sees no GPU.
 import csv
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = ["--data", "digits", "--width", "2", "--epochs", "1", "--workers", "0"]
+QUICK = ["--epochs", "1", "--width", "2"]  # for scripts, which set the rest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -81,6 +83,28 @@ def clone(tmp_path_factory) -> Path:
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, folder / path.name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def scripts_clone(clone, tmp_path_factory) -> Path:
+    """A clone whose .venv is the one that scripts/environment.sh made and runs these tests."""
+    environment = Path(sys.prefix)
+    if not (environment / "installed").is_file():
+        pytest.skip("the tests do not run in the environment that scripts/environment.sh makes")
+    folder = tmp_path_factory.mktemp("scripts") / "clone"
+    shutil.copytree(clone, folder, ignore=shutil.ignore_patterns("data", "teacher-*", "mdsnn-*"))
+    shutil.copytree(REPOSITORY / "scripts", folder / "scripts")
+    shutil.copy(REPOSITORY / "requirements.txt", folder)
+    (folder / ".venv").symlink_to(environment)
+    return folder
+
+
+def run_script(script: str, *arguments: str, folder: Path) -> str:
+    result = subprocess.run(
+        ["bash", f"scripts/{script}", *arguments], cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Mistakes of the user: one line on stderr, exit code 2, no traceback, nothing written."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -326,26 +327,35 @@ main.leave(main.main(sys.argv[1:]))
 """
 
 
-def test_two_processes_complain_once(tmp_path):
+def test_two_processes_complain_once_and_the_last_line_is_theirs(tmp_path, tmp_path_factory):
+    error = tmp_path_factory.mktemp("launcher") / "error.json"
     (tmp_path / "late.py").write_text(LATE_FIRST)
-    launch = [sys.executable, "-m", "torch.distributed.launch", *TWO_PROCESSES]
-    for wrong, expected in (
-        (["--batch_size", "33"], "does not divide evenly"),
-        (["--batch_size", "36", "--accumulate", "4"], "does not divide the 18 images"),
-        (["--data", "TinyImagenet"], "tiny-imagenet-200"),
+    for launcher, wrong, expected in (
+        ("run", ["--batch_size", "33"], "does not divide evenly"),
+        ("launch", ["--batch_size", "36", "--accumulate", "4"], "does not divide the 18 images"),
+        ("launch", ["--data", "TinyImagenet"], "tiny-imagenet-200"),
     ):
+        launch = [sys.executable, "-m", f"torch.distributed.{launcher}", *TWO_PROCESSES]
         arguments = [*ORIGINAL, *wrong, "--save_path", str(tmp_path / "run")]
         result = subprocess.run(
             [*launch, str(tmp_path / "late.py"), *arguments],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TORCHELASTIC_ERROR_FILE": str(error)},
             capture_output=True,
             text=True,
         )
-        ours = [line for line in result.stderr.splitlines() if "main.py: error:" in line]
-        assert len(ours) == 1, result.stderr
+        lines = result.stderr.splitlines()
+        ours = [line for line in lines if "main.py: error:" in line]
+        # Once at once, and once more after the launcher's last line.
+        assert ours == [lines[-1]] * 2, result.stderr
         assert expected in ours[0]
         assert files_below(tmp_path) == {tmp_path / "late.py"}
+        # Also as the cause at the end of the launcher's own lines.
+        assert lines[-3] == f"  traceback : {ours[0].removeprefix('main.py: error: ')}"
+        if launcher == "run":  # torchrun, which has an error file of its own
+            message = json.loads(error.read_text())["message"]
+            assert f"main.py: error: {message['message']}" == ours[0]
+            assert message["errorCode"] == 2
 
 
 def test_the_command_itself_exits_with_2_and_prints_no_traceback(tmp_path):
@@ -390,9 +400,11 @@ def test_the_process_that_meets_a_damaged_image_says_so(tmp_path):
     result = subprocess.run(
         [*launch, str(REPOSITORY / "main.py"), *arguments, *paths], capture_output=True, text=True
     )
-    ours = [line for line in result.stderr.splitlines() if "main.py: error:" in line]
-    assert len(ours) == 1
+    lines = result.stderr.splitlines()
+    ours = [line for line in lines if "main.py: error:" in line]
+    assert ours == [lines[-1]] * 2
     assert "val_1.JPEG cannot be read" in ours[0]
+    assert any(line.startswith("  traceback : ") and "val_1.JPEG" in line for line in lines)
 
 
 def test_checking_a_save_path_leaves_nothing(tmp_path):

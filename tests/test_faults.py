@@ -49,8 +49,11 @@ def launch(
 
 
 def lines_of_ours(result: subprocess.CompletedProcess) -> list[str]:
+    """What our program has said, without its last line: that repeats the one before."""
     lines = result.stderr.splitlines()
-    return [line for line in lines if line.startswith(("main.py: error:", "main.py: stopped"))]
+    ours = [line for line in lines if line.startswith(("main.py: error:", "main.py: stopped"))]
+    assert ours[-2:] == [lines[-1]] * 2
+    return ours[:-1]
 
 
 def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:

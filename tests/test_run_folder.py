@@ -323,9 +323,23 @@ def test_a_folder_of_runs_is_moved_from_the_command_line(run, one_epoch, tmp_pat
     assert contents(run.with_name("run.1")) == contents(one_epoch)
     assert run_folder.main([str(run)]) == 0  # empty
     assert {path.name for path in tmp_path.iterdir()} == {"run", "run.1"}
-    for wrong in ([], [str(run), "x"], [str(run.with_name("run.1") / "metrics.csv")]):
+    for wrong in ([], ["--help"], [str(run), "x"], [str(run.with_name("run.1") / "metrics.csv")]):
         assert run_folder.main(wrong) == 2
         assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_a_folder_of_runs_stays_where_the_trainings_to_come_are_refused_or_go_on(run, capfd):
+    before = contents(run)
+    for wrong in (["--bits", "4"], ["--epoch", "5"], ["--epochs", "many"]):
+        options = ["--data", "digits", "--paper_setting", "original", *wrong]
+        assert run_folder.main([str(run), *options]) == 2
+        out, err = capfd.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert wrong[0] in err
+    assert run_folder.main([str(run), *STUDENT, "--resume"]) == 0
+    assert contents(run) == before
+    assert run_folder.main([str(run), *STUDENT]) == 0
+    assert contents(run.with_name("run.1")) == before
 
 
 def test_a_checkpoint_says_that_its_run_was_started_anew_and_goes_on_without(run, capfd):

@@ -1,113 +1,238 @@
-"""The scripts of the README, run in a copy of the repository with the environment of the tests."""
+"""The scripts that train and report: what they start, and a way through all of them."""
 
-import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
-from sklearn.datasets import load_digits
 
-from conftest import REPOSITORY
-from data_loader import as_atis, digit_events
-from load_settings import load_checkpoint
+from conftest import QUICK, REPOSITORY, run_script
+from load_settings import Settings, parse_settings
 
-ENVIRONMENT = Path(sys.prefix)
-RUNS = "teacher", "student", "mdsnn"
-QUICK = ["--epochs", "1", "--width", "2"]
+SCRIPTS = REPOSITORY / "scripts"
 
 
-@pytest.fixture(scope="module")
-def copy(clone, tmp_path_factory) -> Path:
-    """A clone whose .venv is the one that scripts/environment.sh made and runs these tests."""
-    if not (ENVIRONMENT / "installed").is_file():
-        pytest.skip("the tests do not run in the environment that scripts/environment.sh makes")
-    folder = tmp_path_factory.mktemp("scripts") / "clone"
-    shutil.copytree(clone, folder, ignore=shutil.ignore_patterns("data", "teacher-*", "mdsnn-*"))
-    shutil.copytree(REPOSITORY / "scripts", folder / "scripts")
-    shutil.copy(REPOSITORY / "requirements.txt", folder)
-    (folder / ".venv").symlink_to(ENVIRONMENT)
-    return folder
+def stop_after_a_step(script: str, *arguments: str, folder: Path, last: Path) -> tuple[int, list]:
+    """Exit code, and lines of both outputs, of a script stopped as by Ctrl-C in a terminal."""
+    process = subprocess.Popen(
+        ["bash", f"scripts/{script}", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not last.exists():  # written before the first step
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    return process.returncode, output.splitlines()
 
 
-def last_accuracy(folder: Path) -> str:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return f"{float(list(csv.DictReader(file))[-1]['test_accuracy']):.2%}"
+def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(scripts_clone):
+    """On the way both trainings are stopped, and the same commands go on."""
+    options = [*QUICK, "--seed", "7"]
+    teacher = scripts_clone / "checkpoints" / "digits-teacher-seed7"
+    training = ("train_teacher.sh", "digits", *options)
+    last = teacher / "original-last.pth"
+    code, lines = stop_after_a_step(*training, folder=scripts_clone, last=last)
+    assert code == 130
+    assert lines[-1].startswith("main.py: stopped by SIGINT after step ")
+    distillation = ("distill_student.sh", "digits", "2", *options, "--beta", "5")
+    assert "has done 0 of 1 epochs: the command that trains it goes on" in refused(
+        *distillation, folder=scripts_clone
+    )
+    run_script(*training, folder=scripts_clone)
+    student = scripts_clone / "checkpoints" / "digits-mdsnn-CLK-4bit-seed7"
+    last = student / "qamd-last.pth"
+    code, lines = stop_after_a_step(*distillation, folder=scripts_clone, last=last)
+    assert code != 0
+    assert lines[-1].startswith("main.py: stopped by SIGINT after step ")
+    assert "SignalException" in lines[-2]  # torchrun's last words
+    run_script(*distillation, folder=scripts_clone)
+    settings = json.loads((student / "settings.json").read_text())
+    assert (settings["world_size"], settings["seed"], settings["beta"]) == (2, 7, 5.0)
+    assert settings["teacher_path"] == "checkpoints/digits-teacher-seed7/original-best.pth"
+    printed = run_script("edap_report.sh", str(student), "--xbar_size", "128", folder=scripts_clone)
+    assert "edap, times better" in printed
+    report = json.loads((student / "edap" / "report.json").read_text())
+    assert report["chip"]["xbar_size"] == 128
 
 
-def run(script: str, *arguments: str, folder: Path) -> str:
+# The rest looks at what the scripts would start: their Python writes that down.
+RECORD = f"""#!/usr/bin/env bash
+[[ $1 != - ]] || exec {sys.executable} "$@"
+echo "${{0##*/}} $*" >> started
+"""
+
+
+def refused(script: str, *arguments: str, folder: Path) -> str:
+    """The one line with which the script ends."""
     result = subprocess.run(
         ["bash", f"scripts/{script}", *arguments], cwd=folder, capture_output=True, text=True
     )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"{script}: error: ")
+    return result.stderr
 
 
-def test_the_quickstart_prints_its_table_and_writes_it_with_plots(copy):
-    out = copy / "runs" / "quickstart"
-    (out / "teacher").mkdir(parents=True)
-    (out / "teacher" / "settings.json").write_text("of a quickstart before")
-    printed = run("quickstart.sh", *QUICK, folder=copy)
-    assert "installing" not in printed
-    moved = out.with_name("quickstart.1")
-    assert f"what was in {out} is now in {moved}" in printed
-    assert (moved / "teacher" / "settings.json").read_text() == "of a quickstart before"
-    with (out / "table.csv").open(newline="") as file:
-        table = {row[0]: row[1:] for row in csv.reader(file)}
-    assert table["bits"] == ["32 (float)", "2", "2"]
-    assert table["accuracy, last epoch"] == [last_accuracy(out / x) for x in RUNS]
-    best = load_checkpoint(out / "teacher" / "original-best.pth")
-    named = f"{best.accuracy:.2%} (epoch {best.epoch})"
-    assert table["accuracy, best epoch"][0] == named
-    assert f"of its best epoch ({best.epoch}, {best.accuracy:.2%}): membrane KL" in printed
-    for name in ("accuracy, best epoch", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
-        assert name in printed
-        assert len(table[name]) == 3
-    kl = table["membrane KL to teacher"]
-    assert kl[0] == "-"
-    assert float(kl[1]) > 0
-    assert float(table["EDAP, × better"][2]) > 1
-    assert (out / "table.md").read_text().count("\n") > len(table)
-    assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
-    for run_ in RUNS:
-        report = json.loads((out / run_ / "edap" / "report.json").read_text())
-        assert any(layer["rate_is_measured"] for layer in report["layers"])
+@pytest.fixture
+def recorder(tmp_path) -> Path:
+    """The scripts, and an environment that trains nothing."""
+    shutil.copytree(REPOSITORY / "scripts", tmp_path / "scripts")
+    shutil.copy(REPOSITORY / "requirements.txt", tmp_path)
+    for name in ("python", "torchrun"):
+        program = tmp_path / ".venv" / "bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(RECORD)
+        program.chmod(0o755)
+    wanted = [tmp_path / "requirements.txt", tmp_path / "scripts" / "tested_versions.txt"]
+    (tmp_path / ".venv" / "installed").write_text("".join(path.read_text() for path in wanted))
+    return tmp_path
 
 
-def test_the_quickstart_of_events_trains_on_them_at_two_widths(copy):
-    """On thirty digits: data_loader.py takes what lies in the folder and makes the rest of it."""
-    digits = load_digits()
-    events = copy / "data" / "Digits-DVS" / "extract" / "Caltech101"
-    for number, (digit, label) in enumerate(zip(digits.images[:30], digits.target, strict=False)):
-        path = events / str(label) / f"image_{number:04d}.bin"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(as_atis(*digit_events(digit)))
-    printed = run("quickstart_dvs.sh", *QUICK, "--batch_size", "8", folder=copy)
-    assert "20 training and 10 test samples of 10 classes, (10, 2, 24, 24)" in printed
-    with (copy / "runs" / "quickstart_dvs" / "table.csv").open(newline="") as file:
-        table = {row[0]: row[1:] for row in csv.reader(file)}
-    assert table[""][1:] == ["student", "MD-SNN, 4 bits", "MD-SNN, 8 bits"]
-    assert table["bits"] == ["32 (float)", "4", "4", "8"]
-    edap = [float(x) for x in table["EDAP, × better"]]
-    assert edap[2] > edap[3] > 1
+def started(script: str, *arguments: str, folder: Path) -> list[str]:
+    """The commands that the script starts."""
+    (folder / "started").write_text("")
+    run_script(script, *arguments, folder=folder)
+    return (folder / "started").read_text().splitlines()
 
 
-def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(copy):
-    teacher = copy / "checkpoints" / "digits-teacher"
-    run("train_teacher.sh", "digits", "1", *QUICK, folder=copy)
-    (teacher / "finished").unlink()  # as if it had been stopped
-    run("distill_student.sh", "digits", "1", *QUICK, folder=copy)  # with the rest of the teacher
-    assert (teacher / "finished").exists()
-    before = (teacher / "original-last.pth").stat().st_mtime_ns
-    run("distill_student.sh", "digits", "1", *QUICK, folder=copy)  # all is there
-    assert (teacher / "original-last.pth").stat().st_mtime_ns == before
-    run("train_student.sh", "digits", "2", *QUICK, folder=copy)
-    printed = run("edap_report.sh", "digits", "2", "--xbar_size", "128", folder=copy)
-    assert "edap, times better" in printed
-    report = json.loads(
-        (copy / "checkpoints" / "digits-mdsnn-CLK-4bit" / "edap" / "report.json").read_text()
+def settings_of(command: str) -> Settings:
+    """What main.py understands of a training that a script starts."""
+    _, _, options = command.partition("main.py ")
+    return parse_settings(options.split())
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.sh")))
+def test_help_of_every_script_prints_its_first_lines_and_does_nothing(script, recorder):
+    before = set(recorder.rglob("*"))
+    printed = run_script(script, "--epochs", "1", "--help", folder=recorder).splitlines()
+    comments = [line for line in (SCRIPTS / script).read_text().splitlines() if line[:2] == "# "]
+    assert printed == [line[2:] for line in comments[: len(printed)]]
+    assert len(printed) >= 2
+    assert set(recorder.rglob("*")) == before
+
+
+def test_one_process_is_plain_python_and_several_are_torchrun_s(recorder):
+    one = started("train_teacher.sh", "digits", folder=recorder)
+    assert one == [
+        "python main.py --data digits --model_depth 18 --seed 1234 "
+        "--save_path checkpoints/digits-teacher-seed1234 --resume --paper_setting original"
+    ]
+    (two,) = started("train_teacher.sh", "digits", "2", folder=recorder)
+    assert two == one[0].replace("python", "torchrun --standalone --nproc_per_node=2")
+    (tiny,) = started("train_teacher.sh", "TinyImagenet", folder=recorder)
+    assert "--model_depth 34 " in tiny
+
+
+@pytest.mark.parametrize("script", ["train_teacher.sh", "train_student.sh", "distill_student.sh"])
+def test_an_option_says_the_same_in_any_order_and_names_the_folder(script, recorder, trained):
+    """Also what the script would set itself, and in both ways to write it."""
+    parts = [["--seed=7"], ["--epochs", "3"], ["--data", "digits"]]
+    if script != "train_teacher.sh":
+        parts.append(["--bits", "3"])
+    if script == "distill_student.sh":
+        parts += [["--loss=CLM"], ["--beta", "5"], ["--width", "2"]]
+        parts.append(["--teacher_path", str(trained["original"])])
+    names = {
+        "train_teacher.sh": "digits-teacher-seed7",
+        "train_student.sh": "digits-student-3bit-seed7",
+        "distill_student.sh": "digits-mdsnn-CLM-3bit-seed7",
+    }
+    found = set()
+    for order in (parts, parts[::-1], parts[1:] + parts[:1]):
+        (command,) = started(script, *chain(*order), folder=recorder)
+        found.add(settings_of(command))
+    (settings,) = found
+    assert (settings.data, settings.seed, settings.epochs) == ("digits", 7, 3)
+    assert settings.save_path == f"checkpoints/{names[script]}"
+    assert settings.resume
+    if script != "train_teacher.sh":
+        assert settings.bits == 3
+    if script == "distill_student.sh":
+        assert (settings.loss, settings.beta) == ("CLM", 5)
+    (command,) = started(script, *chain(*parts), "--overwrite", folder=recorder)
+    settings = settings_of(command)
+    assert (settings.overwrite, settings.resume) == (True, False)
+    (command,) = started(script, *chain(*parts), "--save_path", "mine", folder=recorder)
+    assert settings_of(command).save_path == "mine"
+
+
+def test_a_student_is_not_distilled_from_a_teacher_that_is_missing_or_half_trained(recorder):
+    distillation = ("distill_student.sh", "digits", "2", "--seed", "7")
+    text = refused(*distillation, folder=recorder)
+    assert "there is no teacher in checkpoints/digits-teacher-seed7" in text
+    assert "bash scripts/train_teacher.sh digits 2 --seed 7 (and more options) trains it" in text
+    teacher = recorder / "checkpoints" / "digits-teacher-seed7"
+    teacher.mkdir(parents=True)
+    (teacher / "original-last.pth").touch()
+    about = json.dumps({"data": "digits", "epochs": 12, "save_path": "x"}, indent=2)
+    (teacher / "settings.json").write_text(about)
+    for rows, done in (("", 0), ("1,0.1\n", 1), ("1,0.1\n2,0.1\n", 2)):
+        (teacher / "metrics.csv").write_text("epoch,lr\n" + rows)
+        assert f"has done {done} of 12 epochs" in refused(*distillation, folder=recorder)
+    (teacher / "metrics.csv").write_text("epoch,lr\n12,0.1\n")
+    text = refused(*distillation, folder=recorder)
+    assert "original-best.pth is missing: --teacher_path checkpoints/digits-teacher-seed7/" in text
+    assert "bash scripts/train_teacher.sh digits 2 --seed 7 --overwrite" in text
+    # Both ways out.
+    last = "checkpoints/digits-teacher-seed7/original-last.pth"
+    (command,) = started(*distillation, "--teacher_path", last, folder=recorder)
+    assert f"--teacher_path {last}" in command
+    (teacher / "original-best.pth").touch()
+    (command,) = started(*distillation, folder=recorder)
+    assert "--teacher_path checkpoints/digits-teacher-seed7/original-best.pth" in command
+
+
+def test_the_report_takes_teacher_and_data_from_the_run(recorder):
+    folder = recorder / "run é"
+    folder.mkdir()
+    about = {"paper_setting": "qamd", "data_path": "my data", "teacher_path": "é/best.pth"}
+    (folder / "settings.json").write_text(json.dumps(about))
+    (command,) = started("edap_report.sh", "run é", "--cell_bits", "2", folder=recorder)
+    assert command == (
+        "python -m spikesim_eval report --checkpoint run é/qamd-best.pth --data_path my data "
+        "--baseline é/best.pth --out run é/edap --cell_bits 2"
     )
-    assert report["chip"]["xbar_size"] == 128
-    assert (copy / "checkpoints" / "digits-student-4bit" / "student-best.pth").is_file()
+    about |= {"paper_setting": "student", "teacher_path": None}
+    (folder / "settings.json").write_text(json.dumps(about))
+    (command,) = started("edap_report.sh", "run é", folder=recorder)
+    assert "student-best.pth" in command
+    assert "--baseline" not in command
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["train_teacher.sh", "digits", "two"], "PROCESSES is a number, got two"),
+        (["train_teacher.sh", "digits", "0"], "PROCESSES is a number, got 0"),
+        (["train_student.sh", "--paper_setting=qamd"], "--paper_setting is set by this script"),
+        (["quickstart.sh", "--save_path", "x"], "--save_path is set by this script"),
+        (["quickstart_dvs.sh", "--save_path=x"], "--save_path is set by this script"),
+        (["edap_report.sh"], "RUN is a folder with the settings.json of a run, got ''"),
+        (["edap_report.sh", "digits", "2"], "got 'digits'"),
+        (["edap_report.sh", "run", "--checkpoint", "x"], "--checkpoint is set by this script"),
+    ],
+)
+def test_a_script_refuses_in_one_line_what_it_cannot_do(command, expected, recorder):
+    assert expected in refused(*command, folder=recorder)
+    assert not (recorder / "started").exists()
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "quickstart_dvs.sh"])
+def test_a_quickstart_asks_for_its_options_before_it_moves_or_prepares_anything(script, recorder):
+    first, *rest = started(script, "--epochs", "3", folder=recorder)
+    assert first.startswith(f"python run_folder.py runs/{script[:-3]} --data digits")
+    assert first.endswith("--paper_setting original --epochs 3")
+    trainings = [command for command in rest if "main.py" in command]
+    assert len(trainings) == {"quickstart.sh": 3, "quickstart_dvs.sh": 4}[script]
+    assert all(command.endswith(" --epochs 3") for command in trainings)

@@ -1,0 +1,67 @@
+"""The quickstarts, run in a copy of the repository with the environment of the tests."""
+
+import csv
+import json
+from pathlib import Path
+
+from sklearn.datasets import load_digits
+
+from conftest import QUICK, run_script
+from data_loader import as_atis, digit_events
+from load_settings import load_checkpoint
+
+RUNS = "teacher", "student", "mdsnn"
+
+
+def last_accuracy(folder: Path) -> str:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return f"{float(list(csv.DictReader(file))[-1]['test_accuracy']):.2%}"
+
+
+def test_the_quickstart_prints_its_table_and_writes_it_with_plots(scripts_clone):
+    out = scripts_clone / "runs" / "quickstart"
+    (out / "teacher").mkdir(parents=True)
+    (out / "teacher" / "settings.json").write_text("of a quickstart before")
+    printed = run_script("quickstart.sh", *QUICK, folder=scripts_clone)
+    assert "installing" not in printed
+    moved = out.with_name("quickstart.1")
+    assert f"what was in {out} is now in {moved}" in printed
+    assert (moved / "teacher" / "settings.json").read_text() == "of a quickstart before"
+    with (out / "table.csv").open(newline="") as file:
+        table = {row[0]: row[1:] for row in csv.reader(file)}
+    assert table["bits"] == ["32 (float)", "2", "2"]
+    assert table["accuracy, last epoch"] == [last_accuracy(out / x) for x in RUNS]
+    best = load_checkpoint(out / "teacher" / "original-best.pth")
+    named = f"{best.accuracy:.2%} (epoch {best.epoch})"
+    assert table["accuracy, best epoch"][0] == named
+    assert f"of its best epoch ({best.epoch}, {best.accuracy:.2%}): membrane KL" in printed
+    for name in ("accuracy, best epoch", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
+        assert name in printed
+        assert len(table[name]) == 3
+    kl = table["membrane KL to teacher"]
+    assert kl[0] == "-"
+    assert float(kl[1]) > 0
+    assert float(table["EDAP, × better"][2]) > 1
+    assert (out / "table.md").read_text().count("\n") > len(table)
+    assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    for run_ in RUNS:
+        report = json.loads((out / run_ / "edap" / "report.json").read_text())
+        assert any(layer["rate_is_measured"] for layer in report["layers"])
+
+
+def test_the_quickstart_of_events_trains_on_them_at_two_widths(scripts_clone):
+    """On thirty digits: data_loader.py takes what lies in the folder and makes the rest of it."""
+    digits = load_digits()
+    events = scripts_clone / "data" / "Digits-DVS" / "extract" / "Caltech101"
+    for number, (digit, label) in enumerate(zip(digits.images[:30], digits.target, strict=False)):
+        path = events / str(label) / f"image_{number:04d}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(as_atis(*digit_events(digit)))
+    printed = run_script("quickstart_dvs.sh", *QUICK, "--batch_size", "8", folder=scripts_clone)
+    assert "20 training and 10 test samples of 10 classes, (10, 2, 24, 24)" in printed
+    with (scripts_clone / "runs" / "quickstart_dvs" / "table.csv").open(newline="") as file:
+        table = {row[0]: row[1:] for row in csv.reader(file)}
+    assert table[""][1:] == ["student", "MD-SNN, 4 bits", "MD-SNN, 8 bits"]
+    assert table["bits"] == ["32 (float)", "4", "4", "8"]
+    edap = [float(x) for x in table["EDAP, × better"]]
+    assert edap[2] > edap[3] > 1
