@@ -73,7 +73,7 @@ from load_settings import (
 )
 from log import Log, ProgressBar, ending, expectation, figure, header, macs_of_image, percent, speed
 from models import MSResNet
-from models.batch_norm import BatchNorm
+from models.batch_norm import estimate_statistics
 from models.compiling import compile_regions
 from models.neuron import LIF, THRESHOLD, count_spikes
 from models.numerics import first_bad_gradient, watch_numbers
@@ -105,6 +105,7 @@ PER_PROCESS = {"data_path", "cache_path", "save_path", "teacher_path", "workers"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 RUN_STARTED = "run started"  # in the launcher's store: an attempt has taken the save path
 NO_TERMS = ("loss", "train_accuracy", "images")  # among an epoch's sums
+SHARE_OF_STATISTICS = 0.05  # of an epoch's batches, without gradients: under 2 % of its time
 READ_EVERY = 10  # steps: reading a number waits for the GPU
 TIMED = 2  # batches of a dry run, after those in which all warms up
 
@@ -314,6 +315,8 @@ def compile_for(
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
             _, loss, _ = loss_function(images[:trained], labels[:trained])
         loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+            estimate_statistics(network, [images])
 
     start = time.perf_counter()
     if FIRST_PROCESS:
@@ -429,6 +432,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     if FIRST_PROCESS:  # before --compile: it would compile for the one image of this, too
         of_data = data_set_of(settings)
         macs = macs_of_image(settings.model_depth, settings.width, settings.time_window, of_data)
+    images_of_statistics = first_images(train_batches, SHARE_OF_STATISTICS, device)
     if settings.compile:
         compile_for(settings, device, test_set, train_set)
 
@@ -437,8 +441,6 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     if settings.init_from_teacher:
         network.start_from(teacher)
     network.to(device)
-    if settings.accumulate > 1:
-        slow_down_running_statistics(network, settings.accumulate)
     optimizer = build_optimizer(network, settings)
     student = network
     if WORLD_SIZE > 1:
@@ -480,6 +482,8 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             row |= train_epoch(
                 gradients, train_batches, optimizer, scheduler, settings, device, run
             )
+            with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+                estimate_statistics(network, images_of_statistics)
             tested = evaluate(network, test_batches, device, settings.amp)
             row |= {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
             row["spike_rate"] = tested.spike_rate
@@ -520,11 +524,12 @@ class FirstBatches:
         return (timed[-1] - timed[0]) / max(1, len(timed) - 1)
 
 
-def slow_down_running_statistics(network: nn.Module, parts: int) -> None:
-    """Let `parts` updates of batch norm's running statistics go as far as one did before."""
-    for module in network.modules():
-        if isinstance(module, BatchNorm):
-            module.momentum = 1 - (1 - module.momentum) ** (1 / parts)
+def first_images(batches: DataLoader, share: float, device: torch.device) -> list[Tensor]:
+    """The first batches of images, of an order and an augmentation that no epoch has."""
+    set_epoch(batches, 0)
+    with torch.random.fork_rng():  # a loader's workers get seeds from it
+        few = islice(batches, math.ceil(share * len(batches)))
+        return [images.to(device) for images, _ in few]
 
 
 def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:

@@ -4,6 +4,8 @@ torch's SyncBatchNorm needs a GPU; this one runs wherever torch.distributed does
 process and many with the same global batch train the same network.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -210,6 +212,25 @@ class BatchNorm(nn.BatchNorm2d):
         unbiased = var * (ratio.to(var) if isinstance(ratio, Tensor) else ratio)
         self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
         self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of all batch norms to the means of those of `batches` of images,
+    as they are with the weights of now.
+
+    Those gathered while training are means over weights of before: where steps are large, a network
+    of 2 bits evaluates with them at two thirds of the accuracy that its weights have.
+    """
+    layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    momenta = [layer.momentum for layer in layers]
+    network.train()
+    for number, images in enumerate(batches, 1):
+        for layer in layers:
+            layer.momentum = 1 / number
+        network(images)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 class FoldedBatchNorm(nn.Module):

@@ -1,0 +1,82 @@
+"""The running statistics that an evaluation reads are those of the weights that it evaluates."""
+
+import copy
+
+import pytest
+import torch
+
+import main
+from conftest import DIGITS
+from load_settings import load_checkpoint
+from models import MSResNet, QuanMSResNet
+from models.batch_norm import BatchNorm, estimate_statistics
+
+
+def batches(number: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(6, 1, 8, 8, generator=generator, dtype=torch.float64) for _ in range(number)]
+
+
+def network_of(bits: int | None) -> MSResNet:
+    torch.manual_seed(0)
+    shape = 18, 3, 2, 1, 2
+    network = MSResNet(*shape) if bits is None else QuanMSResNet(*shape, bits=bits)
+    return network.double()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_estimated_statistics_are_the_means_of_those_of_the_batches(bits):
+    network = network_of(bits)
+    inputs: dict[str, list[torch.Tensor]] = {}
+    for name, layer in network.named_modules():
+        if isinstance(layer, BatchNorm):
+            layer.register_forward_pre_hook(
+                lambda _, args, name=name: inputs.setdefault(name, []).append(args[0].detach())
+            )
+    estimate_statistics(network, batches(3))
+    layers = {n: x for n, x in network.named_modules() if isinstance(x, BatchNorm)}
+    assert inputs.keys() == layers.keys()
+    for name, layer in layers.items():
+        assert len(inputs[name]) == 3
+        means = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs[name]])
+        # The stem's, of images that stand for all timesteps, counts them all.
+        repeats = 2 if name == "stem.bn" else 1
+        biased = torch.stack([x.var(dim=(0, 2, 3), correction=0) for x in inputs[name]])
+        counts = repeats * inputs[name][0][:, 0].numel()
+        torch.testing.assert_close(layer.running_mean, means.mean(0), rtol=1e-12, atol=1e-12)
+        expected = biased.mean(0) * counts / (counts - 1)
+        torch.testing.assert_close(layer.running_var, expected, rtol=1e-12, atol=1e-12)
+        assert layer.momentum == 0.1
+
+
+def test_estimating_statistics_forgets_those_of_before_and_moves_no_weight():
+    network = network_of(4)
+    weights = copy.deepcopy(list(network.parameters()))
+    estimate_statistics(network, batches(2))
+    found = [x.clone() for x in network.buffers()]
+    network.train()(torch.randn(6, 1, 8, 8, dtype=torch.float64))
+    estimate_statistics(network, batches(2))
+    for ours, theirs in zip(network.buffers(), found, strict=True):
+        assert torch.equal(ours, theirs) or ours.dtype == torch.int64  # the count of batches
+    for ours, theirs in zip(network.parameters(), weights, strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.grad is None
+
+
+def test_a_training_evaluates_with_statistics_of_its_last_weights(tmp_path, monkeypatch):
+    estimated = []
+
+    def estimate(network, images) -> None:
+        estimate_statistics(network, images)
+        estimated.append((copy.deepcopy(network.state_dict()), [x.clone() for x in images]))
+
+    monkeypatch.setattr(main, "estimate_statistics", estimate)
+    options = [*DIGITS, "--paper_setting", "student", "--bits", "2", "--epochs", "2"]
+    assert main.main([*options, "--save_path", str(tmp_path)]) == 0
+    last = load_checkpoint(tmp_path / "student-last.pth")
+    assert len(estimated) == 2
+    for name, x in estimated[1][0].items():
+        assert torch.equal(x, last.model[name]), name
+    # The same images each time: of two in twenty-two steps.
+    assert len(estimated[0][1]) == 2
+    assert all(map(torch.equal, estimated[0][1], estimated[1][1]))
