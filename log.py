@@ -76,6 +76,12 @@ def amount(number: int) -> str:
     return f"{number:,}"
 
 
+def count(number: float, word: str) -> str:
+    """1 step, 22 steps, 1.6 epochs."""
+    text = f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    return f"{text} {word}{'s' * (text != '1')}"
+
+
 def figure(x: float) -> str:
     """Three digits of a loss: 1.70, 0.0131."""
     return f"{x:#.3g}".removesuffix(".")
@@ -123,8 +129,7 @@ def header(
     """What is about to run: a few lines."""
     settings, steps = run.settings, run.steps_per_epoch
     data_set, image = data_set_of(settings), test_set[0][0]
-    threads = torch.get_num_threads()
-    name = f"CPU ({threads} thread{'s' * (threads > 1)})"
+    name = f"CPU ({count(torch.get_num_threads(), 'thread')})"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     share = settings.batch_size // processes
@@ -149,7 +154,7 @@ def header(
             f"{settings.batch_size}"
             + (f" ({processes} x {share})" if processes > 1 else "")
             + (f" in {settings.accumulate} parts" if settings.accumulate > 1 else "")
-            + f", {steps:,} steps an epoch, {settings.epochs:,} epochs",
+            + f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}",
         ),
         (
             "network",
@@ -179,7 +184,7 @@ def header(
         lines.append(
             (
                 "warning",
-                f"an epoch has {steps} step{'s' * (steps > 1)}, fewer than {FEW_STEPS}: a smaller "
+                f"an epoch has {count(steps, 'step')}, fewer than {FEW_STEPS}: a smaller "
                 "--batch_size or more --epochs train longer",
             )
         )
@@ -189,7 +194,7 @@ def header(
 def going_on(run: Run) -> str:
     """Where a resumed run stands."""
     if len(run.rows) == run.settings.epochs:
-        text = f"all {len(run.rows)} epochs are done"
+        text = f"{count(len(run.rows), 'epoch')} done, none left"
     else:
         text = f"going on from epoch {run.epoch}" + (f", step {run.step}" if run.step else "")
     return text + (f" (best {percent(run.best_accuracy)})" if run.rows else "")
@@ -264,7 +269,7 @@ def expectation(run: Run, steps: int, step: float, evaluation: float, device: to
     lines = [
         (
             "time",
-            f"about {duration(epochs * epoch)} for {epochs:.3g} epoch{'s' * (epochs != 1)}, "
+            f"about {duration(epochs * epoch)} for {count(epochs, 'epoch')}, "
             f"{duration(epoch)} each ({1000 * step:.3g} ms a step, "
             f"{duration(evaluation)} an evaluation)",
         ),

@@ -212,7 +212,7 @@ def test_a_resumed_run_says_where_it_goes_on_and_its_time_is_that_of_all_parts(
     with terminal(80, monkeypatch) as again:
         assert main.main(options) == 0
     said_again = labelled("\n".join(again.screen()))
-    assert said_again["resume"].startswith("all 3 epochs are done (best ")
+    assert said_again["resume"].startswith("3 epochs done, none left (best ")
     assert said_again["best accuracy"] == said["best accuracy"]
 
 
