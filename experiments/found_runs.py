@@ -158,6 +158,12 @@ def kind_of(settings: Settings) -> str:
     return name if settings.bits is None else f"{name}, {settings.bits} bits"
 
 
+def place_of(settings: Settings) -> tuple[Any, ...]:
+    """To sort by: the data, then teachers, then fewer bits first, students before the taught."""
+    kind = PAPER_SETTINGS.index(settings.paper_setting), settings.loss or ""
+    return settings.data, settings.bits or 0, *kind, settings.seed
+
+
 def names_of(all_settings: Sequence[Settings], without: Sequence[str] = ()) -> list[str]:
     """A short name for each: its kind and bits, and what it has otherwise than another on the same
     data; of settings with another meaning in another kind of run, than another of its kind."""

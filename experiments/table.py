@@ -13,9 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.found_runs import Run, compared, names_of, warn
+from experiments.found_runs import Run, compared, names_of, place_of, warn
 from load_settings import (
-    PAPER_SETTINGS,
     Checkpoint,
     Settings,
     UserError,
@@ -79,12 +78,7 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
         settings = pairs[0][0].settings
         groups.append(Group(name, settings, [run for run, _ in counted], unfinished, values))
 
-    def place(group: Group) -> tuple[Any, ...]:
-        settings = group.settings
-        kind = PAPER_SETTINGS.index(settings.paper_setting), settings.loss or ""
-        return settings.data, settings.bits is not None, settings.bits or 0, *kind, group.name
-
-    return sorted(groups, key=place)
+    return sorted(groups, key=lambda group: (place_of(group.settings), group.name))
 
 
 def _one_a_seed(
