@@ -16,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from load_settings import PAPER_SETTINGS, Settings, UserError, check_writable, load_checkpoint
+from load_settings import UserError, check_writable, load_checkpoint
+from settings import PAPER_SETTINGS, Settings
 
 EVENTS = "events.out.tfevents.md-snn"
 EMPTY_EVENTS = 40  # bytes of an events file without an epoch
