@@ -21,7 +21,7 @@ from display import SHADING, new_figure, picture_files, text_table
 from load_settings import load_checkpoint, load_network
 from settings import Settings, data_set_of
 from spikesim_eval.layers import InputError
-from spikesim_eval.plots import _plain as plain
+from spikesim_eval.plots import plain
 from spikesim_eval.report import check_folder, write_files
 
 FEW = 3  # classes that are named of a file

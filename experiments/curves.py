@@ -13,7 +13,7 @@ from command_line import UserError
 from display import kind_of, legend_below, new_figure, picture_files, short_names, styles
 from experiments.found_runs import Run, names_of, place_of, warn
 from spikesim_eval.layers import InputError
-from spikesim_eval.plots import _plain as plain
+from spikesim_eval.plots import plain
 from spikesim_eval.report import check_folder, write_files
 
 PANELS = {  # column of metrics.csv: (label of the panel, scale)
