@@ -29,8 +29,8 @@ class Run:
     """What is known of one run.
 
     Attributes:
-        rows: its metrics, an epoch each, as in metrics.csv; "time", the end of the epoch in
-            seconds since 1970, only where a checkpoint was read.
+        rows: its metrics, an epoch each, as in metrics.csv, and "time", the end of the epoch in
+            seconds since 1970: 0 where no checkpoint was read.
         state: "going on" (a process writes into it), "finished" or "stopped".
         teacher: SHA-256 of its teacher's file; None without one, or where only the CSV is left.
     """
@@ -50,7 +50,7 @@ class Run:
     def seconds_an_epoch(self) -> float | None:
         """The median: pauses of the run do not count. None where too little is known."""
         seconds = [row["seconds"] for row in self.rows if row.get("seconds") is not None]
-        ends = [row["time"] for row in self.rows if "time" in row]
+        ends = [row["time"] for row in self.rows if row["time"]]
         seconds = seconds or [after - before for before, after in pairwise(ends)]
         return statistics.median(seconds) if seconds else None
 
@@ -111,8 +111,9 @@ def read_run(folder: Path, setting: str | None) -> Run:
             settings, rows, teacher = (_of_text if path == text else _of_checkpoint)(path)
             if setting not in (None, settings.paper_setting):
                 raise UserError(f"{path} is of a run of {settings.paper_setting}, not {setting}")
-            if not are_rows([{"time": 0.0} | row for row in rows]):
-                raise UserError(f"{path} holds damaged metrics")
+            deciding = "val_accuracy" if settings.val_share else "test_accuracy"
+            if not are_rows(rows, deciding):
+                raise UserError(f"{path} holds no metrics, or damaged ones")
         except UserError as error:
             failures.append(str(error))
             continue
@@ -125,16 +126,18 @@ def read_run(folder: Path, setting: str | None) -> Run:
     raise UserError(failures[0])
 
 
-def _of_checkpoint(path: Path) -> tuple[Settings, list[dict[str, Any]], str | None]:
+def _of_checkpoint(path: Path) -> tuple[Settings, Any, str | None]:
+    """(settings, rows that are to be checked, digest of the teacher's file)."""
     checkpoint = load_checkpoint(path, weights=False)
-    rows, teacher = checkpoint.rest.get("rows"), checkpoint.rest.get("teacher")
-    if not are_rows(rows) or type(teacher) not in (str, type(None)):
-        raise UserError(f"{path} holds no metrics, or damaged ones")
-    return checkpoint.settings, rows, teacher
+    teacher = checkpoint.rest.get("teacher")
+    rows = checkpoint.rest.get("rows")
+    return checkpoint.settings, rows, teacher if isinstance(teacher, str) else None
 
 
-def _of_text(metrics: Path) -> tuple[Settings, list[dict[str, Any]], None]:
-    return read_settings(metrics.with_name("settings.json")), read_metrics(metrics), None
+def _of_text(metrics: Path) -> tuple[Settings, Any, None]:
+    """As _of_checkpoint; when an epoch ended is not written there."""
+    rows = [row | {"time": 0.0} for row in read_metrics(metrics)]
+    return read_settings(metrics.with_name("settings.json")), rows, None
 
 
 # What tells runs apart.

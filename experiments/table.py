@@ -83,7 +83,7 @@ def _one_a_seed(
 ) -> list[tuple[Run, Checkpoint | None]]:
     """Of several runs of a seed the newest: a mean over copies would be none over seeds."""
     of_seed: dict[int, tuple[Run, Checkpoint | None]] = {}
-    for pair in sorted(pairs, key=lambda pair: pair[0].rows[-1].get("time", 0.0)):
+    for pair in sorted(pairs, key=lambda pair: pair[0].rows[-1]["time"]):
         run = pair[0]
         if (older := of_seed.get(run.settings.seed)) is not None:
             warn(
