@@ -1117,8 +1117,9 @@ def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
     is missing, damaged or of another kind.
     """
     data_set, path = data_set_of(settings), Path(path)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else f"is no file{similar_path(path)}"
+    if not os.path.isfile(path):
+        is_folder = os.path.isdir(path)
+        what = "is a folder, not a file" if is_folder else f"is no file{similar_path(path)}"
         raise UserError(f"{path} {what}")
     if not data_set.events:
         return read_image(path, data_set.image_size, gray=data_set.in_channels == 1)

@@ -69,17 +69,19 @@ def engineering(value: float, unit: str = "", digits: int = 3) -> str:
 ENDINGS = (".pth", ".json")  # of checkpoints and layer lists
 
 
+def printable(text: str) -> str:
+    """In one line, for any terminal: names of files may hold control characters and bytes."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def short_names(paths: Sequence[str], width: int | None = None) -> list[str]:
     """A label for each path, all of them different: the file's name without its ending, and so many
     of the folders before it as tell it apart. A path that comes twice gets a number.
 
     No label is longer than `width` characters (at least 8), the end of a name is kept.
     """
-    printable = [
-        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in path)
-        for path in paths
-    ]
-    parts = [PurePosixPath(_without_ending(path, printable)).parts for path in printable]
+    shown = list(map(printable, paths))
+    parts = [PurePosixPath(_without_ending(path, shown)).parts for path in shown]
     used = [1] * len(parts)
 
     def label(i: int) -> str:

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -17,12 +18,10 @@ from torch import Tensor
 
 from command_line import UserError
 from data_loader import read_sample
-from display import SHADING, new_figure, picture_files, text_table
-from load_settings import load_checkpoint, load_network
+from display import SHADING, new_figure, picture_files, printable, text_table
+from load_settings import Checkpoint, load_checkpoint, load_network
 from settings import Settings, data_set_of
 from spikesim_eval.layers import InputError
-from spikesim_eval.plots import plain
-from spikesim_eval.report import check_folder, write_files
 
 FEW = 3  # classes that are named of a file
 SHOWN = 20  # classes, in a terminal and with numbers in the picture
@@ -38,9 +37,8 @@ def output(settings: Settings) -> Iterator[TextIO]:
         yield stdout
 
 
-def about(settings: Settings) -> dict[str, Any]:
+def about(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
     """What was evaluated: the beginning of every result."""
-    checkpoint = load_checkpoint(settings.eval_only, weights=False)
     names = ("data", "paper_setting", "loss", "bits", "time_window")
     return {
         "checkpoint": settings.eval_only,
@@ -60,12 +58,14 @@ def folder_of(settings: Settings) -> Path:
 def check_files(settings: Settings) -> None:
     """Raises UserError, before any work, where --per_class cannot write, or would replace what it
     has not written about this checkpoint."""
+    from spikesim_eval.report import check_folder  # matplotlib takes a second
+
     if not settings.per_class:
         return
     if data_set_of(settings).num_classes > MOST_CLASSES:
         raise UserError(f"--per_class is for {MOST_CLASSES} classes at most")
     folder = folder_of(settings)
-    taken = next((name for name in FILES if (folder / name).exists()), None)
+    taken = next((name for name in FILES if os.path.lexists(folder / name)), None)
     if taken is not None and not _is_of(settings.eval_only, folder / FILES[0]):
         raise UserError(
             f"{folder} holds {taken} of something else than {settings.eval_only}: choose another "
@@ -119,6 +119,8 @@ def write_classes(
     settings: Settings, found: dict[str, Any], confusion: np.ndarray, names: Sequence[str]
 ) -> None:
     """Write FILES, all or none. Raises UserError where that fails."""
+    from spikesim_eval.report import write_files
+
     contents = {
         FILES[0]: as_json(found),
         "classes.csv": csv_of([[*found["classes"][0]], *(x.values() for x in found["classes"])]),
@@ -134,16 +136,18 @@ def write_classes(
         raise UserError(f"{error}: choose another with --out") from None
 
 
-def csv_of(rows: Sequence[Sequence[Any]]) -> str:
+def csv_of(rows: Sequence[Sequence[Any]]) -> bytes:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue()
+    return out.getvalue().encode(errors="backslashreplace")  # names of folders may be any bytes
 
 
 def picture(confusion: np.ndarray, names: Sequence[str]) -> Any:
     """The figure of a confusion matrix: shares of each true class, so scaled that rare confusions
     are seen too."""
     from matplotlib.colors import PowerNorm
+
+    from spikesim_eval.plots import plain
 
     number = len(names)
     side = min(12.0, max(4.0, 0.42 * number + 1.5))  # inches
@@ -172,7 +176,8 @@ def predict(settings: Settings, device: torch.device) -> dict[str, Any]:
     """The likeliest classes of the files of --predict. Raises UserError, before the network has
     seen one, for a file that cannot be read."""
     samples = [read_sample(path, settings) for path in settings.predict]
-    network = load_network(settings.eval_only).to(device)
+    checkpoint = load_checkpoint(settings.eval_only)
+    network = load_network(checkpoint).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
         shares = network.predict(np.stack(samples))
     best = shares.topk(min(FEW, shares.shape[1]))
@@ -181,7 +186,7 @@ def predict(settings: Settings, device: torch.device) -> dict[str, Any]:
         named = zip(labels, values, strict=True)
         classes = [{"class": network.class_names[i], "share": share} for i, share in named]
         predictions.append({"file": path, "classes": classes})
-    return about(settings) | {"predictions": predictions}
+    return about(settings, checkpoint) | {"predictions": predictions}
 
 
 # Text.
@@ -193,8 +198,8 @@ def result_text(found: dict[str, Any], settings: Settings) -> str:
         return as_json(found).rstrip("\n")
     if settings.predict is not None:
         return "\n".join(
-            f"{_printable(one['file'])}: "
-            + ", ".join(f"{_printable(x['class'])} ({x['share']:.1%})" for x in one["classes"])
+            f"{printable(one['file'])}: "
+            + ", ".join(f"{printable(x['class'])} ({x['share']:.1%})" for x in one["classes"])
             for one in found["predictions"]
         )
     lines = [
@@ -224,13 +229,9 @@ def _class_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
         taken = ""
         if row["most_often_taken_for"] is not None:
-            taken = f"{_printable(row['most_often_taken_for'])} ({row['images_taken_for_it']})"
-        cells.append([_printable(row["class"]), str(row["images"]), accuracy, taken])
+            taken = f"{printable(row['most_often_taken_for'])} ({row['images_taken_for_it']})"
+        cells.append([printable(row["class"]), str(row["images"]), accuracy, taken])
     return [*lines, *text_table(["class", "images", "accuracy", "most often taken for"], cells)]
-
-
-def _printable(text: str) -> str:
-    return "".join(x if x.isprintable() else "\N{REPLACEMENT CHARACTER}" for x in text)
 
 
 def as_json(found: dict[str, Any]) -> str:

@@ -727,7 +727,8 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     """What --eval_only finds on the test images of the checkpoint's data."""
     make_deterministic(settings)
     of_first_process(lambda: evaluation.check_files(settings))
-    network = load_network(settings.eval_only).to(device)
+    checkpoint = load_checkpoint(settings.eval_only)
+    network = load_network(checkpoint).to(device)
     _, test_set = data_sets(settings)
     if settings.compile:
         compile_for(settings, device, test_set)
@@ -735,7 +736,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     batches = evaluation_batches(test_set, batch_size, RANK, WORLD_SIZE, settings.workers, device)
     pairs: list[Tensor] | None = [] if settings.per_class else None
     tested = evaluate(network, batches, device, settings.amp, pairs)
-    found = evaluation.about(settings) | {
+    found = evaluation.about(settings, checkpoint) | {
         "images": tested.total,
         "correct": tested.correct,
         "accuracy": tested.accuracy,

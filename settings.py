@@ -568,7 +568,7 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.image_size is not None:
         parse_image_size(settings.image_size)
-    for name in ("data_path", "save_path", "cache_path"):
+    for name in ("data_path", "save_path", "cache_path", "out"):
         path = getattr(settings, name) or ""
         if any(ord(character) < 32 for character in path):
             raise UserError(f"--{name} holds a control character")

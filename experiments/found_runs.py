@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import are_rows
-from command_line import UserError
+from command_line import UserError, similar_path
 from display import kind_of
 from load_settings import load_checkpoint, read_settings
 from log import best_row
@@ -64,8 +64,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     named on stderr. Raises UserError where a folder is missing."""
     runs, seen = [], set()
     for top in folders:
-        if not Path(top).is_dir():
-            raise UserError(f"there is no folder {top}")
+        if not os.path.isdir(top):
+            raise UserError(f"there is no folder {top}{similar_path(top, folder=True)}")
         for folder, names in _folders_below(Path(top), seen):
             for setting in _runs_in(names):
                 try:
@@ -105,7 +105,7 @@ def read_run(folder: Path, setting: str | None) -> Run:
     text, failures = folder / "metrics.csv", []
     last, best = checkpoints_of(folder, setting) if setting else (text, text)
     for path in (last, text, best):
-        if path != text and not path.exists():
+        if path != text and not os.path.lexists(path):
             continue
         try:
             settings, rows, teacher = (_of_text if path == text else _of_checkpoint)(path)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from command_line import Parser, UserError
-from display import text_table
+from display import printable, text_table
 from experiments.found_runs import Run, find_runs, names_of
 from experiments.table import FORMATS, table_text
 from log import deciding, duration
@@ -35,6 +35,7 @@ def list_text(runs: Sequence[Run]) -> str:
             left = f", {duration(seconds * (epochs - done))} left" * (run.state == "going on")
             clock = duration(seconds * done) + left
         lines.append([name, run.state, f"{done}/{epochs}", best, last, clock, str(run.folder)])
+        lines[-1] = list(map(printable, lines[-1]))
     return "\n".join(text_table(header, lines))
 
 
@@ -67,14 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             from experiments.curves import draw  # matplotlib takes a second
 
             for path in draw(runs, args.out):
-                print(path)
+                print(printable(str(path)))
         sys.stdout.flush()
     except UserError as error:
         print("experiments.runs: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except BrokenPipeError:  # its reader, such as head, has seen enough
+    except OSError as error:  # a full disk, or a reader such as head that has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            print("experiments.runs: error: cannot print:", error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("experiments.runs: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

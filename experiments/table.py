@@ -4,16 +4,18 @@ import csv
 import io
 import json
 import math
+import os
 import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from command_line import UserError
+from display import significant
 from experiments.found_runs import Run, compared, names_of, place_of, warn
 from load_settings import Checkpoint, digest, load_checkpoint
 from log import deciding
@@ -21,15 +23,17 @@ from run_folder import checkpoints_of
 from settings import Settings
 from spikesim_eval.report import markdown_table
 
+two_digits = "{:.2f}".format
+
 MEASURES = {  # column of the CSV, with its unit: (what a reader sees, its format)
-    "accuracy_last_epoch_percent": ("accuracy, last epoch, %", ".2f"),
-    "accuracy_best_epoch_percent": ("accuracy, best epoch, %", ".2f"),
-    "validation_accuracy_best_epoch_percent": ("validation, best epoch, %", ".2f"),
-    "drop_to_teacher_last_epoch_points": ("drop to teacher, points", ".2f"),
-    "test_loss_last_epoch": ("test loss", ".3f"),
-    "spike_rate_last_epoch_percent": ("spike rate, %", ".2f"),
-    "edap_uj_ms_mm2": ("EDAP, µJ·ms·mm²", ".4g"),
-    "edap_times_better_than_baseline": ("EDAP, × better", ".2f"),
+    "accuracy_last_epoch_percent": ("accuracy, last epoch, %", two_digits),
+    "accuracy_best_epoch_percent": ("accuracy, best epoch, %", two_digits),
+    "validation_accuracy_best_epoch_percent": ("validation, best epoch, %", two_digits),
+    "drop_to_teacher_last_epoch_points": ("drop to teacher, points", two_digits),
+    "test_loss_last_epoch": ("test loss", "{:.3f}".format),
+    "spike_rate_last_epoch_percent": ("spike rate, %", two_digits),
+    "edap_uj_ms_mm2": ("EDAP, µJ·ms·mm²", partial(significant, digits=4)),
+    "edap_times_better_than_baseline": ("EDAP, × better", two_digits),
 }
 
 
@@ -117,7 +121,13 @@ def _teachers_files(runs: Sequence[Run]) -> dict[str, Path]:
         for path in checkpoints_of(run.folder, "original")
     ]
     files += [Path(run.settings.teacher_path) for run in students]
-    return {digest(path): path for path in dict.fromkeys(files) if path.is_file()}
+    found = {}
+    for path in filter(os.path.isfile, dict.fromkeys(files)):
+        try:
+            found[digest(path)] = path
+        except UserError as error:
+            warn(str(error))
+    return found
 
 
 def teacher_of(run: Run, candidates: dict[str, Path]) -> Checkpoint | None:
@@ -153,18 +163,18 @@ def measured(run: Run, teacher: Checkpoint | None) -> dict[str, float | None]:
     report = report_of(run) or {"total": {}}
     edap = report["total"].get("edap_pj_ns_um2")
 
-    def percent(row: dict[str, Any], name: str) -> float | None:
+    def percentage(row: dict[str, Any], name: str) -> float | None:
         return None if row.get(name) is None else 100 * row[name]
 
     return {
-        "accuracy_last_epoch_percent": percent(last, "test_accuracy"),
-        "accuracy_best_epoch_percent": percent(best, "test_accuracy"),
-        "validation_accuracy_best_epoch_percent": percent(best, "val_accuracy"),
+        "accuracy_last_epoch_percent": percentage(last, "test_accuracy"),
+        "accuracy_best_epoch_percent": percentage(best, "test_accuracy"),
+        "validation_accuracy_best_epoch_percent": percentage(best, "val_accuracy"),
         "drop_to_teacher_last_epoch_points": (
             None if teacher is None else 100 * (teacher.accuracy - last["test_accuracy"])
         ),
         "test_loss_last_epoch": last.get("test_loss"),
-        "spike_rate_last_epoch_percent": percent(last, "spike_rate"),
+        "spike_rate_last_epoch_percent": percentage(last, "spike_rate"),
         "edap_uj_ms_mm2": None if edap is None else edap * 1e-18,
         "edap_times_better_than_baseline": report.get("ratio", {}).get("edap"),
     }
@@ -232,7 +242,7 @@ def _cells(groups: Sequence[Group]) -> list[list[str]]:
                 lines[-1].append("-")
                 continue
             mean, error = mean_and_error(values)
-            text = format(mean, form) + ("" if error is None else f" ± {error:{form}}")
+            text = " ± ".join(form(x) for x in (mean, error) if x is not None)
             few = f" ({len(values)} of {len(group.runs)})" * (len(values) < len(group.runs))
             lines[-1].append(text + few)
     return lines

@@ -155,6 +155,7 @@ def test_two_processes_find_what_one_finds(checkpoint, clone, shell_environment,
     ("options", "expected"),
     [
         (["--out", "x"], "--out goes with --per_class"),
+        (["--per_class", "--out", "a\0b"], "--out holds a control character"),
         (["--predict", "x.png", "--integer"], "leave --integer out"),
         (["--predict", "x.png", "--per_class"], "leave --per_class out"),
         (["--predict", "x.png", "--compile"], "leave --compile out"),
@@ -228,6 +229,8 @@ def test_predict_refuses_what_it_cannot_read(checkpoint, images, tmp_path, capfd
         (images[0].parent, "is a folder, not a file"),
         (tmp_path / "text.png", "text.png cannot be read"),
         (tmp_path / "image.png", "is no file"),
+        ("a\0b", "is no file"),
+        ("\udcff", "is no file"),
     ):
         options = ["--eval_only", str(checkpoint), "--predict", str(images[0]), str(file)]
         assert expected in refusal(options, capfd)

@@ -151,10 +151,12 @@ def test_what_is_broken_or_foreign_is_named_and_the_rest_is_shown(copied, capfd)
     for name, content in broken.items():
         (copied / name).parent.mkdir()
         (copied / name).write_bytes(content)
+    (copied / "qamd-0").rename(copied / "a\nb\udcff")
     (copied / "circle").symlink_to(copied)
     (copied / "nowhere").symlink_to("nowhere")
-    out, err = output(["list", str(copied), str(copied / "qamd-0")], capfd)
+    out, err = output(["list", str(copied), str(copied / "original-0")], capfd)
     assert len(out.splitlines()) == 1 + 5
+    assert "a\N{REPLACEMENT CHARACTER}b" in out
     assert "qamd-last.pth is not a checkpoint" in err
     assert "metrics.csv was read instead" in err
     assert f"{copied / 'student-1' / 'metrics.csv'} is not the metrics.csv of a run" in err
