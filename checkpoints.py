@@ -94,13 +94,8 @@ class Run:
         return self.seconds_before + time.monotonic() - self.clock
 
     @property
-    def deciding(self) -> str:
-        """The name of the accuracy that says which epoch is the best."""
-        return "val_accuracy" if self.settings.val_share else "test_accuracy"
-
-    @property
     def best_accuracy(self) -> float:
-        return max((row[self.deciding] for row in self.rows), default=0.0)
+        return max((row[deciding(row)] for row in self.rows), default=0.0)
 
     def __enter__(self) -> "Run":
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -152,10 +147,10 @@ class Run:
             return None
         state = self._read()
         if state["rows"] and not self.best.exists():
-            best = max(row[self.deciding] for row in state["rows"])
+            best = best_row(state["rows"])
             print(
                 f"main.py: warning: {self.best} is missing: it held the best network so far "
-                f"({best:.2%}), and comes back only with a better one",
+                f"({best[deciding(best)]:.2%}), and comes back only with a better one",
                 file=sys.stderr,
             )
         return state
@@ -173,7 +168,7 @@ class Run:
         rows, step, sums, random_states = (
             rest.get(name) for name in ("rows", "step", "sums", "random_states")
         )
-        if not are_rows(rows, self.deciding) or len(rows) != checkpoint.epoch:
+        if not are_rows(rows, self.settings.val_share > 0) or len(rows) != checkpoint.epoch:
             raise UserError(f"{cannot} metrics of {checkpoint.epoch} epochs are damaged")
         if len(rows) > self.settings.epochs:
             raise UserError(
@@ -297,7 +292,7 @@ class Run:
 
     def epoch_is_done(self, row: dict[str, Any]) -> None:
         """Save after an epoch with these metrics, as the best too if it is."""
-        is_best = row[self.deciding] > self.best_accuracy or not self.rows
+        is_best = row[deciding(row)] > self.best_accuracy or not self.rows
         self.rows.append(row | {"time": time.time(), "seconds": self.seconds})
         self.step, self.sums = 0, {}
         self.seconds_before, self.clock = 0.0, time.monotonic()
@@ -492,17 +487,28 @@ def are_sums(sums: Any) -> bool:
     )
 
 
-def are_rows(rows: Any, deciding: str) -> bool:
-    """A list of metrics, one dictionary of numbers an epoch, with the one that is `deciding`."""
+def deciding(row: dict[str, Any]) -> str:
+    """The accuracy that decides which epoch is the best: where a share of the training images was
+    set apart for that, theirs."""
+    return "val_accuracy" if row.get("val_accuracy") is not None else "test_accuracy"
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: row[deciding(row)])  # the first of equal ones
+
+
+def are_rows(rows: Any, held_out: bool) -> bool:
+    """A list of metrics, one dictionary of numbers an epoch; of held-out images too, or not."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return False
-    numbers = ("test_accuracy", "best_accuracy", "time", deciding)
+    numbers = ["test_accuracy", "best_accuracy", "time"] + ["val_accuracy"] * held_out
     return all(
         all(type(name) is str for name in row)
         and all(type(x) in (float, type(None)) for name, x in row.items() if name != "epoch")
         and type(row.get("epoch")) is int
         and row["epoch"] == epoch
         and all(type(row.get(name)) is float and math.isfinite(row[name]) for name in numbers)
+        and (held_out or row.get("val_accuracy") is None)
         and 0 <= (row.get("seconds") or 0.0) < math.inf
         for epoch, row in enumerate(rows, 1)
     )

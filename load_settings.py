@@ -347,7 +347,10 @@ def classes_of_folder(data_path: str | Path) -> list[str]:
         try:
             folders = [x.name for x in (root / part).iterdir() if x.is_dir()]
         except OSError as error:
-            raise UserError(f"{expected}: cannot read {root / part} ({error.strerror})") from None
+            meant = similar_path(root, folder=True) if not root.exists() else ""
+            raise UserError(
+                f"{expected}: cannot read {root / part} ({error.strerror}){meant}"
+            ) from None
         names[part] = sorted(name for name in folders if not name.startswith("."))
     for part, other in (("train", "val"), ("val", "train")):
         missing = sorted(set(names[other]) - set(names[part]))

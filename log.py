@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 from tqdm.std import Bar as Blocks
 
-from checkpoints import Run, disk_errors
+from checkpoints import Run, best_row, deciding, disk_errors
 from data_loader import ImageSet
 from load_settings import Checkpoint
 from models import MSResNet
@@ -195,16 +195,6 @@ def going_on(run: Run) -> str:
     return text + (f" (best {percent(run.best_accuracy)})" if run.rows else "")
 
 
-def deciding(row: dict[str, Any]) -> str:
-    """The accuracy that decides which epoch is the best: where a share of the training images was
-    set apart for that, theirs."""
-    return "val_accuracy" if row.get("val_accuracy") is not None else "test_accuracy"
-
-
-def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return max(rows, key=lambda row: row[deciding(row)])  # the first of equal ones
-
-
 def epoch_line(rows: Sequence[dict[str, Any]], epochs: int) -> str:
     """The line about the last of `rows`."""
     row, best = rows[-1], best_row(rows)
@@ -310,9 +300,9 @@ class ProgressBar(tqdm):
             left = (total - done) * seconds / (done - state["initial"])
             parts.append(f"{duration(left)} left")
         parts += self.figures
+        blocks = room - len("  ".join([name, *parts])) - 2
         while len(parts) > 1 and len("  ".join([name, *parts])) > room:
             parts.pop()
-        blocks = room - len("  ".join([name, *parts])) - 2
         if blocks >= SMALLEST_BAR:
             charset = Blocks.ASCII if state["ascii"] else Blocks.UTF
             parts.insert(0, format(Blocks(done / max(1, total), blocks, charset)))

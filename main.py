@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import evaluation
-from checkpoints import Run, Stopped, how_to_go_on, not_finite, of_first_process
+from checkpoints import Run, Stopped, deciding, how_to_go_on, not_finite, of_first_process
 from data_loader import (
     PATIENCE,
     ImageSet,
@@ -399,6 +399,11 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
     train_set, test_set = data_sets(settings)
     refuse_single_values(settings, WORLD_SIZE, len(train_set))
+    if train_set.held_out is not None and len(train_set.held_out) == 0:
+        raise UserError(
+            f"--val_share {settings.val_share} holds out none of the {len(train_set)} training "
+            "images: take more"
+        )
     taught_by = None
     if settings.teacher_path is not None:
         taught_by = load_checkpoint(settings.teacher_path)
@@ -449,6 +454,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             rehearse(
                 (train_on, train_batches),
                 (lambda batches: evaluate(network, batches, device, settings.amp), test_batches),
+                len(test_batches) + len(val_batches or ()),
                 run,
                 device,
             )
@@ -467,7 +473,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             if val_batches is not None:
                 held_out = evaluate(network, val_batches, device, settings.amp)
                 row |= {"val_accuracy": held_out.accuracy, "val_loss": held_out.loss}
-            row["best_accuracy"] = max(run.best_accuracy, row[run.deciding])
+            row["best_accuracy"] = max(run.best_accuracy, row[deciding(row)])
             run.epoch_is_done(row)
             if log is not None:
                 log.write(run.rows, tested.silent)
@@ -502,10 +508,12 @@ class FirstBatches:
 def rehearse(
     training: tuple[Callable, DataLoader],
     evaluation: tuple[Callable, DataLoader],
+    evaluated: int,
     run: Run,
     device: torch.device,
 ) -> None:
-    """Train and evaluate on a few batches, and print what that says of the whole run."""
+    """Train and evaluate on a few batches, and print what that says of the whole run, in which
+    `evaluated` batches follow an epoch."""
     left = run.settings.epochs * run.steps_per_epoch - run.steps_done
     seconds = []
     for (use, batches), count in ((training, DRY_STEPS), (evaluation, DRY_EVALUATION)):
@@ -514,7 +522,7 @@ def rehearse(
         seconds.append(few.seconds())
     if FIRST_PROCESS:
         step, batch = seconds
-        print(expectation(run, left, step, len(evaluation[1]) * batch, device), flush=True)
+        print(expectation(run, left, step, evaluated * batch, device), flush=True)
 
 
 def slow_down_running_statistics(network: nn.Module, parts: int) -> None:
@@ -705,8 +713,8 @@ def evaluate(
             if pairs is not None:
                 pairs.append(torch.stack([labels, predictions]).cpu())
             correct = (predictions == labels).sum()
-            losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none").double()
-            counts += torch.stack([correct, counts.new_tensor(len(labels)), losses.sum()])
+            loss = F.nll_loss(logits.double().log_softmax(1), labels, reduction="sum")
+            counts += torch.stack([correct, counts.new_tensor(len(labels)), loss])
     layers = [name for name, layer in network.named_modules() if isinstance(layer, LIF)]
     zero = torch.zeros(2, network.time_window, dtype=torch.float64, device=device)
     by_layer = torch.stack([spikes.get(name, zero) for name in layers])

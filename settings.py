@@ -480,8 +480,8 @@ def is_flag(name: str) -> bool:
 EXAMPLES = """\
 examples:
   python main.py --data digits --paper_setting original --save_path teacher
-  torchrun --nproc_per_node=2 main.py --data digits --paper_setting qamd --bits 4
-      --teacher_path teacher/original-best.pth --save_path md-snn
+  torchrun --nproc_per_node=2 main.py --data digits --paper_setting qamd \\
+      --bits 4 --teacher_path teacher/original-best.pth --save_path md-snn
   python main.py --eval_only md-snn/qamd-best.pth --integer
 """
 
@@ -493,8 +493,7 @@ def build_parser() -> Parser:
         usage="main.py --data NAME --paper_setting SETTING [options]\n"
         "       main.py --config settings.json [options]\n"
         "       main.py --eval_only CKPT [options]",
-        description="Train spiking networks: a teacher, a quantized student or MD-SNN; evaluate "
-        "them.",
+        description="Train and evaluate spiking networks: teacher, quantized student, MD-SNN.",
         epilog=EXAMPLES,
         formatter_class=HelpFormatter,
         argument_default=argparse.SUPPRESS,

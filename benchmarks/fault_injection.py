@@ -207,10 +207,12 @@ def hostile(count: int, folder: Path) -> list[Row]:
     with mock.patch("builtins.print"):
         program.main(run)
     checkpoint = folder / "student-last.pth"
-    shares = {"argument lists": 6, "layer lists": 3, "checkpoints, evaluated and resumed": 1}
+    shares = {"argument lists": 6, "layer lists": 3, "settings.json": 1}
+    shares |= {"checkpoints, evaluated and resumed": 1}
     tries: tuple[Callable[[int], None], ...] = (
         hostile_input.try_arguments,
         lambda n: hostile_input.try_layer_lists(n, folder),
+        lambda n: hostile_input.try_configs(n, folder),
         lambda n: hostile_input.try_checkpoints(n, run, checkpoint),
     )
     rows = []

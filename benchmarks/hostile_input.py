@@ -15,7 +15,8 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,26 @@ def try_arguments(count: int) -> None:
 
 
 def try_layer_lists(count: int, folder: Path) -> None:
-    path, text = folder / "net.json", json.dumps(LAYER_LIST).encode()
+    def read(path: Path) -> None:
+        with suppress(InputError):
+            load_layer_list(path)
+
+    try_json(count, folder / "net.json", LAYER_LIST, read)
+
+
+def try_configs(count: int, folder: Path) -> None:
+    settings = parse_settings(["--data", "digits", "--paper_setting", "student", "--bits", "4"])
+
+    def read(path: Path) -> None:
+        with suppress(UserError), redirect_stderr(io.StringIO()):  # warnings
+            parse_settings(["--config", str(path), "--data", "digits"])
+
+    try_json(count, folder / "config.json", asdict(settings), read)
+
+
+def try_json(count: int, path: Path, whole: dict, read: Callable[[Path], None]) -> None:
+    """Read files that differ from a good one in bytes or values, or have nothing to do with it."""
+    text = json.dumps(whole).encode()
     deep = b"[" * 100_000, b'{"layers":' * 50_000, b"[" * 900 + b"]" * 900
     changed = st.tuples(place, st.sampled_from(junk()).filter(lambda x: type(x) is not bytes))
 
@@ -181,7 +201,7 @@ def try_layer_lists(count: int, folder: Path) -> None:
     @given(
         st.one_of(
             damage.map(lambda how: damaged(text, *how)),
-            changed.map(lambda how: json.dumps(replaced(LAYER_LIST, *how)).encode()),
+            changed.map(lambda how: json.dumps(replaced(whole, *how)).encode()),
             st.recursive(
                 st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
                 lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -192,8 +212,7 @@ def try_layer_lists(count: int, folder: Path) -> None:
     )
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        with suppress(InputError):
-            load_layer_list(path)
+        read(path)
 
     check()
 

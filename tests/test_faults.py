@@ -292,6 +292,7 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
     assert main.main(run) == 0
     hostile_input.try_arguments(200)
     hostile_input.try_layer_lists(200, tmp_path)
+    hostile_input.try_configs(200, tmp_path)
     hostile_input.try_checkpoints(100, run, tmp_path / "student-last.pth")
     readers = hostile_input.files_to_cut(tmp_path, tmp_path / "student-last.pth")
     hostile_input.try_cut_files(100, readers)

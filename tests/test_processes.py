@@ -57,12 +57,23 @@ def test_one_and_two_processes_give_the_same_weights(setting, folder, teachers):
     assert started["scheduler"]["last_epoch"] == 3  # steps
 
 
-def test_one_and_two_processes_give_the_same_weights_from_batches_in_two_parts(
+def test_one_and_two_processes_do_the_same_with_parts_of_batches_held_out_images_and_a_warmup(
     folder, teachers, tmp_path
 ):
     # Part k of all processes together is part k of the one process: the same statistics.
     teacher = folder / "original-1" / "original-last.pth"
-    options = ["--bits", "4", "--teacher_path", str(teacher), "--accumulate", "2"]
+    options = ["--bits", "4", "--teacher_path", str(teacher), "--accumulate", "2", "--epochs", "2"]
+    options += ["--val_share", "0.2", "--warmup", "1", "--label_smoothing", "0.1"]
     one, two = (train(processes, tmp_path, "qamd", *options) for processes in (1, 2))
     assert_same(one, two)
-    assert one["stem.bn.num_batches_tracked"] == 6  # parts
+    assert one["stem.bn.num_batches_tracked"] == 2 * 6  # parts
+    for name in ("best", "last"):
+        of_one, of_two = (
+            torch.load(tmp_path / f"qamd-{processes}" / f"qamd-{name}.pth", weights_only=True)
+            for processes in (1, 2)
+        )
+        assert of_one["epoch"] == of_two["epoch"]
+        for row, other in zip(of_one["rows"], of_two["rows"], strict=True):
+            assert (row["val_accuracy"] * 9).is_integer()  # each of nine images once
+            for metric in row.keys() - {"time", "seconds", "images_per_second"}:
+                assert row[metric] == pytest.approx(other[metric], rel=1e-9), metric

@@ -1,0 +1,393 @@
+"""--val_share, --label_smoothing and --warmup."""
+
+import csv
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
+from torch import Tensor
+
+import main
+from checkpoints import Run
+from data_loader import (
+    ImageSet,
+    data_of,
+    evaluation_loader,
+    held_out_rows,
+    load_data_sets,
+    train_loader,
+    training_batches,
+)
+from load_settings import (
+    build_scheduler,
+    load_checkpoint,
+    load_network,
+    parse_settings,
+)
+from one_step import SETTINGS, networks
+from stand_in_data import write_image_folder, write_tiny_imagenet
+from test_bad_input import ORIGINAL, complaint
+from test_input_step import SIDE, T, command
+from test_input_step import write as write_frames
+from test_resume import PowerCutError, assert_same_end, contents
+
+OPTIONS = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
+OPTIONS += ["--paper_setting", "student", "--bits", "4", "--epochs", "3", "--deterministic"]
+OPTIONS += ["--val_share", "0.1", "--label_smoothing", "0.2", "--warmup", "1"]
+STEPS = 5  # an epoch, of 1,293 images
+
+LABELS = st.lists(st.integers(0, 5), min_size=2, max_size=200)
+SHARES = st.floats(0.01, 0.5)
+
+
+@pytest.fixture(autouse=True)
+def nondeterministic_again() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@given(LABELS, SHARES, st.integers(0, 2**63 - 1))
+@limits(deadline=None)
+def test_the_share_is_held_out_of_each_class_and_every_class_keeps_an_image(labels, share, seed):
+    by_class = Counter(labels)
+    divisible = sum(n for n in by_class.values() if n > 1)
+    expected = math.floor(divisible * share + 0.5)
+    chosen = held_out_rows(torch.tensor(labels), share, seed)
+    assert chosen.sum() == expected
+    assert np.array_equal(chosen, held_out_rows(torch.tensor(labels), share, seed))
+    for label, n in by_class.items():
+        held_out = sum(chosen[i] for i, x in enumerate(labels) if x == label)
+        assert held_out in (math.floor(n * share), math.ceil(n * share))
+        assert held_out < n
+
+
+def test_the_held_out_images_are_those_of_the_seed_on_every_machine():
+    labels = torch.arange(24) % 3
+    assert held_out_rows(labels, 0.25, 7).nonzero()[0].tolist() == [0, 1, 2, 4, 5, 18]
+    assert held_out_rows(labels, 0.25, 8).nonzero()[0].tolist() == [1, 6, 11, 12, 17, 22]
+    same = torch.zeros(40, dtype=torch.int64)
+    often = sum(held_out_rows(same, 0.25, seed).astype(float) for seed in range(400)) / 400
+    assert np.abs(often - 0.25).max() < 5 * math.sqrt(0.25 * 0.75 / 400)
+
+
+def images_of(data_set: ImageSet) -> Counter:
+    return Counter(data_set[i][0].numpy().tobytes() for i in range(len(data_set)))
+
+
+@pytest.mark.parametrize("augment", ["basic", "auto"])
+def test_held_out_images_are_the_other_ones_without_augmentation(augment, tmp_path):
+    write_tiny_imagenet(tmp_path, classes=2, per_class=10, val_per_class=2)
+    where = ("TinyImagenet", tmp_path, 4)
+    (whole, test), plain = load_data_sets(*where, augment="none"), images_of
+    train, same_test = load_data_sets(*where, 3, augment, val_share=0.3)
+    assert (len(train), len(train.held_out), whole.held_out) == (14, 6, None)
+    assert sorted(train.held_out.labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert plain(same_test) == plain(test)
+    held_out = plain(train.held_out)
+    train.epoch = 5
+    assert not plain(train) <= plain(whole)  # it is augmented
+    unchanged, _ = load_data_sets(*where, 3, "none", val_share=0.3)
+    assert plain(unchanged) + held_out == plain(whole)
+    # The loaders of workers and of the device have those images with their own labels.
+    labels = {whole[i][0].numpy().tobytes(): whole[i][1] for i in range(len(whole))}
+    for loader in (
+        evaluation_loader(train.held_out, 4, 0, 1, workers=1),
+        train_loader(unchanged, 7, 0, 1, workers=0, seed=3),
+        training_batches(unchanged, 7, 0, 1, 0, 3, torch.device("cpu")),
+    ):
+        found = Counter()
+        for images, targets in loader:
+            for image, target in zip(images, targets.tolist(), strict=True):
+                found[image.numpy().tobytes()] += 1
+                assert labels[image.numpy().tobytes()] == target
+        assert found in (held_out, plain(unchanged))
+        assert len(loader) == 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, dict[str, list[Tensor]]]:
+    """A run of three epochs with all three options; the images of its steps and evaluations."""
+    folder, seen = tmp_path_factory.mktemp("run"), {"steps": [], "evaluations": []}
+    step, evaluate = main.add_gradients, main.evaluate
+
+    def noting_step(student, loss_function, images, *rest):
+        seen["steps"].append(images)
+        return step(student, loss_function, images, *rest)
+
+    def noting_evaluation(network, batches, *rest):
+        seen["evaluations"].append(torch.cat([images for images, _ in batches]))
+        return evaluate(network, batches, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "add_gradients", noting_step)
+        patch.setattr(main, "evaluate", noting_evaluation)
+        assert main.main([*OPTIONS, "--save_path", str(folder)]) == 0
+    torch.use_deterministic_algorithms(False)
+    return folder, seen
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_held_out_images_never_reach_a_training_step(run):
+    _, seen = run
+    train, test = load_data_sets("digits", "unused", 4)
+    held_out = {image.numpy().tobytes() for image in seen["evaluations"][1]}
+    trained = [image.numpy().tobytes() for batch in seen["steps"] for image in batch]
+    assert [len(x) for x in seen["evaluations"]] == [360, 144] * 3
+    assert len(trained) == 3 * STEPS * 240
+    assert not held_out & set(trained)
+    everything = set(images_of(train))
+    assert held_out < everything
+    assert set(trained) <= everything - held_out
+    assert Counter(x.numpy().tobytes() for x in seen["evaluations"][0]) == images_of(test)
+
+
+def test_the_metrics_of_a_run_with_a_share_held_out(run):
+    folder, _ = run
+    rows = rows_of(folder)
+    best = 0.0
+    for row in rows:
+        best = max(best, float(row["val_accuracy"]))
+        assert float(row["best_accuracy"]) == best
+    # The learning rate at an epoch's start: one of five steps of warm-up, then a cosine.
+    assert [float(row["lr"]) for row in rows] == pytest.approx([0.1 / STEPS, 0.1, 0.05])
+    checkpoint = load_checkpoint(folder / "student-best.pth")
+    (of_best,) = (row for row in rows if int(row["epoch"]) == checkpoint.epoch)
+    assert float(of_best["val_accuracy"]) == best
+    assert checkpoint.accuracy == float(of_best["test_accuracy"])
+    # Accuracies and losses of both, plain, of the last network, computed here.
+    last = load_checkpoint(folder / "student-last.pth")
+    network, (train, test) = load_network(last), data_of(last.settings, "unused")
+    for name, data_set in (("val", train.held_out), ("test", test)):
+        images = torch.stack([data_set[i][0] for i in range(len(data_set))])
+        with torch.no_grad():
+            logits = network(images).double()
+        right = (logits.argmax(1) == data_set.labels).double().mean().item()
+        loss = -logits.log_softmax(1)[torch.arange(len(images)), data_set.labels].mean().item()
+        assert float(rows[-1][f"{name}_accuracy"]) == right
+        assert float(rows[-1][f"{name}_loss"]) == pytest.approx(loss, rel=1e-5)
+
+
+def test_without_a_share_the_columns_are_empty(trained):
+    (row,) = rows_of(trained["original"].parent)
+    assert (row["val_loss"], row["val_accuracy"]) == ("", "")
+    assert row["best_accuracy"] == row["test_accuracy"]
+
+
+def test_the_best_is_chosen_on_held_out_images_and_both_accuracies_are_reported(
+    tmp_path, capfd, monkeypatch
+):
+    evaluate, calls = main.evaluate, []
+    script = [(90, 30), (10, 100), (80, 50)]  # right answers: test images, held-out ones
+
+    def scripted(network, batches, *rest):
+        right = script[len(calls) // 2][len(calls) % 2]
+        calls.append(len(batches.dataset))
+        return evaluate(network, batches, *rest)._replace(correct=right)
+
+    monkeypatch.setattr(main, "evaluate", scripted)
+    assert main.main([*OPTIONS, "--save_path", str(tmp_path)]) == 0
+    assert calls == [360, 144] * 3
+    best = load_checkpoint(tmp_path / "student-best.pth")
+    assert (best.epoch, best.accuracy) == (2, 10 / 360)
+    assert [float(row["best_accuracy"]) for row in rows_of(tmp_path)] == [
+        30 / 144,
+        *[100 / 144] * 2,
+    ]
+    out = capfd.readouterr().out
+    (end,) = (line for line in out.splitlines() if line.startswith("best accuracy"))
+    assert "val 69.44 %, test 2.78 % (epoch 2)" in end
+    assert "1,293 training, 144 held-out and 360 test images" in out
+    # A run that goes on knows its best, and that it is of the held-out images.
+    (tmp_path / "student-best.pth").unlink()
+    monkeypatch.undo()
+    assert main.main([*OPTIONS, "--save_path", str(tmp_path), "--resume", "--epochs", "4"]) == 0
+    assert "(69.44%)" in capfd.readouterr().err
+    assert float(rows_of(tmp_path)[-1]["best_accuracy"]) == 100 / 144
+
+
+@pytest.mark.parametrize("step", [2, 7, 13])  # in the warm-up, after it, in the last epoch
+def test_a_run_with_all_three_goes_on_bit_for_bit(step, run, tmp_path, monkeypatch):
+    step_is_done = Run.step_is_done
+
+    def cut_off(run: Run, sums) -> None:
+        step_is_done(run, sums)
+        if run.steps_done == step:
+            raise PowerCutError
+
+    monkeypatch.setattr(Run, "step_is_done", cut_off)
+    with pytest.raises(PowerCutError):
+        main.main([*OPTIONS, "--save_path", str(tmp_path), "--save_every", "1"])
+    assert contents(tmp_path)["step"] == step % STEPS
+    monkeypatch.undo()
+    assert main.main([*OPTIONS, "--save_path", str(tmp_path), "--resume"]) == 0
+    assert_same_end(tmp_path, run[0])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "before"),
+    [("--val_share", "0.2", "0.1"), ("--warmup", "2", "1"), ("--label_smoothing", "0.0", "0.2")],
+)
+def test_another_value_is_refused_by_a_run_that_goes_on(option, value, before, run, capfd):
+    arguments = [*OPTIONS, "--save_path", str(run[0]), "--resume", option, value]
+    assert main.main(arguments) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1
+    assert f"{option} {value} instead of {before}" in err
+
+
+def test_a_checkpoint_without_its_held_out_accuracies_is_not_gone_on_with(run, tmp_path, capfd):
+    content = contents(run[0])
+    for row in content["rows"]:
+        del row["val_accuracy"]
+    torch.save(content, tmp_path / "student-last.pth")
+    assert main.main([*OPTIONS, "--save_path", str(tmp_path), "--resume"]) == 2
+    assert "metrics of 3 epochs are damaged" in capfd.readouterr().err
+
+
+def test_the_input_step_is_found_from_the_images_that_are_trained_on(tmp_path, capsys):
+    data = write_frames(tmp_path / "data", "fractional")
+    where, share = ("ncaltech101", data, T), {"image_size": (SIDE, SIDE), "val_share": 0.25}
+    frames = load_data_sets(*where, augment="none", image_size=(SIDE, SIDE))[0].images.numpy()
+    differing, whole = 0, float(frames.max()) / 255
+    for seed in range(4):
+        train, test = load_data_sets(*where, seed, "none", **share)
+        chosen = held_out_rows(torch.arange(len(frames)) // (len(frames) // 2), 0.25, seed)
+        assert train.step == float(frames[~chosen].max()) / 255
+        assert train.step == train.held_out.step == test.step
+        differing += train.step != whole
+    assert differing > 0
+    # Teacher and student of a split read the same codes, an evaluation too, and say nothing.
+    options = ["--epochs", 1, "--seed", 1, "--val_share", 0.25]
+    teacher = tmp_path / "teacher" / "original-best.pth"
+    runs = command(data, teacher.parent, *options, "--paper_setting", "original")
+    assert main.main(runs) == 0
+    student = ["--paper_setting", "qamd", "--bits", 4, "--teacher_path", teacher]
+    assert main.main(command(data, tmp_path / "student", *options, *student)) == 0
+    capsys.readouterr()
+    assert main.main(["--eval_only", str(teacher), "--data_path", str(data)]) == 0
+    data_of(load_checkpoint(teacher).settings, data)
+    assert capsys.readouterr().err == ""
+    # One of another split is told what the teacher had.
+    runs = command(data, tmp_path / "other", "--epochs", 1, *student)
+    assert main.main(runs) == 2
+    assert "(it had --val_share 0.25 --seed 1)" in capsys.readouterr().err
+
+
+def test_batch_norm_s_single_values_are_counted_without_the_held_out_images(tmp_path, capfd):
+    write_image_folder(tmp_path / "data", classes=2, per_class=4, size=8)
+    arguments = ["--data", "folder", "--data_path", str(tmp_path / "data"), "--image_size", "8"]
+    arguments += ["--time_window", "1", "--batch_size", "4", "--width", "2", "--epochs", "1"]
+    arguments += ["--paper_setting", "original", "--accumulate", "2"]
+    arguments += ["--save_path", str(tmp_path / "run")]
+    assert main.main([*arguments, "--val_share", "0.25"]) == 2
+    assert "of which --val_share leaves 3, in 2 parts" in capfd.readouterr().err
+    assert main.main(arguments) == 0  # four images, in parts of two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--val_share", "0.6"], "--val_share must be between 0 and 0.5, got 0.6"),
+        (["--val_share", "-0.1"], "--val_share must be between"),
+        (["--val_share", "nan"], "--val_share must be between"),
+        (["--val_share", "0.0001"], "holds out none of the 1437 training images"),
+        (["--label_smoothing", "1"], "--label_smoothing must be between 0 and 0.9"),
+        (["--label_smoothing", "-0.1"], "--label_smoothing must be between"),
+        (["--warmup", "-1"], "--warmup must be between"),
+        (["--warmup", "1.5"], "invalid int value: '1.5'"),
+        (["--warmup", "3", "--epochs", "3"], "--warmup 3 leaves nothing of --epochs 3"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_line(arguments, expected, tmp_path, capfd, monkeypatch):
+    assert expected in complaint([*ORIGINAL, *arguments], tmp_path, capfd, monkeypatch)
+
+
+def test_an_evaluation_takes_none_of_them(run, tmp_path, capfd, monkeypatch):
+    for option in (["--val_share", "0.2"], ["--label_smoothing", "0.1"], ["--warmup", "2"]):
+        arguments = ["--eval_only", str(run[0] / "student-best.pth"), *option]
+        line = complaint(arguments, tmp_path, capfd, monkeypatch)
+        assert f"{option[0]} has no meaning with --eval_only" in line
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_label_smoothing_gives_all_classes_a_share_of_the_target(setting, tmp_path):
+    """L = (1 − ε)·CE + ε·mean over the classes of −log p, in the loss and its gradient."""
+    teacher, student = networks()
+    network = teacher if setting == "original" else student
+    options = ["--data", "digits", "--paper_setting", "original", "--label_smoothing", "0.3"]
+    settings = parse_settings(options)
+    if setting == "qamd":
+        values = {"paper_setting": "qamd", "loss": "CL", "alpha": 0.0, "beta": 0.0, "tau": 1.0}
+        settings = type(settings)(
+            **vars(settings) | values | {"beta_schedule": "constant", "bits": 4, "bn_bits": 8}
+        )
+    loss_function = main.build_loss(settings, network, teacher)
+    torch.manual_seed(1)
+    images = torch.rand(5, 1, 16, 16, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 3, 0])
+    logits, loss, terms = loss_function(images, labels)
+    log_p = logits - logits.exp().sum(1, keepdim=True).log()
+    target = 0.7 * F.one_hot(labels, 4).double() + 0.3 / 4
+    expected = -(target * log_p).sum(1).mean()
+    torch.testing.assert_close(terms["ce"], expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    wanted = (log_p.exp() - target) / 5
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-9, atol=1e-12)
+
+
+@given(epochs=st.integers(1, 6), warmup=st.integers(0, 5), steps=st.integers(1, 7), data=st.data())
+@limits(deadline=None)
+def test_the_rate_rises_evenly_with_the_steps_and_then_falls_in_a_cosine(
+    epochs, warmup, steps, data
+):
+    warmup = min(warmup, epochs - 1)
+    lr, total, risen = 0.3, epochs * steps, warmup * steps
+    expected = [lr / risen * k for k in range(1, risen + 1)]
+    rest = total - risen
+    expected += [lr / 2 * (1 + math.cos(k * math.pi / rest)) for k in range(rest)]
+
+    def rates(first: int) -> list[float]:
+        parameter = torch.nn.Parameter(torch.zeros(()))
+        optimizer = torch.optim.SGD([{"params": [parameter], "initial_lr": lr}], lr=lr)
+        scheduler = build_scheduler(optimizer, total, first, risen)
+        found = []
+        for _ in range(first, total):
+            found.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert optimizer.param_groups[0]["lr"] == 0
+        return found
+
+    whole = rates(0)
+    assert whole == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    first = data.draw(st.integers(0, total - 1))
+    assert rates(first) == whole[first:]  # of a run that goes on, to the bit
+
+
+def test_every_step_of_a_run_takes_the_rate_of_its_schedule(tmp_path, monkeypatch):
+    taken, step = [], torch.optim.SGD.step
+
+    def noting(optimizer, *rest):
+        taken.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *rest)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noting)
+    options = ["--data", "digits", "--width", "1", "--batch_size", "480", "--workers", "0"]
+    options += ["--paper_setting", "original", "--epochs", "4", "--warmup", "2", "--lr", "0.6"]
+    assert main.main([*options, "--save_path", str(tmp_path)]) == 0
+    # Two steps an epoch: four of warm-up, four of a cosine.
+    cosine = [0.6 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)]
+    assert taken == pytest.approx([0.15, 0.3, 0.45, 0.6, *cosine])
