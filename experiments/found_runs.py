@@ -9,11 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from checkpoints import are_rows
+from checkpoints import are_rows, best_row
 from command_line import UserError, similar_path
 from display import kind_of
 from load_settings import load_checkpoint, read_settings
-from log import best_row
 from run_folder import checkpoints_of, is_locked, read_metrics
 from settings import MAY_CHANGE, PAPER_SETTINGS, Settings
 
@@ -111,8 +110,7 @@ def read_run(folder: Path, setting: str | None) -> Run:
             settings, rows, teacher = (_of_text if path == text else _of_checkpoint)(path)
             if setting not in (None, settings.paper_setting):
                 raise UserError(f"{path} is of a run of {settings.paper_setting}, not {setting}")
-            deciding = "val_accuracy" if settings.val_share else "test_accuracy"
-            if not are_rows(rows, deciding):
+            if not are_rows(rows):
                 raise UserError(f"{path} holds no metrics, or damaged ones")
         except UserError as error:
             failures.append(str(error))

@@ -13,11 +13,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from checkpoints import deciding
 from command_line import Parser, UserError
 from display import printable, text_table
 from experiments.found_runs import Run, find_runs, names_of
 from experiments.table import FORMATS, table_text
-from log import deciding, duration
+from log import duration
 
 
 def list_text(runs: Sequence[Run]) -> str:

@@ -14,11 +14,11 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from checkpoints import deciding
 from command_line import UserError
 from display import significant
 from experiments.found_runs import Run, compared, names_of, place_of, warn
 from load_settings import Checkpoint, digest, load_checkpoint
-from log import deciding
 from run_folder import checkpoints_of
 from settings import Settings
 from spikesim_eval.report import markdown_table
