@@ -110,7 +110,7 @@ def read_run(folder: Path, setting: str | None) -> Run:
             settings, rows, teacher = (_of_text if path == text else _of_checkpoint)(path)
             if setting not in (None, settings.paper_setting):
                 raise UserError(f"{path} is of a run of {settings.paper_setting}, not {setting}")
-            if not are_rows(rows):
+            if not are_rows(rows, held_out=settings.val_share > 0):
                 raise UserError(f"{path} holds no metrics, or damaged ones")
         except UserError as error:
             failures.append(str(error))
