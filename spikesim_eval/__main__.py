@@ -364,6 +364,9 @@ def main(argv: list[str] | None = None) -> int:
         "sweep": run_sweep,
         "nonideal": run_nonideal,
     }
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # Units and names have letters that not every terminal has: µ, ², those of a file's name.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = build_parser().parse_args(argv)
         if args.command == "compat":
