@@ -153,6 +153,7 @@ def compare_plot(names: Sequence[str], estimates: Sequence[Estimate]) -> Figure:
     figure, panels = new_figure(WIDTH, 1.7 + 0.35 * len(names), columns=2, sharey=True)
     for panel, kind in zip(panels, PARTS, strict=True):
         draw_stacked(panel, [getattr(found, kind) for found in estimates], kind, flat=True)
+        panel.xaxis.set_major_locator(MaxNLocator(6))
     label_ticks(panels[0].yaxis, names)
     panels[0].invert_yaxis()
     legend_below(figure, panels, ncols=6)
