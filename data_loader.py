@@ -372,7 +372,7 @@ def roll(frames: Tensor) -> Tensor:
 def augmentation(
     name: str, events: bool, size: tuple[int, int]
 ) -> Callable[[Tensor], Tensor] | None:
-    """The transform of --augment (DESIGN §5); all T frames of a sample get the same one."""
+    """The transform of --augment; all T frames of a sample get the same one."""
     if name == "none":
         return None
     if events:

@@ -34,7 +34,7 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a network must know of a data set, and its recipe's defaults (DESIGN §5)."""
+    """What a network must know of a data set, and its recipe's defaults."""
 
     num_classes: int
     in_channels: int
