@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,14 +33,8 @@ from load_settings import (
     load_checkpoint,
 )
 from run_folder import checkpoints_of, lock, move_aside, must_move
+from settings import MAY_CHANGE
 
-# Settings that a resumed run may change: how it runs, how long, and where its files are. The
-# teacher's file is compared, not its path.
-MAY_CHANGE = {
-    *("epochs", "data_path", "cache_path", "save_path", "teacher_path", "eval_only", "integer"),
-    *("workers", "device", "compile", "deterministic", "resume", "overwrite", "save_every"),
-    "check_numerics",
-}
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
 
@@ -60,6 +55,7 @@ class Run:
         rows: metrics of the epochs that are done.
         step: steps that are done of the next epoch.
         sums: this process's sums over those steps.
+        seconds: time that the next epoch has taken so far, over all interruptions.
     """
 
     def __init__(
@@ -77,6 +73,7 @@ class Run:
         self.rows: list[dict[str, Any]] = []
         self.step = 0
         self.sums: dict[str, float] = {}
+        self.seconds_before, self.clock = 0.0, time.monotonic()
         self.received = 0
         self.asked: tuple[Tensor, dist.Work] | None = None
         self.group = None
@@ -89,6 +86,10 @@ class Run:
     @property
     def steps_done(self) -> int:
         return len(self.rows) * self.steps_per_epoch + self.step
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.clock
 
     @property
     def best_accuracy(self) -> float:
@@ -107,6 +108,7 @@ class Run:
             self._unlock()
             raise
         self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self.clock = time.monotonic()
         return self
 
     def __exit__(self, kind, *error) -> None:
@@ -122,8 +124,12 @@ class Run:
             self.lock.close()
 
     def _open_save_path(self) -> dict[str, Any] | None:
-        """Take the save path; the checked contents of SETTING-last.pth where the run goes on."""
+        """Take the save path; the checked contents of SETTING-last.pth where the run goes on. A dry
+        run only looks whether it could."""
         folder = self.last.parent
+        if self.settings.dry_run:
+            must_move(self.settings)
+            return self._read() if self.settings.resume and os.path.lexists(self.last) else None
         with disk_errors(folder, self.settings):
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = lock(folder, warn=True)
@@ -173,6 +179,9 @@ class Run:
             raise UserError(f"{cannot} sums are damaged")
         if not are_random_states(random_states) or len(random_states) != len(sums):
             raise UserError(f"{cannot} random states are damaged")
+        seconds = rest.get("seconds", 0.0)  # not in a file of before
+        if type(seconds) is not float or not 0 <= seconds < math.inf:
+            raise UserError(f"{cannot} time is damaged")
         momentum = momentum_of(rest.get("optimizer"), parameters_of(self.optimizer))
         if momentum is None:
             raise UserError(f"{cannot} optimizer does not fit its network, or is not finite")
@@ -182,6 +191,7 @@ class Run:
             "rows": rows,
             "step": step,
             "sums": sums,
+            "seconds": seconds,
             "random_states": random_states,
         }
 
@@ -217,6 +227,7 @@ class Run:
                 buffer = torch.empty_like(parameter).copy_(momentum)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.rows, self.step = state["rows"], state["step"]
+        self.seconds_before = state["seconds"]
         rank, processes = 0, 1
         if self.group is not None:
             rank, processes = dist.get_rank(), dist.get_world_size()
@@ -280,12 +291,14 @@ class Run:
     def epoch_is_done(self, row: dict[str, Any]) -> None:
         """Save after an epoch with these metrics, as the best too if it is."""
         is_best = row["test_accuracy"] > self.best_accuracy or not self.rows
-        self.rows.append(row | {"time": time.time()})
+        self.rows.append(row | {"time": time.time(), "seconds": self.seconds})
         self.step, self.sums = 0, {}
+        self.seconds_before, self.clock = 0.0, time.monotonic()
         self.save(is_best)
 
     def save(self, is_best: bool = False) -> None:
-        """Write SETTING-last.pth, and before it SETTING-best.pth; called by all processes."""
+        """Write SETTING-last.pth, and before it SETTING-best.pth; called by all processes. A dry
+        run only finds out whether there is room for one."""
         tensors = [*self.network.state_dict().values(), *momentum_buffers(self.optimizer)]
         if not torch.stack([x.isfinite().all() for x in tensors]).all():
             raise UserError(not_finite("a weight", self, self.step))
@@ -306,13 +319,17 @@ class Run:
                 "sums": [sums for _, sums in processes],
                 "rows": self.rows,
                 "step": self.step,
+                "seconds": self.seconds,
                 "training_images": self.training_images,
                 "teacher": self.teacher,
             }
             # The best one first: were it last, a run killed between the two would lack it.
             for path in (self.best, self.last) if is_best else (self.last,):
                 with disk_errors(path, self.settings):
-                    save_whole(content, path)
+                    if self.settings.dry_run:
+                        save_nowhere(content, path)
+                    else:
+                        save_whole(content, path)
         if self.group is not None:
             # The process that ends first ends the others: none before the checkpoint is there.
             dist.barrier(group=self.group)
@@ -351,6 +368,15 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
     except BaseException:
         temporary(path).unlink(missing_ok=True)
         raise
+
+
+def save_nowhere(content: dict[str, Any], path: Path) -> None:
+    """Write as much as `save_whole` would, into a file without a name on the same disk."""
+    folder = next(x for x in path.absolute().parents if x.exists())
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(buffer.getbuffer())
 
 
 @contextmanager
@@ -469,5 +495,6 @@ def are_rows(rows: Any) -> bool:
         and type(row.get("epoch")) is int
         and row["epoch"] == epoch
         and all(type(row.get(name)) is float and math.isfinite(row[name]) for name in numbers)
+        and 0 <= (row.get("seconds") or 0.0) < math.inf
         for epoch, row in enumerate(rows, 1)
     )

@@ -57,16 +57,9 @@ from torchvision.datasets.utils import download_url
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from load_settings import (
-    DATA_SETS,
-    LIMITS,
-    Parser,
-    Settings,
-    UserError,
-    classes_of_folder,
-    data_set_of,
-    parse_image_size,
-)
+from command_line import Parser, UserError
+from load_settings import classes_of_folder
+from settings import DATA_SETS, Settings, check_value, data_set_of, parse_image_size
 
 Arrays = tuple[tuple[Tensor, Sequence[int]], tuple[Tensor, Sequence[int]]]  # (images, labels) twice
 FIRST_HERE = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -1587,9 +1580,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         data_set, place = DATA_SETS[args.data], Place.of(args.data_path, args.cache_path)
         T = data_set.time_window if args.time_window is None else args.time_window
-        low, high = LIMITS["time_window"]
-        if not low <= T <= high:
-            raise UserError(f"--time_window must be between {low} and {high}, got {T}")
+        check_value("time_window", T)
         if args.image_size is not None and not data_set.any_size:
             raise UserError(f"--image_size: the images of {args.data} have a size of their own")
         size = data_set.image_size

@@ -3,135 +3,51 @@
 Every mistake in the arguments is found here, before data or networks are touched.
 """
 
-import argparse
 import errno
 import hashlib
+import json
 import math
 import os
 import pickletools
-import re
 import reprlib
 import stat
+import sys
 import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from distiller import ALPHA, BETA, BETA_SCHEDULE, BETA_SCHEDULES, MEMBRANE_LOSSES, TAU
+from command_line import UserError, did_you_mean, similar_path, wrong_choice
+from distiller import BETA_SCHEDULES
 from models import MSResNet, QuanMSResNet
-from models.MS_ResNet import BLOCKS
+from settings import (
+    DATA_SETS,
+    MAY_CHANGE,
+    OPTIONS,
+    TYPES,
+    Settings,
+    build_parser,
+    check_settings,
+    check_value,
+    complete,
+    data_set_of,
+    describes_a_network,
+    is_flag,
+    parse_image_size,
+)
 
-
-class UserError(Exception):
-    """A mistake of the user's: its text is the one line that says what is wrong and what to do."""
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """What a network must know of a data set, and its recipe's defaults."""
-
-    num_classes: int
-    in_channels: int
-    image_size: tuple[int, int]  # pixels, height and width
-    image_step: float  # what one code of the 8-bit input stands for to the network
-    time_window: int
-    batch_size: int
-    events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
-    any_size: bool = False  # --image_size may say another one
-
-
-DATA_SETS = {
-    "CIFAR10": DataSet(10, 3, (32, 32), 1 / 255, time_window=4, batch_size=256),
-    "CIFAR100": DataSet(100, 3, (32, 32), 1 / 255, time_window=4, batch_size=256),
-    "TinyImagenet": DataSet(200, 3, (64, 64), 1 / 255, time_window=4, batch_size=256),
-    "ncaltech101": DataSet(101, 2, (48, 48), 1.0, 10, 32, events=True, any_size=True),
-    "digits": DataSet(10, 1, (16, 16), 1 / 255, time_window=4, batch_size=64),
-    "digits-dvs": DataSet(10, 2, (24, 24), 1.0, 10, 32, events=True, any_size=True),
-    # The classes are those of the folder, in Settings.classes.
-    "folder": DataSet(0, 3, (64, 64), 1 / 255, time_window=4, batch_size=256, any_size=True),
-}
-AUGMENTATIONS = ("basic", "auto", "none")
-PAPER_SETTINGS = ("original", "student", "qamd")
-OF_DISTILLATION = ("loss", "alpha", "beta", "tau", "beta_schedule")
-BN_BITS = 8
-SHARED_GPU = "cuda-shared"
-CLIP_GRAD, CLIP_GRAD_QAMD = 1.0, 5.0
-LIMITS = {  # smallest and largest value; the largest are far above any use
-    "width": (1, 4096),
-    "time_window": (1, 1024),
-    "bits": (2, 8),
-    "bn_bits": (2, 16),
-    "alpha": (0, 1e6),
-    "beta": (0, 1e6),
-    "tau": (1e-3, 1e3),
-    "batch_size": (1, 2**20),
-    "accumulate": (1, 2**20),
-    "epochs": (1, 10**6),
-    "lr": (0, 1e3),
-    "weight_decay": (0, 1e3),
-    "clip_grad": (0, 1e6),
-    "seed": (0, 2**63 - 1),
-    "workers": (0, 256),
-    "save_every": (1, 10**9),
-}
 MOST_TUPLES = 20_000  # in a checkpoint: four a tensor, and few besides
-IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All settings of a run, in plain types: written to settings.json and into checkpoints.
-
-    `bits` and what belongs to the loss are None where the paper setting has no such thing.
-    """
-
-    data: str
-    paper_setting: str
-    model_depth: int
-    width: int
-    time_window: int
-    bits: int | None
-    bn_bits: int | None
-    loss: str | None
-    alpha: float | None
-    beta: float | None
-    tau: float | None
-    beta_schedule: str | None
-    init_from_teacher: bool
-    teacher_path: str | None
-    batch_size: int
-    epochs: int
-    lr: float
-    weight_decay: float
-    clip_grad: float
-    seed: int
-    data_path: str
-    save_path: str
-    eval_only: str | None
-    integer: bool
-    workers: int
-    device: str
-    amp: bool
-    deterministic: bool
-    # A setting that is added has a default, so that checkpoints of before can still be read.
-    accumulate: int = 1
-    compile: bool = False
-    augment: str = "basic"
-    image_size: str | None = None  # "HxW"; None: the data set's own
-    classes: tuple | None = None  # names, of a folder; None: the data set's own
-    resume: bool = False
-    save_every: int | None = None
-    check_numerics: bool = False
-    overwrite: bool = False
-    # What one code of event frames stands for, found from the training data; None: they are codes.
-    input_step: float | None = None
-    cache_path: str | None = None  # None: the data path
+MOST_CONFIG = 2**20  # bytes of a settings.json
+RECORDED = {  # what a settings.json holds beside options: what was found, and where it ran
+    *("world_size", "git_commit", "versions"),
+    *("classes", "input_step", "num_classes"),  # the last one in those of older versions
+}
 
 
 class Checkpoint(NamedTuple):
@@ -144,123 +60,16 @@ class Checkpoint(NamedTuple):
     rest: dict[str, Any]  # all of the file, not checked: --resume does that
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are UserErrors, without the usage."""
-
-    def error(self, message: str) -> None:
-        raise UserError(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="main.py",
-        description="Train a full-precision teacher (original), a quantized student (student) or "
-        "MD-SNN, a quantized student distilled from the teacher's membrane potentials (qamd).",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add("--data", choices=DATA_SETS, help="data set")
-    add("--paper_setting", choices=PAPER_SETTINGS, help="what to train")
-    add("--model_depth", type=int, choices=BLOCKS, help="18 or 34 (default 18)")
-    add("--width", type=int, help="channels of the first stage (default 64)")
-    add("--time_window", type=int, help="timesteps T (default 4; ncaltech101, digits-dvs 10)")
-    add("--image_size", help="HxW or one side, for folder (64), ncaltech101 (48), digits-dvs (24)")
-    add(
-        "--augment",
-        choices=AUGMENTATIONS,
-        default="basic",
-        help="basic: crop and flip, events roll, rotate or shear; auto: AutoAugment and cutout too",
-    )
-    add("--bits", type=int, help="width of weights and membrane potentials, 2 to 8")
-    add("--bn_bits", type=int, help="width of batch norm's scale and shift, 2 to 16 (default 8)")
-    add("--loss", choices=MEMBRANE_LOSSES, help="only with qamd: CLK (default), CLM or CL")
-    add("--alpha", type=float, help=f"weight of the logit loss (default {ALPHA})")
-    add("--beta", type=float, help=f"weight of the membrane loss (default {BETA})")
-    add("--tau", type=float, help=f"temperature of the logit loss (default {TAU})")
-    add(
-        "--beta_schedule",
-        choices=BETA_SCHEDULES,
-        help=f"how beta falls over the epochs (default {BETA_SCHEDULE})",
-    )
-    add("--teacher_path", help="checkpoint of an original run, for qamd")
-    add(
-        "--init_from_teacher",
-        action="store_true",
-        help="start the student from the teacher's weights instead of from scratch",
-    )
-    add(
-        "--batch_size",
-        type=int,
-        help="global batch, split over the processes (256; events 32, digits 64)",
-    )
-    add(
-        "--accumulate",
-        type=int,
-        default=1,
-        help="equal parts in which a process takes its share of a batch, for less memory (1)",
-    )
-    add("--epochs", type=int, default=100, help="default 100")
-    add("--lr", type=float, default=0.1, help="at the start; cosine to 0 (default 0.1)")
-    add("--weight_decay", type=float, default=1e-4, help="none on batch norm and steps")
-    add(
-        "--clip_grad",
-        type=float,
-        help=f"largest gradient norm (default {CLIP_GRAD}, with qamd {CLIP_GRAD_QAMD}; 0: any)",
-    )
-    add("--seed", type=int, default=0, help="default 0")
-    add("--data_path", default="./data", help="where the data sets lie (default ./data)")
-    add("--cache_path", help="where caches and converted events go (default: the data path)")
-    add("--save_path", help="where checkpoints and logs go (default ./checkpoints/RUN)")
-    add(
-        "--resume",
-        action="store_true",
-        help="go on from SETTING-last.pth in the save path if there is one, else start",
-    )
-    add(
-        "--overwrite",
-        action="store_true",
-        help="start anew; a run of an epoch or more that is there is moved to SAVE_PATH.1 (.2, …)",
-    )
-    add("--save_every", type=int, metavar="N", help="save every N steps too, not only every epoch")
-    add("--eval_only", metavar="CKPT", help="print the test accuracy of a checkpoint and stop")
-    add("--integer", action="store_true", help="with --eval_only: also with integers alone")
-    workers = min(4, os.cpu_count() or 1)
-    add(
-        "--workers",
-        type=int,
-        default=workers,
-        help="loaders of each process (4; fewer cores: less)",
-    )
-    add(
-        "--device",
-        choices=("auto", "cpu", "cuda", SHARED_GPU),
-        default="auto",
-        help=f"auto: a GPU where there is one; {SHARED_GPU}: more processes than GPUs, to try it",
-    )
-    add(
-        "--amp",
-        nargs="?",
-        choices=("bf16",),
-        const="bf16",
-        help="bf16 autocast; membranes and losses stay in float32",
-    )
-    add("--compile", action="store_true", help="fused kernels; compiling takes up to a minute")
-    add("--deterministic", action="store_true", help="same seed, same numbers")
-    add(
-        "--check_numerics",
-        action="store_true",
-        help="slow: stop at the first layer with NaN or infinite numbers, with its name",
-    )
-    # torch.distributed.launch passes one of these; the environment says the same.
-    add("--local-rank", "--local_rank", type=int, help=argparse.SUPPRESS)
-    return parser
-
-
 def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Settings:
     """Checked settings of a command line. Raises UserError for whatever is wrong with it."""
-    args = _parser().parse_args(argv)
-    args.amp = args.amp is not None  # bf16 is the only narrow type there is
-    settings = _training_settings(args) if args.eval_only is None else _evaluation_settings(args)
+    given = vars(build_parser().parse_args(argv))
+    given.pop("local_rank", None)
+    if "amp" in given:
+        given["amp"] = bool(given["amp"])  # bf16 is the only narrow type there is
+    if given.get("eval_only") is None:
+        settings = _training_settings(given)
+    else:
+        settings = _evaluation_settings(given)
     check_settings(settings)
     if settings.eval_only is None and settings.batch_size % world_size:
         raise UserError(
@@ -288,128 +97,152 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
     return settings
 
 
-def _training_settings(args: argparse.Namespace) -> Settings:
-    if args.integer:
+def _training_settings(given: dict[str, Any]) -> Settings:
+    config = given.pop("config", None)
+    taken = {} if config is None else _of_config(config, given)
+    if "integer" in given:
         raise UserError("--integer goes with --eval_only CKPT")
     for required in ("data", "paper_setting"):
-        if getattr(args, required) is None:
+        if required not in taken | given:
             raise UserError(f"--{required} is required")
-    quantized, distilled = args.paper_setting != "original", args.paper_setting == "qamd"
-
-    def only_where(allowed: bool, name: str, setting: str) -> None:
-        if not allowed and getattr(args, name) not in (None, False):
-            raise UserError(f"--{name} has no meaning with --paper_setting {setting}: leave it out")
-
-    for name in ("bits", "bn_bits", "init_from_teacher"):
-        only_where(quantized, name, args.paper_setting)
-    for name in OF_DISTILLATION:
-        only_where(distilled, name, args.paper_setting)
-    for name in ("beta", "beta_schedule"):
-        if args.loss == "CL" and getattr(args, name) is not None:
-            raise UserError(f"--{name} has no meaning with --loss CL: leave it out")
-    only_where(distilled or args.init_from_teacher, "teacher_path", args.paper_setting)
-    if quantized and args.bits is None:
-        raise UserError(f"--paper_setting {args.paper_setting} needs --bits, 2 to 8")
-    if (distilled or args.init_from_teacher) and args.teacher_path is None:
+    values = complete(taken | given, may_drop=taken.keys() - given.keys())
+    for name, value in given.items():
+        where = OPTIONS[name].where
+        if where is not None and value is not False and (refusal := where(values)):
+            raise UserError(f"--{name} {refusal}")
+    setting, data = values["paper_setting"], values["data"]
+    if setting != "original" and values["bits"] is None:
+        raise UserError(f"--paper_setting {setting} needs --bits, 2 to 8")
+    if (setting == "qamd" or values["init_from_teacher"]) and values["teacher_path"] is None:
         raise UserError("--teacher_path is required: the original-best.pth of an original run")
-
-    def default(name: str, value: Any) -> Any:
-        return value if getattr(args, name) is None else getattr(args, name)
-
-    loss = default("loss", "CLK") if distilled else None
-    data_set = DATA_SETS[args.data]
-    if args.augment == "auto" and data_set.in_channels != 3:
-        raise UserError(f"--augment auto is made for colour images: {args.data} has none")
-    is_folder = args.data == "folder"
-    if args.resume and args.overwrite:
+    if values["augment"] == "auto" and DATA_SETS[data].in_channels != 3:
+        raise UserError(f"--augment auto is made for colour images: {data} has none")
+    if values["resume"] and values["overwrite"]:
         raise UserError("--resume goes on, --overwrite starts anew: leave one of the two out")
-    return Settings(
-        data=args.data,
-        paper_setting=args.paper_setting,
-        model_depth=default("model_depth", 18),
-        width=default("width", 64),
-        time_window=default("time_window", data_set.time_window),
-        bits=args.bits,
-        bn_bits=default("bn_bits", BN_BITS) if quantized else None,
-        loss=loss,
-        alpha=default("alpha", ALPHA) if distilled else None,
-        beta=default("beta", BETA[loss]) if distilled else None,
-        tau=default("tau", TAU) if distilled else None,
-        beta_schedule=default("beta_schedule", BETA_SCHEDULE) if distilled else None,
-        init_from_teacher=args.init_from_teacher,
-        teacher_path=args.teacher_path,
-        batch_size=default("batch_size", data_set.batch_size),
-        accumulate=args.accumulate,
-        epochs=args.epochs,
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        clip_grad=default("clip_grad", CLIP_GRAD_QAMD if distilled else CLIP_GRAD),
-        seed=args.seed,
-        data_path=args.data_path,
-        save_path=args.save_path or "",  # the default needs the teacher
-        eval_only=None,
-        integer=False,
-        workers=args.workers,
-        device=args.device,
-        amp=args.amp,
-        compile=args.compile,
-        deterministic=args.deterministic,
-        augment=args.augment,
-        image_size=_other_image_size(args.image_size, args.data),
-        classes=tuple(classes_of_folder(args.data_path)) if is_folder else None,
-        resume=args.resume,
-        save_every=args.save_every,
-        check_numerics=args.check_numerics,
-        overwrite=args.overwrite,
-        cache_path=args.cache_path,
-    )
+    _say_what_config_keeps(taken, given, values)
+    if "image_size" in taken.keys() - given.keys() and not DATA_SETS[data].any_size:
+        values["image_size"] = None
+    values["image_size"] = _other_image_size(values["image_size"], data)
+    values["save_path"] = values["save_path"] or ""  # the default needs the teacher
+    is_folder = data == "folder"
+    classes = tuple(classes_of_folder(values["data_path"])) if is_folder else None
+    return Settings(**values, classes=classes)
 
 
-def _evaluation_settings(args: argparse.Namespace) -> Settings:
+def _evaluation_settings(given: dict[str, Any]) -> Settings:
     """The settings that the checkpoint was trained with, and this command's of how to run."""
-    trained = load_checkpoint(args.eval_only).settings
-    size = data_set_of(trained).image_size
-    if args.image_size is not None and parse_image_size(args.image_size) != size:
-        raise UserError(
-            f"--image_size {args.image_size} does not fit {args.eval_only}: it was trained with "
-            "{}x{}".format(*size)
-        )
-    of_network = ("data", "paper_setting", "model_depth", "width", "time_window", "bits", "bn_bits")
-    for name in of_network:
-        if getattr(args, name) not in (None, getattr(trained, name)):
-            raise UserError(
-                f"--{name} {getattr(args, name)} does not fit {args.eval_only}: "
-                f"it was trained with {getattr(trained, name)}"
-            )
-    here = (
-        "eval_only",
-        "integer",
-        "data_path",
-        "cache_path",
-        "workers",
-        "device",
-        "amp",
-        "compile",
-        "deterministic",
-    )
-    known = (*of_network, *here, "image_size", "batch_size", "local_rank")
-    parser = _parser()
-    for name, value in vars(args).items():
-        meaningless = value not in (parser.get_default(name), getattr(trained, name, None))
-        if name not in known and meaningless:
+    path = given["eval_only"]
+    if "config" in given:
+        raise UserError("--config has no meaning with --eval_only: the checkpoint has its settings")
+    trained = load_checkpoint(path).settings
+    for name, value in given.items():
+        about, theirs = OPTIONS[name], getattr(trained, name)
+        if name == "image_size":
+            size = data_set_of(trained).image_size
+            if parse_image_size(value) != size:
+                raise UserError(
+                    f"--image_size {value} does not fit {path}: it was trained with "
+                    "{}x{}".format(*size)
+                )
+        elif about.evaluation == "fit" and value != theirs:
+            raise UserError(f"--{name} {value} does not fit {path}: it was trained with {theirs}")
+        elif about.evaluation is None and value not in (about.constant_default, theirs):
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
-    if args.integer and trained.bits is None:
-        raise UserError(f"--integer: {args.eval_only} is a full-precision network")
-    check_classes(trained, args.data_path, args.eval_only)
-    if args.cache_path is None and args.data_path == trained.data_path:
-        args.cache_path = trained.cache_path
-    batch_size = trained.batch_size if args.batch_size is None else args.batch_size
-    return replace(
-        trained,
-        batch_size=batch_size,
-        teacher_path=None,
-        **{name: getattr(args, name) for name in here},
-    )
+    if given.get("integer") and trained.bits is None:
+        raise UserError(f"--integer: {path} is a full-precision network")
+    own = {
+        name: given.get(name, about.constant_default)
+        for name, about in OPTIONS.items()
+        if about.evaluation == "own"
+    }
+    own["batch_size"] = given.get("batch_size", trained.batch_size)
+    check_classes(trained, own["data_path"], path)
+    if own["cache_path"] is None and own["data_path"] == trained.data_path:
+        own["cache_path"] = trained.cache_path
+    return replace(trained, teacher_path=None, **own)
+
+
+def _of_config(path: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that --config takes over: those of the file that had a meaning in its run."""
+    found = read_config(path)
+    run = {name: given[name] for name in ("data", "paper_setting") if name in given} | found
+    if not {"data", "paper_setting"} <= run.keys():
+        return found  # the caller says what is missing
+    values = complete(run)
+    return {
+        name: value
+        for name, value in found.items()
+        if OPTIONS[name].where is None or OPTIONS[name].where(values) is None
+    }
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The options in a settings.json that --config takes over. What a run of an older version has
+    not written is left out. Raises UserError where the file is missing or not such a one."""
+    expected = f"--config {path}: it should be the settings.json of a run"
+    try:
+        if Path(path).is_dir():
+            inside = Path(path) / "settings.json"
+            raise UserError(f"{expected}, not a folder{f': {inside}' * inside.is_file()}")
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe may never end
+            raise UserError(f"{expected}, it is no file")
+        with Path(path).open("rb") as file:
+            text = file.read(MOST_CONFIG + 1)
+    except FileNotFoundError:
+        raise UserError(f"--config {path} does not exist{similar_path(path)}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character
+        raise UserError(f"cannot read --config {path} ({error})") from None
+    try:
+        if len(text) > MOST_CONFIG:
+            raise ValueError
+        content = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise UserError(f"{expected}, and is no JSON, or damaged") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{expected}, and holds no names with values")
+    found = {}
+    for name, value in content.items():
+        if name not in OPTIONS and name not in RECORDED:
+            meant = did_you_mean(name, OPTIONS)
+            raise UserError(f"--config {path}: there is no option {reprlib.repr(name)}{meant}")
+        if name not in OPTIONS or not OPTIONS[name].config or value is None:
+            continue
+        try:
+            found[name] = _checked(name, value)
+        except UserError as error:
+            raise UserError(f"--config {path}: {error}") from None
+    return found
+
+
+def _checked(name: str, value: Any) -> Any:
+    """The value of an option in a JSON file. Raises UserError where it cannot be one."""
+    kind, choices = TYPES[name][0], OPTIONS[name].choices
+    if kind is float and type(value) is int and abs(value) < 2**53:
+        value = float(value)
+    if type(value) is not kind:  # True is an int too
+        raise UserError(f"--{name} cannot be {reprlib.repr(value)}: {kind.__name__} is expected")
+    if choices and not is_flag(name) and value not in choices:
+        raise UserError(f"--{name}: {wrong_choice(value, choices)}")
+    check_value(name, value)
+    return value
+
+
+def _say_what_config_keeps(
+    taken: dict[str, Any], given: dict[str, Any], values: dict[str, Any]
+) -> None:
+    """Tell of values that --config keeps though they were defaults and would be others here."""
+    if not taken or os.environ.get("RANK", "0") != "0":
+        return
+    before = complete({"data": values["data"], "paper_setting": values["paper_setting"]} | taken)
+    kept = []
+    for name in taken.keys() - given.keys():
+        about, value = OPTIONS[name], values[name]
+        default = about.default_with(values)
+        if callable(about.default) and default != value == about.default_with(before):
+            kept.append(f"--{name} {value} (the default is {default} here)")
+    if kept:
+        text = f"main.py: warning: --config keeps {', '.join(sorted(kept))}"
+        print(text, file=sys.stderr, flush=True)
 
 
 def _other_image_size(text: str | None, data: str) -> str | None:
@@ -443,38 +276,18 @@ def run_name(settings: Settings) -> str:
         settings.image_size,
         settings.amp and "amp",
     ]
-    defaults = {
-        "bn_bits": BN_BITS,
-        "alpha": ALPHA,
-        "beta": BETA.get(settings.loss),
-        "tau": TAU,
-        "beta_schedule": BETA_SCHEDULE,
-        "clip_grad": CLIP_GRAD_QAMD if settings.paper_setting == "qamd" else CLIP_GRAD,
-        "batch_size": DATA_SETS[settings.data].batch_size,
-    }
-    parser = _parser()
-    for name in ("accumulate", "augment", "epochs", "lr", "weight_decay"):
-        defaults[name] = parser.get_default(name)
-    for name, default in defaults.items():
-        if getattr(settings, name) not in (None, default):
-            parts.append(f"{name.replace('_', '-')}{getattr(settings, name)}")
+    # In this order since the first version, so that --resume finds the runs of older ones; what
+    # was added later comes after.
+    order = ["bn_bits", "alpha", "beta", "tau", "beta_schedule", "clip_grad", "batch_size"]
+    order += ["accumulate", "augment", "epochs", "lr", "weight_decay"]
+    named = {"data", "paper_setting", "loss", "bits", "init_from_teacher", "model_depth", "width"}
+    named |= {"time_window", "image_size", "amp", "seed", *order}
+    order += [name for name in OPTIONS if name not in named | MAY_CHANGE]
+    values = asdict(settings)
+    for name in order:
+        if values[name] not in (None, OPTIONS[name].default_with(values)):
+            parts.append(f"{name.replace('_', '-')}{values[name]}")
     return "-".join([*(part for part in parts if part), f"seed{settings.seed}"])
-
-
-def check_settings(settings: Settings) -> None:
-    """Raises UserError where a value is outside what the program can do."""
-    for name, (low, high) in LIMITS.items():
-        value = getattr(settings, name)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"--{name} must be between {low} and {high}, got {value}")
-    if settings.image_size is not None:
-        parse_image_size(settings.image_size)
-    for name in ("data_path", "save_path", "cache_path"):
-        path = getattr(settings, name) or ""
-        if any(ord(character) < 32 for character in path):
-            raise UserError(f"--{name} holds a control character")
-        if any("\ud800" <= character <= "\udfff" for character in path):
-            raise UserError(f"--{name} {path!r} is not in UTF-8")
 
 
 def refuse_single_values(
@@ -505,18 +318,6 @@ def refuse_single_values(
     )
 
 
-def parse_image_size(text: str) -> tuple[int, int]:
-    """(height, width) of "HxW", or of one number for both."""
-    low, high = IMAGE_SIDES
-    sides = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text, re.ASCII)
-    size = sides and (int(sides[1]), int(sides[2] or sides[1]))
-    if not size or not all(low <= side <= high for side in size):
-        raise UserError(
-            f"--image_size must be HxW or one number, {low} to {high} pixels each, got {text!r}"
-        )
-    return size
-
-
 def classes_of_folder(data_path: str | Path) -> list[str]:
     """The classes of --data folder: the names of the folders in train/, in code-point order."""
     root = Path(data_path)
@@ -538,16 +339,6 @@ def classes_of_folder(data_path: str | Path) -> list[str]:
     if len(names["train"]) < 2:
         raise UserError(f"{expected} with two classes or more, found {len(names['train'])}")
     return names["train"]
-
-
-def data_set_of(settings: Settings) -> DataSet:
-    """What the settings say of their data set, over what DATA_SETS does."""
-    data_set = DATA_SETS[settings.data]
-    if settings.image_size is not None:
-        data_set = replace(data_set, image_size=parse_image_size(settings.image_size))
-    if settings.classes is not None:
-        data_set = replace(data_set, num_classes=len(settings.classes))
-    return data_set
 
 
 def _check_teacher(settings: Settings) -> None:
@@ -618,7 +409,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         with warnings.catch_warnings(action="ignore"):
             content = _plain(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist") from None
+        raise UserError(f"checkpoint {path} does not exist{similar_path(path)}") from None
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path} ({error.strerror})") from None
     except Exception:  # what torch.load raises depends on where the bytes stop making sense
@@ -667,29 +458,15 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
     if set(saved) != set(known):
         raise UserError(f"{not_ours}: its settings are not this version's")
     for field in fields(Settings):
-        # type(), because True is an int too; get_args of a plain type is empty
-        if type(saved[field.name]) not in (get_args(field.type) or (field.type,)):
+        # type(), because True is an int too
+        if type(saved[field.name]) not in TYPES[field.name]:
             raise UserError(f"{not_ours}: its {field.name} is {reprlib.repr(saved[field.name])}")
     settings = Settings(**saved)
     try:
         check_settings(settings)
     except UserError as error:
         raise UserError(f"{not_ours}: {error}") from None
-    quantized, distilled = settings.paper_setting != "original", settings.paper_setting == "qamd"
-    if (
-        settings.data not in DATA_SETS
-        or settings.paper_setting not in PAPER_SETTINGS
-        or settings.model_depth not in BLOCKS
-        or settings.augment not in AUGMENTATIONS
-        or (settings.classes is None) != (settings.data != "folder")
-        or not all(type(name) is str for name in settings.classes or ())
-        or len(settings.classes or "ab") < 2
-        or (settings.image_size is not None and not DATA_SETS[settings.data].any_size)
-        or not (settings.input_step is None or 0 < settings.input_step < math.inf)
-        or (settings.input_step is not None and not DATA_SETS[settings.data].events)
-        or {settings.bits is None, settings.bn_bits is None} != {not quantized}
-        or {getattr(settings, name) is None for name in OF_DISTILLATION} != {not distilled}
-    ):
+    if not describes_a_network(settings):
         raise UserError(f"{not_ours}: no such network")
     return settings
 

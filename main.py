@@ -7,27 +7,22 @@
 On several devices: torchrun --nproc_per_node=2 main.py … (or python -m torch.distributed.launch).
 """
 
-import csv
 import ctypes
 import errno
 import gc
-import json
 import math
 import multiprocessing
 import os
-import platform
 import random
 import signal
-import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, NoReturn
+from itertools import islice
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -36,9 +31,8 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from checkpoints import Run, Stopped, disk_errors, how_to_go_on, not_finite, of_first_process
+from checkpoints import Run, Stopped, how_to_go_on, not_finite, of_first_process
 from data_loader import (
     PATIENCE,
     ImageSet,
@@ -52,7 +46,6 @@ from data_loader import (
 from distiller import Distiller, softmax_kl_forward
 from load_settings import (
     DATA_SETS,
-    SHARED_GPU,
     Checkpoint,
     Settings,
     UserError,
@@ -66,13 +59,15 @@ from load_settings import (
     parse_settings,
     refuse_single_values,
 )
+from log import Log, ProgressBar, ending, expectation, figure, header, macs_of_image, percent, speed
 from models import MSResNet
 from models.batch_norm import BatchNorm
 from models.compiling import compile_regions
 from models.neuron import LIF, THRESHOLD, count_spikes
 from models.numerics import first_bad_gradient, watch_numbers
 from quantization import IntegerNetwork, at_least_float32
-from run_folder import EVENTS, check_save_path
+from run_folder import check_save_path
+from settings import SHARED_GPU
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -92,25 +87,13 @@ def of_launcher(name: str, default: int, smallest: int = 0) -> int:
 RANK, WORLD_SIZE = of_launcher("RANK", 0), of_launcher("WORLD_SIZE", 1, smallest=1)
 LOCAL_RANK, LOCAL_WORLD_SIZE = of_launcher("LOCAL_RANK", 0), of_launcher("LOCAL_WORLD_SIZE", 1)
 FIRST_PROCESS = RANK == 0
-COLUMNS = (
-    "epoch",
-    "lr",
-    "loss",
-    "ce",
-    "logit",
-    "membrane",
-    "train_accuracy",
-    "test_accuracy",
-    "best_accuracy",
-    "spike_rate",
-    "images_per_second",
-)
 # What may differ between the nodes of a run.
 PER_PROCESS = {"data_path", "cache_path", "save_path", "teacher_path", "workers"}
 # What writing to stdout may meet: a full disk, a reader that has gone.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 RUN_STARTED = "run started"  # in the launcher's store: an attempt has taken the save path
 READ_EVERY = 10  # steps: reading a number waits for the GPU
+DRY_STEPS, DRY_EVALUATION = 3, 2  # batches of a dry run, of which the first is not timed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -406,6 +389,9 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     settings = with_input_step(settings, train_set.step, taught_by)
     train_batches = training_batches(train_set, *shard, settings.seed, device)
     test_batches = evaluation_batches(test_set, *shard, device)
+    if FIRST_PROCESS:  # before --compile: it would compile for the one image of this, too
+        of_data = data_set_of(settings)
+        macs = macs_of_image(settings.model_depth, settings.width, settings.time_window, of_data)
     if settings.compile:
         compile_for(settings, device, test_set, len(train_set))
 
@@ -422,38 +408,90 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
         # Batch norm statistics are already the same on all processes: nothing to broadcast.
         student = DistributedDataParallel(network, broadcast_buffers=False)
     loss_function = build_loss(settings, student, teacher)
-    del teacher, taught_by  # the loss has a faster copy
+    del teacher  # the loss has a faster copy
 
     steps = len(train_batches)
     with Run(settings, network, optimizer, len(train_set), steps) as run:
-        if run.steps_done == 0:
+        if run.steps_done == 0 or settings.dry_run:
             run.save()  # finds out now whether a checkpoint can be written
         if store is not None and FIRST_PROCESS:
             store.set(RUN_STARTED, "")
+        if FIRST_PROCESS:
+            print(header(run, test_set, taught_by, macs, device, WORLD_SIZE), flush=True)
         scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done)
-        log = Log(settings, run.rows) if FIRST_PROCESS else None
+
+        def train_on(batches: Iterable) -> dict[str, float]:
+            return train_epoch(
+                student, loss_function, batches, optimizer, scheduler, settings, device, run
+            )
+
+        if settings.dry_run:
+            rehearse(
+                (train_on, train_batches),
+                (lambda batches: evaluate(network, batches, device, settings.amp), test_batches),
+                run,
+                device,
+            )
+            return
+        log = Log(settings, run.rows, WORLD_SIZE) if FIRST_PROCESS else None
         for epoch in range(run.epoch, settings.epochs + 1):
             set_epoch(train_batches, epoch, run.step)
             if isinstance(loss_function, Distiller):
                 loss_function.set_epoch(epoch, settings.epochs)
             network.train()
             row = {"epoch": epoch, "lr": settings.lr * scheduler.lr_lambdas[0](steps * (epoch - 1))}
-            row |= train_epoch(
-                student, loss_function, train_batches, optimizer, scheduler, settings, device, run
-            )
-            correct, total, row["spike_rate"], silent = evaluate(
-                network, test_batches, device, settings.amp
-            )
-            row["test_accuracy"] = correct / total
+            row |= train_on(train_batches)
+            tested = evaluate(network, test_batches, device, settings.amp)
+            row |= {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
+            row["spike_rate"] = tested.spike_rate
             row["best_accuracy"] = max(run.best_accuracy, row["test_accuracy"])
             run.epoch_is_done(row)
             if log is not None:
-                log.write(row, silent)
-    if log is not None:
-        print(
-            f"best accuracy {run.best_accuracy:.2%}, last {run.rows[-1]['test_accuracy']:.2%}; "
-            f"checkpoints in {settings.save_path}"
-        )
+                log.write(run.rows, tested.silent)
+        if log is not None:
+            print(ending(run), flush=True)
+
+
+class FirstBatches:
+    """The first batches of a loader, and how long the work on one takes."""
+
+    def __init__(self, batches: DataLoader, count: int, device: torch.device):
+        self.batches, self.count, self.device = batches, min(count, len(batches)), device
+        self.times: list[float] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.times = [time.perf_counter()]
+        for batch in islice(self.batches, self.count):
+            yield batch
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.times.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """Mean over the batches but the first, in which all warms up."""
+        start = min(1, max(0, len(self.times) - 2))
+        return (self.times[-1] - self.times[start]) / max(1, len(self.times) - 1 - start)
+
+
+def rehearse(
+    training: tuple[Callable, DataLoader],
+    evaluation: tuple[Callable, DataLoader],
+    run: Run,
+    device: torch.device,
+) -> None:
+    """Train and evaluate on a few batches, and print what that says of the whole run."""
+    left = run.settings.epochs * run.steps_per_epoch - run.steps_done
+    seconds = []
+    for (use, batches), count in ((training, DRY_STEPS), (evaluation, DRY_EVALUATION)):
+        few = FirstBatches(batches, count, device)
+        use(few)
+        seconds.append(few.seconds())
+    if FIRST_PROCESS:
+        step, batch = seconds
+        print(expectation(run, left, step, len(evaluation[1]) * batch, device), flush=True)
 
 
 def slow_down_running_statistics(network: nn.Module, parts: int) -> None:
@@ -499,7 +537,8 @@ def train_epoch(
         raise UserError(not_finite(what, run, run.step + 1))
 
     watching = watch_numbers(run.network, found) if settings.check_numerics else nullcontext()
-    with watching, progress_bar(batches, "train", len(batches), run.step) as bar:
+    epoch = f"{run.epoch}/{settings.epochs}"
+    with watching, progress_bar(batches, epoch, len(batches), run.step) as bar:
         for images, labels in bar:
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
             optimizer.zero_grad()
@@ -517,21 +556,19 @@ def train_epoch(
             images_seen += len(labels) * WORLD_SIZE
             if run.step % READ_EVERY == 0 or settings.check_numerics:
                 sums.check()
-                bar.set_postfix(
-                    loss=f"{means['loss'].item():.3f}",
-                    accuracy=f"{means['train_accuracy'].item():.1%}",
-                    img_per_s=f"{images_seen / (time.perf_counter() - start):.0f}",
+                bar.show(
+                    f"loss {figure(means['loss'].item())}",
+                    f"train {percent(means['train_accuracy'].item())}",
+                    speed(images_seen / (time.perf_counter() - start)),
                 )
             run.step_is_done(sums.read)
     row = sums.means()
-    speed = images_seen / (time.perf_counter() - start)
-    return row | {"images_per_second": None if settings.deterministic else round(speed, 1)}
+    per_second = images_seen / (time.perf_counter() - start)
+    return row | {"images_per_second": round(per_second, 1)}
 
 
-def progress_bar(batches: DataLoader, name: str, total: int, done: int = 0) -> tqdm:
-    """For a person who watches: nothing where the output is no terminal."""
-    disable = None if FIRST_PROCESS else True
-    return tqdm(batches, name, total, leave=False, initial=done, disable=disable)
+def progress_bar(batches: Iterable, name: str, total: int, done: int = 0) -> ProgressBar:
+    return ProgressBar(batches, name, total, done, FIRST_PROCESS)
 
 
 class EpochSums:
@@ -610,29 +647,42 @@ def add_gradients(
     return means
 
 
+class Evaluation(NamedTuple):
+    """What `evaluate` has found, over the images of all processes."""
+
+    correct: int  # images
+    total: int
+    spike_rate: float  # spikes per neuron and timestep
+    silent: list[str]  # layers that never fired
+    loss: float  # mean cross-entropy
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module, batches: DataLoader, device: torch.device, amp: bool
-) -> tuple[int, int, float, list[str]]:
-    """(correct images, all images, spikes per neuron and timestep) over all processes, and the
-    names of layers that never fired."""
+) -> Evaluation:
     network.eval()
-    counts = torch.zeros(2, dtype=torch.int64, device=device)
+    counts = torch.zeros(3, dtype=torch.float64, device=device)  # whole up to 2^53
     with count_spikes(network) as spikes:
         for images, labels in progress_bar(batches, "test", len(batches)):
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 logits = network(images)
-            counts += torch.stack(
-                [(logits.argmax(1) == labels).sum(), counts.new_tensor(len(labels))]
-            )
+            correct = (logits.argmax(1) == labels).sum()
+            losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none").double()
+            counts += torch.stack([correct, counts.new_tensor(len(labels)), losses.sum()])
     layers = [name for name, layer in network.named_modules() if isinstance(layer, LIF)]
     zero = torch.zeros(2, network.time_window, dtype=torch.float64, device=device)
     by_layer = torch.stack([spikes.get(name, zero) for name in layers])
     fired, neurons = add_over_processes(by_layer).sum(dim=2).unbind(dim=1)
     silent = [name for name, count in zip(layers, fired.tolist(), strict=True) if count == 0]
-    correct, total = add_over_processes(counts).tolist()
-    return correct, total, (fired.sum() / neurons.sum()).item(), silent
+    correct, total, loss = add_over_processes(counts).tolist()
+    rate = (fired.sum() / neurons.sum()).item()
+    return Evaluation(int(correct), int(total), rate, silent, loss / total)
 
 
 def add_over_processes(x: Tensor, how: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
@@ -649,11 +699,11 @@ def print_accuracy(settings: Settings, device: torch.device) -> None:
         compile_for(settings, device, test_set)
     batch_size = max(1, settings.batch_size // WORLD_SIZE)
     batches = evaluation_batches(test_set, batch_size, RANK, WORLD_SIZE, settings.workers, device)
-    correct, total, spike_rate, _ = evaluate(network, batches, device, settings.amp)
+    tested = evaluate(network, batches, device, settings.amp)
     if FIRST_PROCESS:
         print(
-            f"accuracy {correct / total:.2%} ({correct} of {total} test images), "
-            f"spike rate {spike_rate:.2%}"
+            f"accuracy {tested.accuracy:.2%} ({tested.correct} of {tested.total} test images), "
+            f"spike rate {tested.spike_rate:.2%}"
         )
     if settings.integer:
         print_integer_accuracy(network, batches, device)
@@ -684,87 +734,6 @@ def print_integer_accuracy(network: nn.Module, batches: DataLoader, device: torc
             f"integers alone: accuracy {correct / total:.2%} ({correct} of {total} test images), "
             f"{differing} of {neurons} spikes differ"
         )
-
-
-class Log:
-    """What a run leaves beside its checkpoints: settings.json, metrics.csv, TensorBoard events.
-
-    A resumed run writes them anew, from the rows of its checkpoint: nothing is there twice, and
-    nothing of an epoch that was lost.
-    """
-
-    def __init__(self, settings: Settings, rows: list[dict[str, Any]]):
-        # Imported here: only the first process of a training needs it. A SummaryWriter would write
-        # in a thread, which dies with a traceback when the disk is full.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self.event, self.summary, self.record_writer = Event, Summary, RecordWriter
-        self.settings, self.folder = settings, Path(settings.save_path)
-        self.metrics = self.folder / "metrics.csv"
-        self.events = self.folder / EVENTS
-        with disk_errors(self.folder, self.settings):
-            about = json.dumps(about_run(settings), indent=2) + "\n"
-            (self.folder / "settings.json").write_text(about)
-            with self.metrics.open("w", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writeheader()
-            with self.events.open("wb") as file:
-                version = Event(wall_time=time.time(), file_version="brain.Event:2")
-                RecordWriter(file).write(version.SerializeToString())
-            for row in rows:
-                self.append(row, row["time"])
-
-    def append(self, row: dict[str, Any], wall_time: float) -> None:
-        with self.metrics.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerow(row)
-        values = [
-            self.summary.Value(tag=name, simple_value=row[name])
-            for name in COLUMNS[1:]
-            if row.get(name) is not None
-        ]
-        event = self.event(
-            wall_time=wall_time, step=row["epoch"], summary=self.summary(value=values)
-        )
-        with self.events.open("ab") as file:
-            self.record_writer(file).write(event.SerializeToString())
-
-    def write(self, row: dict[str, Any], silent: list[str]) -> None:
-        """Log an epoch and print it; `silent` are the layers that never fired in its evaluation."""
-        with disk_errors(self.folder, self.settings):
-            self.append(row, time.time())
-        print(
-            f"epoch {row['epoch']}: loss {row['loss']:.4f}, train {row['train_accuracy']:.2%}, "
-            f"test {row['test_accuracy']:.2%}, spike rate {row['spike_rate']:.2%}",
-            flush=True,
-        )
-        if silent:
-            print(
-                f"main.py: warning: no neuron of {', '.join(silent)} fired for any test image",
-                file=sys.stderr,
-            )
-
-
-def about_run(settings: Settings) -> dict[str, Any]:
-    """The contents of settings.json: what is needed to run it again."""
-    versions = {"python": platform.python_version()}
-    for package in ("torch", "torchvision", "numpy", "scikit-learn", "spikingjelly"):
-        with suppress(PackageNotFoundError):  # not every data set needs every one
-            versions[package] = version(package)
-    try:
-        commit = subprocess.run(
-            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None  # not a git checkout, or no git
-    return asdict(settings) | {
-        "world_size": WORLD_SIZE,
-        "git_commit": commit,
-        "versions": versions,
-    }
 
 
 def leave(code: int) -> NoReturn:

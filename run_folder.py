@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from load_settings import PAPER_SETTINGS, Settings, UserError, check_writable, load_checkpoint
+from load_settings import UserError, check_writable, load_checkpoint
+from settings import PAPER_SETTINGS, Settings
 
 EVENTS = "events.out.tfevents.md-snn"
 EMPTY_EVENTS = 40  # bytes of an events file without an epoch

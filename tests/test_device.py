@@ -19,7 +19,7 @@ from checkpoints import random_state
 from conftest import DIGITS, REPOSITORY
 from data_loader import CropAndFlip, ImageSet, set_epoch, training_batches
 from distiller import softmax_kl_forward
-from load_settings import SHARED_GPU, UserError, load_checkpoint, parse_settings
+from load_settings import UserError, load_checkpoint, parse_settings
 from models import MSResNet, QuanMSResNet, compiling
 from models.batch_norm import BatchNorm
 from models.MS_ResNet import Conv2d
@@ -27,6 +27,7 @@ from models.neuron import LIF, THRESHOLD
 from models.Quan_MS_ResNet import QuanConv2d
 from one_step import SETTINGS, results
 from quantization import IntegerNetwork, integers_forward
+from settings import SHARED_GPU
 from stand_in_data import write_ncaltech101
 
 T = 3

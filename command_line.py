@@ -1,0 +1,95 @@
+"""What the command lines of all programs share: a mistake is one line, with what was meant."""
+
+import argparse
+import os
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, NoReturn
+
+MOST_NAMES = 1000  # of a folder that are compared with a misspelt one
+
+
+class UserError(Exception):
+    """A mistake of the user's: its text is the one line that says what is wrong and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are UserErrors (or `mistake`), without the usage, and say what was
+    probably meant by a misspelt option or value."""
+
+    mistake: type[Exception] = UserError
+
+    def error(self, message: str) -> NoReturn:
+        raise self.mistake(message)
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Unlike argparse's it knows all: a subcommand, too, refuses what is not its own."""
+        known, rest = super().parse_known_args(args, namespace)
+        if rest:
+            meant = did_you_mean(rest[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(rest)}{meant}")
+        return known, []
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, wrong_choice(value, action.choices))
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Breaks lines between words alone, and not in MD-SNN."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
+def wrong_choice(value: Any, choices: Iterable) -> str:
+    meant = did_you_mean(value, map(str, choices))
+    return f"invalid choice: {value!r}{meant} (choose from {', '.join(map(repr, choices))})"
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """ ": did you mean X?" with the known word that is most like this one; "" if none is.
+
+    Upper and lower case and "-" and "_" are the same.
+    """
+    words = {plain(name): name for name in known}
+    found = get_close_matches(plain(str(word)), words, n=1)
+    return f": did you mean {words[found[0]]}?" if found else ""
+
+
+def plain(word: str) -> str:
+    return word.casefold().replace("-", "_")
+
+
+def similar_path(path: str | os.PathLike, folder: bool = False) -> str:
+    """ ": did you mean X?" with a file (or folder) whose path differs from that of a missing one by
+    misspelt names; "" if there is none."""
+    *above, name = Path(path).parts or (".",)
+    found = Path()
+    for part, is_folder in (*((x, True) for x in above), (name, folder)):
+        if is_there(found / part, is_folder):
+            found /= part
+            continue
+        try:
+            with os.scandir(found) as entries:
+                names = [x.name for x in islice(entries, MOST_NAMES)]
+        except OSError:
+            return ""
+        words = {plain(x): x for x in names if is_there(found / x, is_folder)}
+        close = get_close_matches(plain(part), words, n=1)
+        if not close:
+            return ""
+        found /= words[close[0]]
+    return f": did you mean {found}?"
+
+
+def is_there(path: Path, folder: bool) -> bool:
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except (OSError, ValueError):  # no permission; a null character
+        return False

@@ -1,0 +1,411 @@
+"""What a training says and writes: its header, a line an epoch, the progress bar, its end, and the
+files beside its checkpoints."""
+
+import csv
+import json
+import os
+import platform
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from tqdm.std import Bar as Blocks
+
+from checkpoints import Run, disk_errors
+from data_loader import ImageSet
+from load_settings import Checkpoint
+from models import MSResNet
+from run_folder import EVENTS
+from settings import MAY_CHANGE, DataSet, Settings, data_set_of
+
+COLUMNS = (
+    "epoch",
+    "lr",
+    "loss",
+    "ce",
+    "logit",
+    "membrane",
+    "train_accuracy",
+    "test_accuracy",
+    "test_loss",
+    "best_accuracy",
+    "spike_rate",
+    "images_per_second",
+)
+FEW_STEPS = 10  # of an epoch: below it a warning
+SMALLEST_BAR = 10  # columns
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: 0.4 s, 12 s, 1 min 12 s, 1 h 52 min, 3 d 4 h."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return "{} min {} s".format(*divmod(whole, 60))
+    minutes = round(seconds / 60)
+    if minutes < 24 * 60:
+        return "{} h {} min".format(*divmod(minutes, 60))
+    return "{} d {} h".format(*divmod(round(seconds / 3600), 24))
+
+
+def amount(number: int) -> str:
+    """Three digits of a large number: 8.73 million."""
+    for unit, name in ((1e9, "billion"), (1e6, "million")):
+        if number >= 0.9995 * unit:
+            return f"{number / unit:.{3 - len(str(round(number / unit)))}f} {name}"
+    return f"{number:,}"
+
+
+def figure(x: float) -> str:
+    """Three digits of a loss: 1.70, 0.0131."""
+    return f"{x:#.3g}".removesuffix(".")
+
+
+def speed(images_per_second: float) -> str:
+    return f"{images_per_second:.{0 if images_per_second >= 9.95 else 1}f} img/s"
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def aligned(lines: Iterable[tuple[str, str]], width: int = 10) -> str:
+    """One line each: a word, and what there is to say."""
+    return "\n".join(f"{word:<{width}}{text}" for word, text in lines)
+
+
+@cache
+def macs_of_image(depth: int, width: int, time_window: int, data_set: DataSet) -> int:
+    """Multiplications with accumulation that an image takes over all timesteps, as the layer list
+    of spikesim_eval counts them: the quantized network has the same layers."""
+    from spikesim_eval.trace import FLOAT_BITS, trace_network
+
+    T = 2  # all but the classifier's are in proportion to the timesteps
+    with torch.random.fork_rng(devices=[]):
+        shape = (depth, data_set.num_classes, T, data_set.in_channels, width)
+        network = MSResNet(*shape).eval()
+        steps = (T,) if data_set.events else ()
+        sample = torch.rand(1, *steps, data_set.in_channels, *data_set.image_size)
+    layers = trace_network(network, sample, FLOAT_BITS, FLOAT_BITS, None, T)
+    layers = layers.at(time_steps=time_window)
+    return sum(map(layers.ops, layers.layers)) // 2
+
+
+def header(
+    run: Run,
+    test_set: ImageSet,
+    teacher: Checkpoint | None,
+    macs: int,
+    device: torch.device,
+    processes: int,
+) -> str:
+    """What is about to run: a few lines."""
+    settings, steps = run.settings, run.steps_per_epoch
+    data_set, image = data_set_of(settings), test_set[0][0]
+    threads = torch.get_num_threads()
+    name = f"CPU ({threads} thread{'s' * (threads > 1)})"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    share = settings.batch_size // processes
+    shape = "x".join(map(str, image.shape[-3:]))
+    kind = "MS-ResNet" if settings.bits is None else "Quan-MS-ResNet"
+    parameters = sum(x.numel() for x in run.network.parameters())
+    lines = [
+        (
+            "device",
+            f"{name}, {processes} process{'es' * (processes > 1)}" + ", bfloat16" * settings.amp,
+        ),
+        (
+            "data",
+            f"{settings.data}: {run.training_images:,} training and {len(test_set):,} test "
+            f"images, {data_set.num_classes} classes, "
+            + (f"{len(image)} frames of {shape}" if data_set.events else shape),
+        ),
+        (
+            "batch",
+            f"{settings.batch_size}"
+            + (f" ({processes} x {share})" if processes > 1 else "")
+            + (f" in {settings.accumulate} parts" if settings.accumulate > 1 else "")
+            + f", {steps:,} steps an epoch, {settings.epochs:,} epochs",
+        ),
+        (
+            "network",
+            f"{kind}-{settings.model_depth}, width {settings.width}, T {settings.time_window}: "
+            f"{parameters:,} parameters, {amount(macs)} MACs an image",
+        ),
+        (
+            "bits",
+            "full precision"
+            if settings.bits is None
+            else f"{settings.bits}, {settings.bn_bits} in batch norm",
+        ),
+    ]
+    if teacher is not None:
+        lines.append(
+            (
+                "teacher",
+                f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), "
+                f"T {teacher.settings.time_window}",
+            )
+        )
+    unwritten = " (a dry run writes nothing)" if settings.dry_run else ""
+    lines.append(("files", settings.save_path + unwritten))
+    if run.steps_done:
+        lines.append(("resume", going_on(run)))
+    if steps < FEW_STEPS:
+        lines.append(
+            (
+                "warning",
+                f"an epoch has {steps} step{'s' * (steps > 1)}, fewer than {FEW_STEPS}: a smaller "
+                "--batch_size or more --epochs train longer",
+            )
+        )
+    return aligned(lines)
+
+
+def going_on(run: Run) -> str:
+    """Where a resumed run stands."""
+    if len(run.rows) == run.settings.epochs:
+        text = f"all {len(run.rows)} epochs are done"
+    else:
+        text = f"going on from epoch {run.epoch}" + (f", step {run.step}" if run.step else "")
+    return text + (f" (best {percent(run.best_accuracy)})" if run.rows else "")
+
+
+def deciding(row: dict[str, Any]) -> str:
+    """The accuracy that decides which epoch is the best: where a share of the training images was
+    set apart for that, theirs."""
+    return "val_accuracy" if row.get("val_accuracy") is not None else "test_accuracy"
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: row[deciding(row)])  # the first of equal ones
+
+
+def epoch_line(rows: Sequence[dict[str, Any]], epochs: int) -> str:
+    """The line about the last of `rows`."""
+    row, best = rows[-1], best_row(rows)
+    terms = [f"{x} {figure(row[x])}" for x in ("ce", "logit", "membrane") if row.get(x) is not None]
+    is_best = "best" if best is row else f"best {percent(best[deciding(row)])} at {best['epoch']}"
+    parts = [f"{row['epoch']:>{len(str(epochs))}}/{epochs}"]
+    parts.append(f"loss {figure(row['loss'])}" + f" ({' '.join(terms)})" * (len(terms) > 1))
+    for name in ("train_accuracy", "val_accuracy", "test_accuracy"):
+        if row.get(name) is not None:
+            text = f"{name.removesuffix('_accuracy')} {percent(row[name])}"
+            parts.append(text + f" ({is_best})" * (name == deciding(row)))
+    left = epochs - row["epoch"]
+    parts.append(f"lr {row['lr']:.3g}")
+    parts.append(speed(row["images_per_second"]))
+    time_left = f", {duration(left * row['seconds'])} left" * (left > 0)
+    parts.append(duration(row["seconds"]) + time_left)
+    return "  ".join(parts)
+
+
+def ending(run: Run) -> str:
+    """How the run ended, and the commands that come next, to be pasted into a shell."""
+    best, last = best_row(run.rows), run.rows[-1]
+    both = ("val_accuracy", "test_accuracy") if "val" in deciding(best) else ("test_accuracy",)
+
+    def accuracies(row: dict[str, Any]) -> str:
+        named = (f"{x.removesuffix('accuracy')[:-1]} " * (len(both) > 1) for x in both)
+        return ", ".join(n + percent(row[x], 2) for n, x in zip(named, both, strict=True))
+
+    text = f"{accuracies(best)} (epoch {best['epoch']}), last {accuracies(last)}"
+    if all(row.get("seconds") is not None for row in run.rows):  # not of an older version
+        text += f", in {duration(sum(row['seconds'] for row in run.rows))}"
+    checkpoint = run.best if run.best.exists() else run.last
+    commands = next_commands(run.settings, checkpoint)
+    lines = [("best accuracy", text), ("checkpoint", str(checkpoint)), ("next", commands[0])]
+    return aligned([*lines, *(("", command) for command in commands[1:])], 15)
+
+
+def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
+    """Commands for a shell in the current folder: the accuracy again, and the hardware report."""
+    here = Path(__file__).resolve().parent
+    program, module = ["main.py"], []
+    if not os.path.samefile(here, os.curdir):
+        program, module = [str(here / "main.py")], [f"PYTHONPATH={shlex.quote(str(here))}"]
+    data = ["--data_path", settings.data_path]
+    how = ["--device", settings.device] if settings.device != "auto" else []
+    how += ["--amp"] * settings.amp
+    evaluate = [*program, "--eval_only", str(checkpoint), "--data", settings.data, *data, *how]
+    report = ["-m", "spikesim_eval", "report", "--checkpoint", str(checkpoint)]
+    if settings.teacher_path is not None:
+        report += ["--baseline", settings.teacher_path]
+    report += [*data, "--out", str(checkpoint.parent / "report")]
+    return [
+        " ".join(["python", *map(shlex.quote, evaluate)]),
+        " ".join([*module, "python", *map(shlex.quote, report)]),
+    ]
+
+
+def expectation(run: Run, steps: int, step: float, evaluation: float, device: torch.device) -> str:
+    """What a dry run has found: the time and memory that the `steps` to do will take. `step` and
+    `evaluation` are seconds of one."""
+    epochs, epoch = steps / run.steps_per_epoch, run.steps_per_epoch * step + evaluation
+    memory = gigabytes(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    if device.type == "cuda":
+        of_gpu = torch.cuda.get_device_properties(device).total_memory
+        used = torch.cuda.max_memory_reserved(device)
+        memory = f"{gigabytes(used)} of the GPU's {gigabytes(of_gpu)}, main memory {memory}"
+    lines = [
+        (
+            "time",
+            f"about {duration(epochs * epoch)} for {epochs:.3g} epoch{'s' * (epochs != 1)}, "
+            f"{duration(epoch)} each ({1000 * step:.3g} ms a step, "
+            f"{duration(evaluation)} an evaluation)",
+        ),
+        ("memory", f"about {memory}, in each process, its loaders not counted"),
+    ]
+    return aligned(lines)
+
+
+class ProgressBar(tqdm):
+    """One line of a terminal, for a person who watches; nothing where the output is no terminal.
+
+    What there is no room for is left out, the least important first: the bar itself, then figures
+    from the last of them on, then the time that is left.
+    """
+
+    def __init__(self, batches: Iterable, name: str, total: int, done: int = 0, shown: bool = True):
+        self.figures: list[str] = []
+        disable = None if shown else True  # None: where the output is no terminal
+        super().__init__(
+            batches, name, total, leave=False, initial=done, disable=disable, dynamic_ncols=True
+        )
+
+    def show(self, *figures: str) -> None:
+        """Figures to show from now on, the most important first."""
+        self.figures = [*figures]
+
+    def __str__(self) -> str:
+        state = self.format_dict
+        room = (state["ncols"] or 80) - 1  # a line that is full would wrap
+        done, total, seconds = state["n"], state["total"], state["elapsed"]
+        name, *parts = [state["prefix"].removesuffix(": "), f"{done}/{total}"]
+        if done > state["initial"]:
+            left = (total - done) * seconds / (done - state["initial"])
+            parts.append(f"{duration(left)} left")
+        parts += self.figures
+        while len(parts) > 1 and len("  ".join([name, *parts])) > room:
+            parts.pop()
+        blocks = room - len("  ".join([name, *parts])) - 2
+        if blocks >= SMALLEST_BAR:
+            charset = Blocks.ASCII if state["ascii"] else Blocks.UTF
+            parts.insert(0, format(Blocks(done / max(1, total), blocks, charset)))
+        return "  ".join([name, *parts])[:room]
+
+
+class Log:
+    """What a run leaves beside its checkpoints: settings.json, metrics.csv, TensorBoard events.
+
+    A resumed run writes them anew, from the rows of its checkpoint: nothing is there twice, and
+    nothing of an epoch that was lost.
+    """
+
+    def __init__(self, settings: Settings, rows: list[dict[str, Any]], processes: int):
+        # Imported here: only the first process of a training needs it. A SummaryWriter would write
+        # in a thread, which dies with a traceback when the disk is full.
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self.event, self.summary, self.record_writer = Event, Summary, RecordWriter
+        self.hparams = hparams_pb
+        self.settings, self.folder = settings, Path(settings.save_path)
+        self.metrics = self.folder / "metrics.csv"
+        self.events = self.folder / EVENTS
+        with disk_errors(self.folder, self.settings):
+            about = json.dumps(about_run(settings, processes), indent=2) + "\n"
+            (self.folder / "settings.json").write_text(about)
+            with self.metrics.open("w", newline="") as file:
+                csv.DictWriter(file, COLUMNS).writeheader()
+            with self.events.open("wb") as file:
+                version = Event(wall_time=time.time(), file_version="brain.Event:2")
+                RecordWriter(file).write(version.SerializeToString())
+            for row in rows:
+                self.append(row)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add an epoch to metrics.csv and to the curves."""
+        time_ended = row["time"]
+        if self.settings.deterministic:  # the same numbers in the same file, and no times
+            row = row | {"images_per_second": None}
+        with self.metrics.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerow(row)
+        values = [
+            self.summary.Value(tag=name, simple_value=row[name])
+            for name in COLUMNS[1:]
+            if row.get(name) is not None
+        ]
+        summaries = [self.summary(value=values)]
+        if row["epoch"] == 1:  # with the first: without an epoch the file holds nothing
+            of_run = hyper_parameters(self.settings)
+            summaries.insert(0, self.hparams(of_run, start_time_secs=time_ended))
+        with self.events.open("ab") as file:
+            for summary in summaries:
+                event = self.event(wall_time=time_ended, step=row["epoch"], summary=summary)
+                self.record_writer(file).write(event.SerializeToString())
+
+    def write(self, rows: Sequence[dict[str, Any]], silent: list[str]) -> None:
+        """Log the last of `rows` and print it; `silent` are the layers that never fired in its
+        evaluation."""
+        with disk_errors(self.folder, self.settings):
+            self.append(rows[-1])
+        print(epoch_line(rows, self.settings.epochs), flush=True)
+        if silent:
+            print(
+                f"main.py: warning: no neuron of {', '.join(silent)} fired for any test image",
+                file=sys.stderr,
+            )
+
+
+def hyper_parameters(settings: Settings) -> dict[str, str | int | float | bool]:
+    """The settings that make a run what it is, for TensorBoard's table of runs."""
+    values = asdict(settings).items()
+    return {
+        name: x
+        for name, x in values
+        if isinstance(x, str | int | float) and (name == "epochs" or name not in MAY_CHANGE)
+    }
+
+
+def about_run(settings: Settings, processes: int) -> dict[str, Any]:
+    """The contents of settings.json: what is needed to run it again."""
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "numpy", "scikit-learn", "spikingjelly"):
+        with suppress(PackageNotFoundError):  # not every data set needs every one
+            versions[package] = version(package)
+    try:
+        commit = subprocess.run(
+            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None  # not a git checkout, or no git
+    return asdict(settings) | {
+        "world_size": processes,
+        "git_commit": commit,
+        "versions": versions,
+    }
