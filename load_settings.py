@@ -395,11 +395,13 @@ def digest(path: str | Path) -> str:
         raise UserError(f"cannot read {path} ({error.strerror})") from None
 
 
-def load_checkpoint(path: str | Path) -> Checkpoint:
+def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
     """Read and check a checkpoint of main.py, on the CPU, executing nothing that is in it.
 
-    Raises UserError where it is missing, unreadable, truncated or another program's, or where its
-    weights do not fit the network that its settings describe.
+    Without `weights` neither they nor the optimizer's state are read from the disk, and `model` is
+    empty: the rest comes many times faster. Raises UserError where the file is missing, unreadable,
+    truncated or another program's, or where its weights do not fit the network that its settings
+    describe.
     """
     not_ours = f"{path} is not a checkpoint of this program"
     try:
@@ -407,7 +409,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise OSError(errno.EINVAL, "it is no file")
         _refuse_bombs(path)
         with warnings.catch_warnings(action="ignore"):
-            content = _plain(torch.load(path, map_location="cpu", weights_only=True))
+            content = _plain(
+                torch.load(path, map_location="cpu", weights_only=True, mmap=not weights)
+            )
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} does not exist{similar_path(path)}") from None
     except OSError as error:
@@ -420,8 +424,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if not isinstance(content, dict) or not isinstance(content.get(name), expected_type):
             raise UserError(f"{not_ours}: it holds no {name}, or another type")
     settings = _settings_from(content["settings"], not_ours)
-    _check_weights(content["model"], settings, path)
-    return Checkpoint(settings, content["model"], content["epoch"], content["accuracy"], content)
+    if weights:
+        _check_weights(content["model"], settings, path)
+    model = content["model"] if weights else {}
+    return Checkpoint(settings, model, content["epoch"], content["accuracy"], content)
 
 
 def _refuse_bombs(path: str | Path) -> None:
@@ -471,6 +477,25 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
     return settings
 
 
+def read_settings(path: str | Path) -> Settings:
+    """The settings of the run that has written a settings.json. Raises UserError where that is
+    missing, broken, another program's or of a version with other settings."""
+    not_ours = f"{path} is not the settings.json of a run of this program"
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{not_ours}, or it is half-written") from None
+    if not isinstance(content, dict) or "paper_setting" not in content:
+        raise UserError(not_ours)
+    known = {field.name for field in fields(Settings)}
+    saved = {name: value for name, value in content.items() if name in known}
+    if isinstance(saved.get("classes"), list):
+        saved["classes"] = tuple(saved["classes"])  # JSON has no tuples
+    return _settings_from(saved, not_ours)
+
+
 def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
     with torch.device("meta"):
         network = build_network(settings).state_dict()
@@ -518,8 +543,11 @@ def build_network(settings: Settings) -> MSResNet:
     )
 
 
-def load_network(checkpoint: Checkpoint) -> MSResNet:
-    """The trained network of a checkpoint, in evaluation mode."""
+def load_network(checkpoint: Checkpoint | str | Path) -> MSResNet:
+    """The trained network of a checkpoint, or of the file at a path, on the CPU and in evaluation
+    mode. Raises UserError as load_checkpoint does."""
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(checkpoint)
     network = build_network(checkpoint.settings)
     network.load_state_dict(checkpoint.model)
     return network.eval()

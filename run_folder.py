@@ -4,14 +4,17 @@ python run_folder.py FOLDER renames it to the first of FOLDER.1, FOLDER.2, … t
 --overwrite does; nothing is ever deleted.
 """
 
+import csv
 import fcntl
 import io
 import os
 import shutil
+import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from load_settings import UserError, check_writable, load_checkpoint
 from settings import PAPER_SETTINGS, Settings
@@ -206,6 +209,36 @@ def lock(folder: Path, warn: bool = False) -> io.IOBase:
         file.close()
         raise refusal
     return file
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process writes a run into `folder`, asked without disturbing it. False where
+    nobody can tell: the file system has no locks, or the run is of a version without them."""
+    flock = "hhqqi"  # of Linux: type, whence, start, length, process
+    question = struct.pack(flock, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with (folder / ".lock").open("rb") as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    except OSError:
+        return False
+    return struct.unpack(flock, answer)[0] != fcntl.F_UNLCK
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.csv, an epoch each, as numbers, None where a field is empty. A line
+    that is just being written is left out. Raises UserError for a missing or damaged file."""
+    try:
+        text = path.read_bytes().decode()
+        header, *lines = list(csv.reader(text[: text.rfind("\n") + 1].splitlines())) or [[]]
+        rows = []
+        for line in lines:
+            row = {name: float(x) if x else None for name, x in zip(header, line, strict=True)}
+            rows.append(row | {"epoch": int(row["epoch"])})
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, OverflowError, csv.Error):
+        raise UserError(f"{path} is not the metrics.csv of a run, or it is damaged") from None
+    return rows
 
 
 def main(argv: Sequence[str]) -> int:

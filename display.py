@@ -1,0 +1,228 @@
+"""What a person sees: numbers with units, short names, one colour for one thing, pictures as files.
+
+Everything that prints a quantity or draws goes through here, so that a terminal, a page and a
+picture say the same. Files for programs (CSV, JSON) keep their plain numbers and units.
+"""
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what only prints numbers need not wait for matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Numbers and their units.
+
+PREFIXES = {
+    **{-30: "q", -27: "r", -24: "y", -21: "z", -18: "a", -15: "f", -12: "p", -9: "n", -6: "µ"},
+    **{-3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E", 21: "Z", 24: "Y"},
+    **{27: "R", 30: "Q"},
+}
+# A square's prefix is squared too. A chip is read in mm², whatever its size; a part of it also in
+# hundredths of one. (least value, one of the unit, its name), both in m².
+AREAS = ((1.0, 1.0, "m²"), (1e-8, 1e-6, "mm²"), (0.0, 1e-12, "µm²"))
+
+
+def prefixed(value: float, unit: str = "", digits: int = 3) -> tuple[float, str]:
+    """(one of the unit that suits `value`, in `unit`; its name): (1e-3, "mJ") for 0.00123 and "J".
+
+    The prefix is the one with which `value`, rounded to `digits` significant digits, lies from 1 to
+    below 1000. Areas are given in "m²". 0, infinities and what is beyond all prefixes get none.
+    """
+    if value == 0 or not math.isfinite(value):
+        return 1.0, unit
+    rounded = f"{abs(value):.{digits - 1}e}"
+    if unit == "m²":
+        return next((one, name) for least, one, name in AREAS if float(rounded) >= least)
+    exponent = int(rounded.split("e")[1]) // 3 * 3
+    if exponent not in PREFIXES:
+        return 1.0, unit
+    return 10.0**exponent, PREFIXES[exponent] + unit
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` with so many significant digits, without an exponent from 1e-4 to below a million."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    rounded = f"{value:.{digits - 1}e}"
+    exponent = int(rounded.split("e")[1])
+    if not -4 <= exponent < 6:
+        return rounded
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def engineering(value: float, unit: str = "", digits: int = 3) -> str:
+    """A quantity as a person reads it: "1.23 mJ" for 1.2345e-3 and "J", "11.2 M" for 11.2e6.
+
+    Areas are given in "m²": "0.520 mm²" for 5.2e-7.
+    """
+    one, name = prefixed(value, unit, digits)
+    return f"{significant(value / one, digits)} {name}".rstrip()
+
+
+# Names.
+
+ENDINGS = (".pth", ".json")  # of checkpoints and layer lists
+
+
+def short_names(paths: Sequence[str], width: int | None = None) -> list[str]:
+    """A label for each path, all of them different: the file's name without its ending, and so many
+    of the folders before it as tell it apart. A path that comes twice gets a number.
+
+    No label is longer than `width` characters (at least 8), the end of a name is kept.
+    """
+    printable = [
+        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in path)
+        for path in paths
+    ]
+    parts = [PurePosixPath(_without_ending(path, printable)).parts for path in printable]
+    used = [1] * len(parts)
+
+    def label(i: int) -> str:
+        return str(PurePosixPath(*parts[i][-used[i] :]))
+
+    while True:
+        count = Counter(map(label, range(len(parts))))
+        longer = [i for i in range(len(parts)) if count[label(i)] > 1 and used[i] < len(parts[i])]
+        if not longer:
+            break
+        for i in longer:
+            used[i] += 1
+    labels: list[str] = []
+    for i in range(len(parts)):
+        candidate, number = _cut(label(i), width), 1
+        while candidate in labels:
+            number += 1
+            suffix = f" ({number})"
+            candidate = _cut(label(i), width and width - len(suffix)) + suffix
+        labels.append(candidate)
+    return labels
+
+
+def _without_ending(path: str, paths: Iterable[str]) -> str:
+    """`path`, unless a.json and a.pth are both among `paths`."""
+    ending = next((ending for ending in ENDINGS if path.endswith(ending)), "")
+    bare = path.removesuffix(ending)
+    return path if any(bare + other in paths for other in ENDINGS if other != ending) else bare
+
+
+def _cut(name: str, width: int | None) -> str:
+    return name if width is None or len(name) <= width else "…" + name[len(name) - width + 1 :]
+
+
+# Colours. A test sees to it that all in a group differ for the colour-blind too.
+
+COLOURS = {  # of networks, by how they were trained
+    "teacher": "#666666",
+    "student": "#E69F00",
+    "MD-SNN": "#0072B2",  # CLK is the loss of MD-SNN
+    "CLK": "#0072B2",
+    "CL": "#009E73",
+    "CLM": "#CC79A7",
+}
+OTHER_COLOURS = ("#56B4E9", "#D55E00", "#000000", "#F0E442")  # networks that are none of these
+COMPONENT_COLOURS = {  # of a chip, for energy and for area
+    "crossbar": "#332288",
+    "adc": "#88CCEE",
+    "mux": "#999933",
+    "subtractor": "#882255",
+    "neuron": "#AA4499",
+    "htree": "#CC6677",
+    "fetch": "#44AA99",
+    "tile_buffer": "#DDCC77",
+    "temp_buffer": "#117733",
+    "input_buffer": "#DDDDDD",
+    "membrane": "#000000",
+}
+LINES = ("-", "--", ":", "-.")
+SHADING = "viridis"  # of matrices: equal steps for every eye, and in grey
+
+
+def kind_of(paper_setting: str, loss: str) -> str:
+    """The key in COLOURS of a run with these settings; a qamd run is named by its loss."""
+    return {"original": "teacher", "student": "student"}.get(paper_setting, loss)
+
+
+def styles(kinds: Sequence[str | None]) -> list[dict[str, str]]:
+    """Colour and line of each network: the colour of its kind (a key of COLOURS; another one for
+    None), and for the second of a kind and those after it a lighter shade and another line."""
+    others = [i for i, kind in enumerate(kinds) if kind not in COLOURS]
+    found = []
+    for i, kind in enumerate(kinds):
+        if i in others:
+            turn, place = divmod(others.index(i), len(OTHER_COLOURS))
+            total, colour = 1 + (len(others) - 1) // len(OTHER_COLOURS), OTHER_COLOURS[place]
+        else:
+            # MD-SNN and CLK are one kind
+            turn, total = (
+                sum(COLOURS.get(other) == COLOURS[kind] for other in part)
+                for part in (kinds[:i], kinds)
+            )
+            colour = COLOURS[kind]
+        lighter = 0.65 * turn / (total - 1) if total > 1 else 0.0
+        found.append({"color": _lighter(colour, lighter), "linestyle": LINES[turn % len(LINES)]})
+    return found
+
+
+def _lighter(colour: str, share: float) -> str:
+    """So much of the way to white."""
+    channels = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(c + share * (255 - c)):02X}" for c in channels)
+
+
+# Pictures.
+
+
+def new_figure(
+    width: float, height: float, rows: int = 1, columns: int = 1, **shared: Any
+) -> tuple["Figure", Any]:
+    """A figure, in inches, and its panels as `plt.subplots` gives them; `shared` are its options
+    (sharex, sharey, width_ratios …). It needs no screen, and nothing keeps it once written."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams |= {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "pdf.fonttype": 42,  # text that can be searched and edited
+        "savefig.dpi": 150,
+    }
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **shared)
+
+
+def legend_beside(panel: "Axes", **options: Any) -> None:
+    """The legend to the right of the panel, where it covers nothing."""
+    panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.5, **options)
+
+
+def legend_below(figure: "Figure", panels: Iterable["Axes"], **options: Any) -> None:
+    """One legend for all panels, below them: each label once, in the order of the panels."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    options.setdefault("ncols", len(handles))
+    figure.legend(handles.values(), handles, loc="outside lower center", **options)
+
+
+def picture_files(figure: "Figure", stem: str) -> dict[str, bytes]:
+    """The figure as contents of `stem`.png and `stem`.pdf; the same figure gives the same bytes."""
+    contents = {}
+    for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=ending, metadata=metadata)
+        contents[f"{stem}.{ending}"] = buffer.getvalue()
+    return contents
+
+
+def save_picture(figure: "Figure", path: str | Path) -> None:
+    """Write the figure to `path`, a .png, and beside it to a .pdf of the same name."""
+    path = Path(path)
+    for name, content in picture_files(figure, path.stem).items():
+        path.with_name(name).write_bytes(content)

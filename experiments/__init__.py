@@ -1,0 +1,1 @@
+"""What is claimed of the networks, and what was run for it; benchmarks/ is about speed."""

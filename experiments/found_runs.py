@@ -1,0 +1,190 @@
+"""The runs of main.py below some folders: found, read, and told apart."""
+
+import os
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from checkpoints import MAY_CHANGE, are_rows
+from load_settings import PAPER_SETTINGS, Settings, UserError, load_checkpoint, read_settings
+from run_folder import checkpoints_of, is_locked, read_metrics
+
+# What two runs may differ in and still be the same but for the seed. The teacher is looked up.
+NOT_COMPARED = (MAY_CHANGE - {"epochs"}) | {"seed", "input_step"}
+# What has another meaning, or default, in another paper setting.
+OF_ITS_KIND = {"bits", "bn_bits", "loss", "alpha", "beta", "tau", "beta_schedule", "clip_grad"}
+SHORT = {"time_window": "T", "model_depth": "depth", "batch_size": "batch", "data_path": "of"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of one run.
+
+    Attributes:
+        rows: its metrics, an epoch each, as in metrics.csv; "time", the end of the epoch in
+            seconds since 1970, only where a checkpoint was read.
+        state: "going on" (a process writes into it), "finished" or "stopped".
+        teacher: SHA-256 of its teacher's file; None without one, or where only the CSV is left.
+    """
+
+    folder: Path
+    settings: Settings
+    rows: list[dict[str, Any]]
+    state: str
+    teacher: str | None
+
+    @property
+    def chosen_by(self) -> str:
+        """The accuracy that the best epoch was chosen by."""
+        on_validation = any(row.get("val_accuracy") is not None for row in self.rows)
+        return "val_accuracy" if on_validation else "test_accuracy"
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best epoch: the first of equals, as main.py keeps it."""
+        return max(self.rows, key=lambda row: row.get(self.chosen_by) or 0.0, default=None)
+
+    @property
+    def seconds_an_epoch(self) -> float | None:
+        """The median, which no pause of the run changes."""
+        ends = [row["time"] for row in self.rows if "time" in row]
+        gaps = [after - before for before, after in pairwise(ends)]
+        return statistics.median(gaps) if gaps else None
+
+
+def warn(text: str) -> None:
+    print("experiments.runs: warning:", " ".join(text.split()), file=sys.stderr)
+
+
+def find_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """All runs below the folders, each once, in the order of their paths; what cannot be read is
+    named on stderr. Raises UserError where a folder is missing."""
+    runs, seen = [], set()
+    for top in folders:
+        if not Path(top).is_dir():
+            raise UserError(f"there is no folder {top}")
+        for folder, names in _folders_below(Path(top), seen):
+            for setting in _runs_in(names):
+                try:
+                    runs.append(read_run(folder, setting))
+                except UserError as error:
+                    warn(f"{error}: left out")
+    return runs
+
+
+def _folders_below(top: Path, seen: set[str]) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of `top` and all below it; links are followed, and a folder is
+    entered once, however many lead to it."""
+
+    def unreadable(error: OSError) -> None:
+        warn(f"cannot read {error.filename} ({error.strerror}): left out")
+
+    for folder, below, files in os.walk(top, onerror=unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield Path(folder), files
+
+
+def _runs_in(names: Sequence[str]) -> list[str | None]:
+    """The paper settings of the runs in a folder with files of these names; None: its settings.json
+    has to tell."""
+    settings = [x for x in PAPER_SETTINGS if {f"{x}-last.pth", f"{x}-best.pth"} & {*names}]
+    return settings or [None] * bool({"settings.json", "metrics.csv"} & {*names})
+
+
+def read_run(folder: Path, setting: str | None) -> Run:
+    """The run of a paper setting in `folder`: what its last checkpoint says, else its settings.json
+    and metrics.csv, else its best checkpoint. Raises UserError where none of them can be read."""
+    text, failures = folder / "metrics.csv", []
+    last, best = checkpoints_of(folder, setting) if setting else (text, text)
+    for path in (last, text, best):
+        if path != text and not path.exists():
+            continue
+        try:
+            settings, rows, teacher = (_of_text if path == text else _of_checkpoint)(path)
+            if setting not in (None, settings.paper_setting):
+                raise UserError(f"{path} is of a run of {settings.paper_setting}, not {setting}")
+            if not are_rows([{"time": 0.0} | row for row in rows]):
+                raise UserError(f"{path} holds damaged metrics")
+        except UserError as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            warn(f"{failures[0]}: {path.name} was read instead")
+        state = "finished" if len(rows) >= settings.epochs else "stopped"
+        if is_locked(folder):
+            state = "going on"
+        return Run(folder, settings, rows, state, teacher)
+    raise UserError(failures[0])
+
+
+def _of_checkpoint(path: Path) -> tuple[Settings, list[dict[str, Any]], str | None]:
+    checkpoint = load_checkpoint(path, weights=False)
+    rows, teacher = checkpoint.rest.get("rows"), checkpoint.rest.get("teacher")
+    if not are_rows(rows) or type(teacher) not in (str, type(None)):
+        raise UserError(f"{path} holds no metrics, or damaged ones")
+    return checkpoint.settings, rows, teacher
+
+
+def _of_text(metrics: Path) -> tuple[Settings, list[dict[str, Any]], None]:
+    return read_settings(metrics.with_name("settings.json")), read_metrics(metrics), None
+
+
+# What tells runs apart.
+
+
+def compared(settings: Settings) -> dict[str, Any]:
+    """The settings of a run without its seed and without what changes nothing of its training."""
+    shown = {name: x for name, x in asdict(settings).items() if name not in NOT_COMPARED}
+    if settings.data == "folder":  # one's own images are told apart by the name of their folder
+        shown["data_path"] = Path(settings.data_path).name
+    return shown
+
+
+def kind_of(settings: Settings) -> str:
+    """What a picture and a table call it."""
+    names = {"original": "teacher", "student": "student", "qamd": "MD-SNN"}
+    name = names[settings.paper_setting]
+    if settings.loss not in (None, "CLK"):
+        name = settings.loss
+    return name if settings.bits is None else f"{name}, {settings.bits} bits"
+
+
+def place_of(settings: Settings) -> tuple[Any, ...]:
+    """To sort by: the data, then teachers, then fewer bits first, students before the taught."""
+    kind = PAPER_SETTINGS.index(settings.paper_setting), settings.loss or ""
+    return settings.data, settings.bits or 0, *kind, settings.seed
+
+
+def names_of(all_settings: Sequence[Settings], without: Sequence[str] = ()) -> list[str]:
+    """A short name for each: its kind and bits, and what it has otherwise than another on the same
+    data; of settings with another meaning in another kind of run, than another of its kind."""
+    everything = [compared(settings) | {"seed": settings.seed} for settings in all_settings]
+    skipped = {"paper_setting", "bits", "loss", "classes", "data", *without}
+    names = []
+    for settings, ours in zip(all_settings, everything, strict=True):
+        parts = [kind_of(settings)]
+        if any(theirs["data"] != settings.data for theirs in everything):
+            parts.insert(0, settings.data)
+        for name in (name for name in ours if name not in skipped):
+            same = ("data", "paper_setting", "loss") if name in OF_ITS_KIND else ("data",)
+            others = [x[name] for x in everything if all(x[key] == ours[key] for key in same)]
+            if ours[name] is not None and any(x != ours[name] for x in others):
+                parts.append(_said(name, ours[name]))
+        names.append(", ".join(filter(None, parts)))
+    return names
+
+
+def _said(name: str, value: Any) -> str:
+    text = SHORT.get(name, name.replace("_", " "))
+    if isinstance(value, bool):
+        return text if value else ""
+    return f"{text} {value}"

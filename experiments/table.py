@@ -1,0 +1,311 @@
+"""Accuracies, drops to the teacher and hardware costs of groups of runs that differ in the seed."""
+
+import csv
+import io
+import json
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from experiments.found_runs import Run, compared, names_of, place_of, warn
+from load_settings import (
+    Checkpoint,
+    Settings,
+    UserError,
+    digest,
+    load_checkpoint,
+)
+from run_folder import checkpoints_of
+from spikesim_eval.report import markdown_table
+
+MEASURES = {  # column of the CSV, with its unit: (what a reader sees, its format)
+    "accuracy_last_epoch_percent": ("accuracy, last epoch, %", ".2f"),
+    "accuracy_best_epoch_percent": ("accuracy, best epoch, %", ".2f"),
+    "validation_accuracy_best_epoch_percent": ("validation, best epoch, %", ".2f"),
+    "drop_to_teacher_last_epoch_points": ("drop to teacher, points", ".2f"),
+    "test_loss_last_epoch": ("test loss", ".3f"),
+    "spike_rate_last_epoch_percent": ("spike rate, %", ".2f"),
+    "edap_uj_ms_mm2": ("EDAP, µJ·ms·mm²", ".4g"),
+    "edap_times_better_than_baseline": ("EDAP, × better", ".2f"),
+}
+
+
+@dataclass
+class Group:
+    """Runs with the same settings but the seed, taught by teachers of which that is true too.
+
+    Attributes:
+        runs: the finished ones, one a seed.
+        unfinished: how many more there are.
+        values: of each measure, of the runs that have it.
+    """
+
+    name: str
+    settings: Settings
+    runs: list[Run]
+    unfinished: int
+    values: dict[str, list[float]]
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error s / √n, s with n − 1; None of a single value."""
+    if len(values) == 1:
+        return values[0], None
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def groups_of(runs: Sequence[Run]) -> list[Group]:
+    """The groups, by data, then teachers before students, fewer bits first."""
+    candidates = _teachers_files(runs)
+    members: dict[str, list[tuple[Run, Checkpoint | None]]] = {}
+    for run in runs:
+        teacher = teacher_of(run, candidates)
+        key = compared(run.settings), teacher and compared(teacher.settings)
+        members.setdefault(repr(key), []).append((run, teacher))
+    names = _names([pairs[0] for pairs in members.values()])
+    groups = []
+    for name, pairs in zip(names, members.values(), strict=True):
+        counted = _one_a_seed([pair for pair in pairs if pair[0].state == "finished"])
+        found = [measured(run, teacher) for run, teacher in counted]
+        values = {x: [row[x] for row in found if row[x] is not None] for x in MEASURES}
+        unfinished = sum(run.state != "finished" for run, _ in pairs)
+        settings = pairs[0][0].settings
+        groups.append(Group(name, settings, [run for run, _ in counted], unfinished, values))
+
+    return sorted(groups, key=lambda group: (place_of(group.settings), group.name))
+
+
+def _one_a_seed(
+    pairs: list[tuple[Run, Checkpoint | None]],
+) -> list[tuple[Run, Checkpoint | None]]:
+    """Of several runs of a seed the newest: a mean over copies would be none over seeds."""
+    of_seed: dict[int, tuple[Run, Checkpoint | None]] = {}
+    for pair in sorted(pairs, key=lambda pair: pair[0].rows[-1].get("time", 0.0)):
+        run = pair[0]
+        if (older := of_seed.get(run.settings.seed)) is not None:
+            warn(
+                f"{older[0].folder} has the settings and the seed of {run.folder}, which is "
+                "newer: left out"
+            )
+        of_seed[run.settings.seed] = pair
+    return [of_seed[seed] for seed in sorted(of_seed)]
+
+
+def _names(pairs: Sequence[tuple[Run, Checkpoint | None]]) -> list[str]:
+    """Names of the groups; of those that their teachers alone tell apart, with these."""
+    names = names_of([run.settings for run, _ in pairs], without=["seed"])
+    taught = [teacher.settings for _, teacher in pairs if teacher is not None]
+    of_teachers = iter(names_of(taught, without=["seed"]))
+    teachers = [None if teacher is None else next(of_teachers) for _, teacher in pairs]
+    several = Counter(names)
+    return [
+        f"{name}, taught by {teacher or 'an unknown teacher'}" if several[name] > 1 else name
+        for name, teacher in zip(names, teachers, strict=True)
+    ]
+
+
+def _teachers_files(runs: Sequence[Run]) -> dict[str, Path]:
+    """Files that may have taught, by their SHA-256: those of the runs and those that are named."""
+    students = [run for run in runs if run.settings.teacher_path is not None]
+    files = [
+        path
+        for run in runs
+        if students and run.settings.paper_setting == "original"
+        for path in checkpoints_of(run.folder, "original")
+    ]
+    files += [Path(run.settings.teacher_path) for run in students]
+    return {digest(path): path for path in dict.fromkeys(files) if path.is_file()}
+
+
+def teacher_of(run: Run, candidates: dict[str, Path]) -> Checkpoint | None:
+    """The checkpoint that taught a run, without its weights: by its digest in the run's checkpoint,
+    by the beginning of that in the run's name, or, where both are gone, by its path."""
+    if run.settings.teacher_path is None:
+        return None
+    named = re.search(r"-(?:from-)?teacher([0-9a-f]{6})-", run.folder.resolve().name)
+    begin = run.teacher or (named[1] if named else None)
+    for code, path in candidates.items():
+        by_path = begin is None and path == Path(run.settings.teacher_path)
+        if by_path or (begin is not None and code.startswith(begin)):
+            try:
+                return _checkpoint(path)
+            except UserError as error:
+                warn(f"{error}: no drop to it is shown")
+                return None
+    warn(
+        f"{run.folder}: the file that taught it (once {run.settings.teacher_path}) is not below "
+        "the given folders: no drop to it is shown"
+    )
+    return None
+
+
+@cache
+def _checkpoint(path: Path) -> Checkpoint:
+    return load_checkpoint(path, weights=False)
+
+
+def measured(run: Run, teacher: Checkpoint | None) -> dict[str, float | None]:
+    """Each of MEASURES, of one run."""
+    last, best = run.rows[-1], run.best
+    report = report_of(run) or {"total": {}}
+    edap = report["total"].get("edap_pj_ns_um2")
+
+    def percent(row: dict[str, Any], name: str) -> float | None:
+        return None if row.get(name) is None else 100 * row[name]
+
+    return {
+        "accuracy_last_epoch_percent": percent(last, "test_accuracy"),
+        "accuracy_best_epoch_percent": percent(best, "test_accuracy"),
+        "validation_accuracy_best_epoch_percent": percent(best, "val_accuracy"),
+        "drop_to_teacher_last_epoch_points": (
+            None if teacher is None else 100 * (teacher.accuracy - last["test_accuracy"])
+        ),
+        "test_loss_last_epoch": last.get("test_loss"),
+        "spike_rate_last_epoch_percent": percent(last, "spike_rate"),
+        "edap_uj_ms_mm2": None if edap is None else edap * 1e-18,
+        "edap_times_better_than_baseline": report.get("ratio", {}).get("edap"),
+    }
+
+
+def report_of(run: Run) -> dict[str, Any] | None:
+    """The hardware report of the run's network that lies in its folder or in one there; None where
+    there is none, or where there are some of several chips."""
+    reports = {}
+    for path in sorted([*run.folder.glob("report.json"), *run.folder.glob("*/report.json")]):
+        try:
+            report = json.loads(path.read_bytes())
+            if not _is_of(run, report):
+                warn(f"{path} is of another network than the one in {run.folder}: left out")
+                continue
+            reports[repr(report["chip"])] = report
+        except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+            warn(f"{path} is no report of spikesim_eval, or a damaged one: left out")
+    if len(reports) > 1:
+        warn(f"{run.folder} holds reports of {len(reports)} chips: no EDAP is shown")
+    return next(iter(reports.values())) if len(reports) == 1 else None
+
+
+def _is_of(run: Run, report: dict[str, Any]) -> bool:
+    """Whether a report is of a checkpoint of the run; raises LookupError or TypeError for what is
+    none. Another device may have counted a test image or two otherwise."""
+    settings, accuracy = run.settings, report["accuracy"]
+    float(report["total"]["edap_pj_ns_um2"])
+    names = [path.name for path in checkpoints_of(run.folder, settings.paper_setting)]
+    return (
+        Path(report["name"]).name in names
+        and report["network"]["time_steps"] == settings.time_window
+        and report["network"]["membrane_bits"] == (settings.bits or 32)
+        and (
+            accuracy is None or min(abs(accuracy - row["test_accuracy"]) for row in run.rows) < 0.01
+        )
+    )
+
+
+# Text.
+
+
+def table_text(runs: Sequence[Run], form: str) -> str:
+    """The table in one of FORMATS."""
+    return FORMATS[form](groups_of(runs))
+
+
+def _shown(groups: Sequence[Group]) -> list[str]:
+    """The measures that some group has."""
+    return [name for name in MEASURES if any(group.values[name] for group in groups)]
+
+
+def _cells(groups: Sequence[Group]) -> list[list[str]]:
+    """The table as a person reads it, with its header."""
+    shown = _shown(groups)
+    lines = [["", "runs", *(MEASURES[name][0] for name in shown)]]
+    for group in groups:
+        number = str(len(group.runs)) + f" (+ {group.unfinished} unfinished)" * (
+            group.unfinished > 0
+        )
+        lines.append([group.name, number])
+        for name in shown:
+            values, form = group.values[name], MEASURES[name][1]
+            if not values:
+                lines[-1].append("-")
+                continue
+            mean, error = mean_and_error(values)
+            text = format(mean, form) + ("" if error is None else f" ± {error:{form}}")
+            few = f" ({len(values)} of {len(group.runs)})" * (len(values) < len(group.runs))
+            lines[-1].append(text + few)
+    return lines
+
+
+def _notes(groups: Sequence[Group]) -> list[str]:
+    """What the numbers are, in sentences."""
+    notes = ["Mean ± standard error over runs that are finished and differ in the seed alone."]
+    if any(run.chosen_by == "test_accuracy" for group in groups for run in group.runs):
+        notes.append("The best epoch is chosen on the test set, as SNN papers do.")
+    if any(run.chosen_by == "val_accuracy" for group in groups for run in group.runs):
+        notes.append("Where there is a validation accuracy, the best epoch is chosen by it.")
+    if any(group.values["drop_to_teacher_last_epoch_points"] for group in groups):
+        notes.append("The drop is of the last epoch, to the very file that taught the run.")
+    return notes
+
+
+def markdown(groups: Sequence[Group]) -> str:
+    header, *rows = _cells(groups)
+    return "\n".join([*markdown_table(header, rows), "", *_notes(groups)])
+
+
+def latex(groups: Sequence[Group]) -> str:
+    """A tabular of booktabs."""
+    header, *rows = [[_latex(cell) for cell in line] for line in _cells(groups)]
+    lines = [" & ".join(line) + r" \\" for line in (header, *rows)]
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            *(f"% {note}" for note in _notes(groups)),
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+        ]
+    )
+
+
+LATEX = {
+    **{x: rf"\{x}" for x in "{}$&#%_"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "µ": r"$\mu$", "²": "$^2$"},
+}
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)
+
+
+def csv_text(groups: Sequence[Group]) -> str:
+    """Of each measure the mean, its standard error and the number of runs that have it."""
+    shown = _shown(groups)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    parts = ("mean", "standard_error", "runs")
+    columns = [f"{name}_{part}" for name in shown for part in parts]
+    keys = ("data", "paper_setting", "loss", "bits", "time_window")
+    writer.writerow(["name", *keys, "seeds", "runs_finished", "runs_unfinished", *columns])
+    for group in groups:
+        about = [getattr(group.settings, key) for key in keys]
+        seeds = " ".join(str(run.settings.seed) for run in group.runs)
+        line = [group.name, *about, seeds, len(group.runs), group.unfinished]
+        for name in shown:
+            values = group.values[name]
+            line += [*(mean_and_error(values) if values else (None, None)), len(values)]
+        writer.writerow(line)
+    return out.getvalue().rstrip("\n")
+
+
+FORMATS = {"markdown": markdown, "csv": csv_text, "latex": latex}
