@@ -92,8 +92,13 @@ class Run:
         return self.seconds_before + time.monotonic() - self.clock
 
     @property
+    def deciding(self) -> str:
+        """The name of the accuracy that says which epoch is the best."""
+        return "val_accuracy" if self.settings.val_share else "test_accuracy"
+
+    @property
     def best_accuracy(self) -> float:
-        return max((row["test_accuracy"] for row in self.rows), default=0.0)
+        return max((row[self.deciding] for row in self.rows), default=0.0)
 
     def __enter__(self) -> "Run":
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -145,7 +150,7 @@ class Run:
             return None
         state = self._read()
         if state["rows"] and not self.best.exists():
-            best = max(row["test_accuracy"] for row in state["rows"])
+            best = max(row[self.deciding] for row in state["rows"])
             print(
                 f"main.py: warning: {self.best} is missing: it held the best network so far "
                 f"({best:.2%}), and comes back only with a better one",
@@ -166,7 +171,7 @@ class Run:
         rows, step, sums, random_states = (
             rest.get(name) for name in ("rows", "step", "sums", "random_states")
         )
-        if not are_rows(rows) or len(rows) != checkpoint.epoch:
+        if not are_rows(rows, self.deciding) or len(rows) != checkpoint.epoch:
             raise UserError(f"{cannot} metrics of {checkpoint.epoch} epochs are damaged")
         if len(rows) > self.settings.epochs:
             raise UserError(
@@ -290,7 +295,7 @@ class Run:
 
     def epoch_is_done(self, row: dict[str, Any]) -> None:
         """Save after an epoch with these metrics, as the best too if it is."""
-        is_best = row["test_accuracy"] > self.best_accuracy or not self.rows
+        is_best = row[self.deciding] > self.best_accuracy or not self.rows
         self.rows.append(row | {"time": time.time(), "seconds": self.seconds})
         self.step, self.sums = 0, {}
         self.seconds_before, self.clock = 0.0, time.monotonic()
@@ -484,11 +489,11 @@ def are_sums(sums: Any) -> bool:
     )
 
 
-def are_rows(rows: Any) -> bool:
-    """A list of metrics, one dictionary of numbers an epoch."""
+def are_rows(rows: Any, deciding: str) -> bool:
+    """A list of metrics, one dictionary of numbers an epoch, with the one that is `deciding`."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return False
-    numbers = ("test_accuracy", "best_accuracy", "time")
+    numbers = ("test_accuracy", "best_accuracy", "time", deciding)
     return all(
         all(type(name) is str for name in row)
         and all(type(x) in (float, type(None)) for name, x in row.items() if name != "epoch")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from itertools import islice
@@ -21,14 +22,23 @@ class Parser(argparse.ArgumentParser):
     probably meant by a misspelt option or value."""
 
     mistake: type[Exception] = UserError
+    given: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
+        # argparse looks for what is required before it looks at what it does not know.
+        if "required" in message:
+            for option in (x.partition("=")[0] for x in self.given if x.startswith("--")):
+                meant = did_you_mean(option, self._option_string_actions)
+                if option not in self._option_string_actions and meant:
+                    message = f"unrecognized arguments: {option}{meant}"
+                    break
         raise self.mistake(message)
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Unlike argparse's it knows all: a subcommand, too, refuses what is not its own."""
+        self.given = sys.argv[1:] if args is None else args
         known, rest = super().parse_known_args(args, namespace)
         if rest:
             meant = did_you_mean(rest[0].partition("=")[0], self._option_string_actions)

@@ -72,6 +72,7 @@ MOST_PIXELS = 2**20  # of an event camera
 HIGHEST = 255  # code of the 8-bit input
 BOUNDS = ((99, 2), (50, 64))  # percent, room: see input_of
 MOST_VALUES = 2**24  # of training data that quantiles are taken of, and that are read at once
+HELD_OUT = 1  # beside the seed: other random numbers than an epoch's
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
 
@@ -79,9 +80,11 @@ class ImageSet(Dataset):
     """Pairs (image, label): an augmented image in torch's default dtype, an int.
 
     images: (N, …), in memory or mapped from a file, so that a loader's worker takes no memory for
-    it. step: None of 8-bit pixels, which become pixel / 255; of event frames what one of their
-    8-bit codes stands for, and the codes are what the networks read. clipped: the share of the
-    non-zero training values that lie above the highest code.
+    it. rows: which of the images and labels are in the set; None: all. held_out: a set of the
+    training images that are in none, to choose the best checkpoint by. step: None of 8-bit pixels,
+    which become pixel / 255; of event frames what one of their 8-bit codes stands for, and the
+    codes are what the networks read. clipped: the share of the non-zero training values that lie
+    above the highest code.
 
     The augmentation of an image depends on (seed, epoch, index) alone: neither the number of
     processes nor of loader workers changes it. `augment` may therefore draw from torch's CPU
@@ -96,8 +99,12 @@ class ImageSet(Dataset):
         seed: int = 0,
         step: float | None = None,
         clipped: float = 0.0,
+        rows: Tensor | None = None,
     ):
-        self.images, self.labels = images, torch.as_tensor(labels)
+        self.images, self.rows, self.labels = images, rows, torch.as_tensor(labels)
+        if rows is not None:
+            self.labels = self.labels[rows]
+        self.held_out: ImageSet | None = None
         self.augment, self.step, self.clipped = augment, step, clipped
         self.seed, self.epoch = seed, 0
 
@@ -105,7 +112,7 @@ class ImageSet(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.images[index]
+        image = self.images[index if self.rows is None else self.rows[index]]
         if self.step is not None:
             image = codes_of(image, self.step)
         if self.augment is not None:
@@ -134,8 +141,9 @@ class Input(NamedTuple):
     clipped: float  # share of the non-zero training values that lie above the highest code
 
 
-def input_of(train: np.ndarray) -> Input:
-    """The 8-bit input that fits training frames (N, …), and them alone: nothing of a test is seen.
+def input_of(train: np.ndarray, rows: np.ndarray | None = None) -> Input:
+    """The 8-bit input that fits training frames (N, …), of which `rows` are used (None: all), and
+    them alone: nothing of a test is seen.
 
     Whole numbers of at most 255 are their own codes: the step is 1. Otherwise the largest value has
     the highest code, 255, or whatever is less of twice the value that 99 % of the non-zero ones do
@@ -147,13 +155,14 @@ def input_of(train: np.ndarray) -> Input:
     if train.dtype == np.uint8:
         return Input(1.0, 0.0)
     whole, largest = True, 0.0
-    for part in _parts(train):
+    rows = np.arange(len(train)) if rows is None else rows
+    for part in _parts(train, rows):
         whole = whole and bool((part == np.floor(part)).all())
         largest = max(largest, float(part.max()))
     if whole and largest <= HIGHEST:
         return Input(1.0, 0.0)
-    number = min(len(train), max(1, MOST_VALUES // train[0].size))
-    values = train[np.arange(number) * len(train) // number]
+    number = min(len(rows), max(1, MOST_VALUES // train[0].size))
+    values = train[rows[np.arange(number) * len(rows) // number]]
     values = values[values > 0]
     reach = largest
     if values.size:
@@ -162,15 +171,15 @@ def input_of(train: np.ndarray) -> Input:
         rooms = (room for _, room in BOUNDS)
         reach = min(largest, *(room * x for room, x in zip(rooms, quantiles, strict=True)))
     step = max(reach / HIGHEST, 1.0 if whole else 0.0)
-    above = sum(np.count_nonzero(part > (HIGHEST + 0.5) * step) for part in _parts(train))
-    return Input(step, above / sum(np.count_nonzero(part) for part in _parts(train)))
+    above = sum(np.count_nonzero(part > (HIGHEST + 0.5) * step) for part in _parts(train, rows))
+    return Input(step, above / sum(np.count_nonzero(part) for part in _parts(train, rows)))
 
 
-def _parts(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The array a few samples at a time: mapped from a file, it may be larger than the memory."""
+def _parts(array: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Rows of the array, a few at a time: mapped from a file, all may be larger than the memory."""
     number = max(1, MOST_VALUES // array[0].size)
-    for start in range(0, len(array), number):
-        yield array[start : start + number]
+    for start in range(0, len(rows), number):
+        yield array[rows[start : start + number]]
 
 
 def input_text(train: ImageSet) -> str | None:
@@ -182,6 +191,27 @@ def input_text(train: ImageSet) -> str | None:
     if train.clipped:
         text.append(f"{train.clipped:.2g} of the non-zero training values are above and clipped")
     return f"input step {train.step:.4g}: {', '.join(text)}" if text else None
+
+
+def held_out_rows(labels: Tensor, share: float, seed: int) -> np.ndarray:
+    """Whether each of N training images is held out, (N,) bool: the same ones for a seed on every
+    machine, round(share·N) of them and of each class share·n, rounded up or down.
+
+    A class keeps an image for the training, as `share` is at most a half: one with a single image
+    has it there. Raises UserError where none is held out.
+    """
+    labels = labels.numpy()
+    # NumPy promises that a bit generator's raw numbers stay the same in all its versions.
+    order = np.lexsort((np.random.PCG64([seed, HELD_OUT]).random_raw(len(labels)), labels))
+    order = order[np.bincount(labels)[labels[order]] > 1]  # class by class
+    marks = np.floor(np.arange(len(order) + 1) * share + 0.5)
+    chosen = np.zeros(len(labels), bool)
+    chosen[order[np.diff(marks) > 0]] = True
+    if not chosen.any():
+        raise UserError(
+            f"--val_share {share} holds out none of the {len(labels)} training images: take more"
+        )
+    return chosen
 
 
 def seed_of(*entropy: int) -> int:
@@ -197,6 +227,7 @@ def load_data_sets(
     image_size: tuple[int, int] | None = None,
     cache_path: str | Path | None = None,
     input_step: float | None = None,
+    val_share: float = 0.0,
 ) -> tuple[ImageSet, ImageSet]:
     """The data sets (train, test) of `data`; training images are augmented, from `seed` ≥ 0.
 
@@ -204,10 +235,11 @@ def load_data_sets(
     here. augment: "basic", "auto" (colour images) or "none"; image_size: (height, width) where it
     is not the data set's own. cache_path: the folder for caches and converted events; by default
     what MD_SNN_CACHE_PATH in the environment says, else data_path. input_step: what one code of
-    event frames stands for, by default what `input_of` finds. Under torch.distributed every process
-    must call this, since the first one reads (and downloads, and packs) before the others. Raises
-    UserError, one line, where data are missing or damaged; it names the expected folder and how to
-    fill it.
+    event frames stands for, by default what `input_of` finds. val_share: this share of the training
+    images is not in `train` but in `train.held_out`, without augmentation. Under torch.distributed
+    every process must call this, since the first one reads (and downloads, and packs) before the
+    others. Raises UserError, one line, where data are missing or damaged; it names the expected
+    folder and how to fill it.
     """
     if data not in DATA_SETS:
         raise UserError(f"there is no data set {data!r}")
@@ -225,12 +257,18 @@ def load_data_sets(
                 case "ncaltech101" | "digits-dvs":
                     arrays, found = _events(data, place, time_window, size)
                 case "digits":
-                    return _digits()
+                    arrays = _digits()
                 case "folder":
                     arrays = _folder(place, size)
         except OSError as error:  # no permission, a disk that fails or is full
             raise UserError(cannot_prepare(data, place.data, error)) from error
     (train, train_labels), (test, test_labels) = arrays
+    rows = held_out = None
+    if val_share:
+        chosen = held_out_rows(torch.as_tensor(train_labels), val_share, seed)
+        rows, held_out = (torch.from_numpy(x.nonzero()[0]) for x in (~chosen, chosen))
+        if found is not None:
+            found = input_of(train.numpy(), rows.numpy())
     step, clipped = found or (None, 0.0)
     if found is not None and input_step not in (None, step):
         if is_first_process():
@@ -240,11 +278,15 @@ def load_data_sets(
                 file=sys.stderr,
             )
         step, clipped = input_step, 0.0
-    transform = augmentation(augment, DATA_SETS[data].events, size)
+    transform = None
+    if data != "digits":  # which are told by their place and side
+        transform = augmentation(augment, DATA_SETS[data].events, size)
     sets = (
-        ImageSet(train, train_labels, transform, seed, step, clipped),
+        ImageSet(train, train_labels, transform, seed, step, clipped, rows),
         ImageSet(test, test_labels, step=step),
     )
+    if held_out is not None:
+        sets[0].held_out = ImageSet(train, train_labels, step=step, rows=held_out)
     known = DATA_SETS[data].num_classes or len(classes_of_folder(data_path))
     highest = max(part.labels.max().item() for part in sets)
     if highest >= known:
@@ -262,10 +304,12 @@ def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageS
         settings.data,
         data_path,
         settings.time_window,
-        augment="none",
+        settings.seed,
+        "none",
         image_size=data_set_of(settings).image_size,
         cache_path=settings.cache_path if of_training else None,
         input_step=input_step_of(settings),
+        val_share=settings.val_share,
     )
 
 
@@ -465,10 +509,12 @@ class DeviceLoader:
         self.dataset, self.sampler, self.device = data_set, sampler, device
         self.batch_size, self.drop_last = batch_size, drop_last
         self.images, self.labels = data_set.images, data_set.labels.to(device)
+        self.rows = torch.arange(len(self.images)) if data_set.rows is None else data_set.rows
         if device.type == "cuda":
             memory = torch.cuda.get_device_properties(device).total_memory
-            if self.images.nbytes <= memory / 4:
-                self.images = self.images.to(device)
+            if self.images[:1].nbytes * len(self.rows) <= memory / 4:
+                own = self.images if data_set.rows is None else self.images[self.rows]
+                self.images, self.rows = own.to(device), torch.arange(len(own), device=device)
         # A tensor, because CUDA multiplies by the reciprocal of a plain number.
         self.white = torch.tensor(HIGHEST, dtype=torch.get_default_dtype(), device=device)
 
@@ -483,7 +529,7 @@ class DeviceLoader:
             draws = draws.to(self.device)
         # All numbers are copied to a GPU once an epoch: each copy waits for it.
         order = torch.tensor(list(self.sampler), dtype=torch.int64, device=self.device)
-        order_of_images = order.to(self.images.device)
+        order_of_images = self.rows[order.to(self.images.device)]
         for start in range(0, len(order), self.batch_size):
             part = slice(start, start + self.batch_size)
             batch = order[part]
@@ -1204,7 +1250,7 @@ def _events(
 
     def measure(images: np.ndarray, labels: Tensor) -> Input:
         train = images[: training(labels)]
-        if not any(part.any() for part in _parts(train)):
+        if not any(part.any() for part in _parts(train, np.arange(len(train)))):
             raise UserError(
                 f"the training frames in {frames} are all 0 (at --image_size {size[0]}x{size[1]}): "
                 "convert the events again, or take a larger --image_size"
@@ -1547,7 +1593,7 @@ def digits_of(*shares: Sequence[int]) -> tuple[ImageSet, ...]:
     return tuple(ImageSet(images[share], digits.target[share]) for share in shares)
 
 
-def _digits() -> tuple[ImageSet, ImageSet]:
+def _digits() -> Arrays:
     """All digits, split 80/20, stratified, random_state 0."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -1557,7 +1603,7 @@ def _digits() -> tuple[ImageSet, ImageSet]:
         np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
     )
     train, test = digits_of(*shares)
-    return train, test
+    return (train.images, train.labels), (test.images, test.labels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -111,6 +111,7 @@ class Distiller:
         alpha, beta: weights of L_logit and L_mem; beta None is the loss's own default.
         tau: temperature of L_logit.
         beta_schedule: "cosine" or "constant", followed by `set_epoch`.
+        label_smoothing: share of CE's target that all classes get alike, as torch's.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class Distiller:
         beta: float | None = None,
         tau: float = TAU,
         beta_schedule: str = BETA_SCHEDULE,
+        label_smoothing: float = 0.0,
     ):
         self.teacher = folded(teacher)
         self.student = student
@@ -129,6 +131,7 @@ class Distiller:
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
         self.beta_schedule = BETA_SCHEDULES[beta_schedule]
         self.beta_now = self.beta
+        self.label_smoothing = label_smoothing
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Weigh L_mem for this epoch, counted from 1."""
@@ -150,8 +153,9 @@ class Distiller:
 
             logits = self.student(images, membranes=compare)
 
+        logits32, smoothing = at_least_float32(logits), self.label_smoothing
         terms = {
-            "ce": F.cross_entropy(at_least_float32(logits), labels),
+            "ce": F.cross_entropy(logits32, labels, label_smoothing=smoothing),
             "logit": logit_kl(logits, teacher_logits, self.tau),
         }
         loss = terms["ce"] + self.alpha * terms["logit"]

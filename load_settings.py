@@ -308,7 +308,8 @@ def refuse_single_values(
         return
     batch = f"--batch_size {settings.batch_size}"
     if images < settings.batch_size:
-        batch += f", of which the data set has {images}"
+        left = "the data set has" if not settings.val_share else "--val_share leaves"
+        batch += f", of which {left} {images}"
     if settings.accumulate > 1:
         batch += f", in {settings.accumulate} parts (--accumulate)"
     raise UserError(
@@ -567,11 +568,16 @@ def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, steps: int, steps_done: int = 0
+    optimizer: torch.optim.Optimizer, steps: int, steps_done: int = 0, warmup: int = 0
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Cosine from `initial_lr` to 0 over `steps`. The rate depends on the number of the step alone,
-    so a resumed run has that of an uninterrupted one, also of one that was given more epochs."""
+    """In step k of the first `warmup` ones (k/warmup)·`initial_lr`, over the rest a cosine from
+    `initial_lr` to 0. The rate depends on the number of the step alone, so a resumed run has that
+    of an uninterrupted one, also of one that was given more epochs."""
     cosine = BETA_SCHEDULES["cosine"]
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: cosine(step / steps), last_epoch=steps_done - 1
-    )
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return cosine((step - warmup) / (steps - warmup))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor, last_epoch=steps_done - 1)

@@ -37,6 +37,8 @@ COLUMNS = (
     "logit",
     "membrane",
     "train_accuracy",
+    "val_accuracy",
+    "val_loss",
     "test_accuracy",
     "test_loss",
     "best_accuracy",
@@ -111,6 +113,7 @@ def macs_of_image(depth: int, width: int, time_window: int, data_set: DataSet) -
 
 def header(
     run: Run,
+    train_set: ImageSet,
     test_set: ImageSet,
     teacher: Checkpoint | None,
     macs: int,
@@ -125,6 +128,7 @@ def header(
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     share = settings.batch_size // processes
+    held_out = "" if train_set.held_out is None else f"{len(train_set.held_out):,} held-out "
     shape = "x".join(map(str, image.shape[-3:]))
     kind = "MS-ResNet" if settings.bits is None else "Quan-MS-ResNet"
     parameters = sum(x.numel() for x in run.network.parameters())
@@ -135,7 +139,8 @@ def header(
         ),
         (
             "data",
-            f"{settings.data}: {run.training_images:,} training and {len(test_set):,} test "
+            f"{settings.data}: {run.training_images:,} training{',' * bool(held_out)} "
+            f"{held_out}and {len(test_set):,} test "
             f"images, {data_set.num_classes} classes, "
             + (f"{len(image)} frames of {shape}" if data_set.events else shape),
         ),

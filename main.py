@@ -264,14 +264,18 @@ def keep_freed_memory() -> None:
 
 
 def compile_for(
-    settings: Settings, device: torch.device, test_set: ImageSet, training_images: int = 0
+    settings: Settings, device: torch.device, test_set: ImageSet, train_set: ImageSet | None = None
 ) -> None:
     """--compile: compile the hot functions by using a throwaway network as the run will use its
-    own; where that fails, warn and stay eager. `training_images`: none in an evaluation."""
+    own; where that fails, warn and stay eager. `train_set`: none in an evaluation."""
     batch = max(1, settings.batch_size // WORLD_SIZE)
+    training_images = 0 if train_set is None else len(train_set)
     trained = -(-min(batch, -(-training_images // WORLD_SIZE)) // settings.accumulate)
-    tested = len(range(RANK, len(test_set), WORLD_SIZE))
-    batches_tested = {min(batch, tested), tested % batch} - {0}
+    evaluated = [test_set]
+    if train_set is not None and train_set.held_out is not None:
+        evaluated.append(train_set.held_out)
+    shares = [len(range(RANK, len(data_set), WORLD_SIZE)) for data_set in evaluated]
+    batches_tested = {size for n in shares for size in (min(batch, n), n % batch)} - {0}
 
     def use() -> None:
         network = build_network(settings).to(device)
@@ -340,6 +344,7 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
         data_set_of(settings).image_size,
         settings.cache_path,
         None if settings.eval_only is None else input_step_of(settings),
+        settings.val_share,
     )
     if WORLD_SIZE > 1:
         # With other numbers of batches the processes would wait for each other for ever.
@@ -349,6 +354,9 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
                 "test images": len(test_set),
                 "input step": train_set.step,
                 "labels' checksum": zlib.crc32(train_set.labels.numpy(), len(test_set)),
+                "held-out images' checksum": zlib.crc32(train_set.rows.numpy())
+                if train_set.held_out is not None
+                else 0,
             },
             "found data",
             "give all the same --data_path, or copies of it",
@@ -366,10 +374,13 @@ def with_input_step(settings: Settings, step: float | None, teacher: Checkpoint 
     if teacher is not None:
         theirs = input_step_of(teacher.settings)
         if theirs != input_step_of(settings):
+            of_teacher = teacher.settings  # a found step is that of the images that are used
+            used = f" (it had --val_share {of_teacher.val_share} --seed {of_teacher.seed})"
+            used *= of_teacher.val_share > 0 or settings.val_share > 0
             raise UserError(
                 f"--teacher_path {settings.teacher_path} was trained with the input step "
                 f"{theirs!r}, the training data in {settings.data_path} have {step!r}: give the "
-                "data that the teacher was trained on, or train a teacher on these"
+                f"data that the teacher was trained on{used}, or train a teacher on these"
             )
     return settings
 
@@ -389,11 +400,14 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     settings = with_input_step(settings, train_set.step, taught_by)
     train_batches = training_batches(train_set, *shard, settings.seed, device)
     test_batches = evaluation_batches(test_set, *shard, device)
+    val_batches = None
+    if train_set.held_out is not None:
+        val_batches = evaluation_batches(train_set.held_out, *shard, device)
     if FIRST_PROCESS:  # before --compile: it would compile for the one image of this, too
         of_data = data_set_of(settings)
         macs = macs_of_image(settings.model_depth, settings.width, settings.time_window, of_data)
     if settings.compile:
-        compile_for(settings, device, test_set, len(train_set))
+        compile_for(settings, device, test_set, train_set)
 
     network = build_network(settings)
     teacher = None if taught_by is None else load_network(taught_by).to(device)
@@ -417,8 +431,9 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
         if store is not None and FIRST_PROCESS:
             store.set(RUN_STARTED, "")
         if FIRST_PROCESS:
-            print(header(run, test_set, taught_by, macs, device, WORLD_SIZE), flush=True)
-        scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done)
+            print(header(run, train_set, test_set, taught_by, macs, device, WORLD_SIZE), flush=True)
+        warmup = settings.warmup * steps
+        scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done, warmup)
 
         def train_on(batches: Iterable) -> dict[str, float]:
             return train_epoch(
@@ -444,7 +459,10 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             tested = evaluate(network, test_batches, device, settings.amp)
             row |= {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
             row["spike_rate"] = tested.spike_rate
-            row["best_accuracy"] = max(run.best_accuracy, row["test_accuracy"])
+            if val_batches is not None:
+                held_out = evaluate(network, val_batches, device, settings.amp)
+                row |= {"val_accuracy": held_out.accuracy, "val_loss": held_out.loss}
+            row["best_accuracy"] = max(run.best_accuracy, row[run.deciding])
             run.epoch_is_done(row)
             if log is not None:
                 log.write(run.rows, tested.silent)
@@ -503,17 +521,18 @@ def slow_down_running_statistics(network: nn.Module, parts: int) -> None:
 
 def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
     if settings.paper_setting != "qamd":
-        return cross_entropy(student)
+        return cross_entropy(student, settings.label_smoothing)
     weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
-    return Distiller(teacher, student, settings.loss, *weights)
+    return Distiller(teacher, student, settings.loss, *weights, settings.label_smoothing)
 
 
-def cross_entropy(network: nn.Module) -> LossFunction:
+def cross_entropy(network: nn.Module, label_smoothing: float = 0.0) -> LossFunction:
     """The loss of a network trained without a teacher."""
 
     def loss_function(images: Tensor, labels: Tensor):
         logits = network(images)
-        loss = F.cross_entropy(at_least_float32(logits), labels)
+        logits32 = at_least_float32(logits)
+        loss = F.cross_entropy(logits32, labels, label_smoothing=label_smoothing)
         return logits, loss, {"ce": loss}
 
     return loss_function

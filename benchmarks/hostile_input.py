@@ -35,26 +35,11 @@ from load_settings import (
     load_network,
     parse_settings,
 )
+from settings import OPTIONS as DECLARED
 from spikesim_eval.layers import InputError, load_layer_list
 
-OPTIONS = (
-    *("--data", "--paper_setting", "--model_depth", "--width", "--time_window", "--bits"),
-    *("--bn_bits", "--loss", "--alpha", "--beta", "--tau", "--beta_schedule", "--teacher_path"),
-    *("--init_from_teacher", "--batch_size", "--accumulate", "--epochs", "--lr"),
-    *("--weight_decay", "--clip_grad", "--seed", "--data_path", "--save_path", "--resume"),
-    *(
-        "--overwrite",
-        "--save_every",
-        "--eval_only",
-        "--integer",
-        "--workers",
-        "--device",
-        "--amp",
-        "--compile",
-    ),
-    *("--deterministic", "--check_numerics", "--image_size", "--augment", "--local-rank"),
-    *("--help", "--", "-", "--no_such"),
-)
+OPTIONS = (*(f"--{name}" for name in DECLARED), "--config", "--no_amp", "--local-rank")
+OPTIONS += ("--help", "--", "-", "--no_such")
 VALUES = (
     *("digits", "CIFAR10", "original", "student", "qamd", "CLK", "cosine", "cpu", "auto", "18"),
     *("folder", "digits-dvs", "48x32", "none"),

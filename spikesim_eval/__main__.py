@@ -13,7 +13,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
+
+import command_line
 
 from .compare import cheapest, compare, notes
 from .constants import PUBLISHED_RATIO
@@ -34,9 +36,8 @@ from .report import (
 from .sweep import AXES, check_size, csv_text, sweep, variants
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)  # one line from main() instead of a usage dump
+class Parser(command_line.Parser):
+    mistake = InputError
 
 
 def numbers(kind: type) -> Any:
@@ -174,7 +175,8 @@ def check_files(checkpoints: Sequence[str]) -> None:
     """Raise InputError for the first that is missing: before the others are read and measured."""
     for path in checkpoints:
         if not os.path.isfile(path):
-            raise InputError(f"no such checkpoint: {path!r}")
+            meant = command_line.similar_path(path)
+            raise InputError(f"no such checkpoint: {path!r}{meant}")
 
 
 def check_same_data(checkpoints: Sequence[str]) -> None:
