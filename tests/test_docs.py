@@ -284,6 +284,14 @@ def test_every_page_of_the_docs_can_be_reached_from_the_readme():
     assert pages - {"docs/layer_list.md"} <= set(links)
 
 
+def test_the_page_of_the_code_names_every_file_of_the_program():
+    named = set(inline_code(REPOSITORY / "docs/code.md"))
+    for path in SOURCES:
+        name = str(path.relative_to(REPOSITORY))
+        if re.fullmatch(r"((models|experiments|spikesim_eval)/)?[A-Za-z]\w+\.py", name):
+            assert name in named, name
+
+
 def rows_of_options() -> dict[str, tuple[str, str, str]]:
     """Of docs/options.md: option -> (heading, default, meaning)."""
     rows, heading = {}, ""
