@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -65,9 +65,11 @@ class Run:
         optimizer: torch.optim.Optimizer,
         training_images: int,
         steps_per_epoch: int,
+        class_names: Sequence[str] | None = None,
     ):
         self.settings, self.network, self.optimizer = settings, network, optimizer
         self.training_images, self.steps_per_epoch = training_images, steps_per_epoch
+        self.class_names = None if class_names is None else list(class_names)
         self.teacher = None if settings.teacher_path is None else digest(settings.teacher_path)
         self.last, self.best = checkpoints_of(Path(settings.save_path), settings.paper_setting)
         self.rows: list[dict[str, Any]] = []
@@ -327,6 +329,7 @@ class Run:
                 "seconds": self.seconds,
                 "training_images": self.training_images,
                 "teacher": self.teacher,
+                "class_names": self.class_names,  # for whoever has the checkpoint alone
             }
             # The best one first: were it last, a run killed between the two would lack it.
             for path in (self.best, self.last) if is_best else (self.last,):

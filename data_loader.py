@@ -31,6 +31,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -57,9 +58,17 @@ from torchvision.datasets.utils import download_url
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from command_line import Parser, UserError
+from command_line import Parser, UserError, similar_path
 from load_settings import classes_of_folder
-from settings import DATA_SETS, Settings, check_value, data_set_of, parse_image_size
+from quantization import codes_of
+from settings import (
+    DATA_SETS,
+    Settings,
+    check_value,
+    data_set_of,
+    input_step_of,
+    parse_image_size,
+)
 
 Arrays = tuple[tuple[Tensor, Sequence[int]], tuple[Tensor, Sequence[int]]]  # (images, labels) twice
 FIRST_HERE = os.environ.get("LOCAL_RANK", "0") == "0"
@@ -84,7 +93,7 @@ class ImageSet(Dataset):
     training images that are in none, to choose the best checkpoint by. step: None of 8-bit pixels,
     which become pixel / 255; of event frames what one of their 8-bit codes stands for, and the
     codes are what the networks read. clipped: the share of the non-zero training values that lie
-    above the highest code.
+    above the highest code. classes: the labels' names.
 
     The augmentation of an image depends on (seed, epoch, index) alone: neither the number of
     processes nor of loader workers changes it. `augment` may therefore draw from torch's CPU
@@ -100,12 +109,14 @@ class ImageSet(Dataset):
         step: float | None = None,
         clipped: float = 0.0,
         rows: Tensor | None = None,
+        classes: Sequence[str] | None = None,
     ):
         self.images, self.rows, self.labels = images, rows, torch.as_tensor(labels)
         if rows is not None:
             self.labels = self.labels[rows]
         self.held_out: ImageSet | None = None
         self.augment, self.step, self.clipped = augment, step, clipped
+        self.classes = None if classes is None else list(classes)
         self.seed, self.epoch = seed, 0
 
     def __len__(self) -> int:
@@ -124,14 +135,6 @@ class ImageSet(Dataset):
         if self.step is None:
             image = image / HIGHEST  # v2.ToDtype multiplies by 1/255: not always the same
         return image, self.labels[index].item()
-
-
-def codes_of(frames: Tensor, step: float) -> Tensor:
-    """clamp(round(frames / step), 0, 255), halves rounded to even: whole float32, any shape."""
-    if step == 1 and frames.dtype == torch.uint8:
-        return frames.float()
-    # In float64: a step may be smaller than what float32 divides by.
-    return (frames.double() / step).round_().clamp_(0, HIGHEST).float()
 
 
 class Input(NamedTuple):
@@ -249,17 +252,17 @@ def load_data_sets(
         try:
             match data:
                 case "CIFAR10":
-                    arrays = _cifar(CIFAR10, place.data)
+                    arrays, classes = _cifar(CIFAR10, place.data)
                 case "CIFAR100":
-                    arrays = _cifar(CIFAR100, place.data)
+                    arrays, classes = _cifar(CIFAR100, place.data)
                 case "TinyImagenet":
-                    arrays = _tiny_imagenet(place)
+                    arrays, classes = _tiny_imagenet(place)
                 case "ncaltech101" | "digits-dvs":
-                    arrays, found = _events(data, place, time_window, size)
+                    arrays, classes, found = _events(data, place, time_window, size)
                 case "digits":
-                    arrays = _digits()
+                    arrays, classes = _digits(), list("0123456789")
                 case "folder":
-                    arrays = _folder(place, size)
+                    arrays, classes = _folder(place, size)
         except OSError as error:  # no permission, a disk that fails or is full
             raise UserError(cannot_prepare(data, place.data, error)) from error
     (train, train_labels), (test, test_labels) = arrays
@@ -282,8 +285,8 @@ def load_data_sets(
     if data != "digits":  # which are told by their place and side
         transform = augmentation(augment, DATA_SETS[data].events, size)
     sets = (
-        ImageSet(train, train_labels, transform, seed, step, clipped, rows),
-        ImageSet(test, test_labels, step=step),
+        ImageSet(train, train_labels, transform, seed, step, clipped, rows, classes),
+        ImageSet(test, test_labels, step=step, classes=classes),
     )
     if held_out is not None:
         sets[0].held_out = ImageSet(train, train_labels, step=step, rows=held_out)
@@ -311,12 +314,6 @@ def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageS
         input_step=input_step_of(settings),
         val_share=settings.val_share,
     )
-
-
-def input_step_of(settings: Settings) -> float | None:
-    """What one code of event frames stands for in a trained network; None of images."""
-    data_set = DATA_SETS[settings.data]
-    return (settings.input_step or data_set.image_step) if data_set.events else None
 
 
 def is_first_process() -> bool:
@@ -790,6 +787,15 @@ class Source(NamedTuple):
     reading: int = 1  # counts the ways in which a program has read such files: see READING
 
 
+class Packed(NamedTuple):
+    """A cache that has been read."""
+
+    images: Tensor  # (N, *shape), mapped from a file
+    labels: Tensor  # (N,)
+    classes: list[str]
+    found: Input | None  # what `measure` of `packed` gave
+
+
 def packed(
     index: Path,
     root: Path,
@@ -797,9 +803,8 @@ def packed(
     read: Callable[[Path], np.ndarray],
     shape: tuple[int, ...],
     measure: Callable[[np.ndarray, Tensor], Input] | None = None,
-) -> tuple[Tensor, Tensor, Input | None]:
-    """(images (N, *shape) mapped from one file, labels (N,), measure(images, labels)) of the files
-    that `find` names.
+) -> Packed:
+    """What is packed of the files that `find` names.
 
     Two files beside each other: the index NAME.json, which says what it was made of (see
     _contents) and what was measured, and NAME-CRC32.npy, uint8 or uint16 where that holds all
@@ -808,7 +813,7 @@ def packed(
     """
     source = _contents(root, find()) if root.is_dir() or not index.exists() else None
 
-    def current() -> tuple[Tensor, Tensor, Input | None] | None:
+    def current() -> Packed | None:
         if not index.exists():
             return None
         contents, found, images = _read_packed(index, shape)
@@ -817,7 +822,7 @@ def packed(
         labels = torch.tensor([row[1] for row in contents["files"]])
         if measure is not None and found is None:  # of a version that did not measure
             found = measure(images, labels)
-        return torch.from_numpy(images), labels, found
+        return Packed(torch.from_numpy(images), labels, contents["classes"], found)
 
     if (already := current()) is not None:
         return already
@@ -950,8 +955,9 @@ def in_threads(function: Callable[[Any], Any], items: Sequence, what: str) -> It
                 bar.update()
 
 
-def _cifar(cifar: type[CIFAR10] | type[CIFAR100], data_path: Path) -> Arrays:
-    """CIFAR-10/100 (Krizhevsky 2009), checked by md5; a failed download leaves nothing behind."""
+def _cifar(cifar: type[CIFAR10] | type[CIFAR100], data_path: Path) -> tuple[Arrays, list[str]]:
+    """CIFAR-10/100 (Krizhevsky 2009), checked by md5, and the classes' names; a failed download
+    leaves nothing behind."""
     folder, archive = data_path / cifar.base_folder, data_path / cifar.filename
     downloads = not folder.exists()
     try:
@@ -973,7 +979,7 @@ def _cifar(cifar: type[CIFAR10] | type[CIFAR100], data_path: Path) -> Arrays:
         (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), part.targets)
         for part in parts
     )
-    return train, test
+    return (train, test), parts[0].classes
 
 
 TINY_IMAGENET = Archive(
@@ -984,8 +990,9 @@ TINY_IMAGENET = Archive(
 )
 
 
-def _tiny_imagenet(place: Place) -> Arrays:
-    """Tiny ImageNet with val/ as the test set; label = place of the WNID in sorted order.
+def _tiny_imagenet(place: Place) -> tuple[Arrays, list[str]]:
+    """Tiny ImageNet with val/ as the test set, and the classes' names; label = place of the WNID in
+    sorted order.
 
     Missing, it is unpacked from the archive, which is downloaded if that is missing too.
     """
@@ -1007,10 +1014,20 @@ def _tiny_imagenet(place: Place) -> Arrays:
                 f"({reason}): {remedy}"
             ) from error
     train, test = (
-        packed(index, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))[:2]
+        packed(index, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))
         for part, index in indexes.items()
     )
-    return train, test
+    return (train[:2], test[:2]), _words(root, train.classes)
+
+
+def _words(root: Path, wnids: list[str]) -> list[str]:
+    """The first word for each class, where words.txt says one."""
+    try:
+        text = (root / "words.txt").read_text(errors="replace")
+    except OSError:  # trained from the cache alone
+        return wnids
+    words = dict(line.split("\t")[:2] for line in text.splitlines() if "\t" in line)
+    return [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
 
 
 def _find_tiny(root: Path, part: str, remedy: str) -> Source:
@@ -1092,8 +1109,33 @@ def _read_tiny(path: Path) -> np.ndarray:
     return pixels
 
 
-def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
-    """uint8 (3, H, W), upright; with `size` scaled and cropped in the middle to fit.
+def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
+    """A file as the network that was trained with these settings has those of its data set: uint8
+    (C, H, W) of an image, counts (T, 2, H, W) of events as frames (.npz) or as they are (.bin).
+
+    An image of another size is scaled and cropped in the middle. Raises UserError for a file that
+    is missing, damaged or of another kind.
+    """
+    data_set, path = data_set_of(settings), Path(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else f"is no file{similar_path(path)}"
+        raise UserError(f"{path} {what}")
+    if not data_set.events:
+        return read_image(path, data_set.image_size, gray=data_set.in_channels == 1)
+    T, suffix = settings.time_window, path.suffix.lower()
+    if suffix not in (".npz", ".bin"):
+        raise UserError(f"{path} is no file of events: .bin of the camera, or .npz of {T} frames")
+    with tempfile.TemporaryDirectory() as folder:
+        frames = path
+        if suffix == ".bin":
+            frames = Path(folder) / "frames.npz"
+            _convert(path, frames, T)
+        return read_frames(frames, T, data_set.image_size).astype(np.float32)
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None, gray: bool = False) -> np.ndarray:
+    """uint8 (3, H, W), upright, or (1, H, W) of `gray` images; with `size` scaled and cropped in
+    the middle to fit.
 
     16 bits become 8 (their upper ones), transparency is dropped, and of several frames or pages the
     first is read. Raises UserError for a damaged file, and where nothing says what is black and
@@ -1116,9 +1158,11 @@ def read_image(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
             if image.mode in ("La", "RGBa"):  # colours multiplied by their opacity
                 image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
             image = image.convert("RGB")
+            if gray:
+                image = image.convert("L")
             if size is not None:
                 image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
-            return np.asarray(image).transpose(2, 0, 1)
+            return np.atleast_3d(image).transpose(2, 0, 1)
     except UserError:
         raise
     except Exception as error:  # what Pillow raises depends on where the bytes stop making sense
@@ -1156,8 +1200,9 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
-def _folder(place: Place, size: tuple[int, int]) -> Arrays:
-    """A user's own images, val/ as the test set; label = place of the folder in sorted order."""
+def _folder(place: Place, size: tuple[int, int]) -> tuple[Arrays, list[str]]:
+    """A user's own images, val/ as the test set, and the classes' names; label = place of the
+    folder in sorted order."""
     train, test = (
         packed(
             place.caches / "{}-{}x{}.json".format(part, *size),
@@ -1165,10 +1210,10 @@ def _folder(place: Place, size: tuple[int, int]) -> Arrays:
             partial(_find_images, place.data, part),
             partial(read_image, size=size),
             (3, *size),
-        )[:2]
+        )
         for part in ("train", "val")
     )
-    return train, test
+    return (train[:2], test[:2]), train.classes
 
 
 def _find_images(data_path: Path, part: str) -> Source:
@@ -1227,8 +1272,9 @@ def _frames_folder(data: str, place: Place, time_window: int) -> Path:
 
 def _events(
     data: str, place: Place, time_window: int, size: tuple[int, int]
-) -> tuple[Arrays, Input]:
-    """N-Caltech101 (Orchard et al. 2015) or data like it, as frames of event counts, T per sample.
+) -> tuple[Arrays, list[str], Input]:
+    """N-Caltech101 (Orchard et al. 2015) or data like it, as frames of event counts, T per sample,
+    the classes' names and how the frames are read.
 
     The split, the same on every machine: of a class's n file names in code-point order, the last
     max(1, ⌊n/10⌋) (digits-dvs: ⌊n/5⌋) are test files and those before them training files; a class
@@ -1263,7 +1309,7 @@ def _events(
             raise UserError(f"{frames} holds no class of two files or more")
         return len(labels) - tests
 
-    images, labels, found = packed(
+    images, labels, classes, found = packed(
         index,
         frames,
         partial(_find_frames, data, place, time_window),
@@ -1272,7 +1318,7 @@ def _events(
         measure,
     )
     n = training(labels)
-    return ((images[:n], labels[:n]), (images[n:], labels[n:])), found
+    return ((images[:n], labels[:n]), (images[n:], labels[n:])), classes, found
 
 
 def _event_cache(data: str, place: Place, time_window: int, size: tuple[int, int]) -> Path:
@@ -1590,7 +1636,8 @@ def digits_of(*shares: Sequence[int]) -> tuple[ImageSet, ...]:
     small = torch.from_numpy(digits.images).unsqueeze(1)
     enlarged = F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False)
     images = (enlarged * 255 / 16).round().to(torch.uint8)
-    return tuple(ImageSet(images[share], digits.target[share]) for share in shares)
+    names = list(map(str, digits.target_names))
+    return tuple(ImageSet(images[share], digits.target[share], classes=names) for share in shares)
 
 
 def _digits() -> Arrays:

@@ -94,11 +94,11 @@ def short_names(paths: Sequence[str], width: int | None = None) -> list[str]:
             used[i] += 1
     labels: list[str] = []
     for i in range(len(parts)):
-        candidate, number = _cut(label(i), width), 1
+        candidate, number = cut(label(i), width), 1
         while candidate in labels:
             number += 1
             suffix = f" ({number})"
-            candidate = _cut(label(i), width and width - len(suffix)) + suffix
+            candidate = cut(label(i), width and width - len(suffix)) + suffix
         labels.append(candidate)
     return labels
 
@@ -110,8 +110,30 @@ def _without_ending(path: str, paths: Iterable[str]) -> str:
     return path if any(bare + other in paths for other in ENDINGS if other != ending) else bare
 
 
-def _cut(name: str, width: int | None) -> str:
+def cut(name: str, width: int | None) -> str:
+    """The end of a name that is too long: there it differs from its neighbours."""
     return name if width is None or len(name) <= width else "…" + name[len(name) - width + 1 :]
+
+
+# Tables in a terminal.
+
+SCREEN = 100  # columns
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: columns of numbers to the right, others to the left."""
+    lines = []
+    for name, *cells in zip(header, *rows, strict=True):
+        width = max(map(len, (name, *cells)))
+        numbers = all(cell[0].isdigit() or cell[0] in "+-" for cell in cells if cell)
+        align = str.rjust if numbers else str.ljust
+        lines.append([align(cell, width) for cell in (name, *cells)])
+    return ["  ".join(line).rstrip() for line in zip(*lines, strict=True)]
+
+
+def room_for_names(header: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of the SCREEN that a table leaves for one more column, at least 8."""
+    return max(8, SCREEN - 2 - max(map(len, text_table(header, rows)), default=0))
 
 
 # Colours. A test sees to it that all in a group differ for the colour-blind too.
@@ -138,6 +160,7 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "input_buffer": "#DDDDDD",
     "membrane": "#000000",
 }
+COMPONENT_NAMES = {"adc": "ADC", "htree": "H-tree"}  # where the key is not the word
 LINES = ("-", "--", ":", "-.")
 SHADING = "viridis"  # of matrices: equal steps for every eye, and in grey
 
@@ -166,6 +189,11 @@ def styles(kinds: Sequence[str | None]) -> list[dict[str, str]]:
         lighter = 0.65 * turn / (total - 1) if total > 1 else 0.0
         found.append({"color": _lighter(colour, lighter), "linestyle": LINES[turn % len(LINES)]})
     return found
+
+
+def component_name(key: str) -> str:
+    """A component of a chip as a person reads it: "tile buffer"."""
+    return COMPONENT_NAMES.get(key, key.replace("_", " "))
 
 
 def _lighter(colour: str, share: float) -> str:
@@ -198,6 +226,7 @@ def new_figure(
 
 def legend_beside(panel: "Axes", **options: Any) -> None:
     """The legend to the right of the panel, where it covers nothing."""
+    options.setdefault("fontsize", 8)
     panel.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.5, **options)
 
 

@@ -38,6 +38,7 @@ from settings import (
     complete,
     data_set_of,
     describes_a_network,
+    input_step_of,
     is_flag,
     parse_image_size,
 )
@@ -66,6 +67,8 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
     given.pop("local_rank", None)
     if "amp" in given:
         given["amp"] = bool(given["amp"])  # bf16 is the only narrow type there is
+    if "predict" in given:
+        given["predict"] = tuple(given["predict"])
     if given.get("eval_only") is None:
         settings = _training_settings(given)
     else:
@@ -100,8 +103,9 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
 def _training_settings(given: dict[str, Any]) -> Settings:
     config = given.pop("config", None)
     taken = {} if config is None else _of_config(config, given)
-    if "integer" in given:
-        raise UserError("--integer goes with --eval_only CKPT")
+    for name in given:
+        if OPTIONS[name].evaluation == "only":
+            raise UserError(f"--{name} goes with --eval_only CKPT")
     for required in ("data", "paper_setting"):
         if required not in taken | given:
             raise UserError(f"--{required} is required")
@@ -150,13 +154,19 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if given.get("integer") and trained.bits is None:
         raise UserError(f"--integer: {path} is a full-precision network")
+    if "out" in given and "per_class" not in given:
+        raise UserError("--out goes with --per_class")
+    for name in ("integer", "per_class", "compile") if "predict" in given else ():
+        if name in given:
+            raise UserError(f"--predict looks at its files alone: leave --{name} out")
     own = {
         name: given.get(name, about.constant_default)
         for name, about in OPTIONS.items()
-        if about.evaluation == "own"
+        if about.evaluation in ("own", "only")
     }
     own["batch_size"] = given.get("batch_size", trained.batch_size)
-    check_classes(trained, own["data_path"], path)
+    if own["predict"] is None:
+        check_classes(trained, own["data_path"], path)
     if own["cache_path"] is None and own["data_path"] == trained.data_path:
         own["cache_path"] = trained.cache_path
     return replace(trained, teacher_path=None, **own)
@@ -176,10 +186,10 @@ def _of_config(path: str, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
     """The options in a settings.json that --config takes over. What a run of an older version has
     not written is left out. Raises UserError where the file is missing or not such a one."""
-    expected = f"--config {path}: it should be the settings.json of a run"
+    expected = f"{option}{path}: it should be the settings.json of a run"
     try:
         if Path(path).is_dir():
             inside = Path(path) / "settings.json"
@@ -189,9 +199,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             text = file.read(MOST_CONFIG + 1)
     except FileNotFoundError:
-        raise UserError(f"--config {path} does not exist{similar_path(path)}") from None
+        raise UserError(f"{option}{path} does not exist{similar_path(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a null character
-        raise UserError(f"cannot read --config {path} ({error})") from None
+        raise UserError(f"cannot read {option}{path} ({error})") from None
     try:
         if len(text) > MOST_CONFIG:
             raise ValueError
@@ -204,14 +214,23 @@ def read_config(path: str | Path) -> dict[str, Any]:
     for name, value in content.items():
         if name not in OPTIONS and name not in RECORDED:
             meant = did_you_mean(name, OPTIONS)
-            raise UserError(f"--config {path}: there is no option {reprlib.repr(name)}{meant}")
+            raise UserError(f"{option}{path}: there is no option {reprlib.repr(name)}{meant}")
         if name not in OPTIONS or not OPTIONS[name].config or value is None:
             continue
         try:
             found[name] = _checked(name, value)
         except UserError as error:
-            raise UserError(f"--config {path}: {error}") from None
+            raise UserError(f"{option}{path}: {error}") from None
     return found
+
+
+def read_settings(path: str | Path) -> Settings:
+    """The settings of the run that has left a settings.json; what an older version has not written
+    is today's default. Raises UserError where the file is missing or not such a one."""
+    found = read_config(path, option="")
+    if not {"data", "paper_setting"} <= found.keys():
+        raise UserError(f"{path} is not the settings.json of a run")
+    return Settings(**complete(found) | {"save_path": str(Path(path).parent)})
 
 
 def _checked(name: str, value: Any) -> Any:
@@ -478,25 +497,6 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
     return settings
 
 
-def read_settings(path: str | Path) -> Settings:
-    """The settings of the run that has written a settings.json. Raises UserError where that is
-    missing, broken, another program's or of a version with other settings."""
-    not_ours = f"{path} is not the settings.json of a run of this program"
-    try:
-        content = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{not_ours}, or it is half-written") from None
-    if not isinstance(content, dict) or "paper_setting" not in content:
-        raise UserError(not_ours)
-    known = {field.name for field in fields(Settings)}
-    saved = {name: value for name, value in content.items() if name in known}
-    if isinstance(saved.get("classes"), list):
-        saved["classes"] = tuple(saved["classes"])  # JSON has no tuples
-    return _settings_from(saved, not_ours)
-
-
 def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
     with torch.device("meta"):
         network = build_network(settings).state_dict()
@@ -538,20 +538,35 @@ def build_network(settings: Settings) -> MSResNet:
         settings.width,
     )
     if settings.paper_setting == "original":
-        return MSResNet(*shape)
-    return QuanMSResNet(
-        *shape, bits=settings.bits, bn_bits=settings.bn_bits, image_step=data_set.image_step
-    )
+        network = MSResNet(*shape)
+    else:
+        bits = {"bits": settings.bits, "bn_bits": settings.bn_bits}
+        network = QuanMSResNet(*shape, **bits, image_step=data_set.image_step)
+    steps = (settings.time_window,) if data_set.events else ()
+    network.input_shape = (*steps, data_set.in_channels, *data_set.image_size)
+    network.input_step = input_step_of(settings)
+    return network
 
 
 def load_network(checkpoint: Checkpoint | str | Path) -> MSResNet:
     """The trained network of a checkpoint, or of the file at a path, on the CPU and in evaluation
-    mode. Raises UserError as load_checkpoint does."""
+    mode: `load_network("qamd-best.pth").predict(images)`. Its `class_names` are those of its data.
+    Raises UserError as load_checkpoint does."""
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
     network = build_network(checkpoint.settings)
     network.load_state_dict(checkpoint.model)
+    network.class_names = class_names(checkpoint)
     return network.eval()
+
+
+def class_names(checkpoint: Checkpoint) -> list[str]:
+    """The names that the data set had when it was trained on, else the labels' numbers."""
+    names = checkpoint.settings.classes or checkpoint.rest.get("class_names")
+    number = data_set_of(checkpoint.settings).num_classes
+    if not (isinstance(names, list | tuple) and all(type(name) is str for name in names)):
+        names = []
+    return [*names[:number], *map(str, range(len(names), number))]
 
 
 def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:

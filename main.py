@@ -32,6 +32,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+import evaluation
 from checkpoints import Run, Stopped, how_to_go_on, not_finite, of_first_process
 from data_loader import (
     PATIENCE,
@@ -102,11 +103,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = None
     try:
         settings = parse_settings(argv, WORLD_SIZE)
-        with processes(settings) as (device, store):
+        with evaluation.output(settings) as out, processes(settings) as (device, store):
             if settings.eval_only is None:
                 train(settings, device, store)
             else:
-                print_accuracy(settings, device)
+                found = (measure if settings.predict is None else evaluation.predict)(
+                    settings, device
+                )
+                if FIRST_PROCESS:
+                    print(evaluation.result_text(found, settings), file=out)
         sys.stdout.flush()
     except (Stopped, KeyboardInterrupt) as stop:
         if FIRST_PROCESS:
@@ -425,7 +430,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     del teacher  # the loss has a faster copy
 
     steps = len(train_batches)
-    with Run(settings, network, optimizer, len(train_set), steps) as run:
+    with Run(settings, network, optimizer, len(train_set), steps, test_set.classes) as run:
         if run.steps_done == 0 or settings.dry_run:
             run.save()  # finds out now whether a checkpoint can be written
         if store is not None and FIRST_PROCESS:
@@ -682,8 +687,13 @@ class Evaluation(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, batches: DataLoader, device: torch.device, amp: bool
+    network: nn.Module,
+    batches: DataLoader,
+    device: torch.device,
+    amp: bool,
+    pairs: list[Tensor] | None = None,
 ) -> Evaluation:
+    """`pairs` gets labels and predictions, (2, B), of each batch of this process."""
     network.eval()
     counts = torch.zeros(3, dtype=torch.float64, device=device)  # whole up to 2^53
     with count_spikes(network) as spikes:
@@ -691,7 +701,10 @@ def evaluate(
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 logits = network(images)
-            correct = (logits.argmax(1) == labels).sum()
+            predictions = logits.argmax(1)
+            if pairs is not None:
+                pairs.append(torch.stack([labels, predictions]).cpu())
+            correct = (predictions == labels).sum()
             losses = F.cross_entropy(at_least_float32(logits), labels, reduction="none").double()
             counts += torch.stack([correct, counts.new_tensor(len(labels)), losses.sum()])
     layers = [name for name, layer in network.named_modules() if isinstance(layer, LIF)]
@@ -710,26 +723,48 @@ def add_over_processes(x: Tensor, how: dist.ReduceOp = dist.ReduceOp.SUM) -> Ten
     return x
 
 
-def print_accuracy(settings: Settings, device: torch.device) -> None:
+def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """What --eval_only finds on the test images of the checkpoint's data."""
     make_deterministic(settings)
-    network = load_network(load_checkpoint(settings.eval_only)).to(device)
+    of_first_process(lambda: evaluation.check_files(settings))
+    network = load_network(settings.eval_only).to(device)
     _, test_set = data_sets(settings)
     if settings.compile:
         compile_for(settings, device, test_set)
     batch_size = max(1, settings.batch_size // WORLD_SIZE)
     batches = evaluation_batches(test_set, batch_size, RANK, WORLD_SIZE, settings.workers, device)
-    tested = evaluate(network, batches, device, settings.amp)
-    if FIRST_PROCESS:
-        print(
-            f"accuracy {tested.accuracy:.2%} ({tested.correct} of {tested.total} test images), "
-            f"spike rate {tested.spike_rate:.2%}"
-        )
+    pairs: list[Tensor] | None = [] if settings.per_class else None
+    tested = evaluate(network, batches, device, settings.amp, pairs)
+    found = evaluation.about(settings) | {
+        "images": tested.total,
+        "correct": tested.correct,
+        "accuracy": tested.accuracy,
+        "cross_entropy": tested.loss if math.isfinite(tested.loss) else None,
+        "spike_rate": tested.spike_rate,
+    }
     if settings.integer:
-        print_integer_accuracy(network, batches, device)
+        found["integers"] = measure_integers(network, batches, device)
+    if pairs is not None:
+        add_classes(settings, found, torch.cat(pairs, 1), test_set.classes or network.class_names)
+    return found
+
+
+def add_classes(settings: Settings, found: dict[str, Any], pairs: Tensor, names: list[str]) -> None:
+    """Add the accuracy of each class to what was found, and write the files of --per_class."""
+    of_all = [pairs] * WORLD_SIZE
+    if WORLD_SIZE > 1:
+        dist.all_gather_object(of_all, pairs)
+    number = data_set_of(settings).num_classes
+    names = [*names, *map(str, range(len(names), number))]
+    confusion = evaluation.confusion_of(torch.cat(of_all, dim=1), number)
+    found["classes"] = evaluation.rows_of(confusion, names)
+    of_first_process(lambda: evaluation.write_classes(settings, found, confusion, names))
 
 
 @torch.no_grad()
-def print_integer_accuracy(network: nn.Module, batches: DataLoader, device: torch.device) -> None:
+def measure_integers(
+    network: nn.Module, batches: DataLoader, device: torch.device
+) -> dict[str, Any]:
     """Evaluate with integers alone and count the spikes that differ from the network's own."""
     integer_network = IntegerNetwork(network)
     counts = torch.zeros(4, dtype=torch.int64, device=device)
@@ -748,11 +783,13 @@ def print_integer_accuracy(network: nn.Module, batches: DataLoader, device: torc
         seen = counts.new_tensor([len(labels), sum(s.numel() for s in spikes)])
         counts += torch.stack([correct, seen[0], differing, seen[1]])
     correct, total, differing, neurons = add_over_processes(counts).tolist()
-    if FIRST_PROCESS:
-        print(
-            f"integers alone: accuracy {correct / total:.2%} ({correct} of {total} test images), "
-            f"{differing} of {neurons} spikes differ"
-        )
+    return {
+        "images": total,
+        "correct": correct,
+        "accuracy": correct / total,
+        "differing_spikes": differing,
+        "spikes": neurons,
+    }
 
 
 def leave(code: int) -> NoReturn:

@@ -242,6 +242,15 @@ class ImageQuantizer(nn.Module):
         return self(image).int(), self.step
 
 
+def codes_of(frames: Tensor, step: float) -> Tensor:
+    """8-bit codes of event frames of any shape: clamp(round(frames / step), 0, 255), halves rounded
+    to even; whole float32."""
+    if step == 1 and frames.dtype == torch.uint8:
+        return frames.float()
+    # In float64: a step may be smaller than what float32 divides by.
+    return (frames.double() / step).round_().clamp_(ImageQuantizer.low, ImageQuantizer.high).float()
+
+
 class BatchNormQuantizer(nn.Module):
     """Quantizes a folded batch norm y = scale·x + shift, both (C,), to `bits` symmetric bits.
 

@@ -87,7 +87,7 @@ class Option(NamedTuple):
     default: a value, or a function of the settings that are declared before it; shown: the default
     in words. where: see above. resume: whether --resume may change it. config: whether --config
     takes it over. evaluation: with --eval_only it must "fit" the checkpoint, or it is the command's
-    "own"; others have no meaning there.
+    "own", or there "only" has it a meaning; others have none there.
     """
 
     group: str
@@ -114,6 +114,13 @@ def option(group: str, help: str, default: Any = None, *, added: bool = False, *
     """A field of Settings. added: there are checkpoints from before it, which have its default."""
     about = {"option": Option(group, help, default, **rest)}
     return field(default=default, metadata=about) if added else field(metadata=about)
+
+
+def of_evaluation(help: str, default: Any = None, **rest: Any) -> Any:
+    """A field that has a meaning with --eval_only alone."""
+    help = f"with --eval_only: {help}"
+    rest |= {"resume": True, "config": False, "evaluation": "only"}
+    return option("running", help, default, **rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,14 +391,24 @@ class Settings:
         evaluation="own",
         metavar="CKPT",
     )
-    integer: bool = option(
-        "running",
-        "with --eval_only: also with integers alone",
+    integer: bool = of_evaluation("also with integers alone", False)
+    per_class: bool = of_evaluation(
+        "also the accuracy of each class and the confusion matrix, as CSV, PNG and PDF",
         False,
-        resume=True,
-        config=False,
-        evaluation="own",
+        added=True,
     )
+    out: str | None = of_evaluation(
+        "folder of what --per_class writes",
+        shown="CKPT without .pth, and -classes",
+        metavar="FOLDER",
+        added=True,
+    )
+    predict: tuple | None = of_evaluation(
+        "instead of the accuracy the likeliest classes of these images, or files of events",
+        metavar="FILE",
+        added=True,
+    )
+    json: bool = of_evaluation("print one JSON object, and nothing else", False, added=True)
     workers: int = option(
         "running",
         "loaders of each process",
@@ -493,7 +510,9 @@ def build_parser() -> Parser:
         if default is not None and default is not False:
             text += f" (default {default if isinstance(default, str) else format(default, 'g')})"
         text = text.replace("%", "%%")
-        if not is_flag(name):
+        if TYPES[name][0] is tuple:
+            add(f"--{name}", nargs="+", metavar=about.metavar, help=text)
+        elif not is_flag(name):
             kind, choices, metavar = TYPES[name][0], about.choices, about.metavar
             add(f"--{name}", type=kind, choices=choices, metavar=metavar, help=text)
         elif about.choices:  # a flag that may say its one choice
@@ -587,6 +606,12 @@ def parse_image_size(text: str) -> tuple[int, int]:
             f"--image_size must be HxW or one number, {low} to {high} pixels each, got {text!r}"
         )
     return size
+
+
+def input_step_of(settings: Settings) -> float | None:
+    """What one code of event frames stands for in a trained network; None of images."""
+    data_set = DATA_SETS[settings.data]
+    return (settings.input_step or data_set.image_step) if data_set.events else None
 
 
 def data_set_of(settings: Settings) -> DataSet:

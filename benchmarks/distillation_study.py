@@ -19,10 +19,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import StratifiedKFold
@@ -32,6 +28,7 @@ from tqdm import tqdm
 import main
 from benchmarks.timing import table
 from data_loader import digits_of, evaluation_loader
+from display import COLOURS, legend_below, new_figure, save_picture
 from distiller import distance_to_teacher
 from load_settings import load_checkpoint, load_network
 from spikesim_eval.estimate import Chip, estimate
@@ -280,30 +277,36 @@ def plot(path: Path, rows: list[dict[str, str]]) -> None:
     """Accuracy, membrane KL and differing spikes over bits; a row of panels for each start."""
     groups = grouped(rows, ("bits", "start", "method"))
     widths = sorted({key[0] for key in groups}, key=int)
+    starts = [start for start in STARTS if any(key[1] == start for key in groups)]
+    methods = [method for method in METHODS if any(key[2] == method for key in groups)]
     shown = ("accuracy", "membrane_kl", "differing_spikes")
-    figure, panels = plt.subplots(2, 3, figsize=(12, 6.5), layout="constrained", sharey="col")
-    for start, line in zip(STARTS, panels, strict=True):
+    figure, panels = new_figure(
+        12, 0.6 + 3 * len(starts), len(starts), 3, sharex=True, sharey="col", squeeze=False
+    )
+    for start, line in zip(starts, panels, strict=True):
         for name, panel in zip(shown, line, strict=True):
             label, scale, _ = MEASURES[name]
-            for i, method in enumerate(METHODS):
+            for i, method in enumerate(methods):
                 have = [bits for bits in widths if (bits, start, method) in groups]
                 points = [
                     mean_and_deviation([scale * float(r[name]) for r in groups[b, start, method]])
                     for b in have
                 ]
                 panel.errorbar(
-                    [widths.index(bits) + 0.08 * (i - 1.5) for bits in have],
+                    [widths.index(bits) + 0.08 * (i - (len(methods) - 1) / 2) for bits in have],
                     [mean for mean, _ in points],
                     [deviation for _, deviation in points],
                     marker="o",
                     capsize=2,
+                    color=COLOURS[method],
                     label=method,
                 )
             panel.set_xticks(range(len(widths)), widths)
-            panel.set(xlabel="bits", ylabel=label, title=f"from {start}")
-    panels[0][0].legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+            panel.set(ylabel=label, title=f"from {start}")
+    for panel in panels[-1]:
+        panel.set_xlabel("bits")
+    legend_below(figure, panels.flat)
+    save_picture(figure, path)
 
 
 def parser_of(description: str, name: str, folds: int) -> argparse.ArgumentParser:

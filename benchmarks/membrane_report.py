@@ -4,9 +4,9 @@
         --mdsnn qamd-last.pth --out report/
 
 Over the test set of the checkpoints: each student's distance to the teacher's membrane potentials
-per LIF layer and timestep (membrane_report.csv and the first row of membrane_report.png), and how
-one layer's membrane potentials are distributed in the three networks (the second row). Beside the
-students stand, for scale, the teacher's own membranes, rounded to as many bits.
+per LIF layer and timestep (membrane_report.csv and the first row of membrane_report.png and .pdf),
+and how one layer's membrane potentials are distributed in the three networks (the second row).
+Beside the students stand, for scale, the teacher's own membranes, rounded to as many bits.
 """
 
 import argparse
@@ -15,28 +15,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from data_loader import data_of, evaluation_loader
+from display import COLOURS, legend_below, new_figure, save_picture
 from distiller import distance_to_teacher, membrane_kl
 from load_settings import UserError, check_writable, load_checkpoint, load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
 from quantization import integer_codes, signed_range
 
-COLOURS = {
-    "teacher": "tab:gray",
-    "student": "tab:orange",
-    "MD-SNN": "tab:blue",
-    "rounded teacher": "black",
-}
+ROUNDED = "rounded teacher"
+NETWORK_COLOURS = COLOURS | {ROUNDED: "#000000"}
 DISTANCES = {  # of distance_to_teacher: (what the axis says, its scale)
     "membrane_kl": ("membrane KL", 1),
     "membrane_mse": ("membrane MSE", 1),
@@ -108,34 +101,35 @@ def draw_distances(axes, distances: dict[str, dict[str, Tensor]]) -> None:
                 axis.plot(
                     range(1, len(values) + 1),
                     values.tolist(),
-                    color=COLOURS[network],
+                    color=NETWORK_COLOURS[network],
                     alpha=0.25 + 0.75 * (t + 1) / len(steps),
                     marker="." if last else None,
                     label=f"{network}, t = {t + 1}" if last or t == 0 else None,
                 )
-        axis.set(xlabel="LIF layer, in forward order", ylabel=f"{label} to the teacher")
+        axis.set(xlabel="LIF layer, in forward order", ylabel=label, title="to the teacher")
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes[0].legend(fontsize=8)
 
 
 def draw_distributions(axes, membranes: dict[str, Tensor], layer: str) -> None:
-    """Shares of neurons and timesteps: a histogram, or a bar per code of a quantized membrane."""
+    """Densities of neurons and timesteps: a histogram, or a bar per code of a quantized membrane,
+    as wide as the codes are apart, so that all have the same area and the same axes."""
     low = min(u.min() for u in membranes.values()).item() - 0.5
     high = max(u.max() for u in membranes.values()).item() + 0.5
     for axis, (network, u) in zip(axes, membranes.items(), strict=True):
         values, counts = u.unique(return_counts=True)
-        width = (values.diff().min().item() if len(values) > 1 else 1.0) * 0.6
+        width = values.diff().min().item() if len(values) > 1 else 1.0
         if len(values) > 2 * BINS:
             counts, edges = torch.histogram(u, BINS, range=(low, high))
             values, width = (edges[1:] + edges[:-1]) / 2, (high - low) / BINS
-        shares = 100 * counts / u.numel()
-        axis.bar(values.tolist(), shares.tolist(), width, color=COLOURS[network])
+        density = 100 * counts / (u.numel() * width)
+        colour = NETWORK_COLOURS[network]
+        axis.bar(values.tolist(), density.tolist(), width, color=colour, edgecolor="white", lw=0.3)
+        axis.axvline(THRESHOLD, color="black", linestyle="--")
+        axis.set(xlabel="membrane potential (dashed: the threshold)", xlim=(low, high))
         fires = 100 * (u > THRESHOLD).float().mean()
-        axis.axvline(THRESHOLD, color="black", linestyle="--", label=f"threshold: {fires:.1f} %")
-        axis.set(xlabel="membrane potential", ylabel="neurons · timesteps, %", xlim=(low, high))
-        axis.set_title(f"{network}, {layer}")
-        axis.legend(title="fire above the", fontsize=8)
+        axis.set_title(f"{network}, {layer}: {fires:.1f} % fire")
+    axes[0].set_ylabel("neurons · timesteps, % per unit")
 
 
 def membrane_report(arguments: Sequence[str] | None = None) -> None:
@@ -172,23 +166,27 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     }
     first_images, _ = next(iter(batches))
     rounded = RoundedTeacher(teacher, checkpoints["MD-SNN"].settings.bits, first_images)
-    distances["rounded teacher"] = distance_to_teacher(teacher, rounded, batches)
+    distances[ROUNDED] = distance_to_teacher(teacher, rounded, batches)
     membranes = {
         label: membrane_of(network, names.index(layer), batches)
         for label, network in networks.items()
     }
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(args.out / "membrane_report.csv", names, distances)
-    figure, (above, below) = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    figure, (above, below) = new_figure(13, 7.5, 2, 3)
     draw_distances(above, distances)
     draw_distributions(below, membranes, layer)
-    figure.savefig(args.out / "membrane_report.png", dpi=110)
+    for panel in below[1:]:
+        panel.sharey(below[0])
+    below[0].autoscale(axis="y")
+    legend_below(figure, above)
+    save_picture(figure, args.out / "membrane_report.png")
     for label, distance in distances.items():
         means = ", ".join(
             f"{text} {distance[key].mean() * scale:.4g}" for key, (text, scale) in DISTANCES.items()
         )
         print(f"{label}: {means}")
-    print(f"membrane_report.csv and membrane_report.png are in {args.out}")
+    print(f"membrane_report.csv, membrane_report.png and .pdf are in {args.out}")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from command_line import UserError
 from display import kind_of, legend_below, new_figure, picture_files, short_names, styles
 from experiments.found_runs import Run, names_of, place_of, warn
-from load_settings import UserError
 from spikesim_eval.layers import InputError
-from spikesim_eval.plots import _plain as plain
+from spikesim_eval.plots import plain
 from spikesim_eval.report import check_folder, write_files
 
 PANELS = {  # column of metrics.csv: (label of the panel, scale)
@@ -61,6 +61,8 @@ def picture(runs: Sequence[Run]) -> Figure:
     lines = styles([kind_of(run.settings.paper_setting, run.settings.loss) for run in runs])
     labels, used = _labels(runs), panels.flat[: len(shown)]
     for panel, name in zip(used, shown, strict=True):
+        if "accuracy" in name and panel is not used[0]:
+            panel.sharey(used[0])
         title, scale = PANELS[name]
         for run, label, line in zip(runs, labels, lines, strict=True):
             points = _points(run, name)
@@ -76,9 +78,6 @@ def picture(runs: Sequence[Run]) -> Figure:
         if "accuracy" not in name:
             panel.set_ylim(bottom=0)
         panel.tick_params(labelbottom=True)  # also where the panel below is left out
-    accuracies = [panel for panel, name in zip(used, shown, strict=True) if "accuracy" in name]
-    for panel in accuracies[1:]:
-        panel.sharey(accuracies[0])
     for panel in panels.flat[len(shown) :]:
         panel.remove()
     for panel in panels.flat[max(0, len(shown) - columns) : len(shown)]:

@@ -9,12 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from checkpoints import MAY_CHANGE, are_rows
-from load_settings import PAPER_SETTINGS, Settings, UserError, load_checkpoint, read_settings
+from checkpoints import are_rows
+from command_line import UserError
+from display import kind_of
+from load_settings import load_checkpoint, read_settings
+from log import best_row
 from run_folder import checkpoints_of, is_locked, read_metrics
+from settings import MAY_CHANGE, PAPER_SETTINGS, Settings
 
 # What two runs may differ in and still be the same but for the seed. The teacher is looked up.
-NOT_COMPARED = (MAY_CHANGE - {"epochs"}) | {"seed", "input_step"}
+NOT_COMPARED = (MAY_CHANGE - {"epochs"}) | {"seed", "input_step", "classes"}
 # What has another meaning, or default, in another paper setting.
 OF_ITS_KIND = {"bits", "bn_bits", "loss", "alpha", "beta", "tau", "beta_schedule", "clip_grad"}
 SHORT = {"time_window": "T", "model_depth": "depth", "batch_size": "batch", "data_path": "of"}
@@ -38,22 +42,17 @@ class Run:
     teacher: str | None
 
     @property
-    def chosen_by(self) -> str:
-        """The accuracy that the best epoch was chosen by."""
-        on_validation = any(row.get("val_accuracy") is not None for row in self.rows)
-        return "val_accuracy" if on_validation else "test_accuracy"
-
-    @property
-    def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch: the first of equals, as main.py keeps it."""
-        return max(self.rows, key=lambda row: row.get(self.chosen_by) or 0.0, default=None)
+    def best(self) -> dict[str, Any]:
+        """The row of the best epoch."""
+        return best_row(self.rows)
 
     @property
     def seconds_an_epoch(self) -> float | None:
-        """The median, which no pause of the run changes."""
+        """The median: pauses of the run do not count. None where too little is known."""
+        seconds = [row["seconds"] for row in self.rows if row.get("seconds") is not None]
         ends = [row["time"] for row in self.rows if "time" in row]
-        gaps = [after - before for before, after in pairwise(ends)]
-        return statistics.median(gaps) if gaps else None
+        seconds = seconds or [after - before for before, after in pairwise(ends)]
+        return statistics.median(seconds) if seconds else None
 
 
 def warn(text: str) -> None:
@@ -149,12 +148,10 @@ def compared(settings: Settings) -> dict[str, Any]:
     return shown
 
 
-def kind_of(settings: Settings) -> str:
+def name_of_kind(settings: Settings) -> str:
     """What a picture and a table call it."""
-    names = {"original": "teacher", "student": "student", "qamd": "MD-SNN"}
-    name = names[settings.paper_setting]
-    if settings.loss not in (None, "CLK"):
-        name = settings.loss
+    name = kind_of(settings.paper_setting, settings.loss)
+    name = "MD-SNN" if name == "CLK" else name
     return name if settings.bits is None else f"{name}, {settings.bits} bits"
 
 
@@ -168,10 +165,10 @@ def names_of(all_settings: Sequence[Settings], without: Sequence[str] = ()) -> l
     """A short name for each: its kind and bits, and what it has otherwise than another on the same
     data; of settings with another meaning in another kind of run, than another of its kind."""
     everything = [compared(settings) | {"seed": settings.seed} for settings in all_settings]
-    skipped = {"paper_setting", "bits", "loss", "classes", "data", *without}
+    skipped = {"paper_setting", "bits", "loss", "data", *without}
     names = []
     for settings, ours in zip(all_settings, everything, strict=True):
-        parts = [kind_of(settings)]
+        parts = [name_of_kind(settings)]
         if any(theirs["data"] != settings.data for theirs in everything):
             parts.insert(0, settings.data)
         for name in (name for name in ours if name not in skipped):

@@ -13,46 +13,29 @@ import os
 import sys
 from collections.abc import Sequence
 
+from command_line import Parser, UserError
+from display import text_table
 from experiments.found_runs import Run, find_runs, names_of
 from experiments.table import FORMATS, table_text
-from load_settings import Parser, UserError
+from log import deciding, duration
 
 
 def list_text(runs: Sequence[Run]) -> str:
     """A line a run."""
-    names = names_of([run.settings for run in runs], without=["epochs"])
-    lines = [["run", "state", "epoch", "best", "last", "time", "folder"]]
+    header = ["run", "state", "epoch", "best", "last", "time", "folder"]
+    names, lines = names_of([run.settings for run in runs], without=["epochs"]), []
     for name, run in zip(names, runs, strict=True):
-        best = last = "-"
-        if run.rows:
-            best = f"{run.best[run.chosen_by]:.2%} ({run.best['epoch']})"
+        done, epochs, best, last, clock = len(run.rows), run.settings.epochs, "-", "-", "-"
+        if done:
+            best = f"{run.best[deciding(run.best)]:.2%} (epoch {run.best['epoch']})"
             last = f"{run.rows[-1]['test_accuracy']:.2%}"
-            if run.chosen_by == "val_accuracy":
-                best = f"val {best}, test {run.best['test_accuracy']:.2%}"
-        epoch, clock = f"{len(run.rows)}/{run.settings.epochs}", "-"
+            if deciding(run.best) == "val_accuracy":
+                best = f"validation {best}, test {run.best['test_accuracy']:.2%}"
         if (seconds := run.seconds_an_epoch) is not None:
-            clock = duration(seconds * len(run.rows))
-            if run.state == "going on":
-                clock += f", {duration(seconds * (run.settings.epochs - len(run.rows)))} left"
-        lines.append([name, run.state, epoch, best, last, clock, str(run.folder)])
-    return aligned(lines)
-
-
-def duration(seconds: float) -> str:
-    """Such as 8 s, 12 min or 1 h 5 min."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in padded)
+            left = f", {duration(seconds * (epochs - done))} left" * (run.state == "going on")
+            clock = duration(seconds * done) + left
+        lines.append([name, run.state, f"{done}/{epochs}", best, last, clock, str(run.folder)])
+    return "\n".join(text_table(header, lines))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

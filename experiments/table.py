@@ -13,15 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from command_line import UserError
 from experiments.found_runs import Run, compared, names_of, place_of, warn
-from load_settings import (
-    Checkpoint,
-    Settings,
-    UserError,
-    digest,
-    load_checkpoint,
-)
+from load_settings import Checkpoint, digest, load_checkpoint
+from log import deciding
 from run_folder import checkpoints_of
+from settings import Settings
 from spikesim_eval.report import markdown_table
 
 MEASURES = {  # column of the CSV, with its unit: (what a reader sees, its format)
@@ -244,9 +241,12 @@ def _cells(groups: Sequence[Group]) -> list[list[str]]:
 def _notes(groups: Sequence[Group]) -> list[str]:
     """What the numbers are, in sentences."""
     notes = ["Mean ± standard error over runs that are finished and differ in the seed alone."]
-    if any(run.chosen_by == "test_accuracy" for group in groups for run in group.runs):
+    if all(len(group.runs) < 2 for group in groups):
+        notes = ["Runs that are finished, one seed each: nothing is known of their spread."]
+    choices = {deciding(run.best) for group in groups for run in group.runs}
+    if "test_accuracy" in choices:
         notes.append("The best epoch is chosen on the test set, as SNN papers do.")
-    if any(run.chosen_by == "val_accuracy" for group in groups for run in group.runs):
+    if "val_accuracy" in choices:
         notes.append("Where there is a validation accuracy, the best epoch is chosen by it.")
     if any(group.values["drop_to_teacher_last_epoch_points"] for group in groups):
         notes.append("The drop is of the last epoch, to the very file that taught the run.")

@@ -6,9 +6,12 @@ channels_last, and only the LIF neurons step through time.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +19,10 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from models.batch_norm import BatchNorm, FoldedBatchNorm
 from models.neuron import LIF, THRESHOLD, Watch, unfold_time
+from quantization import at_least_float32, codes_of
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+PREDICTED_AT_ONCE = 256  # images, so that many fit into the memory
 
 
 class _PickPixels(torch.autograd.Function):
@@ -151,6 +156,10 @@ class MSResNet(nn.Module):
         if depth not in BLOCKS:
             raise ValueError(f"depth must be one of {sorted(BLOCKS)}, got {depth}")
         self.time_window = time_window
+        # Of the data that it was made for; None where only the caller knows them.
+        self.input_shape: tuple[int, ...] | None = None
+        self.input_step: float | None = None  # of event frames: what one 8-bit code stands for
+        self.class_names: list[str] | None = None
         self.stem = Stem(in_channels, width, layers)
         blocks, channels = [], width
         for stage, count in enumerate(BLOCKS[depth]):
@@ -189,6 +198,65 @@ class MSResNet(nn.Module):
         spikes = unfold_time(self.lif(x, T, watch), T)
         logits = self.linear(spikes.mean(dim=(0, 3, 4)))
         return (logits, kept) if membranes is True else logits
+
+    @torch.no_grad()
+    def predict(self, images: Tensor | np.ndarray) -> Tensor:
+        """The share of each class, softmax of the logits, (B, num_classes) float32, on the device
+        of the network and in evaluation mode.
+
+        images: (B, C, H, W), pixels as uint8 from 0 to 255 or as floats from 0 to 1; of a network
+        for event frames (B, T, C, H, W) of counts. Raises TypeError for another type of numbers,
+        ValueError for another shape and for values out of range.
+        """
+        images = self._checked(images)
+        training, weight = self.training, self.linear.weight
+        # A tensor, because CUDA multiplies by the reciprocal of a plain number.
+        white = torch.tensor(255, dtype=weight.dtype, device=weight.device)
+        shares = []
+        self.eval()
+        try:
+            for part in images.split(PREDICTED_AT_ONCE):
+                if part.dim() == 5:
+                    part = codes_of(part, self.input_step or 1.0)
+                x = part.to(weight.device, weight.dtype)
+                logits = self(x / white if part.dtype == torch.uint8 else x)
+                shares.append(at_least_float32(logits).softmax(1).float())
+        finally:
+            self.train(training)
+        return torch.cat(shares)
+
+    def _checked(self, images: Tensor | np.ndarray) -> Tensor:
+        """`images` as a tensor, where they are what `predict` says."""
+        if isinstance(images, np.ndarray):
+            kind = images.dtype
+            if kind.kind in "fui":  # torch knows the machine's own order of bytes alone
+                images = images.astype(kind.newbyteorder("="), order="C")
+            with suppress(TypeError):  # no numbers
+                images = torch.from_numpy(images)
+        if not isinstance(images, Tensor):
+            raise TypeError(f"expected a tensor or an array of numbers, got {type(images)}")
+        shape, known, T = tuple(images.shape), self.input_shape, self.time_window
+        events = len(shape) == 5 if known is None else len(known) == 4
+        if known is None:
+            known = (*(T,) * events, self.stem.conv.in_channels, *shape[-2:])
+        if shape[1:] != known or 0 in shape:
+            names = "(B, T, C, H, W)" if events else "(B, C, H, W)"
+            expected = ", ".join(map(str, known))
+            raise ValueError(f"expected {names} = (B, {expected}), got {shape}")
+        if images.dtype == torch.uint8:
+            return images
+        if events and not images.is_complex() and images.dtype != torch.bool:
+            images = images.float()
+        if not images.is_floating_point():
+            raise TypeError(
+                "expected pixels as uint8 from 0 to 255 or as floats from 0 to 1, got "
+                f"{images.dtype}"
+            )
+        low, high = images.min().item(), images.max().item()
+        if not (low >= 0 and high < math.inf and (events or high <= 1)):  # NaN is none of it
+            allowed = "counts" if events else "floats from 0 to 1 (or uint8 from 0 to 255)"
+            raise ValueError(f"expected {allowed}, got values from {low:.4g} to {high:.4g}")
+        return images
 
 
 def convolutions(network: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

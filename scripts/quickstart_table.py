@@ -2,39 +2,44 @@
 
 Reads the runs (a teacher, and students with and without it) and their SpikeSim reports below the
 folder, measures the students' distance to the membranes of the teacher that taught over the test
-set, prints the table and writes table.md, table.csv and quickstart.png. All networks are those of
-the last epoch, which nobody chose. The best accuracies stand below, with their epochs: chosen on
-the test set, as SNN papers do. The teacher's best epoch is the one that taught.
+set, prints the table and writes table.md, table.csv, quickstart.png and quickstart.pdf. All
+networks are those of the last epoch, which nobody chose. The best accuracies stand below, with
+their epochs: chosen on the test set, as SNN papers do. The teacher's best epoch is the one that
+taught.
 """
 
 import csv
 import json
 import sys
 from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_loader import data_of, evaluation_loader
+from display import kind_of, legend_below, new_figure, save_picture, styles, text_table
 from distiller import distance_to_teacher
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
+from spikesim_eval.quantities import QUANTITIES, shown
 
 COSTS = ("energy", "delay", "area", "edap")
+FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)
+    "energy_pj": ("energy, µJ", 1e-6),
+    "delay_ns": ("delay, ms", 1e-6),
+    "area_um2": ("area, mm²", 1e-6),
+    "edap_pj_ns_um2": ("EDAP, µJ·ms·mm²", 1e-18),
+    "tops_per_watt": ("TOPS/W", 1),
+    "tops_per_mm2": ("TOPS/mm²", 1),
+}
 LABELS = {"original": "teacher (full precision)", "student": "student", "qamd": "MD-SNN"}
-COLOURS = ("tab:gray", "tab:orange", "tab:blue", "tab:green", "tab:red")
 
 
 class Run(NamedTuple):
     label: str
-    colour: str
+    style: dict[str, str]  # colour and line
     checkpoint: Checkpoint  # which the SpikeSim report describes
     metrics: list[dict[str, str]]
     report: dict
@@ -49,9 +54,9 @@ def main(folder: Path) -> None:
         run.label: distance_to_teacher(network, load_network(run.checkpoint), batches)
         for run in students
     }
-    write_table(folder, table(runs, distances), taught, runs)
+    write_table(folder, taught, runs, distances)
     plot(folder / "quickstart.png", runs, distances)
-    print(f"\ntable.md, table.csv, quickstart.png and the runs are in {folder}")
+    print(f"\ntable.md, table.csv, quickstart.png, .pdf and the runs are in {folder}")
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -62,13 +67,16 @@ def find_runs(folder: Path) -> list[Run]:
         checkpoint = load_checkpoint(file)
         place = list(LABELS).index(checkpoint.settings.paper_setting)
         found.append((place, checkpoint.settings.bits or 0, path.parent, checkpoint))
-    kinds = [checkpoint.settings.paper_setting for *_, checkpoint in found]
+    found.sort(key=lambda run: run[:3])
+    settings = [checkpoint.settings for *_, checkpoint in found]
+    kinds = [of_run.paper_setting for of_run in settings]
+    looks = styles([kind_of(of_run.paper_setting, of_run.loss) for of_run in settings])
     runs = []
-    for colour, (*_, path, checkpoint) in zip(cycle(COLOURS), sorted(found), strict=False):
+    for style, (*_, path, checkpoint) in zip(looks, found, strict=True):
         kind, bits = checkpoint.settings.paper_setting, checkpoint.settings.bits
         label = LABELS[kind] + (f", {bits} bits" if kinds.count(kind) > 1 else "")
         report = json.loads((path / "edap" / "report.json").read_text())
-        runs.append(Run(label, colour, checkpoint, read_metrics(path / "metrics.csv"), report))
+        runs.append(Run(label, style, checkpoint, read_metrics(path / "metrics.csv"), report))
     return runs
 
 
@@ -82,8 +90,11 @@ def test_batches(settings: Settings):
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
 
 
-def table(runs: list[Run], distances: dict[str, dict[str, Tensor]]) -> list[list[str]]:
-    """Rows [quantity, a cell per run], already formatted."""
+def table(
+    runs: list[Run], distances: dict[str, dict[str, Tensor]], for_programs: bool = False
+) -> list[list[str]]:
+    """Rows [quantity, a cell per run], already formatted: costs with the units that suit them, or
+    for programs in those of FILE_UNITS."""
 
     def row(name: str, cell: Callable[[Run], str]) -> list[str]:
         return [name, *map(cell, runs)]
@@ -95,8 +106,11 @@ def table(runs: list[Run], distances: dict[str, dict[str, Tensor]]) -> list[list
 
         return row(name, cell)
 
-    def total(name: str, key: str, scale: float) -> list[str]:
-        return row(name, lambda run: f"{run.report['total'][key] * scale:.4g}")
+    def total(key: str) -> list[str]:
+        if for_programs:
+            name, scale = FILE_UNITS[key]
+            return row(name, lambda run: f"{run.report['total'][key] * scale:.4g}")
+        return row(QUANTITIES[key][0], lambda run: shown(key, run.report["total"][key]))
 
     def ratio(name: str, key: str) -> list[str]:
         def cell(run: Run) -> str:
@@ -120,12 +134,7 @@ def table(runs: list[Run], distances: dict[str, dict[str, Tensor]]) -> list[list
         distance("membrane KL to teacher", "membrane_kl", ".4f"),
         distance("differing spikes", "differing_spikes", ".2%"),
         row("spike rate", spike_rate),
-        total("energy, µJ", "energy_pj", 1e-6),
-        total("delay, ms", "delay_ns", 1e-6),
-        total("area, mm²", "area_um2", 1e-6),
-        total("EDAP, µJ·ms·mm²", "edap_pj_ns_um2", 1e-18),
-        total("TOPS/W", "tops_per_watt", 1),
-        total("TOPS/mm²", "tops_per_mm2", 1),
+        *map(total, FILE_UNITS),
         ratio("energy", "energy"),
         ratio("delay", "delay"),
         ratio("area", "area"),
@@ -135,7 +144,10 @@ def table(runs: list[Run], distances: dict[str, dict[str, Tensor]]) -> list[list
     ]
 
 
-def write_table(folder: Path, rows: list[list[str]], taught: Checkpoint, runs: list[Run]) -> None:
+def write_table(
+    folder: Path, taught: Checkpoint, runs: list[Run], distances: dict[str, dict[str, Tensor]]
+) -> None:
+    rows = table(runs, distances)
     settings = taught.settings
     header = ["", *(run.label for run in runs)]
     title = (
@@ -147,50 +159,45 @@ def write_table(folder: Path, rows: list[list[str]], taught: Checkpoint, runs: l
         f"MD-SNN was taught by the teacher of its best epoch ({taught.epoch}, "
         f"{taught.accuracy:.2%}): membrane KL and differing spikes are to that one."
     )
-    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
-    print(f"\n{title}\n")
-    for line in [header, *rows]:
-        first, *others = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  ".join([first, *others]).rstrip())
-    print(f"\n{teacher}")
+    print("\n".join(["", title, "", *text_table(header, rows), "", teacher]))
     with (folder / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows([header, *table(runs, distances, for_programs=True)])
     lines = [header, ["---"] * len(header), *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     (folder / "table.md").write_text(f"{title}\n\n{text}\n\n{teacher}\n")
 
 
 def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -> None:
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure, panels = new_figure(13, 4.2, columns=3)
+    left, middle, right = panels
     for run in runs:
         accuracy = [100 * float(row["test_accuracy"]) for row in run.metrics]
-        left.plot(range(1, len(accuracy) + 1), accuracy, label=run.label, color=run.colour)
+        left.plot(range(1, len(accuracy) + 1), accuracy, label=run.label, **run.style)
     left.set(xlabel="epoch", ylabel="test accuracy, %", title="accuracy")
-    left.legend(loc="lower right")
 
-    teacher, *students = runs
-    width = 0.8 / len(students)
+    _, *students = runs
+    height = 0.8 / len(students)
     for number, run in enumerate(students):
         share = 100 * distances[run.label]["differing_spikes"].mean(dim=1)
-        layers = range(1, len(share) + 1)
-        middle.plot(layers, share, marker="o", label=run.label, color=run.colour)
+        middle.plot(range(1, len(share) + 1), share, marker="o", label=run.label, **run.style)
         values = [run.report["ratio"][name] for name in COSTS]
-        places = [i + (number - (len(students) - 1) / 2) * width for i in range(len(COSTS))]
-        bars = right.bar(places, values, width, label=run.label, color=run.colour)
-        right.bar_label(bars, fmt="%.1f", fontsize=8)
+        places = [i + (number - (len(students) - 1) / 2) * height for i in range(len(COSTS))]
+        bars = right.barh(places, values, 0.9 * height, color=run.style["color"])
+        right.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     middle.set(
         xlabel="LIF layer, in forward order",
-        ylabel="%",
+        ylabel="share of all spikes, %",
         title="spikes that differ from the teacher's",
     )
     middle.set_ylim(bottom=0)
-    middle.xaxis.set_major_locator(MaxNLocator(integer=True))
-    middle.legend()
-    right.axhline(1, color=teacher.colour, linestyle="--", label=teacher.label)
-    right.set(ylabel="times better than the teacher", title="SpikeSim estimate")
-    right.set_xticks(range(len(COSTS)), [*COSTS[:-1], "EDAP"])
-    right.legend()
-    figure.savefig(path, dpi=120)
+    right.axvline(1, color=runs[0].style["color"], linestyle="--", linewidth=1)
+    right.set(xlabel="times better than the teacher (dashed)", title="SpikeSim estimate")
+    right.set_yticks(range(len(COSTS)), [*COSTS[:-1], "EDAP"])
+    right.invert_yaxis()
+    for axis in (left.xaxis, middle.xaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
+    legend_below(figure, panels)
+    save_picture(figure, path)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,20 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import command_line
+from display import picture_files, short_names, text_table
 
-from .compare import cheapest, compare, notes
+from .compare import cheapest, compare, notes, tables
 from .constants import PUBLISHED_RATIO
 from .crossbar import LIMITS, Crossbar
 from .estimate import CHOICES, Chip, check_cell
 from .layers import InputError, Subject, check_number, load_layer_list, read_json, show
-from .plots import svg, sweep_plot
+from .plots import compare_plot, svg, sweep_plot
 from .published import estimate_published
+from .quantities import RATIO_NAMES
 from .report import (
     assumptions,
     build_report,
@@ -33,7 +36,7 @@ from .report import (
     write_files,
     write_report,
 )
-from .sweep import AXES, check_size, csv_text, sweep, variants
+from .sweep import AXES, check_size, csv_text, front_lines, shown_front, sweep, variants
 
 
 class Parser(command_line.Parser):
@@ -260,6 +263,7 @@ def run_report(args: argparse.Namespace) -> None:
     report = build_report(subject, chip, baseline)
     write_report(args.out, report)
     print(totals_text(report))
+    print(f"as a page, with plots: {Path(args.out) / 'report.html'}")
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -269,22 +273,28 @@ def run_compare(args: argparse.Namespace) -> None:
         raise InputError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
     subjects = [subject_of(path, args.data_path) for path in args.networks]
-    rows = compare(subjects, chip)
+    rows, estimates = compare(subjects, chip)
     best = cheapest(rows, args.max_drop)
-    choice = f"least EDAP within {args.max_drop:g} points of the baseline: "
+    points = "point" if args.max_drop == 1 else "points"
+    choice = f"least EDAP within {args.max_drop:g} {points} of the baseline: "
     if all(row["drop_points"] is None for row in rows[1:]):
         choice += "not known, for want of accuracies"
     else:
         choice += "none" if best is None else best["network"]
-    figures = ", ".join(f"{name} {x.value}" for name, x in PUBLISHED_RATIO.items())
+    figures = ", ".join(f"{RATIO_NAMES[name]} {x.value}" for name, x in PUBLISHED_RATIO.items())
     published = f"published, times better than floating point (information only): {figures}"
-    table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
+    first = f"baseline: {subjects[0].name}"
+    shown = tables(rows)
     found = notes(subjects)
-    sentences = [f"- {sentence}" for sentence in assumptions(chip)]
-    paragraphs = "".join(f"{line}.\n\n" for line in (*found, choice, published))
-    text = "\n".join([*table, "", paragraphs + "\n".join(sentences), ""])
-    write_files(args.out, {"compare.csv": dicts_as_csv(rows), "compare.md": text})
-    print("\n".join([*table, "", *found, choice, published]))
+    as_markdown = ["\n".join(markdown_table(header, cells)) for header, cells in shown]
+    sentences = "\n".join(f"- {sentence}" for sentence in assumptions(chip))
+    paragraphs = [f"{line}." for line in (*found, choice, published)]
+    text = "\n\n".join([first, *as_markdown, *paragraphs, sentences]) + "\n"
+    names = short_names([subject.name for subject in subjects])
+    pictures = picture_files(compare_plot(names, estimates), "compare")
+    write_files(args.out, {"compare.csv": dicts_as_csv(rows), "compare.md": text} | pictures)
+    as_text = [line for table in shown for line in ["", *text_table(*table)]]
+    print("\n".join([first, *as_text, "", *found, choice, published]))
 
 
 def dicts_as_csv(rows: Sequence[dict[str, Any]]) -> str:
@@ -308,14 +318,20 @@ def run_sweep(args: argparse.Namespace) -> None:
     subjects += [listed(path) for path in args.layers]
     try:
         columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes)
-        contents = {"sweep.csv": csv_text(columns), "sweep.svg": svg(sweep_plot(columns))}
+        front = shown_front(columns)
+        figure = sweep_plot(columns, front, {subject.name: subject.kind for subject in subjects})
+        contents = {"sweep.csv": csv_text(columns), "sweep.svg": svg(figure)}
+        contents |= picture_files(figure, "sweep")
     except MemoryError:
         raise InputError("the grid does not fit into memory: leave values out") from None
     write_files(args.out, contents)
-    front = columns["pareto"]
-    print(f"{len(front)} points, {front.sum()} on the Pareto front of EDAP, area and accuracy")
-    if len(front) < points:
-        print(f"{points - len(front)} points left out: a weight has more cells than a crossbar row")
+    total, on_front = len(columns["pareto"]), columns["pareto"].sum()
+    print(f"{total} points, {on_front} on the Pareto front of EDAP, area and accuracy")
+    if total < points:
+        print(f"{points - total} points left out: a weight has more cells than a crossbar row")
+    print("\n".join(front_lines(columns, front)))
+    if len(front) < on_front:
+        print(f"{len(front)} of the front's {on_front} points, evenly; all of them: sweep.csv")
     for note in notes(subjects):
         print(note)
     if args.bits or args.time_steps:

@@ -4,9 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from display import room_for_names, short_names, significant
+
 from .constants import PUBLISHED_RATIO
-from .estimate import CHOICES, Chip, estimate, ratios
+from .estimate import CHOICES, SPENT, Chip, Estimate, estimate, ratios
 from .layers import InputError, Layer, Network, Subject
+from .quantities import QUANTITIES, RATIO_NAMES, shown
 
 # (our network, the baseline's, chip) -> the same under another assumption
 Case = tuple[Network, Network, Chip]
@@ -127,17 +130,18 @@ def sensitivity(ours: Network, baseline: Network, chip: Chip) -> list[dict[str, 
     return rows
 
 
-def compare(subjects: Sequence[Subject], chip: Chip) -> list[dict[str, Any]]:
-    """A row a network; the first one is the baseline of all ratios.
+def compare(subjects: Sequence[Subject], chip: Chip) -> tuple[list[dict[str, Any]], list[Estimate]]:
+    """A row a network, and its estimate; the first one is the baseline of all ratios.
 
     Raises InputError where another one tells other numbers of classes apart.
     """
     for subject in subjects[1:]:
         check_same_classes(subject, subjects[0])
-    baseline = estimate(subjects[0].network, chip).total
+    estimates = [estimate(subject.network, chip) for subject in subjects]
+    baseline = estimates[0].total
     rows = []
-    for subject in subjects:
-        total = estimate(subject.network, chip).total
+    for subject, found in zip(subjects, estimates, strict=True):
+        total = found.total
         accuracies = subject.accuracy, subjects[0].accuracy
         drop = None if None in accuracies else 100 * (accuracies[1] - accuracies[0])
         rows.append(
@@ -160,7 +164,35 @@ def compare(subjects: Sequence[Subject], chip: Chip) -> list[dict[str, Any]]:
                 },
             }
         )
-    return rows
+    return rows, estimates
+
+
+Table = tuple[list[str], list[list[str]]]  # header, rows
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """What `compare` found as two tables that fit a screen: figures, and times better than the
+    first network."""
+    figures = {"bits": [str(row["bits"]) for row in rows]}
+    figures["T"] = [str(row["time_steps_count"]) for row in rows]
+    for name, key, form in (
+        ("accuracy", "digital_accuracy_percent", "{:.2f} %"),
+        ("drop", "drop_points", "{:.2f}"),
+    ):
+        if any(row[key] is not None for row in rows):
+            figures[name] = ["" if row[key] is None else form.format(row[key]) for row in rows]
+    for key in SPENT.values():
+        figures[QUANTITIES[key][0]] = [shown(key, row[key], digits=3) for row in rows]
+    better = {
+        name: [significant(row[f"{ratio}_times_better"]) for row in rows]
+        for ratio, name in RATIO_NAMES.items()
+    }
+    found = []
+    for title, columns in (("network", figures), ("times better", better)):
+        header, cells = list(columns), list(zip(*columns.values(), strict=True))
+        names = short_names([row["network"] for row in rows], room_for_names(header, cells))
+        found.append(([title, *header], [[x, *y] for x, y in zip(names, cells, strict=True)]))
+    return found
 
 
 def cheapest(rows: Sequence[dict[str, Any]], max_drop: float) -> dict[str, Any] | None:

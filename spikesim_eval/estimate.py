@@ -131,6 +131,14 @@ class Estimate:
     layers: tuple[dict[str, Any], ...]
     critical_path: tuple[str, ...]  # names, first to last
 
+    @property
+    def energy_by_component(self) -> dict[str, float]:
+        """Of all layers together, pJ."""
+        names = self.layers[0]["energy_by_component"]
+        return {
+            name: fsum(row["energy_by_component"][name] for row in self.layers) for name in names
+        }
+
 
 def ceil_div(a: Value, b: Value) -> Value:
     return -(-a // b)

@@ -269,13 +269,15 @@ class Subject:
     """A network and what else is known of it: what reports, comparisons and sweeps are about.
 
     `accuracy` is a share of the test images, None where it is not known. `rates` holds, for each
-    LIF layer in forward order, its spikes per neuron at every timestep.
+    LIF layer in forward order, its spikes per neuron at every timestep. `kind` says how it was
+    trained, where that is known: a key of display.COLOURS.
     """
 
     name: str
     network: Network
     accuracy: float | None = None
     rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    kind: str | None = None
 
 
 LAYER_KEYS = ("name", "kernel", "in_channels", "out_channels", "in_size", "out_size", "after")

@@ -12,7 +12,8 @@ table { border-collapse: collapse; font-size: 13px; }
 th, td { padding: 3px 9px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888; }
-svg { max-width: 100%; height: auto; }
+.wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: #fff; }
+svg { width: 100%; max-width: 1000px; height: auto; }
 """
 Shown = tuple[str, Sequence[str], Sequence[str], Sequence[Sequence[str]]]
 

@@ -1,20 +1,47 @@
-"""Plots of a report and of a sweep, drawn with matplotlib without a screen."""
+"""Plots of a report, of a comparison and of a sweep, drawn with matplotlib without a screen."""
 
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from display import (
+    COMPONENT_COLOURS,
+    SHADING,
+    component_name,
+    cut,
+    legend_below,
+    legend_beside,
+    new_figure,
+    short_names,
+    styles,
+)
+
+from .estimate import Estimate
+from .quantities import QUANTITIES, unit_of
 
 # The same report is the same file, and its text stays text: the browser has the fonts, so that
 # matplotlib need not say which of them it lacks.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
 matplotlib.rcParams |= {"svg.hashsalt": "spikesim_eval", "svg.fonttype": "none"}
+
+WIDTH = 9  # of a figure, inches
+MOST_LABELS = 55  # beside one another on an axis
+LONGEST_LABEL = 28  # characters
+VISIBLE = 2e-3  # share of the largest bar: half a point on a screen
+PARTS = {"energy_by_component": "energy_pj", "area_by_component": "area_um2"}
+CRITICAL, BESIDE_IT = "#D55E00", "#BBBBBB"  # of layers
 
 
 def svg(figure: Figure) -> str:
@@ -26,98 +53,203 @@ def svg(figure: Figure) -> str:
 def report_plots(report: Mapping[str, Any]) -> dict[str, str]:
     """SVG by heading."""
     plots = {
-        "Energy by layer": stacked(report, "energy_by_component", "energy, pJ"),
-        "Area by layer": stacked(report, "area_by_component", "area, um^2"),
-        "Critical path": timeline(report),
+        "Energy by layer": stacked(report["layers"], "energy_by_component"),
+        "Area by layer": stacked(report["layers"], "area_by_component"),
+        "Critical path": timeline(report["layers"]),
     }
     if report["spike_rates_by_timestep"]:
         plots["Spike rate by layer and timestep"] = spike_rates(report["spike_rates_by_timestep"])
     return {heading: svg(figure) for heading, figure in plots.items()}
 
 
-def _figure(height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(11, height), layout="constrained")
-    return figure, figure.subplots()
-
-
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """As matplotlib shows it unchanged: no mathematics, no hidden legend entry, no lone bytes."""
-    text = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    text = cut(name, LONGEST_LABEL).encode(errors="backslashreplace").decode().replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
-def stacked(report: Mapping[str, Any], key: str, label: str) -> Figure:
-    """A bar a layer, a colour a component, the largest component at the bottom."""
-    layers = report["layers"]
-    figure, axis = _figure(4.2)
-    components = sorted(layers[0][key], key=lambda name: -sum(row[key][name] for row in layers))
-    bottom = np.zeros(len(layers))
-    for component, colour in zip(components, matplotlib.colormaps["tab20"].colors, strict=False):
-        values = np.array([row[key][component] for row in layers], dtype=float)
-        axis.bar(range(len(layers)), values, bottom=bottom, label=component, color=colour)
-        bottom += values
-    names = [_plain(row["name"]) for row in layers]
-    axis.set_xticks(range(len(layers)), names, rotation=70, ha="right", fontsize=8)
-    axis.set_ylabel(label)
-    axis.legend(fontsize=8, ncols=2)
+def label_ticks(axis: Axis, names: Sequence[str], **options: Any) -> None:
+    """A name a place from 0; of more than fit beside one another, every second, third …"""
+    places = range(0, len(names), -(-len(names) // MOST_LABELS))
+    axis.set_ticks(places, [plain(names[i]) for i in places], **options)
+
+
+def draw_stacked(
+    panel: Axes, rows: Sequence[Mapping[str, float]], kind: str, flat: bool = False
+) -> None:
+    """A bar a row, a colour a component, the largest component first; `kind` is a key of PARTS.
+
+    The axis has the unit that suits the largest bar. What is too thin to be seen in every bar has
+    no entry in the legend.
+    """
+    what, *_ = QUANTITIES[PARTS[kind]]
+    largest = max(sum(row.values()) for row in rows)
+    one, unit = unit_of(PARTS[kind], largest)
+    components = sorted(rows[0], key=lambda component: -sum(row[component] for row in rows))
+    draw, start = (panel.barh, "left") if flat else (panel.bar, "bottom")
+    before = np.zeros(len(rows))
+    for component in components:
+        values = np.array([row[component] for row in rows], dtype=float)
+        draw(
+            range(len(rows)),
+            values / one,
+            **{start: before / one},
+            label=component_name(component) if values.max() > VISIBLE * largest else None,
+            color=COMPONENT_COLOURS[component],
+            edgecolor="white",
+            linewidth=0.3,
+        )
+        before = before + values
+    panel.set(**{"xlabel" if flat else "ylabel": f"{what}, {unit}"})
+    panel.set(**{"xlim" if flat else "ylim": (0, 1.03 * largest / one)})
+
+
+def stacked(layers: Sequence[Mapping[str, Any]], kind: str) -> Figure:
+    """Energy or area (`kind`, a key of PARTS) of every layer, by component."""
+    figure, panel = new_figure(WIDTH, 4.2)
+    draw_stacked(panel, [row[kind] for row in layers], kind)
+    label_ticks(panel.xaxis, [row["name"] for row in layers], rotation=70, ha="right", fontsize=8)
+    panel.margins(x=0.01)
+    legend_beside(panel, reverse=True)  # as they lie on one another
     return figure
 
 
-def timeline(report: Mapping[str, Any]) -> Figure:
+def timeline(layers: Sequence[Mapping[str, Any]]) -> Figure:
     """When each layer starts and ends; the critical path in colour."""
-    layers = report["layers"]
-    figure, axis = _figure(0.9 + 0.22 * len(layers))
-    colours = ["tab:red" if row["on_critical_path"] else "tab:gray" for row in layers]
-    starts, lengths = ([row[key] for row in layers] for key in ("start_ns", "delay_ns"))
-    axis.barh(range(len(layers)), lengths, left=starts, color=colours)
-    axis.set_yticks(range(len(layers)), [_plain(row["name"]) for row in layers], fontsize=8)
-    axis.invert_yaxis()
-    axis.set_xlabel("time, ns (red: the critical path)")
+    figure, panel = new_figure(WIDTH, 0.9 + 0.22 * min(len(layers), MOST_LABELS))
+    one, unit = unit_of("delay_ns", max(row["finish_ns"] for row in layers))
+    for label, colour, on_path in (
+        ("on the critical path", CRITICAL, True),
+        ("beside it", BESIDE_IT, False),
+    ):
+        places = [i for i, row in enumerate(layers) if row["on_critical_path"] is on_path]
+        starts, lengths = (
+            [layers[i][key] / one for i in places] for key in ("start_ns", "delay_ns")
+        )
+        if places:
+            panel.barh(places, lengths, left=starts, color=colour, label=label)
+    label_ticks(panel.yaxis, [row["name"] for row in layers], fontsize=8)
+    panel.margins(y=0.01)
+    panel.invert_yaxis()
+    panel.set_xlabel(f"time, {unit}")
+    legend_beside(panel)
     return figure
 
 
-def spike_rates(rates: Mapping[str, list[float]]) -> Figure:
+def spike_rates(rates: Mapping[str, Sequence[float]]) -> Figure:
     """A row a timestep, a column a LIF layer."""
     values = 100 * np.array(list(rates.values())).T
-    figure, axis = _figure(2.2 + 0.25 * len(values))
-    image = axis.imshow(values, aspect="auto", vmin=0, cmap="viridis")
-    names = [_plain(name) for name in rates]
-    axis.set_xticks(range(len(names)), names, rotation=70, ha="right", fontsize=8)
-    axis.set_yticks(range(len(values)), [str(t + 1) for t in range(len(values))])
-    axis.set_ylabel("timestep")
+    figure, panel = new_figure(WIDTH, 2.2 + 0.25 * min(len(values), MOST_LABELS // 2))
+    image = panel.imshow(values, aspect="auto", vmin=0, cmap=SHADING)
+    label_ticks(panel.xaxis, list(rates), rotation=70, ha="right", fontsize=8)
+    label_ticks(panel.yaxis, [str(t + 1) for t in range(len(values))], fontsize=8)
+    panel.set_ylabel("timestep")
     figure.colorbar(image, label="spikes per neuron, %")
     return figure
 
 
-def sweep_plot(columns: Mapping[str, np.ndarray]) -> Figure:
-    """EDAP over area, a colour a network; the Pareto front in black circles."""
-    figure, axis = _figure(6)
-    labels = [
-        f"{name}, {bits} bits, T = {steps}"
-        for name, bits, steps in zip(
-            columns["network"], columns["bits"], columns["time_steps"], strict=True
-        )
-    ]
-    unique, index = np.unique(labels, return_inverse=True)
-    for i, label in enumerate(unique):
-        here = index == i
-        axis.scatter(
-            columns["area_um2"][here] / 1e6,
-            columns["edap_pj_ns_um2"][here],
-            s=8,
-            alpha=0.5,
-            label=_plain(label),
-            rasterized=True,
-        )
-    front = columns["pareto"]
-    axis.scatter(
-        columns["area_um2"][front] / 1e6,
-        columns["edap_pj_ns_um2"][front],
-        s=50,
-        facecolors="none",
-        edgecolors="black",
-        label="Pareto front",
-    )
-    axis.set(xscale="log", yscale="log", xlabel="area, mm^2", ylabel="EDAP, pJ ns um^2")
-    axis.legend(fontsize=8)
+def compare_plot(names: Sequence[str], estimates: Sequence[Estimate]) -> Figure:
+    """Energy and area of several networks, by component; a row a network, the first on top."""
+    figure, panels = new_figure(WIDTH, 1.7 + 0.35 * len(names), columns=2, sharey=True)
+    for panel, kind in zip(panels, PARTS, strict=True):
+        draw_stacked(panel, [getattr(found, kind) for found in estimates], kind, flat=True)
+    label_ticks(panels[0].yaxis, names)
+    panels[0].invert_yaxis()
+    legend_below(figure, panels, ncols=6)
     return figure
+
+
+def sweep_plot(
+    columns: Mapping[str, np.ndarray], front: np.ndarray, kinds: Mapping[str, str | None]
+) -> Figure:
+    """EDAP over area, a colour a network; the Pareto front in black circles.
+
+    `front` are the points that get a number, from 1; `kinds` says how the networks of the column
+    were trained (display.COLOURS).
+    """
+    figure, panel = new_figure(WIDTH, 6)
+    (area, area_unit), (edap, edap_unit) = (
+        (columns[key] / one, unit)
+        for key in ("area_um2", "edap_pj_ns_um2")
+        for one, unit in [unit_of(key, np.median(columns[key]))]
+    )
+    networks = list(kinds)
+    names = dict(zip(networks, short_names(networks, LONGEST_LABEL), strict=True))
+    keys = zip(*(columns[key].tolist() for key in ("network", "bits", "time_steps")), strict=True)
+    found: dict[tuple, int] = {}
+    index = np.array([found.setdefault(key, len(found)) for key in keys])
+    looks = styles([kinds[network] for network, *_ in found])
+    for (network, bits, steps), i in found.items():
+        here, colour = index == i, looks[i]["color"]
+        label = plain(f"{names[network]}, {bits} bits, T = {steps}")
+        # Networks that cost the same lie on one another: those drawn first are larger.
+        size = 8 + 40 * (1 - (i + 1) / len(found))
+        panel.scatter(area[here], edap[here], s=size, color=colour, rasterized=True)
+        panel.scatter([], [], s=24, color=colour, label=label)
+    on_front = columns["pareto"]
+    panel.scatter(
+        *(area[on_front], edap[on_front]),
+        **{"s": 90, "facecolors": "none", "edgecolors": "black", "label": "Pareto front"},
+    )
+    panel.set(xscale="log", yscale="log", xlabel=f"area, {area_unit}", ylabel=f"EDAP, {edap_unit}")
+    for axis, values in ((panel.xaxis, area), (panel.yaxis, edap)):
+        log_ticks(axis, values.min(), values.max())
+    legend_beside(panel)
+    number_points(figure, panel, np.column_stack([area, edap])[front])
+    return figure
+
+
+def log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Plain numbers, also where the values are less than a decade apart."""
+    if high < 10 * low:
+        axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+# Where a number may stand: first towards the corner that a Pareto front leaves empty.
+DIRECTIONS = ((-1, -1), (-1, 0), (0, -1), (1, 1), (-1, 1), (1, -1), (0, 1), (1, 0))
+
+
+def number_points(figure: Figure, panel: Axes, points: np.ndarray) -> None:
+    """Write 1, 2, 3 … beside the points, (count, 2) in data coordinates, where no other number and
+    no other of the points is; neighbours too close for two numbers share one: 3-5."""
+    figure.draw_without_rendering()  # until then nobody knows where the panel is
+    point = figure.dpi / 72
+    places = panel.transData.transform(points)
+    groups: list[list[int]] = []
+    for i, place in enumerate(places):
+        if groups and np.hypot(*(place - places[groups[-1][0]])) < 8 * point:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    taken = [_box(place, 9 * point, 9 * point) for place in places]
+    for group in groups:
+        first, last = group[0], group[-1]
+        label = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
+        width, height = (5.5 * len(label) + 2) * point, 10 * point
+        for far, direction in product((10, 16, 24, 34, 46, 60), DIRECTIONS):
+            offset = np.array(direction) * (far + np.array([2.5 * (len(label) - 1), 0]))
+            box = _box(places[first] + offset * point, width, height)
+            inside = panel.bbox.containsx(box.x0) and panel.bbox.containsx(box.x1)
+            inside &= panel.bbox.containsy(box.y0) and panel.bbox.containsy(box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+        arrow = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
+        panel.annotate(
+            label,
+            points[first],
+            offset,
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            arrowprops=arrow if far > 10 else None,
+        )
+
+
+def _box(centre: np.ndarray, width: float, height: float) -> Bbox:
+    return Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)

@@ -12,23 +12,25 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
+from display import component_name, short_names, significant, text_table
+
 from .compare import check_same_classes, notes, sensitivity
 from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE
 from .estimate import Chip, Estimate, estimate, ratios
 from .layers import InputError, Network, Subject
 from .page import page
-from .plots import report_plots
+from .plots import PARTS, report_plots
+from .quantities import QUANTITIES, RATIO_NAMES, RATIOS, in_one_unit, shown
 
-TOTALS = {  # key in `total`: label and unit for a reader
-    "pes": ("PEs", ""),
-    "tiles": ("tiles", ""),
-    "energy_pj": ("energy", "pJ"),
-    "area_um2": ("area", "um^2"),
-    "delay_ns": ("delay", "ns"),
-    "edap_pj_ns_um2": ("energy-delay-area product", "pJ ns um^2"),
-    "ops": ("operations", "ops"),
-    "tops_per_watt": ("TOPS/W", "1e12 ops/J"),
-    "tops_per_mm2": ("TOPS/mm^2", "1e12 ops/s/mm^2"),
+COUNTS = {"pes": "PEs", "tiles": "tiles"}
+UNITS = {  # of the figures in report.json
+    "energy_pj": "pJ",
+    "area_um2": "um^2",
+    "delay_ns": "ns",
+    "edap_pj_ns_um2": "pJ ns um^2",
+    "ops": "ops",
+    "tops_per_watt": "1e12 ops/J",
+    "tops_per_mm2": "1e12 ops/s/mm^2",
 }
 CSV_COLUMNS = {  # column, with its unit: key of a layer's row
     "layer_name": "name",
@@ -143,8 +145,7 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
         "notes": notes([subject] if baseline is None else [baseline, subject]),
         "network": summary(ours.network),
         "chip": asdict(chip),
-        "units": {key: unit for key, (_, unit) in TOTALS.items() if unit}
-        | {"energy_by_component": "pJ", "area_by_component": "um^2"},
+        "units": UNITS | {"energy_by_component": "pJ", "area_by_component": "um^2"},
         "total": ours.total,
         "area_by_component": ours.area_by_component,
         "area_outside_layers": outside_layers(ours),
@@ -202,6 +203,13 @@ def csv_text(report: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
+LAYER_FIGURES = {  # of a layer's row, by quantity
+    "energy_pj": ["energy_pj"],
+    "area_um2": ["area_um2"],
+    "delay_ns": ["start_ns", "delay_ns", "finish_ns"],
+}
+
+
 @dataclass(frozen=True)
 class Section:
     """A heading, sentences, and a table where there is a header."""
@@ -212,31 +220,65 @@ class Section:
     rows: list[list[Any]] = field(default_factory=list)
 
 
+def names_of(report: Mapping[str, Any], width: int | None = None) -> list[str]:
+    """Short names of the network and, where there is one, of the baseline."""
+    paths = [report[key] for key in ("name", "baseline_name") if key in report]
+    return short_names(paths, width)
+
+
+def totals_table(
+    report: Mapping[str, Any], width: int | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each figure, beside the baseline's where there is one; names no longer than
+    `width`."""
+    totals = [report[key] for key in ("total", "baseline") if key in report]
+    name, *baseline = names_of(report, width)
+    header = ["", name, *(f"{other} (baseline)" for other in baseline)]
+    header += ["times better"] * len(baseline)
+    rows = []
+    accuracies = [report[key] for key in ("accuracy", "baseline_accuracy") if key in report]
+    if any(x is not None for x in accuracies):
+        rows.append(["accuracy", *("" if x is None else f"{100 * x:.2f} %" for x in accuracies)])
+    rows += [[label, *(f"{total[key]:,}" for total in totals)] for key, label in COUNTS.items()]
+    for key, (label, *_) in QUANTITIES.items():
+        cells = [label, *(shown(key, total[key]) for total in totals)]
+        if baseline and key in RATIOS:
+            cells.append(significant(report["ratio"][RATIOS[key]], 4))
+        rows.append(cells)
+    return header, [row + [""] * (len(header) - len(row)) for row in rows]
+
+
+def shares(key: str, values: Mapping[str, float]) -> dict[str, list[str]]:
+    """Of each component: the figure, and its share of all of them in percent."""
+    total = fsum(values.values())
+    return {name: [shown(key, x), f"{100 * x / total:.1f}"] for name, x in values.items()}
+
+
 def sections(report: Mapping[str, Any]) -> list[Section]:
     """What a reader is shown, in order."""
-    total, baseline = report["total"], report.get("baseline")
-    header = ["quantity", "value", *(["baseline"] if baseline else []), "unit"]
-    rows = [
-        [label, total[key], *([baseline[key]] if baseline else []), unit]
-        for key, (label, unit) in TOTALS.items()
-    ]
-    accuracies = [report["accuracy"], *([report["baseline_accuracy"]] if baseline else [])]
-    if any(x is not None for x in accuracies):
-        shown = ["" if x is None else f"{100 * x:.2f}" for x in accuracies]
-        rows.insert(0, ["accuracy", *shown, "%"])
-    sentences = ["One inference of one sample.", *map(_sentence, report["notes"])]
-    found = [Section(report["name"], sentences, header, rows)]
+    baseline = report.get("baseline")
+    names = names_of(report)
+    sentences = [f"One inference of one sample by {report['name']}."]
+    if baseline:
+        sentences.append(f"The baseline is {report['baseline_name']}.")
+    sentences += map(_sentence, report["notes"])
+    found = [Section(names[0], sentences, *totals_table(report))]
     if baseline:
         rows = [
-            [name, ratio, report["published"].get(name, "")]
+            [RATIO_NAMES[name], ratio, report["published"].get(name, "")]
             for name, ratio in report["ratio"].items()
         ]
         header = ["quantity", "here", "published (N-Caltech101, information only)"]
-        found.append(Section("Times better than the baseline", [], header, rows))
+        found.append(Section(f"Times better than the baseline, {names[1]}", [], header, rows))
         sentences = ["Each assumption changed alone, for both networks where it concerns both."]
-        header = ["change", *report["sensitivity"][0]["ratio"]]
+        header = ["change", *(RATIO_NAMES[name] for name in report["sensitivity"][0]["ratio"])]
         rows = [[row["change"], *row["ratio"].values()] for row in report["sensitivity"]]
         found.append(Section("Sensitivity", sentences, header, rows))
+    layers = report["layers"]
+    in_units = [
+        (names, *in_one_unit(key, [[row[name] for name in names] for row in layers]))
+        for key, names in LAYER_FIGURES.items()
+    ]
     found.append(
         Section(
             "Layers",
@@ -244,7 +286,8 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
             [
                 *("layer", "kernel", "in", "out", "weight bits", "input bits", "accumulator bits"),
                 *("scale bits", "product bits", "PEs", "PE groups", "cells used, %", "PE cycles"),
-                *("spike rate", "energy pJ", "area um^2", "start ns", "delay ns", "finish ns"),
+                "spike rate",
+                *(f"{x.split('_')[0]}, {unit}" for names, unit, _ in in_units for x in names),
             ],
             [
                 [
@@ -254,28 +297,35 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
                     *(row["pes"], row["groups"], f"{100 * row['utilization']:.1f}", row["cycles"]),
                     f"{row['spike_rate']:.4g}"
                     + ("" if row["rate_is_measured"] else " (not measured)"),
-                    *(row[key] for key in ("energy_pj", "area_um2")),
-                    *(row[key] for key in ("start_ns", "delay_ns", "finish_ns")),
+                    *(cell for *_, cells in in_units for cell in cells[i]),
                 ]
-                for row in report["layers"]
+                for i, row in enumerate(layers)
             ],
         )
     )
-    for key, label in (("energy_by_component", "energy, pJ"), ("area_by_component", "area, um^2")):
-        rows = [[row["name"], *row[key].values()] for row in report["layers"]]
-        found.append(Section(f"Layers: {label}", [], ["layer", *report["layers"][0][key]], rows))
+    for parts, key in PARTS.items():
+        unit, cells = in_one_unit(key, [list(row[parts].values()) for row in layers])
+        header = ["layer", *map(component_name, layers[0][parts])]
+        rows = [[row["name"], *line] for row, line in zip(layers, cells, strict=True)]
+        found.append(Section(f"Layers: {QUANTITIES[key][0]}, {unit}", [], header, rows))
     area = report["area_by_component"]
     energy = {
-        name: fsum(row["energy_by_component"][name] for row in report["layers"])
-        for name in report["layers"][0]["energy_by_component"]
+        name: fsum(row["energy_by_component"][name] for row in layers)
+        for name in layers[0]["energy_by_component"]
     }
-    rows = [[name, energy.get(name, ""), area.get(name, "")] for name in energy | area]
-    outside = report["area_outside_layers"]
-    sentence = (
-        f"Of the area, {outside['membrane']:.6g} um^2 are membranes and {outside['idle_pes']:.6g} "
-        "um^2 idle PEs of the last tile; the rest belongs to layers."
+    parts = [shares(key, values) for key, values in (("energy_pj", energy), ("area_um2", area))]
+    rows = [
+        [component_name(name), *(cell for part in parts for cell in part.get(name, ["", ""]))]
+        for name in energy | area
+    ]
+    membrane, idle = (
+        shown("area_um2", report["area_outside_layers"][name]) for name in ("membrane", "idle_pes")
     )
-    header = ["component", "energy pJ", "area um^2"]
+    sentence = (
+        f"Of the area, {membrane} are membranes and {idle} idle PEs of the last tile; the rest "
+        "belongs to layers."
+    )
+    header = ["component", "energy", "share, %", "area", "share, %"]
     found.append(Section("Energy and area by component", [sentence], header, rows))
     rows = [list(item) for item in (report["chip"] | report["network"]).items()]
     found.append(Section("Chip and network", [], ["option", "value"], rows))
@@ -334,18 +384,18 @@ def html_text(report: Mapping[str, Any]) -> str:
 
 
 def totals_text(report: Mapping[str, Any]) -> str:
-    """The totals, the ratios where there is a baseline, and what to know, for the terminal."""
-    lines = [
-        f"{label:<28}{_cell(report['total'][key]):>14} {unit}".rstrip()
-        for key, (label, unit) in TOTALS.items()
-    ]
-    if report["accuracy"] is not None:
-        lines.insert(0, f"{'accuracy':<28}{100 * report['accuracy']:>14.2f} %")
-    for name, ratio in report.get("ratio", {}).items():
-        published = report["published"].get(name)
-        beside = f" (published, information only: {published})" if published else ""
-        lines.append(f"{name + ', times better':<28}{ratio:>14.4g}{beside}")
-    return "\n".join([*lines, *report["notes"]])
+    """The totals, beside those of the baseline and the published ratios where there is one, and
+    what to know, for the terminal."""
+    header, rows = totals_table(report, width=20)
+    notes = report["notes"]
+    if "baseline" in report:
+        published = {
+            QUANTITIES[key][0]: report["published"].get(ratio) for key, ratio in RATIOS.items()
+        }
+        header.append("published")
+        rows = [[*row, str(published.get(row[0]) or "")] for row in rows]
+        notes = ["published: on N-Caltech101, against floating point, as information only", *notes]
+    return "\n".join([*text_table(header, rows), *notes])
 
 
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:

@@ -11,9 +11,12 @@ from math import prod
 
 import numpy as np
 
+from display import room_for_names, short_names, text_table
+
 from .crossbar import weights_per_row
 from .estimate import CHOICES, Chip, ChipGrid, check_cell, layer_cost, start_times, totals
 from .layers import MAX_BITS, InputError, Subject, check_int
+from .quantities import QUANTITIES, shown
 
 # Of the chip.
 AXES = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile", "crossbars_per_pe", "clk_mhz")
@@ -34,7 +37,8 @@ def variants(
         for b, t in product(bits or [own.weight_bits], time_steps or [own.time_steps]):
             is_own = (b, t) == (own.weight_bits, own.time_steps)
             network = own if is_own else own.at(b, t)
-            yield Subject(subject.name, network, subject.accuracy if is_own else None)
+            accuracy = subject.accuracy if is_own else None
+            yield Subject(subject.name, network, accuracy, kind=subject.kind)
 
 
 def sweep(
@@ -164,3 +168,53 @@ def csv_text(columns: Mapping[str, np.ndarray]) -> str:
     writer.writerow([COLUMN_NAMES.get(name, name) for name in shown])
     writer.writerows(zip(*(column.tolist() for column in shown.values()), strict=True))
     return out.getvalue()
+
+
+MOST_SHOWN = 20  # points of a front that are printed and numbered
+SHORT = {  # option: its column in a terminal
+    "xbar_size": "xbar",
+    "cell_bits": "cell",
+    "adc_bits": "ADC",
+    "pe_per_tile": "PEs",
+    "crossbars_per_pe": "xbars",
+    "clk_mhz": "MHz",
+}
+
+
+def shown_front(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Indices of the points of the front that a person is shown, network by network and from small
+    chips to large ones; of more than MOST_SHOWN so many, evenly, with the first and the last."""
+    front = np.flatnonzero(columns["pareto"])
+    keys = ("edap_pj_ns_um2", "area_um2", "time_steps", "bits", "network")  # the last one first
+    front = front[np.lexsort([columns[key][front] for key in keys])]
+    if len(front) <= MOST_SHOWN:
+        return front
+    return front[np.linspace(0, len(front) - 1, MOST_SHOWN).round().astype(int)]
+
+
+def front_lines(columns: Mapping[str, np.ndarray], front: np.ndarray) -> list[str]:
+    """A table of these points that fits a screen, numbered from 1 as in the plot, with those
+    options that are not the same in the whole sweep."""
+
+    def cells(key: str) -> list[str]:
+        return [f"{value:g}" for value in columns[key][front]]
+
+    varies = {key: (columns[key] != columns[key][0]).any() for key in columns}
+    table = {"point": [str(i + 1) for i in range(len(front))]}
+    for key in ("area_um2", "edap_pj_ns_um2"):
+        table[QUANTITIES[key][0]] = [shown(key, value) for value in columns[key][front]]
+    if not np.isnan(columns["accuracy"]).all():
+        shares = columns["accuracy"][front]
+        table["accuracy"] = ["" if np.isnan(x) else f"{100 * x:.2f} %" for x in shares]
+    table |= {short: cells(key) for key, short in SHORT.items() if varies[key]}
+    for key, short in {"bits": "bits", "time_steps": "T"}.items():
+        if varies[key]:
+            table[short] = cells(key)
+    if varies["network"]:
+        room = room_for_names(list(table), list(zip(*table.values(), strict=True)))
+        networks = list(dict.fromkeys(columns["network"].tolist()))
+        names = dict(zip(networks, short_names(networks, room), strict=True))
+        table["network"] = [names[network] for network in columns["network"][front].tolist()]
+    lines = text_table(list(table), list(zip(*table.values(), strict=True)))
+    options = [f"{short} --{key}" for key, short in SHORT.items() if varies[key]]
+    return [*lines, *([f"({', '.join(options)})"] if options else [])]

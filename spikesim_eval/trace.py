@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data_loader import data_of, evaluation_loader
+from display import kind_of
 from load_settings import (
     DATA_SETS,
     Checkpoint,
@@ -515,7 +516,8 @@ def trace_checkpoint(
         accuracy, rates = measure(network, batches)
     means = {name: rate.mean().item() for name, rate in rates.items()}
     by_timestep = {name: rate.tolist() for name, rate in rates.items()}
-    return Subject(str(path), describe(network, settings, means), accuracy, by_timestep)
+    kind = kind_of(settings.paper_setting, settings.loss)
+    return Subject(str(path), describe(network, settings, means), accuracy, by_timestep, kind)
 
 
 def check_time_steps(checkpoint: Checkpoint, time_steps: int, batches: DataLoader | None) -> None:

@@ -1,0 +1,237 @@
+"""What an evaluation says and writes: its lines or its JSON, the accuracy of each class, the
+confusion matrix, and the likeliest classes of single files."""
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from command_line import UserError
+from data_loader import read_sample
+from display import SHADING, new_figure, picture_files, text_table
+from load_settings import load_checkpoint, load_network
+from settings import Settings, data_set_of
+from spikesim_eval.layers import InputError
+from spikesim_eval.plots import plain
+from spikesim_eval.report import check_folder, write_files
+
+FEW = 3  # classes that are named of a file
+SHOWN = 20  # classes, in a terminal and with numbers in the picture
+MOST_CLASSES = 4096  # of a confusion matrix
+FILES = ("evaluation.json", "classes.csv", "confusion.csv", "confusion.png", "confusion.pdf")
+
+
+@contextmanager
+def output(settings: Settings) -> Iterator[TextIO]:
+    """Where the result goes: stdout. With --json whatever else is printed goes to stderr."""
+    stdout = sys.stdout
+    with redirect_stdout(sys.stderr) if settings.json else nullcontext():
+        yield stdout
+
+
+def about(settings: Settings) -> dict[str, Any]:
+    """What was evaluated: the beginning of every result."""
+    checkpoint = load_checkpoint(settings.eval_only, weights=False)
+    names = ("data", "paper_setting", "loss", "bits", "time_window")
+    return {
+        "checkpoint": settings.eval_only,
+        "epoch": checkpoint.epoch,
+        **{name: getattr(settings, name) for name in names},
+    }
+
+
+# The accuracy of each class.
+
+
+def folder_of(settings: Settings) -> Path:
+    """Where --per_class writes to."""
+    return Path(settings.out or settings.eval_only.removesuffix(".pth") + "-classes")
+
+
+def check_files(settings: Settings) -> None:
+    """Raises UserError, before any work, where --per_class cannot write, or would replace what it
+    has not written about this checkpoint."""
+    if not settings.per_class:
+        return
+    if data_set_of(settings).num_classes > MOST_CLASSES:
+        raise UserError(f"--per_class is for {MOST_CLASSES} classes at most")
+    folder = folder_of(settings)
+    taken = next((name for name in FILES if (folder / name).exists()), None)
+    if taken is not None and not _is_of(settings.eval_only, folder / FILES[0]):
+        raise UserError(
+            f"{folder} holds {taken} of something else than {settings.eval_only}: choose another "
+            "folder with --out"
+        )
+    try:
+        check_folder(folder)
+    except InputError as error:
+        raise UserError(f"{error}: choose another with --out") from None
+
+
+def _is_of(checkpoint: str, path: Path) -> bool:
+    try:
+        theirs = json.loads(path.read_bytes())["checkpoint"]
+        return Path(theirs).resolve() == Path(checkpoint).resolve()
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+def confusion_of(pairs: Tensor, classes: int) -> np.ndarray:
+    """(classes, classes) numbers of test images: a row a true class, a column what it was taken
+    for. pairs: (2, N) labels and predictions."""
+    labels, predictions = pairs.numpy()
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (labels, predictions), 1)
+    return confusion
+
+
+def rows_of(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each class its test images, those that were right, and what most others were taken for."""
+    rows = []
+    for label, name in enumerate(names):
+        images, correct = int(confusion[label].sum()), int(confusion[label, label])
+        others = confusion[label].copy()
+        others[label] = 0
+        most = int(others.argmax())
+        rows.append(
+            {
+                "class": name,
+                "images": images,
+                "correct": correct,
+                "accuracy": correct / images if images else None,
+                "most_often_taken_for": names[most] if others[most] else None,
+                "images_taken_for_it": int(others[most]),
+            }
+        )
+    return rows
+
+
+def write_classes(
+    settings: Settings, found: dict[str, Any], confusion: np.ndarray, names: Sequence[str]
+) -> None:
+    """Write FILES, all or none. Raises UserError where that fails."""
+    contents = {
+        FILES[0]: as_json(found),
+        "classes.csv": csv_of([[*found["classes"][0]], *(x.values() for x in found["classes"])]),
+        "confusion.csv": csv_of(
+            [["true / predicted", *names]]
+            + [[name, *row] for name, row in zip(names, confusion.tolist(), strict=True)]
+        ),
+        **picture_files(picture(confusion, names), "confusion"),
+    }
+    try:
+        write_files(folder_of(settings), contents)
+    except InputError as error:
+        raise UserError(f"{error}: choose another with --out") from None
+
+
+def csv_of(rows: Sequence[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
+
+
+def picture(confusion: np.ndarray, names: Sequence[str]) -> Any:
+    """The figure of a confusion matrix: shares of each true class, so scaled that rare confusions
+    are seen too."""
+    from matplotlib.colors import PowerNorm
+
+    number = len(names)
+    side = min(12.0, max(4.0, 0.42 * number + 1.5))  # inches
+    figure, panel = new_figure(side + 1, side)
+    shares = 100 * confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    image = panel.imshow(shares, norm=PowerNorm(0.5, vmin=0, vmax=100), cmap=SHADING)
+    places = range(0, number, math.ceil(number / 50))  # more names would lie on each other
+    shown = [plain(names[i][:24]) for i in places]
+    room = 10 * side / len(shown)  # characters
+    panel.set_xticks(places, shown, fontsize=8, rotation=90 if max(map(len, shown)) > room else 0)
+    panel.set_yticks(places, shown, fontsize=8)
+    panel.set(xlabel="taken for", ylabel="true class")
+    if number <= SHOWN:
+        for (row, column), count in np.ndenumerate(confusion):
+            colour = "black" if shares[row, column] > 40 else "white"
+            style = {"ha": "center", "va": "center", "fontsize": 8, "color": colour}
+            panel.text(column, row, count or "", **style)
+    figure.colorbar(image, label="share of the true class, %", shrink=0.8)
+    return figure
+
+
+# Single files.
+
+
+def predict(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """The likeliest classes of the files of --predict. Raises UserError, before the network has
+    seen one, for a file that cannot be read."""
+    samples = [read_sample(path, settings) for path in settings.predict]
+    network = load_network(settings.eval_only).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+        shares = network.predict(np.stack(samples))
+    best = shares.topk(min(FEW, shares.shape[1]))
+    predictions = []
+    for path, values, labels in zip(settings.predict, *(x.tolist() for x in best), strict=True):
+        named = zip(labels, values, strict=True)
+        classes = [{"class": network.class_names[i], "share": share} for i, share in named]
+        predictions.append({"file": path, "classes": classes})
+    return about(settings) | {"predictions": predictions}
+
+
+# Text.
+
+
+def result_text(found: dict[str, Any], settings: Settings) -> str:
+    """What is printed of a result."""
+    if settings.json:
+        return as_json(found).rstrip("\n")
+    if settings.predict is not None:
+        return "\n".join(
+            f"{_printable(one['file'])}: "
+            + ", ".join(f"{_printable(x['class'])} ({x['share']:.1%})" for x in one["classes"])
+            for one in found["predictions"]
+        )
+    lines = [
+        "accuracy {accuracy:.2%} ({correct} of {images} test images), spike rate "
+        "{spike_rate:.2%}".format_map(found)
+    ]
+    if "integers" in found:
+        lines.append(
+            "integers alone: accuracy {accuracy:.2%} ({correct} of {images} test images), "
+            "{differing_spikes} of {spikes} spikes differ".format_map(found["integers"])
+        )
+    if "classes" in found:
+        lines += _class_lines(found["classes"])
+        lines.append(f"{', '.join(FILES[1:])} are in {folder_of(settings)}")
+    return "\n".join(lines)
+
+
+def _class_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table; of many classes those with the lowest accuracy."""
+    lines, shown = [], rows
+    if len(rows) > SHOWN:
+        tested = [row for row in rows if row["images"]]
+        shown = sorted(tested, key=lambda row: row["accuracy"])[:SHOWN]
+        lines = [f"the {len(shown)} classes with the lowest accuracy, of {len(rows)}:"]
+    cells = []
+    for row in shown:
+        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        taken = ""
+        if row["most_often_taken_for"] is not None:
+            taken = f"{_printable(row['most_often_taken_for'])} ({row['images_taken_for_it']})"
+        cells.append([_printable(row["class"]), str(row["images"]), accuracy, taken])
+    return [*lines, *text_table(["class", "images", "accuracy", "most often taken for"], cells)]
+
+
+def _printable(text: str) -> str:
+    return "".join(x if x.isprintable() else "\N{REPLACEMENT CHARACTER}" for x in text)
+
+
+def as_json(found: dict[str, Any]) -> str:
+    return json.dumps(found, indent=2, allow_nan=False) + "\n"
