@@ -8,6 +8,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -80,25 +81,25 @@ def short_names(paths: Sequence[str], width: int | None = None) -> list[str]:
         for path in paths
     ]
     parts = [PurePosixPath(_without_ending(path, printable)).parts for path in printable]
-    used = [1] * len(parts)
+    used = dict.fromkeys(parts, 1)  # of each path's parts, from its end
 
-    def label(i: int) -> str:
-        return str(PurePosixPath(*parts[i][-used[i] :]))
+    def label(path: tuple[str, ...]) -> str:
+        return str(PurePosixPath(*path[-used[path] :]))
 
     while True:
-        count = Counter(map(label, range(len(parts))))
-        longer = [i for i in range(len(parts)) if count[label(i)] > 1 and used[i] < len(parts[i])]
+        count = Counter(map(label, used))
+        longer = [path for path in used if count[label(path)] > 1 and used[path] < len(path)]
         if not longer:
             break
-        for i in longer:
-            used[i] += 1
+        for path in longer:
+            used[path] += 1
     labels: list[str] = []
-    for i in range(len(parts)):
-        candidate, number = cut(label(i), width), 1
+    for name in map(label, parts):
+        candidate, number = cut(name, width), 1
         while candidate in labels:
             number += 1
             suffix = f" ({number})"
-            candidate = cut(label(i), width and width - len(suffix)) + suffix
+            candidate = cut(name, width and width - len(suffix)) + suffix
         labels.append(candidate)
     return labels
 
@@ -146,7 +147,7 @@ COLOURS = {  # of networks, by how they were trained
     "CL": "#009E73",
     "CLM": "#CC79A7",
 }
-OTHER_COLOURS = ("#56B4E9", "#D55E00", "#000000", "#F0E442")  # networks that are none of these
+OTHER_COLOURS = ("#D55E00", "#000000", "#56B4E9", "#F0E442")  # networks that are none of these
 COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "crossbar": "#332288",
     "adc": "#88CCEE",
@@ -171,22 +172,17 @@ def kind_of(paper_setting: str, loss: str) -> str:
 
 
 def styles(kinds: Sequence[str | None]) -> list[dict[str, str]]:
-    """Colour and line of each network: the colour of its kind (a key of COLOURS; another one for
-    None), and for the second of a kind and those after it a lighter shade and another line."""
-    others = [i for i, kind in enumerate(kinds) if kind not in COLOURS]
+    """Colour and line of each network. `kinds` are keys of COLOURS, or any other names: one colour
+    each, and each None has its own. Of equal ones the second and those after it have a lighter
+    shade and another line."""
+    named = [kind or f"\0{i}" for i, kind in enumerate(kinds)]
+    others = list(dict.fromkeys(kind for kind in named if kind not in COLOURS))
+    palette = COLOURS | dict(zip(others, cycle(OTHER_COLOURS), strict=False))
+    colours = [palette[kind] for kind in named]
     found = []
-    for i, kind in enumerate(kinds):
-        if i in others:
-            turn, place = divmod(others.index(i), len(OTHER_COLOURS))
-            total, colour = 1 + (len(others) - 1) // len(OTHER_COLOURS), OTHER_COLOURS[place]
-        else:
-            # MD-SNN and CLK are one kind
-            turn, total = (
-                sum(COLOURS.get(other) == COLOURS[kind] for other in part)
-                for part in (kinds[:i], kinds)
-            )
-            colour = COLOURS[kind]
-        lighter = 0.65 * turn / (total - 1) if total > 1 else 0.0
+    for i, colour in enumerate(colours):
+        turn, total = colours[:i].count(colour), colours.count(colour)
+        lighter = min(0.5 * turn, 0.7 * turn / (total - 1)) if turn else 0.0
         found.append({"color": _lighter(colour, lighter), "linestyle": LINES[turn % len(LINES)]})
     return found
 

@@ -302,7 +302,7 @@ def plot(path: Path, rows: list[dict[str, str]]) -> None:
                     label=method,
                 )
             panel.set_xticks(range(len(widths)), widths)
-            panel.set(ylabel=label, title=f"from {start}")
+            panel.set(xlim=(-0.5, len(widths) - 0.5), ylabel=label, title=f"from {start}")
     for panel in panels[-1]:
         panel.set_xlabel("bits")
     legend_below(figure, panels.flat)

@@ -106,25 +106,26 @@ def draw_distances(axes, distances: dict[str, dict[str, Tensor]]) -> None:
                     marker="." if last else None,
                     label=f"{network}, t = {t + 1}" if last or t == 0 else None,
                 )
-        axis.set(xlabel="LIF layer, in forward order", ylabel=label, title="to the teacher")
+        axis.set(xlabel="LIF layer, in forward order", title=f"distance to the teacher: {label}")
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def draw_distributions(axes, membranes: dict[str, Tensor], layer: str) -> None:
-    """Densities of neurons and timesteps: a histogram, or a bar per code of a quantized membrane,
-    as wide as the codes are apart, so that all have the same area and the same axes."""
+    """Densities of neurons and timesteps: a histogram, or a thin bar per code of a quantized
+    membrane, its height the code's share over the distance of two codes: on the same axes."""
     low = min(u.min() for u in membranes.values()).item() - 0.5
     high = max(u.max() for u in membranes.values()).item() + 0.5
     for axis, (network, u) in zip(axes, membranes.items(), strict=True):
         values, counts = u.unique(return_counts=True)
-        width = values.diff().min().item() if len(values) > 1 else 1.0
+        apart = values.diff().min().item() if len(values) > 1 else 1.0
+        width = 0.3 * apart
         if len(values) > 2 * BINS:
             counts, edges = torch.histogram(u, BINS, range=(low, high))
-            values, width = (edges[1:] + edges[:-1]) / 2, (high - low) / BINS
-        density = 100 * counts / (u.numel() * width)
-        colour = NETWORK_COLOURS[network]
-        axis.bar(values.tolist(), density.tolist(), width, color=colour, edgecolor="white", lw=0.3)
+            values, apart = (edges[1:] + edges[:-1]) / 2, (high - low) / BINS
+            width = apart
+        density = 100 * counts / (u.numel() * apart)
+        axis.bar(values.tolist(), density.tolist(), width, color=NETWORK_COLOURS[network])
         axis.axvline(THRESHOLD, color="black", linestyle="--")
         axis.set(xlabel="membrane potential (dashed: the threshold)", xlim=(low, high))
         fires = 100 * (u > THRESHOLD).float().mean()

@@ -186,10 +186,11 @@ def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -
         right.bar_label(bars, fmt="%.1f", fontsize=8, padding=2)
     middle.set(
         xlabel="LIF layer, in forward order",
-        ylabel="share of all spikes, %",
+        ylabel="neurons · timesteps, %",
         title="spikes that differ from the teacher's",
     )
     middle.set_ylim(bottom=0)
+    right.margins(x=0.12)  # for the numbers beside the bars
     right.axvline(1, color=runs[0].style["color"], linestyle="--", linewidth=1)
     right.set(xlabel="times better than the teacher (dashed)", title="SpikeSim estimate")
     right.set_yticks(range(len(COSTS)), [*COSTS[:-1], "EDAP"])

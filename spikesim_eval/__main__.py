@@ -326,7 +326,8 @@ def run_sweep(args: argparse.Namespace) -> None:
         raise InputError("the grid does not fit into memory: leave values out") from None
     write_files(args.out, contents)
     total, on_front = len(columns["pareto"]), columns["pareto"].sum()
-    print(f"{total} points, {on_front} on the Pareto front of EDAP, area and accuracy")
+    counted = "1 point" if total == 1 else f"{total} points"
+    print(f"{counted}, {on_front} on the Pareto front of EDAP, area and accuracy")
     if total < points:
         print(f"{points - total} points left out: a weight has more cells than a crossbar row")
     print("\n".join(front_lines(columns, front)))
@@ -365,6 +366,9 @@ def main(argv: list[str] | None = None) -> int:
         "sweep": run_sweep,
         "nonideal": run_nonideal,
     }
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # Units and names have letters that not every terminal has: µ, ², those of a file's name.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args = build_parser().parse_args(argv)
         if args.command == "compat":

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import Bbox
 
 from display import (
     COMPONENT_COLOURS,
@@ -64,14 +64,14 @@ def report_plots(report: Mapping[str, Any]) -> dict[str, str]:
 
 def plain(name: str) -> str:
     """As matplotlib shows it unchanged: no mathematics, no hidden legend entry, no lone bytes."""
-    text = cut(name, LONGEST_LABEL).encode(errors="backslashreplace").decode().replace("$", r"\$")
+    text = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
 def label_ticks(axis: Axis, names: Sequence[str], **options: Any) -> None:
     """A name a place from 0; of more than fit beside one another, every second, third …"""
     places = range(0, len(names), -(-len(names) // MOST_LABELS))
-    axis.set_ticks(places, [plain(names[i]) for i in places], **options)
+    axis.set_ticks(places, [plain(cut(names[i], LONGEST_LABEL)) for i in places], **options)
 
 
 def draw_stacked(
@@ -153,6 +153,7 @@ def compare_plot(names: Sequence[str], estimates: Sequence[Estimate]) -> Figure:
     figure, panels = new_figure(WIDTH, 1.7 + 0.35 * len(names), columns=2, sharey=True)
     for panel, kind in zip(panels, PARTS, strict=True):
         draw_stacked(panel, [getattr(found, kind) for found in estimates], kind, flat=True)
+        panel.xaxis.set_major_locator(MaxNLocator(6))
     label_ticks(panels[0].yaxis, names)
     panels[0].invert_yaxis()
     legend_below(figure, panels, ncols=6)
@@ -178,12 +179,12 @@ def sweep_plot(
     keys = zip(*(columns[key].tolist() for key in ("network", "bits", "time_steps")), strict=True)
     found: dict[tuple, int] = {}
     index = np.array([found.setdefault(key, len(found)) for key in keys])
-    looks = styles([kinds[network] for network, *_ in found])
+    looks = styles([kinds[network] or network for network, *_ in found])
     for (network, bits, steps), i in found.items():
         here, colour = index == i, looks[i]["color"]
         label = plain(f"{names[network]}, {bits} bits, T = {steps}")
         # Networks that cost the same lie on one another: those drawn first are larger.
-        size = 8 + 40 * (1 - (i + 1) / len(found))
+        size = 6 + 24 * (1 - (i + 1) / len(found))
         panel.scatter(area[here], edap[here], s=size, color=colour, rasterized=True)
         panel.scatter([], [], s=24, color=colour, label=label)
     on_front = columns["pareto"]
@@ -195,7 +196,8 @@ def sweep_plot(
     for axis, values in ((panel.xaxis, area), (panel.yaxis, edap)):
         log_ticks(axis, values.min(), values.max())
     legend_beside(panel)
-    number_points(figure, panel, np.column_stack([area, edap])[front])
+    points = np.column_stack([area, edap])
+    number_points(figure, panel, points[front], points[on_front])
     return figure
 
 
@@ -205,40 +207,45 @@ def log_ticks(axis: Axis, low: float, high: float) -> None:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     else:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
+LEADER = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 4}  # to a number
 # Where a number may stand: first towards the corner that a Pareto front leaves empty.
 DIRECTIONS = ((-1, -1), (-1, 0), (0, -1), (1, 1), (-1, 1), (1, -1), (0, 1), (1, 0))
 
 
-def number_points(figure: Figure, panel: Axes, points: np.ndarray) -> None:
-    """Write 1, 2, 3 … beside the points, (count, 2) in data coordinates, where no other number and
-    no other of the points is; neighbours too close for two numbers share one: 3-5."""
+def number_points(
+    figure: Figure, panel: Axes, points: np.ndarray, marks: np.ndarray, radius: float = 5
+) -> None:
+    """Write 1, 2, 3 … beside the points where no other number is and none of the `marks` (circles,
+    radius in points); neighbours too close for two numbers share one: 3-5.
+
+    `points` and `marks` are (count, 2), in data coordinates.
+    """
     figure.draw_without_rendering()  # until then nobody knows where the panel is
-    point = figure.dpi / 72
-    places = panel.transData.transform(points)
+    points_of = 72 / figure.dpi  # of a pixel
+    corner = np.array([panel.bbox.min, panel.bbox.max]) * points_of
+    taken = panel.transData.transform(marks) * points_of
+    taken = np.hstack([taken - radius, taken + radius])  # left, bottom, right, top
+    places = panel.transData.transform(points) * points_of
     groups: list[list[int]] = []
     for i, place in enumerate(places):
-        if groups and np.hypot(*(place - places[groups[-1][0]])) < 8 * point:
+        if groups and np.hypot(*(place - places[groups[-1][0]])) < 8:
             groups[-1].append(i)
         else:
             groups.append([i])
-    taken = [_box(place, 9 * point, 9 * point) for place in places]
-    for group in groups:
-        first, last = group[0], group[-1]
-        label = f"{first + 1}" if first == last else f"{first + 1}-{last + 1}"
-        width, height = (5.5 * len(label) + 2) * point, 10 * point
-        for far, direction in product((10, 16, 24, 34, 46, 60), DIRECTIONS):
-            offset = np.array(direction) * (far + np.array([2.5 * (len(label) - 1), 0]))
-            box = _box(places[first] + offset * point, width, height)
-            inside = panel.bbox.containsx(box.x0) and panel.bbox.containsx(box.x1)
-            inside &= panel.bbox.containsy(box.y0) and panel.bbox.containsy(box.y1)
-            if inside and not any(box.overlaps(other) for other in taken):
+    for first, *others in groups:
+        label = f"{first + 1}-{others[-1] + 1}" if others else f"{first + 1}"
+        half = np.array([2.7 * len(label) + 1, 5])
+        for far, direction in product((4, 10, 18, 28, 40, 54), DIRECTIONS):
+            offset = np.array(direction) * (radius + half + far - 3)
+            low, high = places[first] + offset - half, places[first] + offset + half
+            is_free = ((taken[:, :2] >= high) | (taken[:, 2:] <= low)).any(axis=1).all()
+            if is_free and (low >= corner[0]).all() and (high <= corner[1]).all():
                 break
-        taken.append(box)
-        arrow = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 5}
+        taken = np.vstack([taken, [*low, *high]])
         panel.annotate(
             label,
             points[first],
@@ -247,9 +254,6 @@ def number_points(figure: Figure, panel: Axes, points: np.ndarray) -> None:
             ha="center",
             va="center",
             fontsize=8,
-            arrowprops=arrow if far > 10 else None,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            arrowprops=LEADER if far > 4 else None,
         )
-
-
-def _box(centre: np.ndarray, width: float, height: float) -> Bbox:
-    return Bbox.from_bounds(centre[0] - width / 2, centre[1] - height / 2, width, height)

@@ -1,6 +1,6 @@
 """The figures of an estimate as a person reads them: in files their keys end in their units."""
 
-from display import engineering, prefixed, significant
+from display import engineering, prefixed
 
 from .estimate import GAINED, SPENT
 
@@ -27,14 +27,8 @@ def shown(key: str, value: float, digits: int = 4) -> str:
 
 
 def unit_of(key: str, value: float) -> tuple[float, str]:
-    """(what to divide figures of this kind by, the unit they then have) for an axis or a column
-    whose largest one is `value`."""
+    """(what to divide figures of this kind by, the unit they then have) for an axis whose largest
+    one is `value`."""
     _, unit, one = QUANTITIES[key]
     size, name = prefixed(value * one, unit)
     return size / one, name
-
-
-def in_one_unit(key: str, rows: list[list[float]]) -> tuple[str, list[list[str]]]:
-    """(the unit that suits the largest figure of a table, its cells without it)."""
-    size, unit = unit_of(key, max(map(max, rows)))
-    return unit, [[significant(value / size, 4) for value in row] for row in rows]

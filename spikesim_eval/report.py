@@ -20,7 +20,7 @@ from .estimate import Chip, Estimate, estimate, ratios
 from .layers import InputError, Network, Subject
 from .page import page
 from .plots import PARTS, report_plots
-from .quantities import QUANTITIES, RATIO_NAMES, RATIOS, in_one_unit, shown
+from .quantities import QUANTITIES, RATIO_NAMES, RATIOS, shown
 
 COUNTS = {"pes": "PEs", "tiles": "tiles"}
 UNITS = {  # of the figures in report.json
@@ -203,13 +203,6 @@ def csv_text(report: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
-LAYER_FIGURES = {  # of a layer's row, by quantity
-    "energy_pj": ["energy_pj"],
-    "area_um2": ["area_um2"],
-    "delay_ns": ["start_ns", "delay_ns", "finish_ns"],
-}
-
-
 @dataclass(frozen=True)
 class Section:
     """A heading, sentences, and a table where there is a header."""
@@ -275,10 +268,6 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
         rows = [[row["change"], *row["ratio"].values()] for row in report["sensitivity"]]
         found.append(Section("Sensitivity", sentences, header, rows))
     layers = report["layers"]
-    in_units = [
-        (names, *in_one_unit(key, [[row[name] for name in names] for row in layers]))
-        for key, names in LAYER_FIGURES.items()
-    ]
     found.append(
         Section(
             "Layers",
@@ -286,8 +275,7 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
             [
                 *("layer", "kernel", "in", "out", "weight bits", "input bits", "accumulator bits"),
                 *("scale bits", "product bits", "PEs", "PE groups", "cells used, %", "PE cycles"),
-                "spike rate",
-                *(f"{x.split('_')[0]}, {unit}" for names, unit, _ in in_units for x in names),
+                *("spike rate", "energy", "area", "start", "delay", "finish"),
             ],
             [
                 [
@@ -297,17 +285,17 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
                     *(row["pes"], row["groups"], f"{100 * row['utilization']:.1f}", row["cycles"]),
                     f"{row['spike_rate']:.4g}"
                     + ("" if row["rate_is_measured"] else " (not measured)"),
-                    *(cell for *_, cells in in_units for cell in cells[i]),
+                    *(shown(key, row[key]) for key in ("energy_pj", "area_um2")),
+                    *(shown("delay_ns", row[x]) for x in ("start_ns", "delay_ns", "finish_ns")),
                 ]
-                for i, row in enumerate(layers)
+                for row in layers
             ],
         )
     )
     for parts, key in PARTS.items():
-        unit, cells = in_one_unit(key, [list(row[parts].values()) for row in layers])
         header = ["layer", *map(component_name, layers[0][parts])]
-        rows = [[row["name"], *line] for row, line in zip(layers, cells, strict=True)]
-        found.append(Section(f"Layers: {QUANTITIES[key][0]}, {unit}", [], header, rows))
+        rows = [[row["name"], *(shown(key, x) for x in row[parts].values())] for row in layers]
+        found.append(Section(f"Layers: {QUANTITIES[key][0]}", [], header, rows))
     area = report["area_by_component"]
     energy = {
         name: fsum(row["energy_by_component"][name] for row in layers)

@@ -83,6 +83,8 @@ def test_names_are_as_short_as_tells_them_apart():
     assert short_names(paths) == ["a/qamd-best", "b/qamd-best", "big"]
     assert short_names(["net.json", "net.pth"]) == ["net.json", "net.pth"]
     assert short_names(["net.json", "net.json", "./net.json"]) == ["net", "net (2)", "net (3)"]
+    same = ["a/net.json", "b/net.json", "b/net.json"]
+    assert short_names(same) == ["a/net", "b/net", "b/net (2)"]
     assert short_names(["/x/net.json", "net.json", "y/net.json"]) == ["x/net", "net", "y/net"]
     assert short_names(["package.module:function"]) == ["package.module:function"]
     assert short_names([]) == []

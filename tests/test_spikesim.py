@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from display import engineering
 from spikesim_eval import layers
 from spikesim_eval.__main__ import main
 from spikesim_eval.estimate import Chip, estimate, ratios
@@ -457,7 +458,7 @@ def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_p
         "fc": False,
     }
     assert "ratio" not in report
-    assert f"{expected.total['energy_pj']:.6g}" in result.stdout
+    assert engineering(expected.total["energy_pj"] * 1e-12, "J", digits=4) in result.stdout
     with (out / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["layer_name"] for row in rows] == [row["name"] for row in report["layers"]]

@@ -66,6 +66,7 @@ def test_a_finished_run_is_not_run_again_and_the_summary_has_all_of_them(tmp_pat
         for method in methods:
             assert summary.count(f"| 2 | {start} | {method} | 1 |") == 1
     assert (tmp_path / "distillation_study.png").stat().st_size > 10_000
+    assert (tmp_path / "distillation_study.pdf").read_bytes().startswith(b"%PDF")
 
     (log,) = tmp_path.glob("runs/*/log.txt")
     before = log.read_text()
@@ -153,6 +154,7 @@ def test_the_membrane_report_has_a_row_per_network_layer_and_timestep(trained, t
     rows = read_csv(tmp_path / "report" / "membrane_report.csv")
     assert len(rows) == 3 * 17 * 4
     assert (tmp_path / "report" / "membrane_report.png").stat().st_size > 10_000
+    assert (tmp_path / "report" / "membrane_report.pdf").read_bytes().startswith(b"%PDF")
     with pytest.raises(UserError, match="the LIF layers are blocks"):
         membrane_report([*networks, "--out", str(tmp_path / "other"), "--layer", "lif9"])
     assert not (tmp_path / "other").exists()
