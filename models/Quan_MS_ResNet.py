@@ -1,5 +1,5 @@
 """Quan-MS-ResNet: MS-ResNet whose weights, membrane potentials, batch norms and inputs are integers
-times a scale (MD-SNN, arXiv 2512.04443; the choices the paper leaves open are in the README)."""
+times a scale (MD-SNN, arXiv 2512.04443; docs/choices.md has what the paper leaves open)."""
 
 from functools import cache, partial
 

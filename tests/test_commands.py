@@ -1,10 +1,11 @@
-"""The commands of DESIGN §1 as users type them, on tiny data in the real formats, and what they
-leave on disk."""
+"""The paper's commands as users type them, on tiny data in the real formats, and what they leave on
+disk."""
 
 import csv
 import hashlib
 import json
 import math
+import re
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 import main
-from conftest import DIGITS
+from conftest import DIGITS, REPOSITORY
 from load_settings import load_checkpoint, load_network, parse_settings
 from stand_in_data import (
     cifar_environment,
@@ -25,7 +26,7 @@ from stand_in_data import (
 
 LAUNCH = "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node=2"
 COMMON = "--seed 1234 --data_path ./data"
-RUNS = {  # save path: DESIGN's command
+RUNS = {  # save path: the command, as the paper's README has it
     "teacher-cifar": f"{LAUNCH} main.py --data CIFAR100 --paper_setting original "
     f"--model_depth 18 --time_window 4 --batch_size 256 {COMMON}",
     "teacher-tiny": f"{LAUNCH} main.py --data TinyImagenet --paper_setting original "
@@ -41,6 +42,14 @@ RUNS = {  # save path: DESIGN's command
     "student-cifar": f"{LAUNCH} main.py --data CIFAR100 --paper_setting student "
     f"--model_depth 18 --time_window 4 --batch_size 256 --bits 4 {COMMON}",
 }
+
+
+def test_the_docs_show_the_six_published_commands_as_they_are_run_here():
+    page = (REPOSITORY / "docs/several_machines.md").read_text()
+    section = page.split("## The paper's commands")[1].replace("\\\n", " ")
+    shown = [" ".join(line.split()) for line in section.splitlines() if line.startswith("    ")]
+    run_ = [re.sub(r"teacher-\w+/", "/path/to/teacher/", command) for command in RUNS.values()]
+    assert sorted(shown) == sorted(run_)
 
 
 def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:

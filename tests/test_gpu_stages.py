@@ -26,7 +26,7 @@ def run(stage: str, out: Path, environment: dict[str, str], *options: str) -> st
     logs = "".join(path.read_text()[-3000:] for path in out.glob("*.log"))
     assert done.returncode == 0, done.stdout + done.stderr + logs
     files = [path for path in out.rglob("*") if path.is_file()]
-    assert len(files) <= 8  # that many come back from a machine that is lent
+    assert len(files) <= 8  # few enough to send to someone
     assert sum(path.stat().st_size for path in files) < 2**20
     assert done.stdout == (out / f"{stage}.md").read_text()
     return done.stdout

@@ -1,4 +1,4 @@
-"""The two networks against a naive float64 implementation, and what DESIGN says of them."""
+"""The two networks against a naive float64 implementation, and the paper's sizes and starts."""
 
 import pytest
 import torch

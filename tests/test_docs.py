@@ -1,0 +1,339 @@
+"""Every link, path, command and option that README and docs name is there.
+
+Nothing is run: a command's arguments go through the parser that the command itself uses. A path in
+`code` is a file of the repository; or it lies in a folder that .gitignore names, where commands
+put what they make; or the program's code names each of its parts. Words in capitals, `*` and `…`
+stand for anything.
+"""
+
+import argparse
+import importlib
+import json
+import re
+import runpy
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from functools import cache
+from pathlib import Path
+
+import pytest
+from torch.distributed.run import get_args_parser
+
+from command_line import UserError
+from conftest import REPOSITORY
+from load_settings import parse_settings
+from settings import IMAGE_SIDES, LIMITS
+
+PAGES = [
+    REPOSITORY / "README.md",
+    *sorted(REPOSITORY.glob("docs/*.md")),
+    *sorted(REPOSITORY.glob("benchmarks/**/*.md")),
+]
+SOURCES = [
+    path
+    for pattern in ("*.py", "*/*.py", "*/*/*.py", "*/*.sh", "*.toml", "*.txt")
+    for path in REPOSITORY.glob(pattern)
+    if path.parts[len(REPOSITORY.parts)] not in (".venv", "runs", "checkpoints", "data")
+]
+MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
+ENDINGS = (".py", ".sh", ".md", ".csv", ".json", ".html", ".txt", ".pth", ".npz", ".zip", ".toml")
+ENDINGS += (".png", ".pdf", ".svg", ".log")
+OTHERS_OPTIONS = {"--signal"}  # of Slurm
+# What a page may start besides this project's programs and scripts.
+TOOLS = {"cp", "git", "mkdir", "source", "tensorboard"}
+SCRIPTS_PARSER = {"benchmarks/gpu.sh": "benchmarks.gpu", "scripts/edap_report.sh": "spikesim_eval"}
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(REPOSITORY)))
+
+
+def prose_and_blocks(page: Path) -> tuple[str, list[tuple[str, str]]]:
+    """The text without its code blocks, and the blocks as (language, code)."""
+    prose, blocks, fence = [], [], None
+    previous = ""
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if fence is not None:
+            if line.startswith("```"):
+                fence = None
+            else:
+                blocks[-1] = (fence, f"{blocks[-1][1]}{line}\n")
+        elif line.startswith("```"):
+            fence = line[3:].strip()
+            blocks.append((fence, ""))
+        elif line.startswith("    ") and (not previous or previous.startswith("    ")):
+            if not previous.startswith("    "):
+                blocks.append(("", ""))
+            blocks[-1] = ("", f"{blocks[-1][1]}{line[4:]}\n")
+        else:
+            prose.append(line)
+        previous = line
+    return "\n".join(prose), blocks
+
+
+def inline_code(page: Path) -> list[str]:
+    return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose_and_blocks(page)[0])]
+
+
+def commands_of(line: str) -> Iterator[list[str]]:
+    """The words of each command of a line, without variables in front."""
+    words: list[str] = []
+    for word in [*shlex.split(line, comments=True), "&&"]:
+        if word == "&&" and words:
+            yield words
+            words = []
+        elif word != "…" and (words or not re.match(r"[A-Z_]+=", word)):
+            words.append(word)
+
+
+class ParserFound(BaseException):
+    """Raised in the place of parsing, so that the program stops there."""
+
+
+def parser_used_by(start: Callable[[], object]) -> argparse.ArgumentParser:
+    def stop(self: argparse.ArgumentParser, *_: object) -> None:
+        raise ParserFound(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", ["program"])
+        with pytest.raises(ParserFound) as found:
+            start()
+    return found.value.args[0]
+
+
+@cache
+def parser_of(module: str) -> argparse.ArgumentParser | None:
+    """The parser of `python -m module`; None where the program has none."""
+    if module == "main":
+        return parser_used_by(lambda: parse_settings([]))
+    if module == "torch.distributed.launch":
+        return get_args_parser()
+    path = REPOSITORY / module.replace(".", "/")
+    path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    assert path.is_file(), f"{module} does not exist"
+    if "parse_args(" not in path.read_text():
+        return None
+    return parser_used_by(lambda: runpy.run_module(module, run_name="__main__"))
+
+
+def check(words: list[str], complete: bool) -> None:
+    """Fails where a command could not start: no such program, script or option; where `complete`,
+    also where its parser refuses the arguments."""
+    program, *arguments = words
+    if program in TOOLS:
+        return
+    if program == "torchrun":
+        parser = get_args_parser()
+    elif program == "python" and arguments[0] == "-m":
+        parser = parser_of(arguments[1])
+        arguments = arguments[2:]
+    elif program == "python" and arguments[0].endswith(".py"):
+        assert (REPOSITORY / arguments[0]).is_file(), f"{arguments[0]} does not exist"
+        parser = parser_of(arguments[0].removesuffix(".py").replace("/", "."))
+        arguments = arguments[1:]
+    elif program in ("bash", "sbatch"):
+        script, *arguments = arguments
+        assert (REPOSITORY / script).is_file(), f"{script} does not exist"
+        parser = parser_of(SCRIPTS_PARSER.get(script, "main")) if arguments else None
+        complete = complete and script == "benchmarks/gpu.sh"
+    else:
+        pytest.fail(f"what starts {' '.join(words)}?")
+    launched = next((i for i, word in enumerate(arguments) if word == "main.py"), None)
+    if launched is not None:
+        check(["python", *arguments[launched:]], complete)
+        arguments = arguments[: launched + 1]
+    if parser is None:
+        assert not complete or program != "python" or arguments[:1] != ["-"]
+        return
+    for word in arguments:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in options_of(parser), f"{words}: no option {word}"
+    if complete:
+        with suppress(SystemExit) if arguments == ["--help"] else nullcontext():
+            parser.parse_args(arguments)
+            if program == "python" and words[1] == "main.py":
+                check_settings_of(arguments)
+
+
+def check_settings_of(arguments: list[str]) -> None:
+    """Fails where options of main.py do not go together; the reader's files are not at hand."""
+    try:
+        parse_settings(arguments)
+    except UserError as error:
+        if not re.search("does not exist|cannot read", str(error)):
+            raise
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    names: set[str] = set()
+    for action in parser._actions:
+        names.update(action.option_strings)
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                names |= options_of(command)
+    return names
+
+
+@cache
+def options() -> set[str]:
+    """The names of all options of all programs here, and torchrun's."""
+    programs = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__")
+        for path in SOURCES
+        if path.suffix == ".py" and path.parent.name != "tests"
+        if 'if __name__ == "__main__"' in path.read_text()
+    ]
+    parsers = map(parser_of, ["main", "torch.distributed.launch", *programs])
+    return OTHERS_OPTIONS.union(*(options_of(parser) for parser in parsers if parser))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.+)$", prose_and_blocks(page)[0], re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        number = 0
+        while (name := f"{slug}-{number}" if number else slug) in found:
+            number += 1
+        found.add(name)
+    return found
+
+
+@cache
+def code_text() -> str:
+    return "\n".join(path.read_text() for path in SOURCES if path.name != Path(__file__).name)
+
+
+def looks_like_a_path(code: str) -> bool:
+    return bool(
+        re.fullmatch(r"[\w.*/…-]+", code)
+        and ("/" in code.strip("/") or code.endswith("/") or code.endswith(ENDINGS))
+        and not code.startswith("-")
+    )
+
+
+def is_there(path: str, page: Path) -> bool:
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if any((folder / path).exists() for folder in (REPOSITORY, page.parent)):
+        return True
+    if parts[0] in MADE:
+        return True
+    ours = (REPOSITORY / parts[0]).is_dir() or path.endswith((".py", ".sh"))
+    return not ours and all(
+        piece in code_text() for part in parts for piece in re.split(r"[A-Z]{2,}|\*|…", part)
+    )
+
+
+@pages
+def test_every_link_leads_to_a_file_and_a_heading_that_is_there(page):
+    text, _ = prose_and_blocks(page)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        other = (page.parent / file).resolve() if file else page
+        assert other.exists(), target
+        assert other.is_relative_to(REPOSITORY), target
+        if anchor:
+            assert anchor in anchors(other), target
+
+
+@pages
+def test_every_path_is_one_of_the_repository_or_of_what_its_commands_make(page):
+    for code in filter(looks_like_a_path, inline_code(page)):
+        assert is_there(code, page), code
+
+
+@pages
+def test_every_command_is_one_that_its_own_parser_accepts(page):
+    for language, block in prose_and_blocks(page)[1]:
+        if language in ("", "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                for words in commands_of(line):
+                    check(words, complete="…" not in line)
+    for code in inline_code(page):  # names a command, perhaps without all it needs
+        if re.match(r"(python|bash|torchrun|sbatch) ", code):
+            for words in commands_of(code):
+                check(words, complete=False)
+
+
+@pages
+def test_every_option_in_the_text_is_one_of_a_program_here(page):
+    for code in inline_code(page):
+        if code.split()[0] not in (*TOOLS, "bash"):
+            for name in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+                assert name in options(), code
+
+
+@pages
+def test_python_and_json_in_the_pages_can_be_read(page):
+    for language, block in prose_and_blocks(page)[1]:
+        if language == "python":
+            compile(block, str(page), "exec")
+            for module, names in re.findall(r"^from (\S+) import (.+)$", block, re.MULTILINE):
+                for name in names.split(","):
+                    assert hasattr(importlib.import_module(module), name.strip()), name
+        if language == "json":
+            json.loads(block)
+
+
+def test_every_page_of_the_docs_can_be_reached_from_the_readme():
+    links = re.findall(r"\]\((docs/\w+\.md)", PAGES[0].read_text())
+    pages = {str(page.relative_to(REPOSITORY)) for page in PAGES[1:] if page.parent.name == "docs"}
+    assert pages - {"docs/layer_list.md"} <= set(links)
+
+
+def test_the_page_of_the_code_names_every_file_of_the_program():
+    named = set(inline_code(REPOSITORY / "docs/code.md"))
+    for path in SOURCES:
+        name = str(path.relative_to(REPOSITORY))
+        if re.fullmatch(r"((models|experiments|spikesim_eval)/)?[A-Za-z]\w+\.py", name):
+            assert name in named, name
+
+
+def rows_of_options() -> dict[str, tuple[str, str, str]]:
+    """Of docs/options.md: option -> (heading, default, meaning)."""
+    rows, heading = {}, ""
+    for line in (REPOSITORY / "docs/options.md").read_text().splitlines():
+        if line.startswith("## "):
+            heading = line[3:]
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| `--") and len(cells) == 3:
+            for name in re.findall(r"`(--\w+)", cells[0]):
+                assert name not in rows, f"{name} is explained twice"
+                rows[name] = (heading, cells[1], cells[2])
+    return rows
+
+
+def test_the_page_of_options_has_a_row_for_every_option_in_the_groups_and_order_of_help():
+    shown = [
+        (action.option_strings[0], group.title)
+        for group in parser_of("main")._action_groups
+        for action in group._group_actions
+        if action.help != argparse.SUPPRESS and action.dest != "help"
+    ]
+    rows = [(name, heading.lower()) for name, (heading, _, _) in rows_of_options().items()]
+    assert rows == shown
+
+
+def test_the_page_of_options_says_the_defaults_choices_and_limits_of_help():
+    for name, (_, default, meaning) in rows_of_options().items():
+        (action,) = (x for x in parser_of("main")._actions if name in x.option_strings)
+        said = re.search(r"\(default (.+)\)$", action.help)
+        none = "off" if action.nargs in (0, "?") else "-"
+        assert default == (said[1] if said else none), name
+        for choice in action.choices or ():
+            assert f"`{choice}`" in meaning or f"{choice} " in meaning, (name, choice)
+        for low, high in re.findall(r"([\d.]+) to (\d[\d.]*\d|\d)", meaning):
+            limits = LIMITS.get(name[2:], IMAGE_SIDES)
+            assert (float(low), float(high)) == limits, name
+
+
+def test_no_file_sends_a_reader_to_what_is_not_in_the_repository():
+    elsewhere = re.compile(
+        r"DESIG[N]|FACT[S]\.md|STYL[E]\.md|\.\./share[d]|[ `(]/wor[k]/|issu[e] \d"
+    )
+    for path in [*SOURCES, *PAGES]:
+        found = elsewhere.search(path.read_text(encoding="utf-8"))
+        assert found is None, (path, found)
