@@ -130,12 +130,15 @@ class Distiller:
         self.membrane_loss = MEMBRANE_LOSSES[loss]
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
         self.beta_schedule = BETA_SCHEDULES[beta_schedule]
-        self.beta_now = self.beta
         self.label_smoothing = label_smoothing
+        # A tensor that stays where it is: a CUDA graph of a training step reads it there.
+        self.beta_now = torch.tensor(
+            self.beta, dtype=torch.float64, device=next(student.parameters()).device
+        )
 
     def set_epoch(self, epoch: int, epochs: int) -> None:
         """Weigh L_mem for this epoch, counted from 1."""
-        self.beta_now = self.beta * self.beta_schedule((epoch - 1) / epochs)
+        self.beta_now.fill_(self.beta * self.beta_schedule((epoch - 1) / epochs))
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(student's logits (B, K), loss, its unweighted terms "ce", "logit" and "membrane")."""
@@ -161,7 +164,7 @@ class Distiller:
         loss = terms["ce"] + self.alpha * terms["logit"]
         if by_layer:
             terms["membrane"] = mean_over_layers(by_layer)
-            loss = loss + self.beta_now * terms["membrane"]
+            loss = loss + self.beta_now.to(loss) * terms["membrane"]
         return logits, loss, terms
 
 

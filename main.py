@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader
 
 import evaluation
 from checkpoints import Run, Stopped, deciding, how_to_go_on, not_finite, of_first_process
+from cuda_graphs import WARM_UP, Gradients, ReplayedGradients
 from data_loader import (
     PATIENCE,
     ImageSet,
@@ -93,8 +94,9 @@ PER_PROCESS = {"data_path", "cache_path", "save_path", "teacher_path", "workers"
 # What writing to stdout may meet: a full disk, a reader that has gone.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 RUN_STARTED = "run started"  # in the launcher's store: an attempt has taken the save path
+NO_TERMS = ("loss", "train_accuracy", "images")  # among an epoch's sums
 READ_EVERY = 10  # steps: reading a number waits for the GPU
-DRY_STEPS, DRY_EVALUATION = 3, 2  # batches of a dry run, of which the first is not timed
+TIMED = 2  # batches of a dry run, after those in which all warms up
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -433,6 +435,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
         student = DistributedDataParallel(network, broadcast_buffers=False)
     loss_function = build_loss(settings, student, teacher)
     del teacher  # the loss has a faster copy
+    gradients = gradients_of(settings, student, loss_function, device)
 
     steps = len(train_batches)
     with Run(settings, network, optimizer, len(train_set), steps, test_set.classes) as run:
@@ -444,20 +447,17 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             print(header(run, train_set, test_set, taught_by, macs, device, WORLD_SIZE), flush=True)
         warmup = settings.warmup * steps
         scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done, warmup)
-
-        def train_on(batches: Iterable) -> dict[str, float]:
-            return train_epoch(
-                student, loss_function, batches, optimizer, scheduler, settings, device, run
-            )
-
         if settings.dry_run:
-            rehearse(
-                (train_on, train_batches),
-                (lambda batches: evaluate(network, batches, device, settings.amp), test_batches),
-                len(test_batches) + len(val_batches or ()),
-                run,
-                device,
-            )
+            # A graph is taken in the step after its warm-up.
+            warm_up = WARM_UP + 1 if isinstance(gradients, ReplayedGradients) else 1
+            few = FirstBatches(train_batches, warm_up, device)
+            few_tests = FirstBatches(test_batches, 1, device)
+            left = settings.epochs * steps - run.steps_done
+            train_epoch(gradients, few, optimizer, scheduler, settings, device, run)
+            evaluate(network, few_tests, device, settings.amp)
+            if FIRST_PROCESS:
+                evaluation = (len(test_batches) + len(val_batches or ())) * few_tests.seconds()
+                print(expectation(run, left, few.seconds(), evaluation, device), flush=True)
             return
         log = Log(settings, run.rows, WORLD_SIZE) if FIRST_PROCESS else None
         for epoch in range(run.epoch, settings.epochs + 1):
@@ -466,7 +466,9 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
                 loss_function.set_epoch(epoch, settings.epochs)
             network.train()
             row = {"epoch": epoch, "lr": settings.lr * scheduler.lr_lambdas[0](steps * (epoch - 1))}
-            row |= train_on(train_batches)
+            row |= train_epoch(
+                gradients, train_batches, optimizer, scheduler, settings, device, run
+            )
             tested = evaluate(network, test_batches, device, settings.amp)
             row |= {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
             row["spike_rate"] = tested.spike_rate
@@ -482,10 +484,11 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
 
 
 class FirstBatches:
-    """The first batches of a loader, and how long the work on one takes."""
+    """The first batches of a loader, and how long the work on one takes after `warm_up` of them."""
 
-    def __init__(self, batches: DataLoader, count: int, device: torch.device):
-        self.batches, self.count, self.device = batches, min(count, len(batches)), device
+    def __init__(self, batches: DataLoader, warm_up: int, device: torch.device):
+        self.batches, self.warm_up, self.device = batches, warm_up, device
+        self.count = min(warm_up + TIMED, len(batches))
         self.times: list[float] = []
 
     def __len__(self) -> int:
@@ -500,29 +503,10 @@ class FirstBatches:
             self.times.append(time.perf_counter())
 
     def seconds(self) -> float:
-        """Mean over the batches but the first, in which all warms up."""
-        start = min(1, max(0, len(self.times) - 2))
-        return (self.times[-1] - self.times[start]) / max(1, len(self.times) - 1 - start)
-
-
-def rehearse(
-    training: tuple[Callable, DataLoader],
-    evaluation: tuple[Callable, DataLoader],
-    evaluated: int,
-    run: Run,
-    device: torch.device,
-) -> None:
-    """Train and evaluate on a few batches, and print what that says of the whole run, in which
-    `evaluated` batches follow an epoch."""
-    left = run.settings.epochs * run.steps_per_epoch - run.steps_done
-    seconds = []
-    for (use, batches), count in ((training, DRY_STEPS), (evaluation, DRY_EVALUATION)):
-        few = FirstBatches(batches, count, device)
-        use(few)
-        seconds.append(few.seconds())
-    if FIRST_PROCESS:
-        step, batch = seconds
-        print(expectation(run, left, step, evaluated * batch, device), flush=True)
+        timed = self.times[self.warm_up :]
+        if len(timed) < 2:  # too few batches: those of the warm-up, too
+            timed = self.times
+        return (timed[-1] - timed[0]) / max(1, len(timed) - 1)
 
 
 def slow_down_running_statistics(network: nn.Module, parts: int) -> None:
@@ -552,8 +536,7 @@ def cross_entropy(network: nn.Module, label_smoothing: float = 0.0) -> LossFunct
 
 
 def train_epoch(
-    student: nn.Module,
-    loss_function: LossFunction,
+    gradients: Gradients,
     batches: DataLoader,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
@@ -573,8 +556,7 @@ def train_epoch(
     with watching, progress_bar(batches, epoch, len(batches), run.step) as bar:
         for images, labels in bar:
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
-            optimizer.zero_grad()
-            means = add_gradients(student, loss_function, images, labels, settings)
+            means = gradients(images, labels)
             if settings.check_numerics:
                 sums.gradient = first_bad_gradient(run.network)
             # Surrogate gradients through many timesteps and layers now and then explode.
@@ -606,49 +588,66 @@ def progress_bar(batches: Iterable, name: str, total: int, done: int = 0) -> Pro
 class EpochSums:
     """This process's sums over the images of an epoch: the loss, its terms and the accuracy.
 
-    They stay on the device, and so does the first step in which one was NaN or infinite.
+    They stay on the device, and so does the first step in which one was NaN or infinite: all in one
+    tensor each, since a GPU is asked for every sum in turn.
     """
 
     def __init__(self, run: Run, device: torch.device):
-        self.run = run
-        float64 = {"dtype": torch.float64, "device": device}
-        self.sums = {name: torch.tensor(x, **float64) for name, x in run.sums.items()}
-        self.first_bad: dict[str, Tensor] = {}
-        self.gradient = "the gradient"
-        self.never = torch.tensor(math.inf, **float64)
+        self.run, self.gradient = run, "the gradient"
+        self.names = list(run.sums)
+        self.sums = torch.tensor(list(run.sums.values()), dtype=torch.float64, device=device)
+        self.first_bad: Tensor | None = None
 
     def add(self, means: dict[str, Tensor], gradient_norm: Tensor, images: int) -> None:
         """Add a batch's means; `gradient_norm` is only looked at."""
-        for name, mean in (*means.items(), ("images", torch.ones_like(self.never))):
-            self.sums[name] = self.sums.get(name, 0) + mean * images
-        terms = {name: x for name, x in means.items() if name not in ("loss", "train_accuracy")}
-        # The first of those that go wrong in the same step is named: the terms before their sum.
-        for name, x in (terms | {"loss": means["loss"], "gradient": gradient_norm}).items():
-            bad_step = self.never.where(x.isfinite(), self.run.step + 1)
-            self.first_bad[name] = torch.minimum(self.first_bad.get(name, self.never), bad_step)
+        means = means | {"images": torch.ones_like(means["loss"])}
+        values = torch.stack([*means.values(), gradient_norm.double()])
+        if not self.names:
+            self.names, self.sums = list(means), torch.zeros_like(values[:-1])
+        self.sums.add_(values[:-1], alpha=images)
+        bad_step = torch.full_like(values, math.inf).where(values.isfinite(), self.run.step + 1)
+        before = bad_step if self.first_bad is None else self.first_bad
+        self.first_bad = torch.minimum(before, bad_step)
 
     def check(self) -> None:
         """Raise UserError, in all processes, where a number was not finite in one."""
-        if self.first_bad:
-            first = torch.stack(list(self.first_bad.values()))
-            first = add_over_processes(first, dist.ReduceOp.MIN).tolist()
-            step, name = min(zip(first, self.first_bad, strict=True), key=lambda pair: pair[0])
-            if step < math.inf:
+        if self.first_bad is not None:
+            first = add_over_processes(self.first_bad.clone(), dist.ReduceOp.MIN).tolist()
+            steps = dict(zip((*self.names, "gradient"), first, strict=True))
+            # Of those that go wrong in the same step, terms are named before their sum.
+            terms = [name for name in self.names if name not in NO_TERMS]
+            name = min((*terms, "loss", "gradient"), key=steps.__getitem__)
+            if steps[name] < math.inf:
                 what = self.gradient if name == "gradient" else f"the loss term {name}"
-                raise UserError(not_finite(what, self.run, int(step)))
+                raise UserError(not_finite(what, self.run, int(steps[name])))
 
     def read(self) -> dict[str, float]:
         """The sums of this process."""
         self.check()
-        return dict(zip(self.sums, torch.stack(list(self.sums.values())).tolist(), strict=True))
+        return dict(zip(self.names, self.sums.tolist(), strict=True))
 
     def means(self) -> dict[str, float]:
         """Means over the images of all processes."""
         self.check()
-        totals = add_over_processes(torch.stack(list(self.sums.values())))
-        means = dict(zip(self.sums, totals.tolist(), strict=True))
+        totals = add_over_processes(self.sums.clone()).tolist()
+        means = dict(zip(self.names, totals, strict=True))
         images = means.pop("images")
         return {name: total / images for name, total in means.items()}
+
+
+def gradients_of(
+    settings: Settings, student: nn.Module, loss_function: LossFunction, device: torch.device
+) -> Gradients:
+    """`add_gradients` to none; with --compile on a GPU as a CUDA graph."""
+
+    def gradients(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        student.zero_grad()
+        return add_gradients(student, loss_function, images, labels, settings)
+
+    # Processes that exchange gradients, and hooks that look at numbers, are in no graph.
+    if not settings.compile or device.type == "cpu" or WORLD_SIZE > 1 or settings.check_numerics:
+        return gradients
+    return ReplayedGradients(gradients, student.parameters())
 
 
 def add_gradients(

@@ -1,12 +1,12 @@
-"""What CUDA graphs would save: python -m benchmarks.cuda_graphs
+"""What CUDA graphs save: python -m benchmarks.cuda_graphs
 
 A GPU may be done with a small kernel before the CPU has started the next. A CUDA graph starts all
 kernels of a training step at once. Each network's step is timed in turn, eager and with --compile,
 as it is and as one CUDA graph; and with the hot functions under torch.compile's own
 mode="reduce-overhead". First a step as a graph is compared in float64 with the step as it is.
 
-A graph repeats a step with the numbers that were on the CPU when it was taken, the learning rate
-among them, and main.py looks at the gradients' norm: it takes no graphs.
+Here a graph holds the whole step with the optimizer's. main.py's, with --compile, holds what leads
+to the gradients (`cuda_graphs.ReplayedGradients`), and the learning rate may change.
 """
 
 import argparse

@@ -25,6 +25,7 @@ from benchmarks.timing import (
     with_spread,
 )
 from benchmarks.training_step import NUM_CLASSES, Regions, set_precision
+from cuda_graphs import ReplayedGradients
 from distiller import ALPHA, BETA, TAU, Distiller, softmax_kl_forward
 from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet
@@ -67,8 +68,16 @@ def networks(width: int, time_window: int) -> tuple[MSResNet, QuanMSResNet]:
     return MSResNet(*shape), QuanMSResNet(*shape, bits=4)
 
 
-def step_of(name: str, width: int, time_window: int, batch: int, amp: bool, device: torch.device):
-    """One training step: plain, naive or ours."""
+def step_of(
+    name: str,
+    width: int,
+    time_window: int,
+    batch: int,
+    amp: bool,
+    device: torch.device,
+    compiled: bool = False,
+) -> Callable[[], None]:
+    """One training step: plain, naive or ours; on a GPU as main.py takes it with --compile."""
     set_precision("bf16" if amp else "float32")
     teacher, student = networks(width, time_window)
     teacher, student = teacher.to(device), student.to(device)
@@ -87,11 +96,18 @@ def step_of(name: str, width: int, time_window: int, batch: int, amp: bool, devi
         del teacher  # ours has a faster copy
     trained.train()
 
-    def step() -> None:
+    def gradients(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             loss = loss_function(images, labels)[1]
         loss.backward()
+        return {}
+
+    if compiled and device.type == "cuda":
+        gradients = ReplayedGradients(gradients, trained.parameters())
+
+    def step() -> None:
+        gradients(images, labels)
         optimizer.step()
 
     return step
@@ -146,7 +162,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seconds = regions.compile(lambda: [steps[name]() for name in (PLAIN, OURS)])
     variants = [(name, False) for name in steps] + [(PLAIN, True), (OURS, True)]
     labels = {variant: variant[0] + ", --compile" * variant[1] for variant in variants}
-    functions = {labels[name, c]: regions.using(c, steps[name]) for name, c in variants}
+    compiled_steps = {name: step_of(name, *how, device, compiled=True) for name in (PLAIN, OURS)}
+    functions = {
+        labels[name, compiled]: regions.using(
+            compiled, (compiled_steps if compiled else steps)[name]
+        )
+        for name, compiled in variants
+    }
     times, repeated = in_turn(functions, args.rounds, device)
     regions.use(compiled=False)
     memory = {name: peak_megabytes(prepare, name, *how) for name in steps if args.memory}
@@ -156,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(
             (
                 label,
-                f"{1e3 * quartiles(times[label])[1]:.0f}",
+                f"{1e3 * quartiles(times[label])[1]:.1f}",
                 with_spread(ratios(times[label], times[plain]), 3),
                 with_spread(ratios(times[label], times[NAIVE]), 3),
                 # a compiled step's would hold the compiler's too

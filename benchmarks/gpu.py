@@ -47,6 +47,7 @@ TRAININGS = {  # options of main.py
     "student": ["--paper_setting", "student", "--bits", "4"],
     "CLK": ["--paper_setting", "qamd", "--bits", "4", "--loss", "CLK"],
 }
+WORKERS = 8  # processes that run tests: most wait for Python, or compile
 GRACE = 40  # seconds that a training gets to finish its step, or an evaluation, and to save
 
 
@@ -120,11 +121,13 @@ def check(stage: Stage) -> bool:
     code = stage.run(
         *("-m", "pytest", "-v", "-ra", "--tb=short", "--color=no", "--durations=10"),
         *("-m", "device", "--device", stage.device.type, "--measured", str(measured)),
+        *("-n", "1" if stage.dry_run else str(WORKERS), "--dist", "worksteal"),
         *(("-k", SOME_TESTS) if stage.dry_run else ()),
         *(f"tests/test_{name}.py" for name in tests),
     )
     log = (stage.out / "check.log").read_text()
-    outcome = dict(re.findall(r"^(tests/.+?) (PASSED|FAILED|ERROR|SKIPPED) ", log, re.MULTILINE))
+    line = r"^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED) (tests/.+?) *$"
+    outcome = {name: x for x, name in re.findall(line, log, re.MULTILINE)}
     counts = Counter(outcome.values())
     parts = [table(("passed", "failed", "skipped"), [_counts(counts)])]
     parts += [f"- {x}: {name}" for name, x in outcome.items() if x in ("FAILED", "ERROR")]

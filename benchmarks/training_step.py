@@ -1,6 +1,7 @@
 """Time and memory of a training step and of evaluation: python -m benchmarks.training_step
 
-MS-ResNet on random 32×32 images, computed by this project, eager and with --compile; by loops over
+MS-ResNet on random 32×32 images, computed by this project, eager and with --compile (on a GPU as
+the CUDA graph that this makes there, too); by loops over
 timesteps, as in the public MS-ResNet code; by spikingjelly; and the limit, the same convolutions
 and batch norms with ReLU, in channels_last; and the convolutions alone. First all are compared in
 float64. All are then timed in turn, in one process that keeps freed memory, as main.py does; on a
@@ -30,6 +31,7 @@ from benchmarks.timing import (
     table,
     with_spread,
 )
+from cuda_graphs import ReplayedGradients
 from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet, compiling
 from models.neuron import lif_backward, lif_forward
@@ -123,10 +125,19 @@ class Work:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return self.network(self.images)
 
+    def gradients(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.logits().float(), labels).backward()
+        return {}
+
+    def as_with_compile(self) -> None:
+        """Compute gradients as main.py does with --compile."""
+        if self.device.type == "cuda":
+            self.gradients = ReplayedGradients(self.gradients, self.network.parameters())
+
     def step(self) -> None:
         self.network.train()
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.logits().float(), self.labels).backward()
+        self.gradients(self.images, self.labels)
         self.optimizer.step()
         reset(self.network)
 
@@ -170,7 +181,10 @@ def work_of(
     """One variant, for a process of its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     set_precision(precision)
-    return Work(network_of(name, depth, time_window, width), batch, precision, device)
+    work = Work(network_of(name, depth, time_window, width), batch, precision, device)
+    if name in (COMPILED, COMPILED_STUDENT):
+        work.as_with_compile()
+    return work
 
 
 def prepare(*variant: object) -> tuple[torch.device, Callable[[], None]]:

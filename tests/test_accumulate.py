@@ -82,9 +82,8 @@ def trained(
     network.train()
     # Of four, the last of which would be saved.
     run = Run(settings, network, optimizer, training_images=16, steps_per_epoch=4)
-    row = main.train_epoch(
-        network, loss_function, batches, optimizer, scheduler, settings, device, run
-    )
+    gradients = main.gradients_of(settings, network, loss_function, device)
+    row = main.train_epoch(gradients, batches, optimizer, scheduler, settings, device, run)
     return network.state_dict(), row
 
 

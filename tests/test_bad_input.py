@@ -31,6 +31,9 @@ ORIGINAL = ["--data", "digits", "--width", "2", "--paper_setting", "original"]
 TINY = ["--data", "digits-dvs", "--image_size", "8", "--time_window", "1", "--width", "2"]
 TINY += ["--paper_setting", "original"]
 
+# Not at the launcher's usual port: another test may be there.
+TWO_PROCESSES = ["--standalone", "--nproc_per_node=2"]
+
 
 def files_below(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
@@ -325,7 +328,7 @@ main.leave(main.main(sys.argv[1:]))
 
 def test_two_processes_complain_once(tmp_path):
     (tmp_path / "late.py").write_text(LATE_FIRST)
-    launch = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2"]
+    launch = [sys.executable, "-m", "torch.distributed.launch", *TWO_PROCESSES]
     for wrong, expected in (
         (["--batch_size", "33"], "does not divide evenly"),
         (["--batch_size", "36", "--accumulate", "4"], "does not divide the 18 images"),
@@ -381,7 +384,7 @@ def test_the_process_that_meets_a_damaged_image_says_so(tmp_path):
     folder = write_tiny_imagenet(tmp_path, classes=2, per_class=2, val_per_class=2)
     damaged = folder / "val" / "images" / "val_1.JPEG"  # test image 1 is the second process's
     damaged.write_bytes(damaged.read_bytes()[:100])
-    launch = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node=2"]
+    launch = [sys.executable, "-m", "torch.distributed.launch", *TWO_PROCESSES]
     arguments = ["--data", "TinyImagenet", "--paper_setting", "original", "--width", "2"]
     paths = ["--data_path", str(tmp_path), "--save_path", str(tmp_path / "run"), "--workers", "0"]
     result = subprocess.run(

@@ -17,15 +17,16 @@ from torch import Tensor, nn
 import main
 from checkpoints import random_state
 from conftest import DIGITS, REPOSITORY
+from cuda_graphs import ReplayedGradients
 from data_loader import CropAndFlip, ImageSet, set_epoch, training_batches
-from distiller import softmax_kl_forward
+from distiller import Distiller, softmax_kl_forward
 from load_settings import UserError, load_checkpoint, parse_settings
 from models import MSResNet, QuanMSResNet, compiling
 from models.batch_norm import BatchNorm
 from models.MS_ResNet import Conv2d
 from models.neuron import LIF, THRESHOLD
 from models.Quan_MS_ResNet import QuanConv2d
-from one_step import SETTINGS, results
+from one_step import SETTINGS, networks, results
 from quantization import IntegerNetwork, integers_forward
 from settings import SHARED_GPU
 from stand_in_data import write_ncaltech101
@@ -192,6 +193,38 @@ def test_a_compiled_student_fires_every_spike_of_the_integer_network(gpu):
     assert torch.equal(found[0], torch.cat([s.cpu().flatten() for s in spikes]))
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_step_as_a_cuda_graph_is_the_step(setting, gpu, measured):
+    found = []
+    for compiled in (False, True):
+        teacher, student = (network.to(gpu) for network in networks())
+        network = teacher if setting == "original" else student
+        loss_function = main.cross_entropy(network)
+        if setting == "qamd":
+            loss_function = Distiller(teacher, student)
+        options = ["--data", "digits", "--paper_setting", "original", "--seed", "1"]
+        settings = parse_settings([*options, *(["--compile"] if compiled else [])])
+        gradients = main.gradients_of(settings, network, loss_function, gpu)
+        assert isinstance(gradients, ReplayedGradients) is compiled
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        generator, means = torch.Generator().manual_seed(1), []
+        for epoch in range(1, 6):
+            if setting == "qamd":
+                loss_function.set_epoch(epoch, 5)
+            for size in (8, 8, 3):  # the last batch of an epoch is smaller
+                x = torch.rand(size, 1, 16, 16, generator=generator, dtype=torch.float64)
+                means.append(dict(gradients(x.to(gpu), torch.arange(size, device=gpu) % 4)))
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+                means[-1] = torch.stack(list(means[-1].values())).clone()
+        if compiled:
+            assert len(gradients.graphs) == 2
+        found.append([*means, *network.state_dict().values()])
+    worst = max(relative_error(b, a.double().cpu()) for a, b in zip(*found, strict=True))
+    measured("relative error", worst)
+    assert worst < 1e-9
+
+
 def test_augmented_batches_are_the_cpus(gpu):
     data_set = ImageSet(
         torch.randint(256, (64, 3, 16, 16), dtype=torch.uint8), range(64), CropAndFlip((16, 16))
@@ -217,6 +250,7 @@ RUNS = {
     "CLK, bf16": [*QAMD, "--loss", "CLK", "--amp"],
     "CLM in parts": [*QAMD, "--loss", "CLM", "--accumulate", "2"],
     "CL": [*QAMD, "--loss", "CL", "--deterministic"],
+    "teacher, compiled": ["--paper_setting", "original", "--compile"],
     "CLK, bf16, compiled": [*QAMD, "--loss", "CLK", "--amp", "--compile"],
 }
 ON_CPU = ("teacher", "student", "student, bf16, from its teacher", "CLK, bf16")

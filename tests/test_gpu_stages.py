@@ -48,8 +48,8 @@ def test_check_runs_tests_that_compare_numbers_and_keeps_what_they_measure(
 
 def test_check_names_what_has_failed_and_says_when_the_time_was_up(tmp_path, monkeypatch, capsys):
     def run(stage: gpu.Stage, *_: str) -> None:
-        lines = ("test_a.py::test_one[x y] FAILED [ 5%]", "test_a.py::test_two PASSED [10%]")
-        (stage.out / "check.log").write_text("".join(f"tests/{line}\n" for line in lines))
+        lines = ("[  5%] FAILED tests/test_a.py::test_one[x y]", "[ 10%] PASSED tests/test_a.py::b")
+        (stage.out / "check.log").write_text("".join(f"[gw0] {line} \n" for line in lines))
 
     monkeypatch.setattr(gpu.Stage, "run", run)
     assert gpu.main(["check", "--dry_run", "--out", str(tmp_path)]) == 1

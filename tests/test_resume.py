@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -76,6 +77,8 @@ def assert_same_end(folder: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory) -> Path:
+    with suppress(ImportError):
+        import rich.style  # noqa: F401  torch does on a GPU, and it asks Python's generator
     folder = tmp_path_factory.mktemp("uninterrupted")
     assert train(folder) == 0
     torch.use_deterministic_algorithms(False)
