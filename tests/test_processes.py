@@ -66,7 +66,7 @@ def test_one_and_two_processes_do_the_same_with_parts_of_batches_held_out_images
     options += ["--val_share", "0.2", "--warmup", "1", "--label_smoothing", "0.1"]
     one, two = (train(processes, tmp_path, "qamd", *options) for processes in (1, 2))
     assert_same(one, two)
-    assert one["stem.bn.num_batches_tracked"] == 2 * 6  # parts
+    assert one["stem.bn.num_batches_tracked"] == 2 * (6 + 1)  # parts, and one for an evaluation
     for name in ("best", "last"):
         of_one, of_two = (
             torch.load(tmp_path / f"qamd-{processes}" / f"qamd-{name}.pth", weights_only=True)
