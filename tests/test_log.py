@@ -231,6 +231,17 @@ def test_a_run_of_a_version_that_measured_no_times_goes_on_and_tells_no_sum(
         assert [row["test_loss"] != "" for row in csv.DictReader(file)] == [False, True, True]
 
 
+def test_an_epoch_that_has_only_its_evaluation_left_tells_no_speed(stopped, tmp_path, capfd):
+    content = torch.load(stopped / "original-last.pth", weights_only=True)
+    torch.save(content | {"step": 5}, tmp_path / "original-last.pth")
+    options = [*TEACHER, *FIVE_STEPS, "--epochs", "2", "--save_path", str(tmp_path), "--resume"]
+    assert main.main(options) == 0
+    (line,) = (x for x in capfd.readouterr().out.splitlines() if x.startswith("2/2  loss"))
+    assert "img/s" not in line
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert [row["images_per_second"] != "" for row in csv.DictReader(file)] == [True, False]
+
+
 @pytest.mark.parametrize("seconds", [float("nan"), -1.0, float("inf"), 1, "1"])
 def test_a_time_that_is_none_is_refused(seconds, stopped, tmp_path, capfd):
     for change in ({"seconds": seconds}, {"rows": [{"seconds": seconds}]}):
@@ -481,7 +492,24 @@ def test_a_dry_run_finds_a_disk_without_room_for_a_checkpoint(tmp_path, capfd):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert code == 2
-    assert "original-last.pth (File too large)" in capfd.readouterr().err
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "original-last.pth (File too large)" in line
+    assert line.endswith("with room on the disk start it again")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_that_is_stopped_promises_no_checkpoint(tmp_path, monkeypatch, capfd):
+    def stop(sums, means, *rest) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        add(sums, means, *rest)
+
+    add = main.EpochSums.add
+    monkeypatch.setattr(main.EpochSums, "add", stop)
+    options = [*TEACHER, "--batch_size", "2000", "--save_path", str(tmp_path / "x"), "--dry_run"]
+    assert main.main(options) == 128 + signal.SIGINT
+    out, err = capfd.readouterr()
+    assert err == "main.py: stopped by SIGINT after step 1 of epoch 1: start it again\n"
+    assert labelled(out)["batch"].startswith("1437, 1 step an epoch")  # all images
     assert list(tmp_path.iterdir()) == []
 
 

@@ -306,7 +306,7 @@ def test_what_is_no_config_at_all_is_one_line(trained, tmp_path, capfd, monkeypa
     folder = trained["original"].parent
     for path, expected in (
         ("absent.json", "--config absent.json does not exist"),
-        (str(folder), f"not a folder: {folder / 'settings.json'}"),
+        (str(folder), f"not a folder: did you mean {folder / 'settings.json'}?"),
         (".", "not a folder\n"),
         ("/dev/zero", "it is no file"),
         ("a\0b", "cannot read --config"),

@@ -216,6 +216,7 @@ def test_the_report_takes_teacher_and_data_from_the_run(recorder):
         (["train_teacher.sh", "digits", "two"], "PROCESSES is a number, got two"),
         (["train_teacher.sh", "digits", "0"], "PROCESSES is a number, got 0"),
         (["train_student.sh", "--paper_setting=qamd"], "--paper_setting is set by this script"),
+        (["train_student.sh", "digits", "--config=x"], "--config goes with python main.py"),
         (["quickstart.sh", "--save_path", "x"], "--save_path is set by this script"),
         (["quickstart_dvs.sh", "--save_path=x"], "--save_path is set by this script"),
         (["edap_report.sh"], "RUN is a folder with the settings.json of a run, got ''"),
