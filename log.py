@@ -300,7 +300,9 @@ class ProgressBar(tqdm):
 
     def __str__(self) -> str:
         state = self.format_dict
-        room = (state["ncols"] or 80) - 1  # a line that is full would wrap
+        columns = state["ncols"] or 0
+        # A line that is full would wrap. A terminal that does not know its width has 0 or less.
+        room = (columns if columns > 0 else 80) - 1
         done, total, seconds = state["n"], state["total"], state["elapsed"]
         name, *parts = [state["prefix"].removesuffix(": "), f"{done}/{total}"]
         if done > state["initial"]:

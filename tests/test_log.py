@@ -148,6 +148,11 @@ def test_a_narrow_bar_leaves_out_the_least_important_first(monkeypatch):
             bar.n, bar.start_t = 500, bar._time() - 40
             seen.append(str(bar))
             assert len(seen[-1]) < columns
+    for unknown in (0, 1):  # what serial consoles and containers say
+        with terminal(unknown, monkeypatch), ProgressBar([0], "3/100", 900) as bar:
+            bar.show("loss 1.23", "train 61.2 %", "412 img/s")
+            assert "412 img/s" in str(bar)
+            assert len(str(bar)) < 80
     by_importance = ["3/100", "500/900", "40 s left", "loss 1.23", "train 61.2 %", "412 img/s"]
     counts = []
     for text in seen:

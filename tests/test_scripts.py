@@ -229,6 +229,21 @@ def test_a_script_refuses_in_one_line_what_it_cannot_do(command, expected, recor
     assert not (recorder / "started").exists()
 
 
+@pytest.mark.parametrize(
+    ("argument", "code", "expected"),
+    [
+        ("--help", 0, "usage: quickstart_table.py [-h] [folder]"),
+        ("missing", 2, "quickstart_table.py: error: checkpoint missing/teacher/original-best.pth"),
+        ("--out", 2, "quickstart_table.py: error: unrecognized arguments: --out"),
+    ],
+)
+def test_the_quickstart_s_table_has_a_help_and_names_what_is_missing(argument, code, expected):
+    command = [sys.executable, str(SCRIPTS / "quickstart_table.py"), argument]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code
+    assert (done.stdout + done.stderr).startswith(expected)
+
+
 @pytest.mark.parametrize("script", ["quickstart.sh", "quickstart_dvs.sh"])
 def test_a_quickstart_asks_for_its_options_before_it_moves_or_prepares_anything(script, recorder):
     first, *rest = started(script, "--epochs", "3", folder=recorder)
