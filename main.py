@@ -473,6 +473,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             few = FirstBatches(train_batches, warm_up, device)
             few_tests = FirstBatches(test_batches, 1, device)
             left = settings.epochs * steps - run.steps_done
+            run.step, run.sums = 0, {}  # these few steps are an epoch of their own
             train_epoch(gradients, few, optimizer, scheduler, settings, device, run)
             evaluate(network, few_tests, device, settings.amp)
             if FIRST_PROCESS:

@@ -463,6 +463,16 @@ def test_a_dry_run_under_torchrun_looks_at_a_run_to_go_on_with_and_touches_nothi
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_in_the_middle_of_an_epoch_counts_its_own_steps(stopped, monkeypatch):
+    options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(stopped), "--resume"]
+    with terminal(80, monkeypatch) as shown:
+        assert main.main([*options, "--dry_run"]) == 0
+    bars = [piece for piece in shown.pieces() if piece.startswith("2/3  ")]
+    assert re.search(r"  0/3$", bars[0])
+    assert not any(re.search(r"  [4-9]/3|-\d", bar) for bar in bars)
+    assert "Warning" not in shown.text
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
