@@ -94,6 +94,8 @@ def test_the_help_s_three_examples_are_command_lines(help_text):
         ([*ORIGINAL, "--epoch", "3"], "unrecognized arguments: --epoch 3: did you mean --epochs?"),
         ([*ORIGINAL, "--batch-size=3"], "--batch-size=3: did you mean --batch_size?"),
         ([*ORIGINAL, "-seed", "3"], "did you mean --seed?"),
+        ([*ORIGINAL, "--val", "0.1"], "--val 0.1: did you mean --val_share?"),
+        ([*ORIGINAL, "--xx", "3"], "unrecognized arguments: --xx 3\n"),  # not --lr
         ([*ORIGINAL, "--qqq", "3"], "unrecognized arguments: --qqq 3\n"),
     ],
 )
