@@ -270,7 +270,7 @@ class Run:
         if number:
             raise Stopped(
                 f"stopped by {signal.Signals(number).name} after step {self.step} of epoch "
-                f"{self.epoch}: {how_to_go_on(self.settings)} from {self.last}",
+                f"{self.epoch}: {how_to_go_on(self.settings, self.last)}",
                 number,
             )
 
@@ -400,14 +400,19 @@ def not_finite(what: str, run: Run, step: int) -> str:
     if not settings.check_numerics:
         remedies.append("--check_numerics, which names the first layer")
     *others, last = remedies
+    before = "" if settings.dry_run else f"{run.last} is from before; "
     return (
-        f"{what}: not finite in step {step} of epoch {run.epoch}: {run.last} is from before; try "
+        f"{what}: not finite in step {step} of epoch {run.epoch}: {before}try "
         f"{', '.join(others)}{',' * (len(others) > 1)} or {last}"
     )
 
 
-def how_to_go_on(settings: Settings) -> str:
-    return f"the same command {'' if settings.resume else 'with --resume '}goes on"
+def how_to_go_on(settings: Settings, last: str | Path = "") -> str:
+    """What to do after the end of a run, whose checkpoint is `last`."""
+    if settings.dry_run:
+        return "start it again"
+    place = f" from {last}" if last else ""
+    return f"the same command {'' if settings.resume else 'with --resume '}goes on{place}"
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:

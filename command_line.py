@@ -63,17 +63,21 @@ def wrong_choice(value: Any, choices: Iterable) -> str:
 
 
 def did_you_mean(word: Any, known: Iterable[str]) -> str:
-    """ ": did you mean X?" with the known word that is most like this one; "" if none is.
+    """ ": did you mean X?" with the one known word that begins with this one, or else the word that
+    is most like it; "" if none is.
 
     Upper and lower case and "-" and "_" are the same.
     """
-    words = {plain(name): name for name in known}
-    found = get_close_matches(plain(str(word)), words, n=1)
+    words, meant = {plain(name): name for name in known}, plain(str(word))
+    found = [name for name in words if meant and name.startswith(meant)]
+    if len(found) != 1:
+        found = get_close_matches(meant, words, n=1)
     return f": did you mean {words[found[0]]}?" if found else ""
 
 
 def plain(word: str) -> str:
-    return word.casefold().replace("-", "_")
+    # Without the dashes of an option, which would make all short ones alike.
+    return word.casefold().replace("-", "_").lstrip("_")
 
 
 def similar_path(path: str | os.PathLike, folder: bool = False) -> str:

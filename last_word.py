@@ -72,6 +72,7 @@ def interrupt_at_once(number: int, frame: FrameType | None) -> None:
     """Handler of SIGINT while modules are loaded: these take a KeyboardInterrupt for their own
     trouble, and end with any traceback."""
     code = 128 + number
+    leave_for_launcher("interrupted")
     if os.environ.get("RANK", "0") == "0":
         say_last("main.py: interrupted", code)
     os._exit(code)

@@ -193,7 +193,8 @@ def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
     try:
         if Path(path).is_dir():
             inside = Path(path) / "settings.json"
-            raise UserError(f"{expected}, not a folder{f': {inside}' * inside.is_file()}")
+            meant = f": did you mean {inside}?" if inside.is_file() else ""
+            raise UserError(f"{expected}, not a folder{meant}")
         if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe may never end
             raise UserError(f"{expected}, it is no file")
         with Path(path).open("rb") as file:

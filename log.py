@@ -132,7 +132,8 @@ def header(
     name = f"CPU ({count(torch.get_num_threads(), 'thread')})"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    share = settings.batch_size // processes
+    batch = min(settings.batch_size, run.training_images)
+    share = -(-batch // processes)
     held_out = "" if train_set.held_out is None else f"{len(train_set.held_out):,} held-out "
     shape = "x".join(map(str, image.shape[-3:]))
     kind = "MS-ResNet" if settings.bits is None else "Quan-MS-ResNet"
@@ -151,7 +152,7 @@ def header(
         ),
         (
             "batch",
-            f"{settings.batch_size}"
+            f"{batch}"
             + (f" ({processes} x {share})" if processes > 1 else "")
             + (f" in {settings.accumulate} parts" if settings.accumulate > 1 else "")
             + f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}",
@@ -213,7 +214,8 @@ def epoch_line(rows: Sequence[dict[str, Any]], epochs: int) -> str:
             parts.append(text + f" ({is_best})" * (name == deciding(row)))
     left = epochs - row["epoch"]
     parts.append(f"lr {row['lr']:.3g}")
-    parts.append(speed(row["images_per_second"]))
+    if row["images_per_second"] is not None:
+        parts.append(speed(row["images_per_second"]))
     time_left = f", {duration(left * row['seconds'])} left" * (left > 0)
     parts.append(duration(row["seconds"]) + time_left)
     return "  ".join(parts)
@@ -298,7 +300,9 @@ class ProgressBar(tqdm):
 
     def __str__(self) -> str:
         state = self.format_dict
-        room = (state["ncols"] or 80) - 1  # a line that is full would wrap
+        columns = state["ncols"] or 0
+        # A line that is full would wrap. A terminal that does not know its width has 0 or less.
+        room = (columns if columns > 0 else 80) - 1
         done, total, seconds = state["n"], state["total"], state["elapsed"]
         name, *parts = [state["prefix"].removesuffix(": "), f"{done}/{total}"]
         if done > state["initial"]:

@@ -107,6 +107,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 RUN_STARTED = "run started"  # in the launcher's store: an attempt has taken the save path
 NO_TERMS = ("loss", "train_accuracy", "images")  # among an epoch's sums
 SHARE_OF_STATISTICS = 0.05  # of an epoch's batches, without gradients: under 2 % of its time
+MOST_OF_STATISTICS = 20  # batches: they stay in memory, and are little beside what a step takes
 READ_EVERY = 10  # steps: reading a number waits for the GPU
 TIMED = 2  # batches of a dry run, after those in which all warms up
 
@@ -168,7 +169,7 @@ def what_to_say(error: Exception, settings: Settings | None) -> str | None:
     """The line for the user about what ended the run; None where it is a fault of the program."""
     text, go_on = str(error), "start it again"
     if settings is not None and settings.eval_only is None:
-        go_on = f"{how_to_go_on(settings)} from {settings.paper_setting}-last.pth"
+        go_on = how_to_go_on(settings, f"{settings.paper_setting}-last.pth")
     if isinstance(error, UserError):
         return text
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
@@ -294,7 +295,8 @@ def compile_for(
     own; where that fails, warn and stay eager. `train_set`: none in an evaluation."""
     batch = max(1, settings.batch_size // WORLD_SIZE)
     training_images = 0 if train_set is None else len(train_set)
-    trained = -(-min(batch, -(-training_images // WORLD_SIZE)) // settings.accumulate)
+    share = min(batch, -(-training_images // WORLD_SIZE))
+    trained = -(-share // settings.accumulate)
     evaluated = [test_set]
     if train_set is not None and train_set.held_out is not None:
         evaluated.append(train_set.held_out)
@@ -321,12 +323,12 @@ def compile_for(
             _, loss, _ = loss_function(images[:trained], labels[:trained])
         loss.backward()
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-            estimate_statistics(network, [images])
+            estimate_statistics(network, [images[:share]])
 
     start = time.perf_counter()
     if FIRST_PROCESS:
         print("compiling, which takes up to a minute ...", flush=True)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         error = compile_regions(use, softmax_kl_forward, every_size=device.type == "cpu")
     if FIRST_PROCESS and error is None:
         print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
@@ -437,7 +439,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
     if FIRST_PROCESS:  # before --compile: it would compile for the one image of this, too
         of_data = data_set_of(settings)
         macs = macs_of_image(settings.model_depth, settings.width, settings.time_window, of_data)
-    images_of_statistics = first_images(train_batches, SHARE_OF_STATISTICS, device)
+    images_of_statistics = first_images(train_batches, device)
     if settings.compile:
         compile_for(settings, device, test_set, train_set)
 
@@ -471,6 +473,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             few = FirstBatches(train_batches, warm_up, device)
             few_tests = FirstBatches(test_batches, 1, device)
             left = settings.epochs * steps - run.steps_done
+            run.step, run.sums = 0, {}  # these few steps are an epoch of their own
             train_epoch(gradients, few, optimizer, scheduler, settings, device, run)
             evaluate(network, few_tests, device, settings.amp)
             if FIRST_PROCESS:
@@ -529,12 +532,11 @@ class FirstBatches:
         return (timed[-1] - timed[0]) / max(1, len(timed) - 1)
 
 
-def first_images(batches: DataLoader, share: float, device: torch.device) -> list[Tensor]:
+def first_images(batches: DataLoader, device: torch.device) -> list[Tensor]:
     """The first batches of images, of an order and an augmentation that no epoch has."""
     set_epoch(batches, 0)
-    with torch.random.fork_rng():  # a loader's workers get seeds from it
-        few = islice(batches, math.ceil(share * len(batches)))
-        return [images.to(device) for images, _ in few]
+    number = min(MOST_OF_STATISTICS, math.ceil(SHARE_OF_STATISTICS * len(batches)))
+    return [images.to(device) for images, _ in islice(batches, number)]
 
 
 def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
@@ -598,8 +600,9 @@ def train_epoch(
                 )
             run.step_is_done(sums.read)
     row = sums.means()
-    per_second = images_seen / (time.perf_counter() - start)
-    return row | {"images_per_second": round(per_second, 1)}
+    per_second = round(images_seen / (time.perf_counter() - start), 1)
+    # An epoch that was stopped after its last step has only its evaluation left.
+    return row | {"images_per_second": per_second if images_seen else None}
 
 
 def progress_bar(batches: Iterable, name: str, total: int, done: int = 0) -> ProgressBar:

@@ -248,7 +248,11 @@ def main(argv: Sequence[str]) -> int:
         if not argv or argv[0].startswith("-"):
             raise UserError("expected one folder, and options of main.py")
         folder, *options = Path(argv[0]), *argv[1:]
-        goes_on = parse_settings(options).resume if options else False
+        settings = parse_settings(options) if options else None
+        for name in ("dry_run", "eval_only") if settings is not None else ():
+            if getattr(settings, name):
+                raise UserError(f"--{name} trains nothing, and {folder} stays: leave it out")
+        goes_on = settings is not None and settings.resume
         if not goes_on and os.path.lexists(folder) and os.listdir(folder):
             move_aside(folder)
     except (UserError, OSError) as error:

@@ -16,7 +16,7 @@ with open(f"{sys.argv[1]}/settings.json") as file:
 print(settings["paper_setting"], settings["teacher_path"] or "", settings["data_path"], sep="\n")
 END
 ) || {
-    echo "edap_report.sh: error: RUN is a folder with the settings.json of a run, got '$run'" >&2
+    echo "edap_report.sh: error: RUN is a folder with the settings.json of a run, got '$run' in $PWD" >&2
     exit 2
 }
 { read -r setting && IFS= read -r teacher && IFS= read -r data_path; } <<< "$settings"

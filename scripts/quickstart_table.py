@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from command_line import HelpFormatter, Parser, UserError
 from data_loader import data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, save_picture, styles, text_table
 from distiller import distance_to_teacher
@@ -46,8 +47,10 @@ class Run(NamedTuple):
 
 
 def main(folder: Path) -> None:
-    teacher, *students = runs = find_runs(folder)
     taught = load_checkpoint(folder / "teacher" / "original-best.pth")
+    teacher, *students = runs = find_runs(folder)
+    if not students:
+        raise UserError(f"{folder} holds no student")
     network = load_network(taught)
     batches = test_batches(teacher.checkpoint.settings)
     distances = {
@@ -202,4 +205,10 @@ def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart"))
+    parser = Parser(description=__doc__, formatter_class=HelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default="runs/quickstart")
+    try:
+        main(parser.parse_args().folder)
+    except (UserError, OSError) as error:
+        print("quickstart_table.py: error:", error, file=sys.stderr)
+        sys.exit(2)

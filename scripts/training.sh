@@ -33,4 +33,6 @@ data=CIFAR100 processes=1
 [[ ${1:--} == -* ]] || { processes=$1 && shift; }
 [[ $processes =~ ^[1-9][0-9]*$ ]] || stop "PROCESSES is a number, got $processes"
 options=("$@")
+[[ -z $(option --config "") ]] ||
+    stop "--config goes with python main.py: this script sets data, depth and seed itself"
 data=$(option --data "$data") seed=$(option --seed 1234)

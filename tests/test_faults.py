@@ -368,8 +368,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
     options, _ = resumable
     cross_entropy, steps = torch.nn.functional.cross_entropy, itertools.count(1)
 
-    def diverges(logits, labels):
-        loss = cross_entropy(logits, labels)
+    def diverges(logits, labels, **options):
+        loss = cross_entropy(logits, labels, **options)
         return loss * float("nan") if next(steps) == 8 else loss
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", diverges)

@@ -16,18 +16,21 @@ import main
 from conftest import REPOSITORY
 
 
-def test_ctrl_c_while_modules_are_loaded_is_one_line():
+def test_ctrl_c_while_modules_are_loaded_is_one_line(tmp_path):
+    path = tmp_path / "error.json"
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "main.py"), "--data", "digits"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(path)},
     )
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[0] == "main.py: interrupted\n"
     assert process.returncode == 130
+    assert json.loads(path.read_text())["message"]["message"] == "interrupted"
 
 
 def test_ctrl_c_that_a_job_ignores_stays_ignored_while_modules_are_loaded():

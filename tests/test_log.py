@@ -148,6 +148,11 @@ def test_a_narrow_bar_leaves_out_the_least_important_first(monkeypatch):
             bar.n, bar.start_t = 500, bar._time() - 40
             seen.append(str(bar))
             assert len(seen[-1]) < columns
+    for unknown in (0, 1):  # what serial consoles and containers say
+        with terminal(unknown, monkeypatch), ProgressBar([0], "3/100", 900) as bar:
+            bar.show("loss 1.23", "train 61.2 %", "412 img/s")
+            assert "412 img/s" in str(bar)
+            assert len(str(bar)) < 80
     by_importance = ["3/100", "500/900", "40 s left", "loss 1.23", "train 61.2 %", "412 img/s"]
     counts = []
     for text in seen:
@@ -229,6 +234,17 @@ def test_a_run_of_a_version_that_measured_no_times_goes_on_and_tells_no_sum(
     assert re.search(r", last [\d.]+ %$", labelled(capfd.readouterr().out)["best accuracy"])
     with (tmp_path / "metrics.csv").open(newline="") as file:
         assert [row["test_loss"] != "" for row in csv.DictReader(file)] == [False, True, True]
+
+
+def test_an_epoch_that_has_only_its_evaluation_left_tells_no_speed(stopped, tmp_path, capfd):
+    content = torch.load(stopped / "original-last.pth", weights_only=True)
+    torch.save(content | {"step": 5}, tmp_path / "original-last.pth")
+    options = [*TEACHER, *FIVE_STEPS, "--epochs", "2", "--save_path", str(tmp_path), "--resume"]
+    assert main.main(options) == 0
+    (line,) = (x for x in capfd.readouterr().out.splitlines() if x.startswith("2/2  loss"))
+    assert "img/s" not in line
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        assert [row["images_per_second"] != "" for row in csv.DictReader(file)] == [True, False]
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), -1.0, float("inf"), 1, "1"])
@@ -406,10 +422,19 @@ def test_a_dry_run_expects_what_the_run_takes_and_leaves_nothing(tmp_path, monke
     assert said["files"].startswith("./checkpoints/digits-student-4bit-")
     assert "nothing" in said["files"]
     assert "best accuracy" not in out
-    expected = re.fullmatch(r"about (.*) for 2 epochs, .* each \(.* ms a step, .*\)", said["time"])
-    assert main.main(options) == 0
-    taken = labelled(capfd.readouterr().out)["best accuracy"].split(", in ")[1]
-    assert seconds_of(expected[1]) == pytest.approx(seconds_of(taken), rel=0.75)
+    parts = r"about (.*) for 2 epochs, (.*) each \((.*) ms a step, (.*) an evaluation\)"
+    whole, epoch, step, evaluation = re.fullmatch(parts, said["time"]).groups()
+    epoch, evaluation = seconds_of(epoch), seconds_of(evaluation)
+    assert epoch == pytest.approx(5 * float(step) / 1000 + evaluation, abs=0.15)  # as rounded
+    assert seconds_of(whole) == pytest.approx(2 * epoch, abs=0.3)
+
+
+def test_a_dry_run_times_batches_after_those_in_which_all_warms_up(monkeypatch):
+    now = itertools.accumulate([100.0, 9.0, 2.0, 4.0])
+    monkeypatch.setattr(main.time, "perf_counter", lambda: next(now))
+    batches = main.FirstBatches(range(50), warm_up=1, device=torch.device("cpu"))
+    assert list(batches) == [0, 1, 2]
+    assert batches.seconds() == 3.0
 
 
 def test_a_dry_run_measures_the_memory_of_its_process(tmp_path):
@@ -447,6 +472,16 @@ def test_a_dry_run_under_torchrun_looks_at_a_run_to_go_on_with_and_touches_nothi
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_in_the_middle_of_an_epoch_counts_its_own_steps(stopped, monkeypatch):
+    options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(stopped), "--resume"]
+    with terminal(80, monkeypatch) as shown:
+        assert main.main([*options, "--dry_run"]) == 0
+    bars = [piece for piece in shown.pieces() if piece.startswith("2/3  ")]
+    assert re.search(r"  0/3$", bars[0])
+    assert not any(re.search(r"  [4-9]/3|-\d", bar) for bar in bars)
+    assert "Warning" not in shown.text
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -481,7 +516,24 @@ def test_a_dry_run_finds_a_disk_without_room_for_a_checkpoint(tmp_path, capfd):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert code == 2
-    assert "original-last.pth (File too large)" in capfd.readouterr().err
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "original-last.pth (File too large)" in line
+    assert line.endswith("with room on the disk start it again")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_that_is_stopped_promises_no_checkpoint(tmp_path, monkeypatch, capfd):
+    def stop(sums, means, *rest) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        add(sums, means, *rest)
+
+    add = main.EpochSums.add
+    monkeypatch.setattr(main.EpochSums, "add", stop)
+    options = [*TEACHER, "--batch_size", "2000", "--save_path", str(tmp_path / "x"), "--dry_run"]
+    assert main.main(options) == 128 + signal.SIGINT
+    out, err = capfd.readouterr()
+    assert err == "main.py: stopped by SIGINT after step 1 of epoch 1: start it again\n"
+    assert labelled(out)["batch"].startswith("1437, 1 step an epoch")  # all images
     assert list(tmp_path.iterdir()) == []
 
 

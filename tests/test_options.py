@@ -94,6 +94,8 @@ def test_the_help_s_three_examples_are_command_lines(help_text):
         ([*ORIGINAL, "--epoch", "3"], "unrecognized arguments: --epoch 3: did you mean --epochs?"),
         ([*ORIGINAL, "--batch-size=3"], "--batch-size=3: did you mean --batch_size?"),
         ([*ORIGINAL, "-seed", "3"], "did you mean --seed?"),
+        ([*ORIGINAL, "--val", "0.1"], "--val 0.1: did you mean --val_share?"),
+        ([*ORIGINAL, "--xx", "3"], "unrecognized arguments: --xx 3\n"),  # not --lr
         ([*ORIGINAL, "--qqq", "3"], "unrecognized arguments: --qqq 3\n"),
     ],
 )
@@ -306,7 +308,7 @@ def test_what_is_no_config_at_all_is_one_line(trained, tmp_path, capfd, monkeypa
     folder = trained["original"].parent
     for path, expected in (
         ("absent.json", "--config absent.json does not exist"),
-        (str(folder), f"not a folder: {folder / 'settings.json'}"),
+        (str(folder), f"not a folder: did you mean {folder / 'settings.json'}?"),
         (".", "not a folder\n"),
         ("/dev/zero", "it is no file"),
         ("a\0b", "cannot read --config"),

@@ -330,7 +330,14 @@ def test_a_folder_of_runs_is_moved_from_the_command_line(run, one_epoch, tmp_pat
 
 def test_a_folder_of_runs_stays_where_the_trainings_to_come_are_refused_or_go_on(run, capfd):
     before = contents(run)
-    for wrong in (["--bits", "4"], ["--epoch", "5"], ["--epochs", "many"]):
+    best = str(run / "student-best.pth")
+    for wrong in (
+        ["--bits", "4"],
+        ["--epoch", "5"],
+        ["--epochs", "many"],
+        ["--dry_run"],
+        ["--eval_only", best, "--paper_setting", "student"],
+    ):
         options = ["--data", "digits", "--paper_setting", "original", *wrong]
         assert run_folder.main([str(run), *options]) == 2
         out, err = capfd.readouterr()

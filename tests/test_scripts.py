@@ -216,6 +216,7 @@ def test_the_report_takes_teacher_and_data_from_the_run(recorder):
         (["train_teacher.sh", "digits", "two"], "PROCESSES is a number, got two"),
         (["train_teacher.sh", "digits", "0"], "PROCESSES is a number, got 0"),
         (["train_student.sh", "--paper_setting=qamd"], "--paper_setting is set by this script"),
+        (["train_student.sh", "digits", "--config=x"], "--config goes with python main.py"),
         (["quickstart.sh", "--save_path", "x"], "--save_path is set by this script"),
         (["quickstart_dvs.sh", "--save_path=x"], "--save_path is set by this script"),
         (["edap_report.sh"], "RUN is a folder with the settings.json of a run, got ''"),
@@ -226,6 +227,21 @@ def test_the_report_takes_teacher_and_data_from_the_run(recorder):
 def test_a_script_refuses_in_one_line_what_it_cannot_do(command, expected, recorder):
     assert expected in refused(*command, folder=recorder)
     assert not (recorder / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("argument", "code", "expected"),
+    [
+        ("--help", 0, "usage: quickstart_table.py [-h] [folder]"),
+        ("missing", 2, "quickstart_table.py: error: checkpoint missing/teacher/original-best.pth"),
+        ("--out", 2, "quickstart_table.py: error: unrecognized arguments: --out"),
+    ],
+)
+def test_the_quickstart_s_table_has_a_help_and_names_what_is_missing(argument, code, expected):
+    command = [sys.executable, str(SCRIPTS / "quickstart_table.py"), argument]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code
+    assert (done.stdout + done.stderr).startswith(expected)
 
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "quickstart_dvs.sh"])

@@ -7,6 +7,7 @@ import torch
 
 import main
 from conftest import DIGITS
+from data_loader import CropAndFlip, ImageSet, train_loader, training_batches
 from load_settings import load_checkpoint
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm, estimate_statistics
@@ -80,3 +81,20 @@ def test_a_training_evaluates_with_statistics_of_its_last_weights(tmp_path, monk
     # The same images each time: of two in twenty-two steps.
     assert len(estimated[0][1]) == 2
     assert all(map(torch.equal, estimated[0][1], estimated[1][1]))
+
+
+@pytest.mark.parametrize(("images", "expected"), [(1, 1), (100, 5), (401, 20), (600, 20)])
+def test_few_batches_are_kept_however_large_the_data_set_is(images, expected):
+    pixels = torch.arange(images, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 8, 8)
+    data_set = ImageSet(pixels, [0] * images)
+    batches = training_batches(data_set, 1, 0, 1, 0, 0, torch.device("cpu"))
+    assert len(main.first_images(batches, torch.device("cpu"))) == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_keeping_images_leaves_the_random_numbers_of_a_training_as_they_were(workers):
+    pixels = torch.zeros(8, 1, 8, 8, dtype=torch.uint8)
+    data_set = ImageSet(pixels, [0] * 8, CropAndFlip((8, 8)))
+    batches, before = train_loader(data_set, 2, 0, 1, workers, 0), torch.get_rng_state()
+    main.first_images(batches, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), before)
