@@ -12,17 +12,19 @@ import csv
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data_loader import data_of, evaluation_loader
-from display import kind_of, legend_below, new_figure, save_picture, styles, text_table
+from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
+from run_folder import read_metrics
 from spikesim_eval.quantities import QUANTITIES, shown
 
 COSTS = ("energy", "delay", "area", "edap")
@@ -41,7 +43,7 @@ class Run(NamedTuple):
     label: str
     style: dict[str, str]  # colour and line
     checkpoint: Checkpoint  # which the SpikeSim report describes
-    metrics: list[dict[str, str]]
+    metrics: list[dict[str, Any]]
     report: dict
 
 
@@ -80,11 +82,6 @@ def find_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_batches(settings: Settings):
     _, test_set = data_of(settings, settings.data_path)
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
@@ -99,10 +96,10 @@ def table(
     def row(name: str, cell: Callable[[Run], str]) -> list[str]:
         return [name, *map(cell, runs)]
 
-    def distance(name: str, key: str, form: str) -> list[str]:
+    def distance(name: str, key: str, form: Callable[[float], str]) -> list[str]:
         def cell(run: Run) -> str:
             measured = distances.get(run.label)
-            return "-" if measured is None else format(measured[key].mean().item(), form)
+            return "-" if measured is None else form(measured[key].mean().item())
 
         return row(name, cell)
 
@@ -119,20 +116,20 @@ def table(
         return row(f"{name}, × better", cell)
 
     def spike_rate(run: Run) -> str:
-        return f"{float(run.metrics[run.checkpoint.epoch - 1]['spike_rate']):.2%}"
+        return percent(run.metrics[run.checkpoint.epoch - 1]["spike_rate"], 2)
 
     def best(run: Run) -> str:
-        accuracies = [float(line["test_accuracy"]) for line in run.metrics]
+        accuracies = [line["test_accuracy"] for line in run.metrics]
         epoch = accuracies.index(max(accuracies))  # the first, as main.py keeps it
-        return f"{accuracies[epoch]:.2%} (epoch {epoch + 1})"
+        return f"{percent(accuracies[epoch], 2)} (epoch {epoch + 1})"
 
     return [
         row("epochs", lambda run: str(run.checkpoint.settings.epochs)),
         row("bits", lambda run: str(run.checkpoint.settings.bits or "32 (float)")),
-        row("accuracy, last epoch", lambda run: f"{run.checkpoint.accuracy:.2%}"),
+        row("accuracy, last epoch", lambda run: percent(run.checkpoint.accuracy, 2)),
         row("accuracy, best epoch", best),
-        distance("membrane KL to teacher", "membrane_kl", ".4f"),
-        distance("differing spikes", "differing_spikes", ".2%"),
+        distance("membrane KL to teacher", "membrane_kl", "{:.4f}".format),
+        distance("differing spikes", "differing_spikes", partial(percent, digits=2)),
         row("spike rate", spike_rate),
         *map(total, FILE_UNITS),
         ratio("energy", "energy"),
@@ -157,7 +154,7 @@ def write_table(
     )
     teacher = (
         f"MD-SNN was taught by the teacher of its best epoch ({taught.epoch}, "
-        f"{taught.accuracy:.2%}): membrane KL and differing spikes are to that one."
+        f"{percent(taught.accuracy, 2)}): membrane KL and differing spikes are to that one."
     )
     print("\n".join(["", title, "", *text_table(header, rows), "", teacher]))
     with (folder / "table.csv").open("w", newline="") as file:
@@ -171,7 +168,7 @@ def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -
     figure, panels = new_figure(13, 4.2, columns=3)
     left, middle, right = panels
     for run in runs:
-        accuracy = [100 * float(row["test_accuracy"]) for row in run.metrics]
+        accuracy = [100 * row["test_accuracy"] for row in run.metrics]
         left.plot(range(1, len(accuracy) + 1), accuracy, label=run.label, **run.style)
     left.set(xlabel="epoch", ylabel="test accuracy, %", title="accuracy")
 

@@ -15,7 +15,7 @@ RUNS = "teacher", "student", "mdsnn"
 
 def last_accuracy(folder: Path) -> str:
     with (folder / "metrics.csv").open(newline="") as file:
-        return f"{float(list(csv.DictReader(file))[-1]['test_accuracy']):.2%}"
+        return f"{100 * float(list(csv.DictReader(file))[-1]['test_accuracy']):.2f} %"
 
 
 def test_the_quickstart_prints_its_table_and_writes_it_with_plots(scripts_clone):
@@ -32,9 +32,9 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(scripts_clone)
     assert table["bits"] == ["32 (float)", "2", "2"]
     assert table["accuracy, last epoch"] == [last_accuracy(out / x) for x in RUNS]
     best = load_checkpoint(out / "teacher" / "original-best.pth")
-    named = f"{best.accuracy:.2%} (epoch {best.epoch})"
+    named = f"{100 * best.accuracy:.2f} % (epoch {best.epoch})"
     assert table["accuracy, best epoch"][0] == named
-    assert f"of its best epoch ({best.epoch}, {best.accuracy:.2%}): membrane KL" in printed
+    assert f"of its best epoch ({best.epoch}, {100 * best.accuracy:.2f} %): membrane KL" in printed
     for name in ("accuracy, best epoch", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
         assert name.split(", µJ")[0] in printed  # where each value has a unit of its own
         assert len(table[name]) == 3
