@@ -26,6 +26,7 @@ from command_line import UserError
 from conftest import REPOSITORY
 from load_settings import parse_settings
 from settings import IMAGE_SIDES, LIMITS
+from spikesim_eval.estimate import Chip
 
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
 
@@ -302,42 +303,59 @@ def test_the_page_of_the_code_names_every_file_of_the_program():
             assert name in named, name
 
 
-def rows_of_options() -> dict[str, tuple[str, str, str]]:
-    """Of docs/options.md: option -> (heading, default, meaning)."""
-    rows, heading = {}, ""
-    for line in (REPOSITORY / "docs/options.md").read_text().splitlines():
+def rows_of_options(page: str) -> list[tuple[str, str, str, str]]:
+    """Of a page of docs: (heading, option, default, meaning) of each row that explains one."""
+    rows, heading = [], ""
+    for line in (REPOSITORY / "docs" / page).read_text().splitlines():
         if line.startswith("## "):
             heading = line[3:]
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if line.startswith("| `--") and len(cells) == 3:
-            for name in re.findall(r"`(--\w+)", cells[0]):
-                assert name not in rows, f"{name} is explained twice"
-                rows[name] = (heading, cells[1], cells[2])
+            rows += [(heading, name, *cells[1:]) for name in re.findall(r"`(--\w+)", cells[0])]
     return rows
 
 
 def test_the_page_of_options_has_a_row_for_every_option_in_the_groups_and_order_of_help():
     shown = [
-        (action.option_strings[0], group.title)
+        (group.title, action.option_strings[0])
         for group in parser_of("main")._action_groups
         for action in group._group_actions
         if action.help != argparse.SUPPRESS and action.dest != "help"
     ]
-    rows = [(name, heading.lower()) for name, (heading, _, _) in rows_of_options().items()]
+    rows = [(heading.lower(), name) for heading, name, *_ in rows_of_options("options.md")]
     assert rows == shown
 
 
+def default_in(action: argparse.Action) -> str:
+    """What the help of an option says, as the tables have it."""
+    said = re.search(r"\(default (.+)\)$", action.help)
+    return said[1] if said else "off" if action.nargs in (0, "?") else "-"
+
+
 def test_the_page_of_options_says_the_defaults_choices_and_limits_of_help():
-    for name, (_, default, meaning) in rows_of_options().items():
+    for _, name, default, meaning in rows_of_options("options.md"):
         (action,) = (x for x in parser_of("main")._actions if name in x.option_strings)
-        said = re.search(r"\(default (.+)\)$", action.help)
-        none = "off" if action.nargs in (0, "?") else "-"
-        assert default == (said[1] if said else none), name
+        assert default == default_in(action), name
         for choice in action.choices or ():
             assert f"`{choice}`" in meaning or f"{choice} " in meaning, (name, choice)
         for low, high in re.findall(r"([\d.]+) to (\d[\d.]*\d|\d)", meaning):
             limits = LIMITS.get(name[2:], IMAGE_SIDES)
             assert (float(low), float(high)) == limits, name
+
+
+def test_the_page_of_hardware_says_the_defaults_choices_and_limits_of_help():
+    (commands,) = (x.choices for x in parser_of("spikesim_eval")._actions if x.choices)
+    rows = rows_of_options("hardware.md")
+    for heading, name, default, meaning in rows:
+        command = commands["nonideal" if "not ideal" in heading else "report"]
+        (action,) = (x for x in command._actions if name in x.option_strings)
+        assert default.strip("`") == default_in(action), name
+        for choice in action.choices or ():
+            assert f"`{choice}`" in default + meaning, (name, choice)
+        for limits in re.findall(r"\d+ to \d+", meaning):
+            assert limits in action.help, name
+    chip = [f"--{name}" for name in vars(Chip())]
+    assert sorted(chip) == sorted(row[1] for row in rows if row[0] == "Options of a chip")
 
 
 def test_no_file_sends_a_reader_to_what_is_not_in_the_repository():
