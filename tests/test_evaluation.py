@@ -229,7 +229,7 @@ def test_predict_refuses_what_it_cannot_read(checkpoint, images, tmp_path, capfd
     for file, expected in (
         (images[0].with_name("a.pgn"), f"a.pgn is no file: did you mean {images[0]}?"),
         (images[0].parent, "is a folder, not a file"),
-        (tmp_path / "text.png", "text.png cannot be read"),
+        (tmp_path / "text.png", "text.png cannot be read (it is no image): "),
         (tmp_path / "image.png", "is no file"),
         ("a\0b", "is no file"),
         ("\udcff", "is no file"),

@@ -228,6 +228,9 @@ def test_other_settings_are_other_groups_and_paths_are_not_settings(copied, capf
     out, _ = output(["table", str(copied), "--format", "csv"], capfd)
     finished = column(out, "runs_finished")
     assert finished["student, 4 bits, lr 0.05"] == finished["student, 4 bits, lr 0.1"] == "1"
+    change(copied / "student-1", {"lr": 1.0}, lambda rows: None)
+    out, _ = output(["table", str(copied), "--format", "csv"], capfd)
+    assert "student, 4 bits, lr 1" in column(out, "runs_finished")
     assert finished["MD-SNN, 4 bits, lr 0.1"] == "2"
 
 
