@@ -4,15 +4,14 @@ Reads the runs (a teacher, and students with and without it) and their SpikeSim 
 folder, measures the students' distance to the membranes of the teacher that taught over the test
 set, prints the table and writes table.md, table.csv, quickstart.png and quickstart.pdf. All
 networks are those of the last epoch, which nobody chose. The best accuracies stand below, with
-their epochs: chosen on the test set, as SNN papers do. The teacher's best epoch is the one that
-taught.
+their epochs: chosen on the test set, as SNN papers do, or with --val_share on a part of the
+training images. The teacher's best epoch is the one that taught.
 """
 
 import csv
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from checkpoints import best_row
 from data_loader import data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
@@ -90,18 +90,27 @@ def test_batches(settings: Settings):
 def table(
     runs: list[Run], distances: dict[str, dict[str, Tensor]], for_programs: bool = False
 ) -> list[list[str]]:
-    """Rows [quantity, a cell per run], already formatted: costs with the units that suit them, or
-    for programs in those of FILE_UNITS."""
+    """Rows [quantity, a cell per run], already formatted: with the units that suit them, or for
+    programs as plain numbers in the units that the rows name."""
 
     def row(name: str, cell: Callable[[Run], str]) -> list[str]:
         return [name, *map(cell, runs)]
 
-    def distance(name: str, key: str, form: Callable[[float], str]) -> list[str]:
+    def share(name: str, of: Callable[[Run], float | None], note: Callable = lambda _: "") -> list:
         def cell(run: Run) -> str:
-            measured = distances.get(run.label)
-            return "-" if measured is None else form(measured[key].mean().item())
+            if (value := of(run)) is None:
+                return "-"
+            return f"{100 * value:.2f}" if for_programs else percent(value, 2) + note(run)
 
-        return row(name, cell)
+        return row(f"{name}, %" if for_programs else name, cell)
+
+    def distance(run: Run, key: str) -> float | None:
+        measured = distances.get(run.label)
+        return None if measured is None else measured[key].mean().item()
+
+    def membrane_kl(run: Run) -> str:
+        value = distance(run, "membrane_kl")
+        return "-" if value is None else f"{value:.4f}"
 
     def total(key: str) -> list[str]:
         if for_programs:
@@ -115,22 +124,21 @@ def table(
 
         return row(f"{name}, × better", cell)
 
-    def spike_rate(run: Run) -> str:
-        return percent(run.metrics[run.checkpoint.epoch - 1]["spike_rate"], 2)
-
-    def best(run: Run) -> str:
-        accuracies = [line["test_accuracy"] for line in run.metrics]
-        epoch = accuracies.index(max(accuracies))  # the first, as main.py keeps it
-        return f"{percent(accuracies[epoch], 2)} (epoch {epoch + 1})"
-
+    best_of = {run.label: best_row(run.metrics) for run in runs}
+    best_epochs = [row("best epoch", lambda run: str(best_of[run.label]["epoch"]))]
     return [
         row("epochs", lambda run: str(run.checkpoint.settings.epochs)),
         row("bits", lambda run: str(run.checkpoint.settings.bits or "32 (float)")),
-        row("accuracy, last epoch", lambda run: percent(run.checkpoint.accuracy, 2)),
-        row("accuracy, best epoch", best),
-        distance("membrane KL to teacher", "membrane_kl", "{:.4f}".format),
-        distance("differing spikes", "differing_spikes", partial(percent, digits=2)),
-        row("spike rate", spike_rate),
+        share("accuracy, last epoch", lambda run: run.checkpoint.accuracy),
+        share(
+            "accuracy, best epoch",
+            lambda run: best_of[run.label]["test_accuracy"],
+            lambda run: f" (epoch {best_of[run.label]['epoch']})",
+        ),
+        *(best_epochs if for_programs else []),
+        row("membrane KL to teacher", membrane_kl),
+        share("differing spikes", lambda run: distance(run, "differing_spikes")),
+        share("spike rate", lambda run: run.metrics[run.checkpoint.epoch - 1]["spike_rate"]),
         *map(total, FILE_UNITS),
         ratio("energy", "energy"),
         ratio("delay", "delay"),
