@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data_loader import PATIENCE, SIGNALS, input_step_of
+from display import percent
 from load_settings import (
     Checkpoint,
     Settings,
@@ -150,7 +151,7 @@ class Run:
             best = best_row(state["rows"])
             print(
                 f"main.py: warning: {self.best} is missing: it held the best network so far "
-                f"({best[deciding(best)]:.2%}), and comes back only with a better one",
+                f"({percent(best[deciding(best)], 2)}), and comes back only with a better one",
                 file=sys.stderr,
             )
         return state

@@ -49,7 +49,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision.datasets import CIFAR10, CIFAR100
@@ -1163,7 +1163,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None, gray: bool = Fal
     except UserError:
         raise
     except Exception as error:  # what Pillow raises depends on where the bytes stop making sense
-        raise UserError(f"{path} cannot be read ({error}): fetch it again or remove it") from error
+        why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path} cannot be read ({why}): fetch it again or remove it") from error
 
 
 def _unclear(image: Image.Image) -> str | None:

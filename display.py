@@ -65,6 +65,11 @@ def engineering(value: float, unit: str = "", digits: int = 3) -> str:
     return f"{significant(value / one, digits)} {name}".rstrip()
 
 
+def percent(share: float, digits: int = 1) -> str:
+    """A share as a person reads it: "66.7 %" for 2/3."""
+    return f"{100 * share:.{digits}f} %"
+
+
 # Names.
 
 ENDINGS = (".pth", ".json")  # of checkpoints and layer lists

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from command_line import UserError
 from data_loader import read_sample
-from display import SHADING, new_figure, picture_files, printable, text_table
+from display import SHADING, new_figure, percent, picture_files, printable, text_table
 from load_settings import Checkpoint, load_checkpoint, load_network
 from settings import Settings, data_set_of
 from spikesim_eval.layers import InputError
@@ -199,22 +199,22 @@ def result_text(found: dict[str, Any], settings: Settings) -> str:
     if settings.predict is not None:
         return "\n".join(
             f"{printable(one['file'])}: "
-            + ", ".join(f"{printable(x['class'])} ({x['share']:.1%})" for x in one["classes"])
+            + ", ".join(f"{printable(x['class'])} ({percent(x['share'])})" for x in one["classes"])
             for one in found["predictions"]
         )
-    lines = [
-        "accuracy {accuracy:.2%} ({correct} of {images} test images), spike rate "
-        "{spike_rate:.2%}".format_map(found)
-    ]
+    lines = [f"{_accuracy(found)}, spike rate {percent(found['spike_rate'], 2)}"]
     if "integers" in found:
-        lines.append(
-            "integers alone: accuracy {accuracy:.2%} ({correct} of {images} test images), "
-            "{differing_spikes} of {spikes} spikes differ".format_map(found["integers"])
-        )
+        differ = "{differing_spikes} of {spikes} spikes differ".format_map(found["integers"])
+        lines.append(f"integers alone: {_accuracy(found['integers'])}, {differ}")
     if "classes" in found:
         lines += _class_lines(found["classes"])
-        lines.append(f"{', '.join(FILES[1:])} are in {folder_of(settings)}")
+        lines.append(f"{', '.join(FILES)} are in {folder_of(settings)}")
     return "\n".join(lines)
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    share = percent(found["accuracy"], 2)
+    return f"accuracy {share} ({found['correct']} of {found['images']} test images)"
 
 
 def _class_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -226,7 +226,7 @@ def _class_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines = [f"the {len(shown)} classes with the lowest accuracy, of {len(rows)}:"]
     cells = []
     for row in shown:
-        accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        accuracy = "-" if row["accuracy"] is None else percent(row["accuracy"])
         taken = ""
         if row["most_often_taken_for"] is not None:
             taken = f"{printable(row['most_often_taken_for'])} ({row['images_taken_for_it']})"

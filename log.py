@@ -24,6 +24,7 @@ from tqdm.std import Bar as Blocks
 
 from checkpoints import Run, best_row, deciding, disk_errors
 from data_loader import ImageSet
+from display import percent
 from load_settings import Checkpoint
 from models import MSResNet
 from run_folder import EVENTS
@@ -47,10 +48,6 @@ COLUMNS = (
 )
 FEW_STEPS = 10  # of an epoch: below it a warning
 SMALLEST_BAR = 10  # columns
-
-
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
 
 
 def duration(seconds: float) -> str:

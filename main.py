@@ -55,6 +55,7 @@ from data_loader import (
     set_epoch,
     training_batches,
 )
+from display import percent
 from distiller import Distiller, softmax_kl_forward
 from last_word import leave_for_launcher, say_last
 from load_settings import (
@@ -72,7 +73,7 @@ from load_settings import (
     parse_settings,
     refuse_single_values,
 )
-from log import Log, ProgressBar, ending, expectation, figure, header, macs_of_image, percent, speed
+from log import Log, ProgressBar, ending, expectation, figure, header, macs_of_image, speed
 from models import MSResNet
 from models.batch_norm import estimate_statistics
 from models.compiling import compile_regions

@@ -34,6 +34,7 @@ from PIL import Image
 from benchmarks.timing import machine, table
 from benchmarks.training_step import COMPILED, LIMIT, OURS
 from data_loader import whole_folder
+from display import percent
 
 ROOT = Path(__file__).resolve().parent.parent
 TESTS = (
@@ -216,7 +217,7 @@ def figures(epochs: list[dict[str, str]]) -> tuple[str, str, str]:
         return "-", "-", "-"
     last, best = (float(epochs[-1][f"{name}_accuracy"]) for name in ("test", "best"))
     speed = statistics.median(float(row["images_per_second"]) for row in epochs)
-    return f"{last:.2%}", f"{best:.2%}", f"{speed:.0f}"
+    return percent(last, 2), percent(best, 2), f"{speed:.0f}"
 
 
 def images_of(stage: Stage) -> Path:

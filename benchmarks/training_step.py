@@ -32,6 +32,7 @@ from benchmarks.timing import (
     with_spread,
 )
 from cuda_graphs import ReplayedGradients
+from display import percent
 from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet, compiling
 from models.neuron import lif_backward, lif_forward
@@ -304,7 +305,7 @@ def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Re
         times, _ = in_turn(repeated, 5 * args.rounds, device)
         speed = {n: calls * needed[n] * moved / quartiles(t)[1] / 1e9 for n, t in times.items()}
         rows += [
-            (f"{n}{', compiled' if compiled else ''}", f"{s:.0f}", f"{s / speed['copy']:.0%}")
+            (f"{n}{', compiled' if compiled else ''}", f"{s:.0f}", percent(s / speed["copy"], 0))
             for n, s in speed.items()
         ]
     return table(("", "GB/s", "of the copy"), rows)

@@ -185,4 +185,4 @@ def _said(name: str, value: Any) -> str:
     text = SHORT.get(name, name.replace("_", " "))
     if isinstance(value, bool):
         return text if value else ""
-    return f"{text} {value}"
+    return f"{text} {value:g}" if isinstance(value, float) else f"{text} {value}"

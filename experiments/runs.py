@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from checkpoints import deciding
 from command_line import Parser, UserError
-from display import printable, text_table
+from display import percent, printable, text_table
 from experiments.found_runs import Run, find_runs, names_of
 from experiments.table import FORMATS, table_text
 from log import duration
@@ -28,10 +28,10 @@ def list_text(runs: Sequence[Run]) -> str:
     for name, run in zip(names, runs, strict=True):
         done, epochs, best, last, clock = len(run.rows), run.settings.epochs, "-", "-", "-"
         if done:
-            best = f"{run.best[deciding(run.best)]:.2%} (epoch {run.best['epoch']})"
-            last = f"{run.rows[-1]['test_accuracy']:.2%}"
+            best = f"{percent(run.best[deciding(run.best)], 2)} (epoch {run.best['epoch']})"
+            last = percent(run.rows[-1]["test_accuracy"], 2)
             if deciding(run.best) == "val_accuracy":
-                best = f"validation {best}, test {run.best['test_accuracy']:.2%}"
+                best = f"validation {best}, test {percent(run.best['test_accuracy'], 2)}"
         if (seconds := run.seconds_an_epoch) is not None:
             left = f", {duration(seconds * (epochs - done))} left" * (run.state == "going on")
             clock = duration(seconds * done) + left

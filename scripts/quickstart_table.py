@@ -4,8 +4,8 @@ Reads the runs (a teacher, and students with and without it) and their SpikeSim 
 folder, measures the students' distance to the membranes of the teacher that taught over the test
 set, prints the table and writes table.md, table.csv, quickstart.png and quickstart.pdf. All
 networks are those of the last epoch, which nobody chose. The best accuracies stand below, with
-their epochs: chosen on the test set, as SNN papers do. The teacher's best epoch is the one that
-taught.
+their epochs: chosen on the test set, as SNN papers do, or with --val_share on a part of the
+training images. The teacher's best epoch is the one that taught.
 """
 
 import csv
@@ -13,17 +13,19 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from checkpoints import best_row
 from command_line import HelpFormatter, Parser, UserError
 from data_loader import data_of, evaluation_loader
-from display import kind_of, legend_below, new_figure, save_picture, styles, text_table
+from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
+from run_folder import read_metrics
 from spikesim_eval.quantities import QUANTITIES, shown
 
 COSTS = ("energy", "delay", "area", "edap")
@@ -42,7 +44,7 @@ class Run(NamedTuple):
     label: str
     style: dict[str, str]  # colour and line
     checkpoint: Checkpoint  # which the SpikeSim report describes
-    metrics: list[dict[str, str]]
+    metrics: list[dict[str, Any]]
     report: dict
 
 
@@ -83,11 +85,6 @@ def find_runs(folder: Path) -> list[Run]:
     return runs
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_batches(settings: Settings):
     _, test_set = data_of(settings, settings.data_path)
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
@@ -96,18 +93,27 @@ def test_batches(settings: Settings):
 def table(
     runs: list[Run], distances: dict[str, dict[str, Tensor]], for_programs: bool = False
 ) -> list[list[str]]:
-    """Rows [quantity, a cell per run], already formatted: costs with the units that suit them, or
-    for programs in those of FILE_UNITS."""
+    """Rows [quantity, a cell per run], already formatted: with the units that suit them, or for
+    programs as plain numbers in the units that the rows name."""
 
     def row(name: str, cell: Callable[[Run], str]) -> list[str]:
         return [name, *map(cell, runs)]
 
-    def distance(name: str, key: str, form: str) -> list[str]:
+    def share(name: str, of: Callable[[Run], float | None], note: Callable = lambda _: "") -> list:
         def cell(run: Run) -> str:
-            measured = distances.get(run.label)
-            return "-" if measured is None else format(measured[key].mean().item(), form)
+            if (value := of(run)) is None:
+                return "-"
+            return f"{100 * value:.2f}" if for_programs else percent(value, 2) + note(run)
 
-        return row(name, cell)
+        return row(f"{name}, %" if for_programs else name, cell)
+
+    def distance(run: Run, key: str) -> float | None:
+        measured = distances.get(run.label)
+        return None if measured is None else measured[key].mean().item()
+
+    def membrane_kl(run: Run) -> str:
+        value = distance(run, "membrane_kl")
+        return "-" if value is None else f"{value:.4f}"
 
     def total(key: str) -> list[str]:
         if for_programs:
@@ -121,22 +127,21 @@ def table(
 
         return row(f"{name}, × better", cell)
 
-    def spike_rate(run: Run) -> str:
-        return f"{float(run.metrics[run.checkpoint.epoch - 1]['spike_rate']):.2%}"
-
-    def best(run: Run) -> str:
-        accuracies = [float(line["test_accuracy"]) for line in run.metrics]
-        epoch = accuracies.index(max(accuracies))  # the first, as main.py keeps it
-        return f"{accuracies[epoch]:.2%} (epoch {epoch + 1})"
-
+    best_of = {run.label: best_row(run.metrics) for run in runs}
+    best_epochs = [row("best epoch", lambda run: str(best_of[run.label]["epoch"]))]
     return [
         row("epochs", lambda run: str(run.checkpoint.settings.epochs)),
         row("bits", lambda run: str(run.checkpoint.settings.bits or "32 (float)")),
-        row("accuracy, last epoch", lambda run: f"{run.checkpoint.accuracy:.2%}"),
-        row("accuracy, best epoch", best),
-        distance("membrane KL to teacher", "membrane_kl", ".4f"),
-        distance("differing spikes", "differing_spikes", ".2%"),
-        row("spike rate", spike_rate),
+        share("accuracy, last epoch", lambda run: run.checkpoint.accuracy),
+        share(
+            "accuracy, best epoch",
+            lambda run: best_of[run.label]["test_accuracy"],
+            lambda run: f" (epoch {best_of[run.label]['epoch']})",
+        ),
+        *(best_epochs if for_programs else []),
+        row("membrane KL to teacher", membrane_kl),
+        share("differing spikes", lambda run: distance(run, "differing_spikes")),
+        share("spike rate", lambda run: run.metrics[run.checkpoint.epoch - 1]["spike_rate"]),
         *map(total, FILE_UNITS),
         ratio("energy", "energy"),
         ratio("delay", "delay"),
@@ -160,7 +165,7 @@ def write_table(
     )
     teacher = (
         f"MD-SNN was taught by the teacher of its best epoch ({taught.epoch}, "
-        f"{taught.accuracy:.2%}): membrane KL and differing spikes are to that one."
+        f"{percent(taught.accuracy, 2)}): membrane KL and differing spikes are to that one."
     )
     print("\n".join(["", title, "", *text_table(header, rows), "", teacher]))
     with (folder / "table.csv").open("w", newline="") as file:
@@ -174,7 +179,7 @@ def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -
     figure, panels = new_figure(13, 4.2, columns=3)
     left, middle, right = panels
     for run in runs:
-        accuracy = [100 * float(row["test_accuracy"]) for row in run.metrics]
+        accuracy = [100 * row["test_accuracy"] for row in run.metrics]
         left.plot(range(1, len(accuracy) + 1), accuracy, label=run.label, **run.style)
     left.set(xlabel="epoch", ylabel="test accuracy, %", title="accuracy")
 

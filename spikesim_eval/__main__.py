@@ -87,6 +87,15 @@ CROSSBAR_HELP = {
 }
 
 
+def add_option(
+    parser: argparse.ArgumentParser, name: str, default: Any, text: str, **how: Any
+) -> None:
+    """An option whose help says its default."""
+    (value,) = default if isinstance(default, list) else [default]
+    shown = f"{value:g}" if isinstance(value, float) else value
+    parser.add_argument(f"--{name}", default=default, help=f"{text} (default {shown})", **how)
+
+
 def add_chip_options(parser: argparse.ArgumentParser, lists: bool = False) -> None:
     chip = Chip()
     for name, text in CHIP_HELP.items():
@@ -97,11 +106,9 @@ def add_chip_options(parser: argparse.ArgumentParser, lists: bool = False) -> No
             kind, default, text = numbers(type(value)), [value], f"{text}: one, or a,b,c"
         else:
             kind, default = type(value), value
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        add_option(parser, name, default, text, type=kind)
     for name, choices in CHOICES.items():
-        parser.add_argument(
-            f"--{name}", choices=choices, default=getattr(chip, name), help=CHOICE_HELP[name]
-        )
+        add_option(parser, name, getattr(chip, name), CHOICE_HELP[name], choices=choices)
 
 
 def build_parser() -> Parser:
@@ -123,9 +130,8 @@ def build_parser() -> Parser:
 
     several = commands.add_parser("compare", help="networks against the first", allow_abbrev=False)
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
-    several.add_argument(
-        "--max_drop", type=float, default=1.0, help="points below the first that are acceptable"
-    )
+    acceptable = "points below the first that are acceptable"
+    add_option(several, "max_drop", 1.0, acceptable, type=float)
     add_chip_options(several)
 
     grid = commands.add_parser("sweep", help="a whole grid of chips", allow_abbrev=False)
@@ -146,10 +152,10 @@ def build_parser() -> Parser:
     ideal = Crossbar()
     for name, text in CROSSBAR_HELP.items():
         value = getattr(ideal, name)
-        nonideal.add_argument(f"--{name}", type=type(value), default=value, help=text)
-    nonideal.add_argument("--adc_bits", type=adc_bits, default=4, help="ADC resolution, or ideal")
-    nonideal.add_argument("--seed", type=int, default=0, help="of the draws")
-    nonideal.add_argument("--trials", type=int, default=5, help="draws of the cells, with --sigma")
+        add_option(nonideal, name, value, text, type=type(value))
+    add_option(nonideal, "adc_bits", 4, "ADC resolution, or ideal", type=adc_bits)
+    add_option(nonideal, "seed", 0, "of the draws", type=int)
+    add_option(nonideal, "trials", 5, "draws of the cells, with --sigma", type=int)
     nonideal.add_argument(
         "--each_layer", action="store_true", help="also every layer alone on such crossbars"
     )

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from display import percent
 from load_settings import load_checkpoint, load_network
 
 from .crossbar import Crossbar, check_weight_fits, weights_per_row
@@ -365,23 +366,24 @@ def nonideal_text(report: dict[str, Any]) -> str:
     """For the terminal."""
     lost = 100 * (report["digital_accuracy"] - report["accuracy_mean"])
     lines = [
-        f"digital accuracy {report['digital_accuracy']:.2%}; on crossbars "
-        f"{report['accuracy_mean']:.2%} ± {report['accuracy_std']:.2%} "
+        f"digital accuracy {percent(report['digital_accuracy'], 2)}; on crossbars "
+        f"{100 * report['accuracy_mean']:.2f} ± {percent(report['accuracy_std'], 2)} "
         f"({len(report['accuracies'])} trials, {lost:.2f} points lost)",
         "layers that hurt most (root mean square error, relative to their sums):",
     ]
     by_error = sorted(report["layers"], key=lambda row: -row["relative_error"])
     worst = sorted(by_error, key=lambda row: row.get("accuracy_alone", 0.0))[:5]
     for row in worst:
-        alone = f", alone {row['accuracy_alone']:.2%}" if "accuracy_alone" in row else ""
+        alone = f", alone {percent(row['accuracy_alone'], 2)}" if "accuracy_alone" in row else ""
         lines.append(
-            f"  {row['layer']}: {row['relative_error']:.1%}, {row['clipped_share']:.1%} of partial "
-            f"sums clipped{alone}"
+            f"  {row['layer']}: {percent(row['relative_error'])}, "
+            f"{percent(row['clipped_share'])} of partial sums clipped{alone}"
         )
     if report["variation_bias"] > SMALL_BIAS:
         lines.append(
             f"sigma {report['crossbar']['sigma']:g} would make some conductances negative: they "
-            f"are set to 0, which raises the mean conductance by {report['variation_bias']:.1%}"
+            "are set to 0, which raises the mean conductance by "
+            f"{percent(report['variation_bias'])}"
         )
     if report["crossbar"]["adc_bits"] is not None and lost > 0:
         lines.append(

@@ -12,7 +12,7 @@ from math import fsum
 from pathlib import Path
 from typing import Any
 
-from display import component_name, short_names, significant, text_table
+from display import component_name, percent, short_names, significant, text_table
 
 from .compare import check_same_classes, notes, sensitivity
 from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE
@@ -231,7 +231,7 @@ def totals_table(
     rows = []
     accuracies = [report[key] for key in ("accuracy", "baseline_accuracy") if key in report]
     if any(x is not None for x in accuracies):
-        rows.append(["accuracy", *("" if x is None else f"{100 * x:.2f} %" for x in accuracies)])
+        rows.append(["accuracy", *("" if x is None else percent(x, 2) for x in accuracies)])
     rows += [[label, *(f"{total[key]:,}" for total in totals)] for key, label in COUNTS.items()]
     for key, (label, *_) in QUANTITIES.items():
         cells = [label, *(shown(key, total[key]) for total in totals)]

@@ -11,7 +11,7 @@ from math import prod
 
 import numpy as np
 
-from display import room_for_names, short_names, text_table
+from display import percent, room_for_names, short_names, text_table
 
 from .crossbar import weights_per_row
 from .estimate import CHOICES, Chip, ChipGrid, check_cell, layer_cost, start_times, totals
@@ -205,7 +205,7 @@ def front_lines(columns: Mapping[str, np.ndarray], front: np.ndarray) -> list[st
         table[QUANTITIES[key][0]] = [shown(key, value) for value in columns[key][front]]
     if not np.isnan(columns["accuracy"]).all():
         shares = columns["accuracy"][front]
-        table["accuracy"] = ["" if np.isnan(x) else f"{100 * x:.2f} %" for x in shares]
+        table["accuracy"] = ["" if np.isnan(x) else percent(x, 2) for x in shares]
     table |= {short: cells(key) for key, short in SHORT.items() if varies[key]}
     for key, short in {"bits": "bits", "time_steps": "T"}.items():
         if varies[key]:

@@ -1,6 +1,7 @@
 """What a person is shown: numbers with units, names, colours, and pictures as files."""
 
 import math
+import re
 from itertools import combinations
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from conftest import REPOSITORY
 from display import (
     COLOURS,
     COMPONENT_COLOURS,
@@ -16,6 +18,7 @@ from display import (
     engineering,
     legend_below,
     new_figure,
+    percent,
     prefixed,
     save_picture,
     short_names,
@@ -74,6 +77,13 @@ def test_what_is_shown_is_the_value_to_the_last_digit(value, digits):
 def test_a_column_has_the_unit_of_its_largest_value():
     one, unit = prefixed(1234e-12, "J")
     assert (1e-12 / one, unit) == (pytest.approx(1e-3), "nJ")
+
+
+def test_a_share_is_written_in_one_way_everywhere():
+    assert [percent(2 / 3), percent(1, 2), percent(0.0004, 0)] == ["66.7 %", "100.00 %", "0 %"]
+    programs = [*REPOSITORY.glob("[!.]*.py"), *REPOSITORY.glob("[!.]*/*.py")]
+    others = [path for path in programs if re.search(r"\{[^{}\n]*:[^{}\n]*%\}", path.read_text())]
+    assert others == []
 
 
 def test_names_are_as_short_as_tells_them_apart():

@@ -12,6 +12,7 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -25,19 +26,28 @@ from command_line import UserError
 from conftest import REPOSITORY
 from load_settings import parse_settings
 from settings import IMAGE_SIDES, LIMITS
+from spikesim_eval.estimate import Chip
 
-PAGES = [
-    REPOSITORY / "README.md",
-    *sorted(REPOSITORY.glob("docs/*.md")),
-    *sorted(REPOSITORY.glob("benchmarks/**/*.md")),
-]
-SOURCES = [
-    path
-    for pattern in ("*.py", "*/*.py", "*/*/*.py", "*/*.sh", "*.toml", "*.txt")
-    for path in REPOSITORY.glob(pattern)
-    if path.parts[len(REPOSITORY.parts)] not in (".venv", "runs", "checkpoints", "data")
-]
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
+
+
+def files_of_the_repository() -> list[Path]:
+    """What git knows, and not what a user has put beside it; in a copy without git, all that no
+    command has made."""
+    git = ["git", "-C", str(REPOSITORY), "ls-files", "-z"]
+    names = subprocess.run(git, capture_output=True, text=True).stdout.split("\0")[:-1]
+    paths = [REPOSITORY / name for name in names] or [
+        path
+        for path in REPOSITORY.rglob("*")
+        if not path.relative_to(REPOSITORY).parts[0].startswith((".", *MADE))
+    ]
+    return sorted(path for path in paths if path.is_file())
+
+
+FILES = files_of_the_repository()
+FOLDERS = {path.relative_to(REPOSITORY).parts[0] for path in FILES if path.parent != REPOSITORY}
+PAGES = [path for path in FILES if path.suffix == ".md"]
+SOURCES = [path for path in FILES if path.suffix in (".py", ".sh", ".toml", ".txt")]
 ENDINGS = (".py", ".sh", ".md", ".csv", ".json", ".html", ".txt", ".pth", ".npz", ".zip", ".toml")
 ENDINGS += (".png", ".pdf", ".svg", ".log")
 OTHERS_OPTIONS = {"--signal"}  # of Slurm
@@ -219,7 +229,7 @@ def is_there(path: str, page: Path) -> bool:
         return True
     if parts[0] in MADE:
         return True
-    ours = (REPOSITORY / parts[0]).is_dir() or path.endswith((".py", ".sh"))
+    ours = parts[0] in FOLDERS or path.endswith((".py", ".sh"))
     return not ours and all(
         piece in code_text() for part in parts for piece in re.split(r"[A-Z]{2,}|\*|…", part)
     )
@@ -246,7 +256,8 @@ def test_every_path_is_one_of_the_repository_or_of_what_its_commands_make(page):
 
 
 @pages
-def test_every_command_is_one_that_its_own_parser_accepts(page):
+def test_every_command_is_one_that_its_own_parser_accepts(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what the reader has trained is not looked at
     for language, block in prose_and_blocks(page)[1]:
         if language in ("", "bash"):
             for line in block.replace("\\\n", " ").splitlines():
@@ -279,8 +290,8 @@ def test_python_and_json_in_the_pages_can_be_read(page):
 
 
 def test_every_page_of_the_docs_can_be_reached_from_the_readme():
-    links = re.findall(r"\]\((docs/\w+\.md)", PAGES[0].read_text())
-    pages = {str(page.relative_to(REPOSITORY)) for page in PAGES[1:] if page.parent.name == "docs"}
+    links = re.findall(r"\]\((docs/\w+\.md)", (REPOSITORY / "README.md").read_text())
+    pages = {str(page.relative_to(REPOSITORY)) for page in PAGES if page.parent.name == "docs"}
     assert pages - {"docs/layer_list.md"} <= set(links)
 
 
@@ -292,42 +303,59 @@ def test_the_page_of_the_code_names_every_file_of_the_program():
             assert name in named, name
 
 
-def rows_of_options() -> dict[str, tuple[str, str, str]]:
-    """Of docs/options.md: option -> (heading, default, meaning)."""
-    rows, heading = {}, ""
-    for line in (REPOSITORY / "docs/options.md").read_text().splitlines():
+def rows_of_options(page: str) -> list[tuple[str, str, str, str]]:
+    """Of a page of docs: (heading, option, default, meaning) of each row that explains one."""
+    rows, heading = [], ""
+    for line in (REPOSITORY / "docs" / page).read_text().splitlines():
         if line.startswith("## "):
             heading = line[3:]
         cells = [cell.strip() for cell in line.strip("|").split(" | ")]
         if line.startswith("| `--") and len(cells) == 3:
-            for name in re.findall(r"`(--\w+)", cells[0]):
-                assert name not in rows, f"{name} is explained twice"
-                rows[name] = (heading, cells[1], cells[2])
+            rows += [(heading, name, *cells[1:]) for name in re.findall(r"`(--\w+)", cells[0])]
     return rows
 
 
 def test_the_page_of_options_has_a_row_for_every_option_in_the_groups_and_order_of_help():
     shown = [
-        (action.option_strings[0], group.title)
+        (group.title, action.option_strings[0])
         for group in parser_of("main")._action_groups
         for action in group._group_actions
         if action.help != argparse.SUPPRESS and action.dest != "help"
     ]
-    rows = [(name, heading.lower()) for name, (heading, _, _) in rows_of_options().items()]
+    rows = [(heading.lower(), name) for heading, name, *_ in rows_of_options("options.md")]
     assert rows == shown
 
 
+def default_in(action: argparse.Action) -> str:
+    """What the help of an option says, as the tables have it."""
+    said = re.search(r"\(default (.+)\)$", action.help)
+    return said[1] if said else "off" if action.nargs in (0, "?") else "-"
+
+
 def test_the_page_of_options_says_the_defaults_choices_and_limits_of_help():
-    for name, (_, default, meaning) in rows_of_options().items():
+    for _, name, default, meaning in rows_of_options("options.md"):
         (action,) = (x for x in parser_of("main")._actions if name in x.option_strings)
-        said = re.search(r"\(default (.+)\)$", action.help)
-        none = "off" if action.nargs in (0, "?") else "-"
-        assert default == (said[1] if said else none), name
+        assert default == default_in(action), name
         for choice in action.choices or ():
             assert f"`{choice}`" in meaning or f"{choice} " in meaning, (name, choice)
         for low, high in re.findall(r"([\d.]+) to (\d[\d.]*\d|\d)", meaning):
             limits = LIMITS.get(name[2:], IMAGE_SIDES)
             assert (float(low), float(high)) == limits, name
+
+
+def test_the_page_of_hardware_says_the_defaults_choices_and_limits_of_help():
+    (commands,) = (x.choices for x in parser_of("spikesim_eval")._actions if x.choices)
+    rows = rows_of_options("hardware.md")
+    for heading, name, default, meaning in rows:
+        command = commands["nonideal" if "not ideal" in heading else "report"]
+        (action,) = (x for x in command._actions if name in x.option_strings)
+        assert default.strip("`") == default_in(action), name
+        for choice in action.choices or ():
+            assert f"`{choice}`" in default + meaning, (name, choice)
+        for limits in re.findall(r"\d+ to \d+", meaning):
+            assert limits in action.help, name
+    chip = [f"--{name}" for name in vars(Chip())]
+    assert sorted(chip) == sorted(row[1] for row in rows if row[0] == "Options of a chip")
 
 
 def test_no_file_sends_a_reader_to_what_is_not_in_the_repository():

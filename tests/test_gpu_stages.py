@@ -85,7 +85,7 @@ def test_cifar10_goes_on_where_it_was_and_does_nothing_twice(tmp_path, shell_env
         assert f"| {name} | 1 of 1 | " in text
         with (tmp_path / "out" / f"cifar10-{name}.csv").open(newline="") as file:
             (row,) = csv.DictReader(file)
-        assert f"{float(row['test_accuracy']):.2%}" in text
+        assert f"{100 * float(row['test_accuracy']):.2f} %" in text
     log = (tmp_path / "out" / "cifar10.log").read_text()
     assert "(3, 32, 32) uint8 each" in log
     assert "All are trained." in here("again")

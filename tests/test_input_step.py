@@ -84,7 +84,7 @@ def test_teacher_and_students_learn_frames_that_are_no_small_counts(networks, tm
         assert main.main(["--eval_only", str(path), "--data_path", str(data)]) == 0
         out = capsys.readouterr().out.splitlines()
         assert out[0].startswith(f"input step {train.step:.4g}: code 255 of the 8-bit input")
-        assert out[1].startswith("accuracy 100.00% (12 of 12")
+        assert out[1].startswith("accuracy 100.00 % (12 of 12")
     index = next((data.parent / "made").rglob("*.json"))
     made = index.stat().st_mtime_ns
     report = ["report", "--checkpoint", paths["4 bits"], "--data_path", data, "--out", tmp_path]
@@ -111,7 +111,7 @@ def test_other_data_are_read_in_the_checkpoint_s_steps_with_a_warning(networks, 
     assert main.main(["--eval_only", str(paths["4 bits"]), "--data_path", str(other)]) == 0
     out, err = capsys.readouterr()
     accuracy = json.loads((tmp_path / "report.json").read_text())["accuracy"]
-    assert (err, f"accuracy {accuracy:.2%}" in out) == (warning, True)
+    assert (err, f"accuracy {100 * accuracy:.2f} %" in out) == (warning, True)
     # A teacher of these data does not fit those.
     options = ("--paper_setting", "qamd", "--bits", 4, "--teacher_path", paths["teacher"])
     assert main.main(command(other, tmp_path / "run", *options)) == 2

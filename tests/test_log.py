@@ -296,7 +296,7 @@ def test_the_next_commands_work_when_pasted(tmp_path, monkeypatch, capfd, shell_
     python, program, *options = shlex.split(evaluate)
     assert (python, Path(program)) == ("python", REPOSITORY / "main.py")
     assert main.main(options) == 0
-    assert capfd.readouterr().out.startswith(f"accuracy {accuracy:.2%} (")
+    assert capfd.readouterr().out.startswith(f"accuracy {100 * accuracy:.2f} % (")
     subprocess.run(["bash", "-c", report], env=shell_environment, check=True)
     assert (tmp_path / save_path / "report" / "report.html").is_file()
 

@@ -344,4 +344,4 @@ def test_the_report_says_so_where_the_mean_is_off(sigma, is_said):
     }
     text = nonideal_text(report)
     assert ("raises the mean conductance" in text) == is_said
-    assert ("by 8.3%" in text) == (sigma == 1.0)
+    assert ("by 8.3 %" in text) == (sigma == 1.0)

@@ -9,13 +9,14 @@ from sklearn.datasets import load_digits
 from conftest import QUICK, run_script
 from data_loader import as_atis, digit_events
 from load_settings import load_checkpoint
+from scripts import quickstart_table
 
 RUNS = "teacher", "student", "mdsnn"
 
 
 def last_accuracy(folder: Path) -> str:
     with (folder / "metrics.csv").open(newline="") as file:
-        return f"{float(list(csv.DictReader(file))[-1]['test_accuracy']):.2%}"
+        return f"{100 * float(list(csv.DictReader(file))[-1]['test_accuracy']):.2f}"
 
 
 def test_the_quickstart_prints_its_table_and_writes_it_with_plots(scripts_clone):
@@ -30,13 +31,17 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(scripts_clone)
     with (out / "table.csv").open(newline="") as file:
         table = {row[0]: row[1:] for row in csv.reader(file)}
     assert table["bits"] == ["32 (float)", "2", "2"]
-    assert table["accuracy, last epoch"] == [last_accuracy(out / x) for x in RUNS]
+    assert table["accuracy, last epoch, %"] == [last_accuracy(out / x) for x in RUNS]
     best = load_checkpoint(out / "teacher" / "original-best.pth")
-    named = f"{best.accuracy:.2%} (epoch {best.epoch})"
-    assert table["accuracy, best epoch"][0] == named
-    assert f"of its best epoch ({best.epoch}, {best.accuracy:.2%}): membrane KL" in printed
-    for name in ("accuracy, best epoch", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
-        assert name.split(", µJ")[0] in printed  # where each value has a unit of its own
+    assert table["accuracy, best epoch, %"][0] == f"{100 * best.accuracy:.2f}"
+    assert table["best epoch"][0] == str(best.epoch)
+    named = f"{100 * best.accuracy:.2f} % (epoch {best.epoch})"
+    assert named in next(x for x in printed.splitlines() if x.startswith("accuracy, best"))
+    assert f"of its best epoch ({best.epoch}, {100 * best.accuracy:.2f} %): membrane KL" in printed
+    for name in ("accuracy, best epoch, %", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
+        assert (
+            name.removesuffix(", %").split(", µJ")[0] in printed
+        )  # where each value has a unit of its own
         assert len(table[name]) == 3
     assert "OPS/mm²" in printed
     kl = table["membrane KL to teacher"]
@@ -49,6 +54,21 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(scripts_clone)
     for run_ in RUNS:
         report = json.loads((out / run_ / "edap" / "report.json").read_text())
         assert any(layer["rate_is_measured"] for layer in report["layers"])
+
+
+def test_the_best_epoch_is_that_of_the_validation_accuracy_where_there_is_one(trained):
+    metrics = [
+        {"epoch": 1, "test_accuracy": 0.5, "val_accuracy": 0.9, "spike_rate": 0.2},
+        {"epoch": 2, "test_accuracy": 0.75, "val_accuracy": 0.8, "spike_rate": 0.2},
+    ]
+    report = {"total": dict.fromkeys(quickstart_table.FILE_UNITS, 1.0)}
+    checkpoint = load_checkpoint(trained["original"])
+    run = quickstart_table.Run("teacher", {}, checkpoint, metrics, report)
+    assert ["accuracy, best epoch", "50.00 % (epoch 1)"] in quickstart_table.table([run], {})
+    for_programs = quickstart_table.table([run], {}, for_programs=True)
+    assert ["accuracy, best epoch, %", "50.00"] in for_programs
+    assert ["best epoch", "1"] in for_programs
+    assert not any("%" in cell for _, *cells in for_programs for cell in cells)
 
 
 def test_the_quickstart_of_events_trains_on_them_at_two_widths(scripts_clone):

@@ -213,7 +213,7 @@ def test_the_best_is_chosen_on_held_out_images_and_both_accuracies_are_reported(
     (tmp_path / "student-best.pth").unlink()
     monkeypatch.undo()
     assert main.main([*OPTIONS, "--save_path", str(tmp_path), "--resume", "--epochs", "4"]) == 0
-    assert "(69.44%)" in capfd.readouterr().err
+    assert "(69.44 %)" in capfd.readouterr().err
     assert float(rows_of(tmp_path)[-1]["best_accuracy"]) == 100 / 144
 
 

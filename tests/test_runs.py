@@ -104,7 +104,7 @@ def test_list_has_a_line_for_each_run_with_its_state_epochs_and_best(folder, cap
     line = by_folder[str(folder / "qamd-1")]
     assert line.startswith("MD-SNN, 4 bits, seed 1 ")
     assert "finished" in line
-    assert "1/1  75.00% (epoch 1)  75.00%" in line
+    assert "1/1  75.00 % (epoch 1)  75.00 %" in line
 
 
 def test_a_run_that_goes_on_is_told_from_one_that_was_stopped(copied, capfd):
@@ -228,6 +228,9 @@ def test_other_settings_are_other_groups_and_paths_are_not_settings(copied, capf
     out, _ = output(["table", str(copied), "--format", "csv"], capfd)
     finished = column(out, "runs_finished")
     assert finished["student, 4 bits, lr 0.05"] == finished["student, 4 bits, lr 0.1"] == "1"
+    change(copied / "student-1", {"lr": 1.0}, lambda rows: None)
+    out, _ = output(["table", str(copied), "--format", "csv"], capfd)
+    assert "student, 4 bits, lr 1" in column(out, "runs_finished")
     assert finished["MD-SNN, 4 bits, lr 0.1"] == "2"
 
 
@@ -269,7 +272,7 @@ def test_the_best_epoch_is_chosen_by_the_validation_accuracy_where_there_is_one(
     run = copied / "original-0"
     change(run, {"epochs": 2, "val_share": 0.1}, rows)
     out, _ = output(["list", str(run)], capfd)
-    assert "validation 90.00% (epoch 1), test 60.00%  70.00%" in out
+    assert "validation 90.00 % (epoch 1), test 60.00 %  70.00 %" in out
     out, _ = output(["table", str(run)], capfd)
     assert "| teacher | 1 | 70.00 | 60.00 | 90.00 | 0.400 |" in out
     assert "the best epoch is chosen by it" in out
