@@ -466,6 +466,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             store.set(RUN_STARTED, "")
         if FIRST_PROCESS:
             print(header(run, train_set, test_set, taught_by, macs, device, WORLD_SIZE), flush=True)
+        del taught_by  # with its optimizer's state, as large as its weights
         warmup = settings.warmup * steps
         scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done, warmup)
         if settings.dry_run:

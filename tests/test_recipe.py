@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import main
-from checkpoints import Run
 from data_loader import (
     ImageSet,
     data_of,
@@ -37,7 +36,7 @@ from stand_in_data import write_image_folder, write_tiny_imagenet
 from test_bad_input import ORIGINAL, complaint
 from test_input_step import SIDE, T, command
 from test_input_step import write as write_frames
-from test_resume import PowerCutError, assert_same_end, contents
+from test_resume import PowerCutError, assert_same_end, contents, cut_off_after
 
 OPTIONS = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
 OPTIONS += ["--paper_setting", "student", "--bits", "4", "--epochs", "3", "--deterministic"]
@@ -219,14 +218,7 @@ def test_the_best_is_chosen_on_held_out_images_and_both_accuracies_are_reported(
 
 @pytest.mark.parametrize("step", [2, 7, 13])  # in the warm-up, after it, in the last epoch
 def test_a_run_with_all_three_goes_on_bit_for_bit(step, run, tmp_path, monkeypatch):
-    step_is_done = Run.step_is_done
-
-    def cut_off(run: Run, sums) -> None:
-        step_is_done(run, sums)
-        if run.steps_done == step:
-            raise PowerCutError
-
-    monkeypatch.setattr(Run, "step_is_done", cut_off)
+    cut_off_after(step, monkeypatch)
     with pytest.raises(PowerCutError):
         main.main([*OPTIONS, "--save_path", str(tmp_path), "--save_every", "1"])
     assert contents(tmp_path)["step"] == step % STEPS

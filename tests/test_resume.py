@@ -91,11 +91,8 @@ class PowerCutError(Exception):
     pass
 
 
-@pytest.mark.device
-@pytest.mark.parametrize("step", range(1, 11))
-def test_a_run_cut_off_after_any_step_goes_on_as_if_nothing_had_been(
-    step, uninterrupted, tmp_path, monkeypatch
-):
+def cut_off_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the power go after that many steps."""
     step_is_done = Run.step_is_done
 
     def cut_off(run: Run, sums) -> None:
@@ -104,6 +101,14 @@ def test_a_run_cut_off_after_any_step_goes_on_as_if_nothing_had_been(
             raise PowerCutError
 
     monkeypatch.setattr(Run, "step_is_done", cut_off)
+
+
+@pytest.mark.device
+@pytest.mark.parametrize("step", range(1, 11))
+def test_a_run_cut_off_after_any_step_goes_on_as_if_nothing_had_been(
+    step, uninterrupted, tmp_path, monkeypatch
+):
+    cut_off_after(step, monkeypatch)
     # Every third step is saved, and the last of an epoch: it goes back by none, one or two steps.
     with pytest.raises(PowerCutError):
         train(tmp_path, "--save_every", "3")
