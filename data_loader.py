@@ -82,6 +82,7 @@ HIGHEST = 255  # code of the 8-bit input
 BOUNDS = ((99, 2), (50, 64))  # percent, room: see input_of
 MOST_VALUES = 2**24  # of training data that quantiles are taken of, and that are read at once
 HELD_OUT = 1  # beside the seed: other random numbers than an epoch's
+FOLDS = 5  # parts of a split of --fold
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
 
@@ -213,6 +214,26 @@ def held_out_rows(labels: Tensor, share: float, seed: int) -> np.ndarray:
     return chosen
 
 
+def fold_rows(labels: Tensor, fold: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """(training rows, test rows) of images with these labels, sorted: stratified parts, of which
+    each image is a test image once in the FOLDS folds of a split. Raises UserError where a class
+    has too few images for that."""
+    # Imported here because it takes more than a second.
+    from sklearn.model_selection import StratifiedKFold
+
+    for label, number in enumerate(labels.bincount().tolist()):
+        if 0 < number < FOLDS:
+            name = [*classes, *map(str, range(len(classes), label + 1))][label]
+            raise UserError(
+                f"--fold needs {FOLDS} images of every class, one for the test of each fold: "
+                f"{name} has {number}"
+            )
+    split, part = divmod(fold, FOLDS)
+    parts = StratifiedKFold(FOLDS, shuffle=True, random_state=split).split(labels, labels)
+    train, test = next(islice(parts, part, None))
+    return torch.from_numpy(train), torch.from_numpy(test)
+
+
 def seed_of(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
@@ -227,6 +248,7 @@ def load_data_sets(
     cache_path: str | Path | None = None,
     input_step: float | None = None,
     val_share: float = 0.0,
+    fold: int | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """The data sets (train, test) of `data`; training images are augmented, from `seed` ≥ 0.
 
@@ -235,15 +257,16 @@ def load_data_sets(
     is not the data set's own. cache_path: the folder for caches and converted events; by default
     what MD_SNN_CACHE_PATH in the environment says, else data_path. input_step: what one code of
     event frames stands for, by default what `input_of` finds. val_share: this share of the training
-    images is not in `train` but in `train.held_out`, without augmentation. Under torch.distributed
-    every process must call this, since the first one reads (and downloads, and packs) before the
-    others. Raises UserError, one line, where data are missing or damaged; it names the expected
-    folder and how to fill it.
+    images is not in `train` but in `train.held_out`, without augmentation. fold: the test images
+    are that fold's of all images, and the training images the others (see `fold_rows`). Under
+    torch.distributed every process must call this, since the first one reads (and downloads, and
+    packs) before the others. Raises UserError, one line, where data are missing or damaged; it
+    names the expected folder and how to fill it.
     """
     if data not in DATA_SETS:
         raise UserError(f"there is no data set {data!r}")
     size = image_size or DATA_SETS[data].image_size
-    place, found = Place.of(data_path, cache_path), None
+    place, found, whole = Place.of(data_path, cache_path), None, None
     with first_process_first():
         try:
             match data:
@@ -254,20 +277,26 @@ def load_data_sets(
                 case "TinyImagenet":
                     arrays, classes = _tiny_imagenet(place)
                 case "ncaltech101" | "digits-dvs":
-                    arrays, classes, found = _events(data, place, time_window, size)
+                    arrays, classes, found, whole = _events(data, place, time_window, size)
                 case "digits":
-                    arrays, classes = _digits(), list("0123456789")
+                    arrays, classes = _digits(split=fold is None), list("0123456789")
                 case "folder":
                     arrays, classes = _folder(place, size)
         except OSError as error:  # no permission, a disk that fails or is full
             raise UserError(cannot_prepare(data, place.data, error)) from error
     (train, train_labels), (test, test_labels) = arrays
-    rows = held_out = None
+    train_labels, test_labels = map(torch.as_tensor, (train_labels, test_labels))
+    rows = test_rows = held_out = None
+    if fold is not None:
+        train = test = torch.cat((train, test)) if whole is None else whole
+        train_labels = test_labels = torch.cat((train_labels, test_labels))
+        rows, test_rows = fold_rows(train_labels, fold, classes)
     if val_share:
-        chosen = held_out_rows(torch.as_tensor(train_labels), val_share, seed)
-        rows, held_out = (torch.from_numpy(x.nonzero()[0]) for x in (~chosen, chosen))
-        if found is not None:
-            found = input_of(train.numpy(), rows.numpy())
+        rows = torch.arange(len(train_labels)) if rows is None else rows
+        chosen = torch.from_numpy(held_out_rows(train_labels[rows], val_share, seed))
+        rows, held_out = rows[~chosen], rows[chosen]
+    if found is not None and rows is not None:
+        found = input_of(train.numpy(), rows.numpy())
     step, clipped = found or (None, 0.0)
     if found is not None and input_step not in (None, step):
         if is_first_process():
@@ -282,12 +311,12 @@ def load_data_sets(
         transform = augmentation(augment, DATA_SETS[data].events, size)
     sets = (
         ImageSet(train, train_labels, transform, seed, step, clipped, rows, classes),
-        ImageSet(test, test_labels, step=step, classes=classes),
+        ImageSet(test, test_labels, step=step, rows=test_rows, classes=classes),
     )
     if held_out is not None:
         sets[0].held_out = ImageSet(train, train_labels, step=step, rows=held_out)
     known = DATA_SETS[data].num_classes or len(classes_of_folder(data_path))
-    highest = max(part.labels.max().item() for part in sets)
+    highest = max(labels.max().item() for labels in (train_labels, test_labels))
     if highest >= known:
         raise UserError(
             f"{data} has {known} classes, {data_path} a label {highest}: remove the cache there"
@@ -309,6 +338,7 @@ def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageS
         cache_path=settings.cache_path if of_training else None,
         input_step=input_step_of(settings),
         val_share=settings.val_share,
+        fold=settings.fold,
     )
 
 
@@ -1270,9 +1300,9 @@ def _frames_folder(data: str, place: Place, time_window: int) -> Path:
 
 def _events(
     data: str, place: Place, time_window: int, size: tuple[int, int]
-) -> tuple[Arrays, list[str], Input]:
+) -> tuple[Arrays, list[str], Input, Tensor]:
     """N-Caltech101 (Orchard et al. 2015) or data like it, as frames of event counts, T per sample,
-    the classes' names and how the frames are read.
+    the classes' names, how the frames are read, and the images of both parts as they are mapped.
 
     The split, the same on every machine: of a class's n file names in code-point order, the last
     max(1, ⌊n/10⌋) (digits-dvs: ⌊n/5⌋) are test files and those before them training files; a class
@@ -1316,7 +1346,7 @@ def _events(
         measure,
     )
     n = training(labels)
-    return ((images[:n], labels[:n]), (images[n:], labels[n:])), classes, found
+    return ((images[:n], labels[:n]), (images[n:], labels[n:])), classes, found, images
 
 
 def _event_cache(data: str, place: Place, time_window: int, size: tuple[int, int]) -> Path:
@@ -1638,15 +1668,16 @@ def digits_of(*shares: Sequence[int]) -> tuple[ImageSet, ...]:
     return tuple(ImageSet(images[share], digits.target[share], classes=names) for share in shares)
 
 
-def _digits() -> Arrays:
-    """All digits, split 80/20, stratified, random_state 0."""
+def _digits(split: bool) -> Arrays:
+    """All digits, split 80/20, stratified, random_state 0; without `split` all are training images,
+    in scikit-learn's order."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     labels = load_digits().target
-    shares = train_test_split(
-        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
-    )
+    shares = np.arange(len(labels)), np.arange(0)
+    if split:
+        shares = train_test_split(shares[0], test_size=0.2, stratify=labels, random_state=0)
     train, test = digits_of(*shares)
     return (train.images, train.labels), (test.images, test.labels)
 

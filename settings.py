@@ -170,6 +170,15 @@ class Settings:
         metavar="SHARE",
         added=True,
     )
+    fold: int | None = option(
+        "data",
+        "cross-validation: test on the K-th of five parts of all images, of training and test, and "
+        "train on the others; every five K are another split",
+        limits=(0, 10**6),
+        evaluation="fit",
+        metavar="K",
+        added=True,
+    )
 
     model_depth: int = option(
         "network", "layers of the MS-ResNet", 18, choices=BLOCKS, metavar="N", evaluation="fit"
