@@ -6,6 +6,7 @@
 | CIFAR100 | cifar-100-python, downloaded when missing | (3, 32, 32) | 100 |
 | TinyImagenet | tiny-imagenet-200, downloaded when missing | (3, 64, 64) | 200 |
 | ncaltech101 | N-Caltech101/frames_number_T_split_by_number | (T, 2, 48, 48) | 101 |
+| nmnist | N-MNIST/frames_number_T_split_by_number | (T, 2, 34, 34) | 10 |
 | digits | scikit-learn itself | (1, 16, 16) | 10 |
 | digits-dvs | Digits-DVS, made from scikit-learn's digits when missing | (T, 2, 24, 24) | 10 |
 | folder | train/CLASS/*, val/CLASS/* | (3, 64, 64) | as many as there are |
@@ -276,7 +277,7 @@ def load_data_sets(
                     arrays, classes = _cifar(CIFAR100, place.data)
                 case "TinyImagenet":
                     arrays, classes = _tiny_imagenet(place)
-                case "ncaltech101" | "digits-dvs":
+                case "ncaltech101" | "nmnist" | "digits-dvs":
                     arrays, classes, found, whole = _events(data, place, time_window, size)
                 case "digits":
                     arrays, classes = _digits(split=fold is None), list("0123456789")
@@ -1156,7 +1157,7 @@ def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
         frames = path
         if suffix == ".bin":
             frames = Path(folder) / "frames.npz"
-            _convert(path, frames, T)
+            _convert(path, frames, T, EVENT_DATA[settings.data].sensor)
         return read_frames(frames, T, data_set.image_size).astype(np.float32)
 
 
@@ -1269,27 +1270,42 @@ class DamagedError(UserError):
 
 
 class EventData(NamedTuple):
-    """Event data in the layout of N-Caltech101."""
+    """Events CLASS/*.bin of five bytes each, below one folder or two."""
 
     folder: str
-    one_in: int  # of a class's files is for the test
-    archive: Archive | None
+    sensor: tuple[int, int]  # height and width of the camera, pixels
+    # The folders of classes, of all files or of the training and of the test files, and what each
+    # is unpacked from; None: made here.
+    parts: dict[str, Archive | None]
+    one_in: int = 0  # of a class's files is for the test, where all are in one part
+    classes: tuple[str, ...] = ()  # that every part has; of none, those that are found
+
+    def frames(self, root: Path) -> dict[str, Path]:
+        """The folder of classes of each part's frames, below the folder of all frames: where there
+        are two, in lower case, as SpikingJelly names them."""
+        return {part: root / part.lower() if len(self.parts) > 1 else root for part in self.parts}
 
 
+SITE = "https://www.garrickorchard.com/datasets"
+CALTECH = Archive(
+    "Caltech101.zip", "Caltech101", "66201824eabb0239c7ab992480b50ba3", f"{SITE}/n-caltech101"
+)
 EVENT_DATA = {
-    "ncaltech101": EventData(
-        "N-Caltech101",
-        10,
-        Archive(
-            "Caltech101.zip",
-            "Caltech101",
-            "66201824eabb0239c7ab992480b50ba3",
-            "https://www.garrickorchard.com/datasets/n-caltech101",
-        ),
+    "ncaltech101": EventData("N-Caltech101", (180, 240), {CALTECH.top: CALTECH}, one_in=10),
+    "nmnist": EventData(
+        "N-MNIST",
+        (34, 34),
+        {
+            top: Archive(f"{top}.zip", top, md5, f"{SITE}/n-mnist")
+            for top, md5 in (
+                ("Train", "20959b8e626244a1b502305a9e6e2031"),
+                ("Test", "69ca8762b2fe404d9b9bad1103e97832"),
+            )
+        },
+        classes=tuple("0123456789"),
     ),
-    "digits-dvs": EventData("Digits-DVS", 5, None),
+    "digits-dvs": EventData("Digits-DVS", (180, 240), {"Caltech101": None}, one_in=5),
 }
-SENSOR = 180, 240  # height and width of N-Caltech101's camera
 
 
 def _frames_folder(data: str, place: Place, time_window: int) -> Path:
@@ -1301,19 +1317,20 @@ def _frames_folder(data: str, place: Place, time_window: int) -> Path:
 def _events(
     data: str, place: Place, time_window: int, size: tuple[int, int]
 ) -> tuple[Arrays, list[str], Input, Tensor]:
-    """N-Caltech101 (Orchard et al. 2015) or data like it, as frames of event counts, T per sample,
-    the classes' names, how the frames are read, and the images of both parts as they are mapped.
+    """N-Caltech101, N-MNIST (Orchard et al. 2015) or data like them, as frames of event counts, T
+    per sample, the classes' names, how the frames are read, and the images of both parts as they
+    are mapped.
 
-    The split, the same on every machine: of a class's n file names in code-point order, the last
-    max(1, ⌊n/10⌋) (digits-dvs: ⌊n/5⌋) are test files and those before them training files; a class
-    with a single file has it in the training set. Label = place of the class's folder name in
-    code-point order.
+    The split, the same on every machine: N-MNIST's own; else, of a class's n file names in
+    code-point order, the last max(1, ⌊n/10⌋) (digits-dvs: ⌊n/5⌋) are test files and those before
+    them training files; a class with a single file has it in the training set. Label = place of the
+    class's folder name in code-point order.
     """
-    frames = _frames_folder(data, place, time_window)
+    kind, frames = EVENT_DATA[data], _frames_folder(data, place, time_window)
     index = _event_cache(data, place, time_window, size)
     if not frames.is_dir() and not index.exists():
-        if data == "ncaltech101":
-            beside = (x / EVENT_DATA[data].folder for x in dict.fromkeys(place))
+        if any(kind.parts.values()):
+            beside = (x / kind.folder for x in dict.fromkeys(place))
             found = sorted(x.name for y in beside for x in y.glob("frames_number_*_by_number"))
             raise UserError(
                 f"{data} with --time_window {time_window} is expected in {frames}, which is "
@@ -1332,6 +1349,8 @@ def _events(
         return input_of(train)
 
     def training(labels: Tensor) -> int:
+        if not kind.one_in:  # the last class of the training files, then the first of the others
+            return int(labels.diff().argmin()) + 1
         tests = sum(_test_share(data, n) for n in labels.bincount().tolist())
         if not tests:
             raise UserError(f"{frames} holds no class of two files or more")
@@ -1356,7 +1375,8 @@ def _event_cache(data: str, place: Place, time_window: int, size: tuple[int, int
 
 def _test_share(data: str, files: int) -> int:
     """How many of a class's files are for the test."""
-    return max(1, files // EVENT_DATA[data].one_in) if files > 1 else 0
+    one_in = EVENT_DATA[data].one_in
+    return max(1, files // one_in) if one_in and files > 1 else 0
 
 
 def _remedy(data: str, place: Place, time_window: int) -> str:
@@ -1367,8 +1387,16 @@ def _remedy(data: str, place: Place, time_window: int) -> str:
     )
 
 
-def _classes_below(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+def _classes_of(data: str, root: Path, remedy: str) -> list[str]:
+    """The names of the folders of classes in `root`, sorted. Raises UserError where one is missing
+    that the data set has."""
+    classes = EVENT_DATA[data].classes
+    missing = [name for name in classes if not (root / name).is_dir()]
+    if missing:
+        what = "is missing" if not root.is_dir() else f"lacks {', '.join(missing)}"
+        raise UserError(f"{data} is expected in {root}/CLASS/*, but {root} {what}: {remedy}")
+    below = (path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    return list(classes) or sorted(below)
 
 
 def _files_of_classes(
@@ -1390,23 +1418,24 @@ def _files_of_classes(
 
 def _find_frames(data: str, place: Place, time_window: int) -> Source:
     """All training files, then all test files."""
-    root = _frames_folder(data, place, time_window)
+    kind, root = EVENT_DATA[data], _frames_folder(data, place, time_window)
     _refuse_unfinished(root)
-    classes = [path.name for path in _classes_below(root)]
-    most = DATA_SETS[data].num_classes
-    if not 1 <= len(classes) <= most:
-        raise UserError(f"{root} holds {len(classes)} classes, {data} has {most}")
+    again = f"remove {root} and " + _remedy(data, place, time_window)
     train, test = [], []
-    of_class = _files_of_classes(data, root, classes, ".npz")
-    for label, (name, files) in enumerate(of_class.items()):
-        if not files:
-            raise UserError(
-                f"{root / name} holds no frames (*.npz): remove it, or remove {root} and "
-                + _remedy(data, place, time_window)
-            )
-        first_test = len(files) - _test_share(data, len(files))
-        train += [(f"{name}/{file}", label) for file in files[:first_test]]
-        test += [(f"{name}/{file}", label) for file in files[first_test:]]
+    for of_test, folder in enumerate(kind.frames(root).values()):  # where there are two parts
+        classes = _classes_of(data, folder, again)
+        most = DATA_SETS[data].num_classes
+        if not 1 <= len(classes) <= most:
+            raise UserError(f"{folder} holds {len(classes)} classes, {data} has {most}")
+        of_class = _files_of_classes(data, folder, classes, ".npz")
+        for label, (name, files) in enumerate(of_class.items()):
+            if not files:
+                remove = "" if kind.classes else "remove it, or "
+                raise UserError(f"{folder / name} holds no frames (*.npz): {remove}{again}")
+            found = [(str((folder / name / x).relative_to(root)), label) for x in files]
+            first_test = 0 if of_test else len(found) - _test_share(data, len(found))
+            train += found[:first_test]
+            test += found[first_test:]
     return Source(classes, train + test)
 
 
@@ -1470,11 +1499,11 @@ def convert_events(
             return []  # made by the process that was waited for
         unfinished = frames.with_name(f"{frames.name}.unfinished")
         targets = {
-            unfinished / path.parent.name / f"{path.stem}.npz": path
-            for path in _find_events(data, place)
+            EVENT_DATA[data].frames(unfinished)[part] / path.parent.name / f"{path.stem}.npz": path
+            for part, path in _find_events(data, place)
         }
-        for path in unfinished.glob("*/*"):  # of files that are no longer there
-            if path not in targets:
+        for path in unfinished.rglob("*"):  # of files that are no longer there
+            if path not in targets and not path.is_dir():
                 path.unlink()
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -1482,7 +1511,7 @@ def convert_events(
 
         def convert(target: Path) -> None:
             try:
-                _convert(targets[target], target, time_window)
+                _convert(targets[target], target, time_window, EVENT_DATA[data].sensor)
             except DamagedError as error:
                 if not skip_damaged:
                     raise
@@ -1492,7 +1521,7 @@ def convert_events(
         what = f"converting events to {time_window} frames"
         for _ in in_threads(convert, list(targets), what):
             pass
-        for folder in unfinished.iterdir():
+        for folder in sorted(unfinished.rglob("*"), reverse=True):
             with suppress(OSError):  # of classes that are gone or that had only damaged files
                 folder.rmdir()
         unfinished.rename(frames)
@@ -1505,59 +1534,67 @@ def set_damaged_frames_aside(data: str, place: Place, time_window: int) -> list[
 
     def check(path: Path) -> None:
         try:
-            read_frames(path, time_window, SENSOR)
+            read_frames(path, time_window, EVENT_DATA[data].sensor)
         except DamagedError as error:
             path.rename(path.with_name(f"{path.name}.damaged"))
             aside.append(str(error))
 
-    files = sorted(_frames_folder(data, place, time_window).glob("*/[!.]*.npz"))
+    root = _frames_folder(data, place, time_window)
+    files = sorted(x for y in EVENT_DATA[data].frames(root).values() for x in y.glob("*/[!.]*.npz"))
     for _ in in_threads(check, files, "checking frames"):
         pass
     return sorted(aside)
 
 
-def _find_events(data: str, place: Place) -> list[Path]:
-    """The files CLASS/*.bin, unpacked or made first where they are missing."""
-    kind, top = EVENT_DATA[data], "Caltech101"
-    root, extracted = place.data / kind.folder, place.caches / kind.folder / "extract" / top
-    for folder in (root / "extract" / top, root / top):
-        if folder.is_dir():
-            extracted = folder
-            break
-    if not extracted.is_dir():
-        archive = kind.archive and root / "download" / kind.archive.name
-        if archive and not archive.exists():
+def _find_events(data: str, place: Place) -> list[tuple[str, Path]]:
+    """(part, file CLASS/*.bin) of all parts, unpacked or made first where they are missing."""
+    kind = EVENT_DATA[data]
+    root, made = place.data / kind.folder, place.caches / kind.folder / "extract"
+    sources = {}  # all are looked for before one is unpacked: that takes long
+    for part, archive in kind.parts.items():
+        folders = [folder / part for folder in (root / "extract", root, made)]
+        archives = [folder / archive.name for folder in (root / "download", root) if archive]
+        found = [*filter(Path.is_dir, folders), *filter(Path.is_file, archives)]
+        sources[part] = found[0] if found else None
+        if archive and sources[part] is None:
             raise UserError(
-                f"{data} is expected in {extracted}/CLASS/*.bin or in {archive}, and neither is "
-                f"there: get {kind.archive.name} from {kind.archive.url}"
+                f"{data} is expected in {root / part}/CLASS/*.bin or in {archives[0]}, and neither "
+                f"is there: get {archive.name} from {archive.url}"
             )
-        extracted.parent.mkdir(parents=True, exist_ok=True)
-        with alone(extracted):
-            if archive and not extracted.is_dir():
-                kind.archive.unpack(archive, extracted)
-            elif not extracted.is_dir():
-                with whole_folder(extracted) as unfinished:
-                    write_digit_events(unfinished)
-    classes = [path.name for path in _classes_below(extracted)]
     events = []
-    for name, files in _files_of_classes(data, extracted, classes, ".bin").items():
-        if not files:
-            raise UserError(f"{extracted / name} holds no events (*.bin): fill or remove it")
-        events += [extracted / name / file for file in files]
+    for part, archive in kind.parts.items():
+        extracted = sources[part] or made / part
+        if not extracted.is_dir():
+            extracted = made / part
+            extracted.parent.mkdir(parents=True, exist_ok=True)
+            with alone(extracted):
+                if archive and not extracted.is_dir():
+                    archive.unpack(sources[part], extracted)
+                elif not extracted.is_dir():
+                    with whole_folder(extracted) as unfinished:
+                        write_digit_events(unfinished)
+        remedy = f"unpack {archive.name} of {archive.url} again" if archive else "remove it"
+        classes = _classes_of(data, extracted, remedy)
+        for name, files in _files_of_classes(data, extracted, classes, ".bin").items():
+            if not files:
+                do = remedy if kind.classes else "fill or remove it"
+                raise UserError(f"{extracted / name} holds no events (*.bin): {do}")
+            events += [(part, extracted / name / file) for file in files]
     if not events:
         raise UserError(f"{extracted} holds no classes CLASS/*.bin")
     return events
 
 
-def _convert(path: Path, target: Path, time_window: int) -> None:
-    """Write the frames of one file of events, dated as it is, unless they are there."""
+def _convert(path: Path, target: Path, time_window: int, sensor: tuple[int, int]) -> None:
+    """Write the frames of one file of events of a camera of (height, width) pixels, dated as it is,
+    unless they are there."""
     # Imported here: it takes seconds, and needs a torchaudio that fits torch.
     from spikingjelly.datasets import utils
 
     stat = path.stat()
     if target.exists() and target.stat().st_mtime_ns == stat.st_mtime_ns:
         return
-    H, W = SENSOR
+    H, W = sensor
     size = stat.st_size
     events = utils.load_ATIS_bin(path) if size and size % 5 == 0 else None
     if events is None or (events["x"] >= W).any() or (events["y"] >= H).any():
@@ -1573,6 +1610,7 @@ def _convert(path: Path, target: Path, time_window: int) -> None:
 
 
 # The event camera of digits-dvs.
+SENSOR = EVENT_DATA["digits-dvs"].sensor
 SACCADE_MS = 100  # each of the three, as N-Caltech101's (Orchard et al. 2015)
 STEPS = 24  # per saccade
 REACH = 8  # pixels from the centre to a side of the triangle
@@ -1696,7 +1734,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data_path", default="./data", help="default ./data")
     add("--cache_path", help="where frames and caches go (default: into the data path)")
     add("--time_window", type=int, help="frames of a sample of events (default 10)")
-    add("--image_size", help="HxW or one side (ncaltech101: 48; all that its camera has: 180x240)")
+    add(
+        "--image_size",
+        help="HxW or one side (ncaltech101 48, all of its camera: 180x240; nmnist 34)",
+    )
     add("--skip_damaged", action="store_true", help="leave damaged files of events out")
     try:
         args = parser.parse_args(argv)
