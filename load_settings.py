@@ -374,7 +374,7 @@ def _check_teacher(settings: Settings) -> None:
             f"--teacher_path {settings.teacher_path} holds a quantized {teacher.paper_setting} "
             "network: a teacher comes from --paper_setting original"
         )
-    for name in ("data", "model_depth", "width", "time_window", "image_size"):
+    for name in ("data", "model_depth", "width", "image_size"):
         if getattr(teacher, name) != getattr(settings, name):
             raise UserError(
                 f"--teacher_path {settings.teacher_path} was trained with --{name} "

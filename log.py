@@ -25,6 +25,7 @@ from tqdm.std import Bar as Blocks
 from checkpoints import Run, best_row, deciding, disk_errors
 from data_loader import ImageSet
 from display import percent
+from distiller import teacher_steps
 from load_settings import Checkpoint
 from models import MSResNet
 from run_folder import EVENTS
@@ -168,13 +169,13 @@ def header(
         ),
     ]
     if teacher is not None:
-        lines.append(
-            (
-                "teacher",
-                f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), "
-                f"T {teacher.settings.time_window}",
-            )
-        )
+        text = f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), "
+        text += f"T {teacher.settings.time_window}"
+        if settings.loss is not None:
+            own, how = teacher.settings.time_window, (settings.loss, settings.teacher_logits)
+            runs_for, _ = teacher_steps(settings.time_window, own, *how, data_set.events)
+            text += f", run for {count(runs_for, 'timestep')}" * (runs_for != own)
+        lines.append(("teacher", text))
     unwritten = " (a dry run writes nothing)" if settings.dry_run else ""
     lines.append(("files", settings.save_path + unwritten))
     if run.steps_done:

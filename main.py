@@ -290,9 +290,13 @@ def keep_freed_memory() -> None:
 
 
 def compile_for(
-    settings: Settings, device: torch.device, test_set: ImageSet, train_set: ImageSet | None = None
+    settings: Settings,
+    device: torch.device,
+    test_set: ImageSet,
+    train_set: ImageSet | None = None,
+    taught_by: Checkpoint | None = None,
 ) -> None:
-    """--compile: compile the hot functions by using a throwaway network as the run will use its
+    """--compile: compile the hot functions by using throwaway networks as the run will use its
     own; where that fails, warn and stay eager. `train_set`: none in an evaluation."""
     batch = max(1, settings.batch_size // WORLD_SIZE)
     training_images = 0 if train_set is None else len(train_set)
@@ -318,7 +322,7 @@ def compile_for(
                         network(images[:size], membranes=True)
         if not trained:
             return
-        teacher = build_network(replace(settings, paper_setting="original")).to(device)
+        teacher = None if taught_by is None else build_network(taught_by.settings).to(device)
         loss_function = build_loss(settings, network.train(), teacher)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
             _, loss, _ = loss_function(images[:trained], labels[:trained])
@@ -398,12 +402,13 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
 
 def with_input_step(settings: Settings, step: float | None, teacher: Checkpoint | None) -> Settings:
     """The settings with what the training data have told. Raises UserError where the teacher reads
-    its input in other steps."""
+    the same frames in other steps; those of another T have other counts."""
     if step not in (None, DATA_SETS[settings.data].image_step):
         settings = replace(settings, input_step=step)
     if teacher is not None:
         theirs = input_step_of(teacher.settings)
-        if theirs != input_step_of(settings):
+        same_frames = teacher.settings.time_window == settings.time_window
+        if same_frames and theirs != input_step_of(settings):
             of_teacher = teacher.settings  # a found step is that of the images that are used
             used = f" (it had --val_share {of_teacher.val_share} --seed {of_teacher.seed})"
             used *= of_teacher.val_share > 0 or settings.val_share > 0
@@ -459,7 +464,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
         macs = macs_of_image(settings.model_depth, settings.width, settings.time_window, of_data)
     images_of_statistics = first_images(train_batches, device)
     if settings.compile:
-        compile_for(settings, device, test_set, train_set)
+        compile_for(settings, device, test_set, train_set, taught_by)
 
     network = build_network(settings)
     teacher = None if taught_by is None else load_network(taught_by).to(device)
@@ -562,7 +567,8 @@ def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None)
     if settings.paper_setting != "qamd":
         return cross_entropy(student, settings.label_smoothing)
     weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
-    return Distiller(teacher, student, settings.loss, *weights, settings.label_smoothing)
+    how = settings.label_smoothing, settings.teacher_logits
+    return Distiller(teacher, student, settings.loss, *weights, *how)
 
 
 def cross_entropy(network: nn.Module, label_smoothing: float = 0.0) -> LossFunction:

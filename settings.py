@@ -13,7 +13,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple, get_args
 
 from command_line import HelpFormatter, Parser, UserError
-from distiller import ALPHA, BETA, BETA_SCHEDULE, BETA_SCHEDULES, MEMBRANE_LOSSES, TAU
+from distiller import (
+    ALPHA,
+    BETA,
+    BETA_SCHEDULE,
+    BETA_SCHEDULES,
+    MEMBRANE_LOSSES,
+    TAU,
+    TEACHER_LOGITS,
+)
 from models.MS_ResNet import BLOCKS
 
 
@@ -278,6 +286,17 @@ class Settings:
         choices=BETA_SCHEDULES,
         where=compares_membranes,
         metavar="NAME",
+    )
+
+    teacher_logits: str = option(
+        "distillation",
+        "timesteps of a static image that the teacher's logits are the mean of: its own T or the "
+        "student's",
+        TEACHER_LOGITS,
+        choices=("own", "student"),
+        where=distilled,
+        metavar="NAME",
+        added=True,
     )
 
     epochs: int = option(

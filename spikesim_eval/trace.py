@@ -457,11 +457,8 @@ def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> 
     shape = (1, *steps, data_set.in_channels, *data_set.image_size)
     sample = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     bits, bn_bits = settings.bits or FLOAT_BITS, settings.bn_bits or FLOAT_BITS
-    network.time_window = traced_steps
-    try:
+    with network.running_for(traced_steps):
         traced = trace_network(network, sample, bits, bn_bits, rates, traced_steps)
-    finally:
-        network.time_window = T
     return traced.at(time_steps=T)
 
 

@@ -331,7 +331,7 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "loss": "CL", "batch_size": "32", "accumulate": "2", "epochs": "3", "lr": "1",
         "warmup": "1", "weight_decay": "1", "clip_grad": "3", "label_smoothing": "0.5",
         "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": None,
-        "init_from_teacher": None,
+        "init_from_teacher": None, "teacher_logits": "student",
     }  # fmt: skip
     of_teacher = {"data", "paper_setting", "model_depth", "width", "time_window", "image_size"}
     of_teacher |= {"fold"}
