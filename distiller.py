@@ -8,10 +8,13 @@ the mean over layers and timesteps of
     CLK: KL(softmax(u_T) ‖ softmax(û_S)), softmax over a layer's C·H·W neurons, mean over the batch
     CLM: the mean squared difference
     CL:  nothing.
+u_T is clamped to the range of the student's codes before (`within_reach`).
+
 The two may have other numbers of timesteps T. On a static image a network's first steps are the
 same whatever comes after them: the teacher runs once, for the longer of both, its logits are those
 of its own T, and the membranes of the student's steps are compared. On events it runs on the
 student's frames.
+
 Losses are computed in float32 or wider, also under autocast. By default beta falls to zero over
 the training, in a cosine: membranes first, classes later.
 """
@@ -26,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from models.MS_ResNet import MSResNet, folded
-from models.neuron import THRESHOLD
+from models.neuron import LIF, THRESHOLD
 from quantization import as_rows, at_least_float32
 
 
@@ -86,6 +89,21 @@ def membrane_mse(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         F.mse_loss(at_least_float32(u_student), at_least_float32(u_teacher))
         for u_student, u_teacher in zip(student, teacher, strict=True)
     )
+
+
+@torch.no_grad()
+def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
+    """A teacher's membrane potentials, of any shape, clamped in place to the range of the codes of
+    the student's neuron, low·Δ to high·Δ.
+
+    What lies beyond no student can match, and above no spike depends on it: the largest code is
+    above the threshold, so the neuron fires and is reset. But where the residual stream is read,
+    a few neurons far above it would have nearly all of the softmax's mass.
+    """
+    if neuron.quantizer is None:
+        return u_teacher
+    step = neuron.quantizer.used_step()
+    return u_teacher.clamp_(neuron.quantizer.low * step, neuron.quantizer.high * step)
 
 
 def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:
@@ -180,12 +198,15 @@ class Distiller:
                 # A view would keep the memory of all timesteps.
                 membranes.append(u_teacher if len(u_teacher) == T else u_teacher[:T].clone())
 
+            neurons = (layer for layer in self.network.modules() if isinstance(layer, LIF))
+
             # The teacher first: then a layer's membranes, the largest tensors of the step, are gone
             # before the student's next layer adds to what backward needs.
             teacher_logits = self.teacher(images, keep, of_logits)
 
             def compare(u_student: Tensor) -> None:
-                by_layer.append(self.membrane_loss([u_student], [membranes.pop(0)]))
+                u_teacher = within_reach(membranes.pop(0), next(neurons))
+                by_layer.append(self.membrane_loss([u_student], [u_teacher]))
 
             logits = self.student(images, membranes=compare)
 

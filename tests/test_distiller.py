@@ -16,11 +16,12 @@ from distiller import (
     membrane_kl,
     membrane_mse,
     teacher_steps,
+    within_reach,
 )
 from models import MSResNet, QuanMSResNet
 from models.MS_ResNet import folded
-from models.neuron import LIF
-from quantization import as_rows
+from models.neuron import LIF, THRESHOLD
+from quantization import MembraneQuantizer, as_rows, integer_codes
 
 LOG3 = math.log(3)
 
@@ -172,6 +173,30 @@ def test_the_distance_is_a_mean_over_images_however_they_are_batched():
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["CLK", "CLM"])
+@pytest.mark.parametrize("bits", [2, 4])
+def test_what_no_code_of_the_student_holds_does_not_weigh_in_the_loss(loss, bits):
+    """The softmax of membranes that reach to 9 is that of those alone, whatever the others do."""
+    torch.manual_seed(0)
+    neuron = LIF(MembraneQuantizer(bits, THRESHOLD))
+    quantizer, step = neuron.quantizer, neuron.quantizer.used_step()
+    inside = torch.rand(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(1))
+    u = (quantizer.low + inside * (quantizer.high - quantizer.low)) * step
+    beyond = u.clone()
+    beyond[:, :, 0, 0, 0], beyond[:, :, 1, 0, 0] = 9.0, -9.0
+    at_the_end = u.clone()
+    at_the_end[:, :, 0, 0, 0] = quantizer.high * step
+    at_the_end[:, :, 1, 0, 0] = quantizer.low * step
+    assert torch.equal(within_reach(beyond.clone(), neuron), at_the_end)
+    assert torch.equal(within_reach(u.clone(), neuron), u)
+    # So what the student can reach is its own rounding.
+    rounded = integer_codes(beyond, step, quantizer.low, quantizer.high) * step
+    membrane_loss = {"CLK": membrane_kl, "CLM": membrane_mse}[loss]
+    reached = membrane_loss([rounded], [within_reach(beyond.clone(), neuron)])
+    assert reached < step**2 / 12 * 1.3  # the variance of a uniform error, and for the KL its half
+    assert membrane_loss([rounded], [beyond]) > 10 * reached
+
+
 # A teacher of another T.
 
 
@@ -202,11 +227,14 @@ def naive_loss(teacher, student, frames, labels, T_S, T_T, loss, of_logits, alph
     frozen = {name: x.detach() for name, x in teacher.state_dict().items()}
     z_teacher, _ = reference.ms_resnet(Evaluated(frozen, T_T), 18, frames[:of_logits])
     _, u_teacher = reference.ms_resnet(Evaluated(frozen, len(frames)), 18, frames)
+    neurons = [layer for layer in student.modules() if isinstance(layer, LIF)]
     B, total = len(labels), 0
     for b in range(B):
         total = total - z_student[b].log_softmax(0)[labels[b]] / B
         total = total + alpha * tau**2 * naive_kl(z_student[b] / tau, z_teacher[b] / tau) / B
-    for ours, theirs in zip(u_student, u_teacher, strict=True):
+    for ours, theirs, neuron in zip(u_student, u_teacher, neurons, strict=True):
+        step = neuron.quantizer.used_step()
+        theirs = theirs.clamp(-8 * step, 7 * step)  # 4 bits
         for t in range(T_S):
             for b in range(B):
                 one, other = ours[t, b].flatten(), theirs[t, b].flatten()
@@ -286,7 +314,9 @@ def test_a_teacher_of_the_same_t_trains_the_student_bit_for_bit_as_without_any_o
         if membrane_loss is None:
             logits, teacher_logits = student(images), teacher(images)
         else:
+            neurons = [layer for layer in student.modules() if isinstance(layer, LIF)]
             teacher_logits, theirs = teacher(images, membranes=True)
+            theirs = [within_reach(u, neuron) for u, neuron in zip(theirs, neurons, strict=True)]
             logits = student(
                 images, membranes=lambda u: by_layer.append(membrane_loss([u], [theirs.pop(0)]))
             )
