@@ -72,6 +72,7 @@ from load_settings import (
     load_network,
     parse_settings,
     refuse_single_values,
+    time_window_of,
 )
 from log import Log, ProgressBar, ending, expectation, figure, header, macs_of_image, speed
 from models import MSResNet
@@ -324,11 +325,15 @@ def compile_for(
             return
         teacher = None if taught_by is None else build_network(taught_by.settings).to(device)
         loss_function = build_loss(settings, network.train(), teacher)
+        for T in settings.trained_at:
+            with (
+                network.running_for(T),
+                torch.autocast(device.type, torch.bfloat16, enabled=settings.amp),
+            ):
+                _, loss, _ = loss_function(images[:trained], labels[:trained])
+            loss.backward()
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-            _, loss, _ = loss_function(images[:trained], labels[:trained])
-        loss.backward()
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-            estimate_statistics(network, [images[:share]])
+            estimate_statistics(network, [images[:share]], settings.trained_at)
 
     start = time.perf_counter()
     if FIRST_PROCESS:
@@ -494,7 +499,8 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
         if settings.dry_run:
             # A graph is taken in the step after its warm-up.
             warm_up = WARM_UP + 1 if isinstance(gradients, ReplayedGradients) else 1
-            few = FirstBatches(train_batches, warm_up, device)
+            of_each = len(settings.trained_at)  # every T is warmed up, and timed
+            few = FirstBatches(train_batches, warm_up * of_each, device, max(TIMED, of_each))
             few_tests = FirstBatches(test_batches, 1, device)
             left = settings.epochs * steps - run.steps_done
             run.step, run.sums = 0, {}  # these few steps are an epoch of their own
@@ -515,7 +521,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
                 gradients, train_batches, optimizer, scheduler, settings, device, run
             )
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-                estimate_statistics(network, images_of_statistics)
+                estimate_statistics(network, images_of_statistics, settings.trained_at)
             tested = evaluate(network, test_batches, device, settings.amp)
             row |= {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
             row["spike_rate"] = tested.spike_rate
@@ -533,9 +539,9 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
 class FirstBatches:
     """The first batches of a loader, and how long the work on one takes after `warm_up` of them."""
 
-    def __init__(self, batches: DataLoader, warm_up: int, device: torch.device):
+    def __init__(self, batches: DataLoader, warm_up: int, device: torch.device, timed: int = TIMED):
         self.batches, self.warm_up, self.device = batches, warm_up, device
-        self.count = min(warm_up + TIMED, len(batches))
+        self.count = min(warm_up + timed, len(batches))
         self.times: list[float] = []
 
     def __len__(self) -> int:
@@ -604,7 +610,8 @@ def train_epoch(
     with watching, progress_bar(batches, epoch, len(batches), run.step) as bar:
         for images, labels in bar:
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
-            means = gradients(images, labels)
+            with run.network.running_for(time_window_of(settings, run.steps_done)):
+                means = gradients(images, labels)
             if settings.check_numerics:
                 sums.gradient = first_bad_gradient(run.network)
             # Surrogate gradients through many timesteps and layers now and then explode.
@@ -696,7 +703,7 @@ def gradients_of(
     # Processes that exchange gradients, and hooks that look at numbers, are in no graph.
     if not settings.compile or device.type == "cpu" or WORLD_SIZE > 1 or settings.check_numerics:
         return gradients
-    return ReplayedGradients(gradients, student.parameters())
+    return ReplayedGradients(gradients, student)
 
 
 def add_gradients(
@@ -784,7 +791,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     make_deterministic(settings)
     of_first_process(lambda: evaluation.check_files(settings))
     checkpoint = load_checkpoint(settings.eval_only)
-    network = load_network(checkpoint).to(device)
+    network = load_network(checkpoint, settings.time_window).to(device)
     train_set, test_set = data_sets(settings)
     refuse_another_fold(settings, checkpoint, settings.eval_only, len(train_set))
     if settings.compile:

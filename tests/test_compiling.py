@@ -147,7 +147,19 @@ main.leave(code)
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
-        (1, ["--paper_setting", "qamd", "--bits", "4", "--deterministic", "--time_window", "6"]),
+        (
+            1,
+            [
+                "--paper_setting",
+                "qamd",
+                "--bits",
+                "4",
+                "--deterministic",
+                "--time_windows",
+                "3",
+                "6",
+            ],
+        ),
         (2, ["--paper_setting", "original", "--accumulate", "2"]),
     ],
 )
