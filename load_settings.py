@@ -64,8 +64,12 @@ class Checkpoint(NamedTuple):
     rest: dict[str, Any]  # all of the file, not checked: --resume does that
 
 
-def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Settings:
-    """Checked settings of a command line. Raises UserError for whatever is wrong with it."""
+def parse_settings(
+    argv: Sequence[str] | None = None, world_size: int = 1, teacher: Settings | None = None
+) -> Settings:
+    """Checked settings of a command line. Raises UserError for whatever is wrong with it.
+
+    teacher: the settings of the teacher, where its file is yet to come."""
     given = vars(build_parser().parse_args(argv))
     given.pop("local_rank", None)
     if "amp" in given:
@@ -95,7 +99,7 @@ def parse_settings(argv: Sequence[str] | None = None, world_size: int = 1) -> Se
         )
     if settings.eval_only is None:
         if settings.teacher_path is not None:
-            _check_teacher(settings)
+            _check_teacher(settings, teacher or load_checkpoint(settings.teacher_path).settings)
         if not settings.save_path:
             settings = replace(settings, save_path=f"./checkpoints/{run_name(settings)}")
         check_writable(settings.save_path)
@@ -106,8 +110,9 @@ def _training_settings(given: dict[str, Any]) -> Settings:
     config = given.pop("config", None)
     taken = {} if config is None else _of_config(config, given)
     for name in given:
-        if OPTIONS[name].evaluation == "only":
-            raise UserError(f"--{name} goes with --eval_only CKPT")
+        if OPTIONS[name].evaluation == "only" and not (name == "json" and "dry_run" in given):
+            or_dry_run = " or --dry_run" * (name == "json")
+            raise UserError(f"--{name} goes with --eval_only CKPT{or_dry_run}")
     for required in ("data", "paper_setting"):
         if required not in taken | given:
             raise UserError(f"--{required} is required")
@@ -376,8 +381,7 @@ def classes_of_folder(data_path: str | Path) -> list[str]:
     return names["train"]
 
 
-def _check_teacher(settings: Settings) -> None:
-    teacher = load_checkpoint(settings.teacher_path).settings
+def _check_teacher(settings: Settings, teacher: Settings) -> None:
     if teacher.paper_setting != "original":
         raise UserError(
             f"--teacher_path {settings.teacher_path} holds a quantized {teacher.paper_setting} "

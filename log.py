@@ -263,21 +263,39 @@ def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
     ]
 
 
-def expectation(run: Run, steps: int, step: float, evaluation: float, device: torch.device) -> str:
+def expectation(
+    run: Run, steps: int, step: float, evaluation: float, device: torch.device
+) -> dict[str, float]:
     """What a dry run has found: the time and memory that the `steps` to do will take. `step` and
-    `evaluation` are seconds of one."""
-    epochs, epoch = steps / run.steps_per_epoch, run.steps_per_epoch * step + evaluation
-    memory = gigabytes(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    `evaluation` are seconds of one; memory is in bytes."""
+    epochs = steps / run.steps_per_epoch
+    epoch = run.steps_per_epoch * step + evaluation
+    found = {
+        "epochs": epochs,
+        "seconds": epochs * epoch,
+        "seconds_an_epoch": epoch,
+        "seconds_a_step": step,
+        "seconds_an_evaluation": evaluation,
+        "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
     if device.type == "cuda":
-        of_gpu = torch.cuda.get_device_properties(device).total_memory
-        used = torch.cuda.max_memory_reserved(device)
-        memory = f"{gigabytes(used)} of the GPU's {gigabytes(of_gpu)}, main memory {memory}"
+        found["memory_of_gpu"] = torch.cuda.max_memory_reserved(device)
+        found["largest_memory_of_gpu"] = torch.cuda.get_device_properties(device).total_memory
+    return found | {"input_step": run.settings.input_step}
+
+
+def expectation_text(found: dict[str, float]) -> str:
+    memory = gigabytes(found["memory"])
+    if "memory_of_gpu" in found:
+        used, of_gpu = map(gigabytes, (found["memory_of_gpu"], found["largest_memory_of_gpu"]))
+        memory = f"{used} of the GPU's {of_gpu}, main memory {memory}"
     lines = [
         (
             "time",
-            f"about {duration(epochs * epoch)} for {count(epochs, 'epoch')}, "
-            f"{duration(epoch)} each ({1000 * step:.3g} ms a step, "
-            f"{duration(evaluation)} an evaluation)",
+            f"about {duration(found['seconds'])} for {count(found['epochs'], 'epoch')}, "
+            f"{duration(found['seconds_an_epoch'])} each "
+            f"({1000 * found['seconds_a_step']:.3g} ms a step, "
+            f"{duration(found['seconds_an_evaluation'])} an evaluation)",
         ),
         ("memory", f"about {memory}, in each process, its loaders not counted"),
     ]
@@ -405,17 +423,22 @@ def about_run(settings: Settings, processes: int) -> dict[str, Any]:
     for package in ("torch", "torchvision", "numpy", "scikit-learn", "spikingjelly"):
         with suppress(PackageNotFoundError):  # not every data set needs every one
             versions[package] = version(package)
+    return asdict(settings) | {
+        "world_size": processes,
+        "git_commit": git_commit(),
+        "versions": versions,
+    }
+
+
+def git_commit() -> str | None:
+    """The program's commit, and "-dirty" behind it where files were changed since; None where this
+    is no git checkout, or there is no git."""
     try:
-        commit = subprocess.run(
+        return subprocess.run(
             ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"],
             capture_output=True,
             text=True,
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = None  # not a git checkout, or no git
-    return asdict(settings) | {
-        "world_size": processes,
-        "git_commit": commit,
-        "versions": versions,
-    }
+        return None

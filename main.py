@@ -74,7 +74,17 @@ from load_settings import (
     refuse_single_values,
     time_window_of,
 )
-from log import Log, ProgressBar, ending, expectation, figure, header, macs_of_image, speed
+from log import (
+    Log,
+    ProgressBar,
+    ending,
+    expectation,
+    expectation_text,
+    figure,
+    header,
+    macs_of_image,
+    speed,
+)
 from models import MSResNet
 from models.batch_norm import estimate_statistics
 from models.compiling import compile_regions
@@ -122,7 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse_settings(argv, WORLD_SIZE)
         with evaluation.output(settings) as out, processes(settings) as (device, store):
             if settings.eval_only is None:
-                train(settings, device, store)
+                expected = train(settings, device, store)
+                if settings.json and FIRST_PROCESS:
+                    print(evaluation.as_json(expected), end="", file=out)
             else:
                 found = (measure if settings.predict is None else evaluation.predict)(
                     settings, device
@@ -440,7 +452,10 @@ def refuse_another_fold(
         )
 
 
-def train(settings: Settings, device: torch.device, store: dist.Store | None = None) -> None:
+def train(
+    settings: Settings, device: torch.device, store: dist.Store | None = None
+) -> dict[str, float] | None:
+    """Train a network, or what is left of it; of a dry run what the training will take."""
     if store is not None and store.check([RUN_STARTED]):
         # A launcher's next attempt goes on: to refuse or move away the first would lose it.
         settings = replace(settings, resume=True, overwrite=False)
@@ -506,10 +521,11 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
             run.step, run.sums = 0, {}  # these few steps are an epoch of their own
             train_epoch(gradients, few, optimizer, scheduler, settings, device, run)
             evaluate(network, few_tests, device, settings.amp)
+            evaluation = (len(test_batches) + len(val_batches or ())) * few_tests.seconds()
+            expected = expectation(run, left, few.seconds(), evaluation, device)
             if FIRST_PROCESS:
-                evaluation = (len(test_batches) + len(val_batches or ())) * few_tests.seconds()
-                print(expectation(run, left, few.seconds(), evaluation, device), flush=True)
-            return
+                print(expectation_text(expected), flush=True)
+            return expected
         log = Log(settings, run.rows, WORLD_SIZE) if FIRST_PROCESS else None
         for epoch in range(run.epoch, settings.epochs + 1):
             set_epoch(train_batches, epoch, run.step)
@@ -534,6 +550,7 @@ def train(settings: Settings, device: torch.device, store: dist.Store | None = N
                 log.write(run.rows, tested.silent)
         if log is not None:
             print(ending(run), flush=True)
+    return None
 
 
 class FirstBatches:

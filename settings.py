@@ -460,7 +460,15 @@ class Settings:
         metavar="FILE",
         added=True,
     )
-    json: bool = of_evaluation("print one JSON object, and nothing else", False, added=True)
+    json: bool = option(
+        "running",
+        "with --eval_only or --dry_run: print one JSON object, and nothing else",
+        False,
+        resume=True,
+        config=False,
+        evaluation="only",
+        added=True,
+    )
     workers: int = option(
         "running",
         "loaders of each process",

@@ -8,7 +8,7 @@ import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -237,15 +237,16 @@ def _cells(groups: Sequence[Group]) -> list[list[str]]:
         )
         lines.append([group.name, number])
         for name in shown:
-            values, form = group.values[name], MEASURES[name][1]
-            if not values:
-                lines[-1].append("-")
-                continue
-            mean, error = mean_and_error(values)
-            text = " ± ".join(form(x) for x in (mean, error) if x is not None)
-            few = f" ({len(values)} of {len(group.runs)})" * (len(values) < len(group.runs))
-            lines[-1].append(text + few)
+            lines[-1].append(cell(group.values[name], MEASURES[name][1], len(group.runs)))
     return lines
+
+
+def cell(values: Sequence[float], form: Callable[[float], str], runs: int) -> str:
+    """Mean ± standard error of those of so many runs that have the value."""
+    if not values:
+        return "-"
+    text = " ± ".join(form(x) for x in mean_and_error(values) if x is not None)
+    return text + f" ({len(values)} of {runs})" * (len(values) < runs)
 
 
 def _notes(groups: Sequence[Group]) -> list[str]:
@@ -263,20 +264,19 @@ def _notes(groups: Sequence[Group]) -> list[str]:
     return notes
 
 
-def markdown(groups: Sequence[Group]) -> str:
-    header, *rows = _cells(groups)
-    return "\n".join([*markdown_table(header, rows), "", *_notes(groups)])
+def markdown(cells: Sequence[list[str]], notes: Sequence[str]) -> str:
+    header, *rows = cells
+    return "\n".join([*markdown_table(header, rows), "", *notes])
 
 
-def latex(groups: Sequence[Group]) -> str:
+def latex(cells: Sequence[list[str]], notes: Sequence[str]) -> str:
     """A tabular of booktabs."""
-    header, *rows = [[_latex(cell) for cell in line] for line in _cells(groups)]
-    lines = [" & ".join(line) + r" \\" for line in (header, *rows)]
+    lines = [" & ".join(map(_latex, line)) + r" \\" for line in cells]
     return "\n".join(
         [
             r"% \usepackage{booktabs}",
-            *(f"% {note}" for note in _notes(groups)),
-            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            *(f"% {note}" for note in notes),
+            rf"\begin{{tabular}}{{l{'r' * (len(cells[0]) - 1)}}}",
             r"\toprule",
             lines[0],
             r"\midrule",
@@ -318,4 +318,8 @@ def csv_text(groups: Sequence[Group]) -> str:
     return out.getvalue().rstrip("\n")
 
 
-FORMATS = {"markdown": markdown, "csv": csv_text, "latex": latex}
+FORMATS = {
+    "markdown": lambda groups: markdown(_cells(groups), _notes(groups)),
+    "csv": csv_text,
+    "latex": lambda groups: latex(_cells(groups), _notes(groups)),
+}

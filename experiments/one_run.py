@@ -1,0 +1,208 @@
+"""One run of a study, in a process of its own: trained by main.py, or what is left of it, and then
+measured against its teacher on the test images.
+
+    python -m experiments.one_run FOLDER         do what FOLDER/run.json says, write measured.json
+    python -m experiments.one_run --times FILE   how long runs will take, by main.py's dry run
+
+The study starts it; so can you, to see a run by itself.
+"""
+
+import ctypes
+import io
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import main as training
+from checkpoints import best_row
+from command_line import UserError
+from data_loader import data_of, evaluation_loader
+from distiller import distance_to_teacher
+from load_settings import (
+    Checkpoint,
+    build_network,
+    digest,
+    load_checkpoint,
+    load_network,
+    parse_settings,
+)
+from log import git_commit
+from models import MSResNet
+from models.neuron import count_spikes
+from run_folder import checkpoints_of
+from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.trace import describe
+
+RUN, MEASURED = "run.json", "measured.json"
+BATCH = 64  # images: the membranes of two networks are in memory
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """Write JSON: a reader sees all of it or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def run(folder: Path) -> int:
+    """Train and measure what FOLDER/run.json says; the exit code."""
+    about = json.loads((folder / RUN).read_text())
+    settings = parse_settings(about["options"])
+    last, _ = checkpoints_of(folder, settings.paper_setting)
+    if (folder / MEASURED).is_file() and last.is_file():
+        return 0
+    print("main.py", *about["options"], flush=True)
+    code = training.main(about["options"])
+    if code == 0:
+        teacher = None if about["teacher"] is None else Path(about["teacher"])
+        write_whole(folder / MEASURED, measure(last, teacher))
+    return code
+
+
+def measure(path: Path, teacher_path: Path | None) -> dict[str, Any]:
+    """The numbers of a row: of the last epoch, on all test images."""
+    checkpoint = load_checkpoint(path)
+    settings, rows = checkpoint.settings, checkpoint.rest["rows"]
+    use_cuda = settings.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if use_cuda else "cpu")
+    _, test_set = data_of(settings, settings.data_path)
+    batches = evaluation_loader(
+        test_set, min(BATCH, settings.batch_size), 0, 1, min(settings.workers, os.cpu_count() or 1)
+    )
+    found = {
+        "accuracy": checkpoint.accuracy,
+        "best_accuracy": best_row(rows)["test_accuracy"],
+        "spike_rate": rows[-1].get("spike_rate"),
+        "seconds": round(sum(row.get("seconds") or 0.0 for row in rows), 1),
+        "commit": git_commit(),
+        "hardware": hardware(device),
+    }
+    network = load_network(checkpoint).to(device)
+    if teacher_path is None:
+        with torch.no_grad(), count_spikes(network) as counts:
+            for images, _ in on_device(batches, device):
+                network(images)
+        found |= costs(network, checkpoint, counts)
+        return found | {"edap_ratio": 1.0}
+    teacher = load_checkpoint(teacher_path)
+    of_teacher = load_network(teacher).to(device)
+    of_teacher.time_window = network.time_window  # its first steps, on the student's frames
+    with count_spikes(network) as counts:
+        distance = distance_to_teacher(of_teacher, network, on_device(batches, device))
+    found |= {name: by_layer.mean().item() for name, by_layer in distance.items()}
+    found |= costs(network, checkpoint, counts)
+    baseline = json.loads((teacher_path.parent / MEASURED).read_text())
+    return found | {
+        "teacher_accuracy": teacher.accuracy,
+        "drop_to_teacher": teacher.accuracy - checkpoint.accuracy,
+        "edap_ratio": edap(baseline) / edap(found),
+        "teacher_file": digest(teacher_path)[:12],
+    }
+
+
+def on_device(batches: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in batches:
+        yield images.to(device), labels
+
+
+def costs(network: MSResNet, checkpoint: Checkpoint, counts: dict[str, Tensor]) -> dict[str, float]:
+    """Energy, delay and area on the default chip, at the spike rates of `counts`."""
+    rates = {name: (fired.sum() / seen.sum()).item() for name, (fired, seen) in counts.items()}
+    total = estimate(describe(network.cpu(), checkpoint.settings, rates), Chip()).total
+    return {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
+
+
+def edap(costs: dict[str, Any]) -> float:
+    return costs["energy_pj"] * costs["delay_ns"] * costs["area_um2"]
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models: list[str] = []
+    with suppress(OSError):  # not Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    threads = torch.get_num_threads()
+    return f"{models[0] if models else platform.processor()}, {threads} thread" + "s" * (
+        threads > 1
+    )
+
+
+# How long runs will take.
+
+
+def times(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each job ({"options": of main.py, "teacher": its teacher's options or None}) what
+    main.py's dry run expects, or {"error": its line}. A teacher need not be trained for that."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [expected(job, Path(folder)) for job in jobs]
+
+
+def expected(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    options = [*job["options"], "--save_path", str(folder / "run")]
+    if job["teacher"] is not None:
+        theirs = [*job["teacher"], "--save_path", str(folder / "run")]
+        found = dry_run(theirs)  # it finds the step of the data, which the two must share
+        if "error" in found:
+            return found
+        path = folder / "teacher.pth"
+        settings = replace(parse_settings(theirs), input_step=found["input_step"])
+        untrained = {"settings": asdict(settings), "model": build_network(settings).state_dict()}
+        torch.save(untrained | {"epoch": 0, "accuracy": 0.0}, path)
+        options += ["--teacher_path", str(path)]
+    return dry_run(options)
+
+
+def dry_run(options: Sequence[str]) -> dict[str, Any]:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = training.main([*options, "--dry_run", "--json"])
+    if code != 0:
+        return {"error": (err.getvalue().strip().splitlines() or ["no word"])[-1]}
+    return json.loads(out.getvalue())
+
+
+def end_with(parent: int) -> None:
+    """Be told to end when the study that started this process is gone, however it went."""
+    PR_SET_PDEATHSIG = 1
+    with suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def main(argv: Sequence[str]) -> int:
+    if parent := os.environ.pop("MD_SNN_STUDY", ""):
+        end_with(int(parent))
+    try:
+        if argv[:1] == ["--times"]:
+            jobs = json.loads(Path(argv[1]).read_text())
+            print(json.dumps(times(jobs)))
+            return 0
+        if len(argv) != 1 or argv[0].startswith("-"):
+            raise UserError("expected one folder of a study's run")
+        return run(Path(argv[0]))
+    except (UserError, OSError) as error:
+        print("experiments.one_run: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""rows.csv of a study: a line a finished run, which says all that tells it from another."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from command_line import UserError
+from experiments.plan import Planned, options_text, teacher_text
+
+ROWS = "rows.csv"
+KEYS = ("data", "time_window", "bits", "method", "start", "seed", "fold")
+MEASURED = (
+    "accuracy",  # share of the test images, last epoch
+    "best_accuracy",  # of the best epoch
+    "teacher_accuracy",
+    "drop_to_teacher",
+    "membrane_kl",
+    "membrane_mse",
+    "differing_spikes",
+    "spike_rate",
+    "energy_pj",  # of an image
+    "delay_ns",
+    "area_um2",
+    "edap_ratio",  # times better than the full-precision teacher
+    "seconds",  # of training, all interruptions left out
+)
+RECORDED = ("commit", "hardware", "teacher_file")
+IDENTITY = ("settings", "teacher_settings")
+COLUMNS = (*KEYS, "options", "teacher_options", *MEASURED, *RECORDED, *IDENTITY)
+Row = dict[str, str]
+
+
+def identity_of(row: Row) -> tuple[str, str]:
+    return row["settings"], row["teacher_settings"]
+
+
+def row_of(planned: Planned, measured: Mapping[str, Any]) -> Row:
+    """The row of a run that is finished, and measured by one_run.py."""
+    settings = planned.settings
+    about = {name: getattr(settings, name, None) for name in KEYS}
+    about |= {"method": planned.method, "start": planned.start}
+    about |= {"options": options_text(settings), "teacher_options": teacher_text(planned)}
+    about |= dict(zip(IDENTITY, planned.identity, strict=True))
+    about |= {name: measured.get(name) for name in (*MEASURED, *RECORDED)}
+    return {name: "" if about[name] is None else str(about[name]) for name in COLUMNS}
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows; none where there is no file. A line that was cut off in the middle is left out.
+    Raises UserError for another program's file."""
+    text = _whole_lines(path)
+    if not text:
+        return []
+    header, *lines = csv.reader(io.StringIO(text, newline=""))
+    if header != [*COLUMNS] or any(len(line) != len(COLUMNS) for line in lines):
+        raise UserError(
+            f"{path} is not the rows.csv of a study of this version, or damaged: move it, or "
+            "choose another --name"
+        )
+    return [dict(zip(COLUMNS, line, strict=True)) for line in lines]
+
+
+def _whole_lines(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+        return content[: content.rfind(b"\n") + 1].decode()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({getattr(error, 'strerror', error)})") from None
+
+
+def append(path: Path, rows: Sequence[Row]) -> None:
+    """Add whole lines, all or none, and have them on the disk. Raises UserError where it fails."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            size = len(_whole_lines(path).encode())  # what was cut off in the middle goes
+            if size == 0:
+                writer.writeheader()
+            writer.writerows(rows)
+            try:
+                _write(file, text.getvalue().encode(), size)
+            except OSError:
+                os.ftruncate(file, size)
+                raise
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror})") from None
+
+
+def _write(file: int, content: bytes, at: int) -> None:
+    os.ftruncate(file, at)
+    while content:
+        written = os.pwrite(file, content, at)
+        content, at = content[written:], at + written
+    os.fsync(file)

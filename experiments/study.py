@@ -1,0 +1,301 @@
+"""The paper's table in one command: teachers, students without one, and students taught by CL, CLM
+and CLK, on every data set, over seeds or folds.
+
+    python -m experiments.study --data CIFAR10 CIFAR100 --bits 4 8 --seeds 1 2 3 --parallel 2
+
+Any option of main.py may follow. With several values each is tried: --beta 5 20 100. What an option
+has no meaning for (a student's beta, a teacher's bits) goes without it. Teachers have the students'
+options but for --teacher_X: --epochs 15 --teacher_epochs 20.
+
+Stopped, by whatever, the same command goes on; what is in rows.csv is never run again.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from command_line import HelpFormatter, Parser, UserError
+from display import printable
+from experiments.plan import (
+    CHANGE_NO_NUMBER,
+    METHODS,
+    NOT_GIVEN,
+    OWN,
+    STARTS,
+    Planned,
+    plan,
+)
+from experiments.rows import ROWS, Row, append, identity_of, read_rows, row_of
+from experiments.run_plan import (
+    Plan,
+    Stopped,
+    measure_times,
+    measured,
+    places,
+    run_all,
+    say_finished,
+    seconds_left,
+    why_missing,
+)
+from experiments.slurm import write_jobs
+from experiments.study_table import write_tables
+from load_settings import check_writable
+from log import count, duration
+from run_folder import lock
+from settings import DATA_SETS, OPTIONS, is_flag
+
+SEVERAL = {"data": "data", "time_window": "time_windows", "seed": "seeds", "fold": "folds"}
+
+
+def base_parser(name: str, description: str) -> Parser:
+    """What all studies can be told: data, seeds, how to run them, and the options of main.py, which
+    are known though its help does not show them."""
+    parser = Parser(
+        prog=f"experiments.{name}",
+        usage=f"python -m experiments.{name} --data NAME… [options] [options of main.py]",
+        description=description,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    what = parser.add_argument_group("what to compare")
+    what.add_argument("--data", nargs="+", metavar="NAME", choices=DATA_SETS, help="data sets")
+    what.add_argument("--bits", nargs="+", default=["4"], metavar="N", help="widths (default 4)")
+    add = {"nargs": "+", "default": ["scratch"], "choices": STARTS, "metavar": "NAME"}
+    what.add_argument("--starts", **add, help="students' weights: scratch, teacher, or both")
+    for name, default, text in (
+        ("seed", ["1", "2", "3"], "of a teacher and its students (default 1 2 3)"),
+        ("fold", None, "of five, of all images (default: the data set's own split)"),
+        ("time_window", None, "timesteps (default: the data set's)"),
+    ):
+        names = (f"--{SEVERAL[name]}", f"--{name}")
+        what.add_argument(
+            *names, dest=name, nargs="+", default=default, metavar="N", help=text + "; --" + name
+        )
+    how = parser.add_argument_group("how to run them")
+    one = how.add_mutually_exclusive_group()
+    one.add_argument(
+        "--parallel", type=int, metavar="N", help="so many at a time, with cores / N threads each"
+    )
+    one.add_argument("--gpus", type=int, metavar="N", help="one on each of N GPUs")
+    how.add_argument(
+        "--dry_run", action="store_true", help="say how many there are and how long they take"
+    )
+    how.add_argument(
+        "--slurm", action="store_true", help="write jobs for a Slurm cluster instead of running"
+    )
+    how.add_argument(
+        "--table",
+        action="store_true",
+        help="run nothing: write tables and pictures of rows.csv, with --data also of runs that "
+        "are finished and have no row yet",
+    )
+    how.add_argument("--name", default=name, help=f"of the study's folders (default {name})")
+    how.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        metavar="FOLDER",
+        help="FOLDER/NAME holds the runs (default runs)",
+    )
+    how.add_argument(
+        "--results",
+        type=Path,
+        default=Path("experiments/results"),
+        metavar="FOLDER",
+        help="FOLDER/NAME holds rows.csv, tables and pictures (default experiments/results)",
+    )
+    how.add_argument("-h", "--help", action="help", help="print this")
+    hidden = {"help": argparse.SUPPRESS}
+    for option in (x for x in OPTIONS if x not in OWN):
+        if is_flag(option):
+            parser.add_argument(f"--{option}", action="store_const", const=[""], **hidden)
+            continue
+        if option not in ("data", "bits", "time_window", "seed", "fold"):
+            parser.add_argument(f"--{option}", nargs="+", **hidden)
+        if option not in ("data", "bits"):
+            parser.add_argument(f"--teacher_{option}", **hidden)
+    return parser
+
+
+def study_parser() -> Parser:
+    parser = base_parser("study", __doc__)
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[*METHODS],
+        choices=METHODS,
+        metavar="NAME",
+        help="of student, CL, CLM, CLK (default all)",
+    )
+    return parser
+
+
+def axes_of(args: argparse.Namespace) -> dict[str, Sequence[str | None]]:
+    """All values of each option of main.py."""
+    given = vars(args)
+    names = [*(x for x in OPTIONS if x not in OWN and x != "bits"), "fold"]
+    for name in CHANGE_NO_NUMBER:
+        if len(given[name] or NOT_GIVEN) > 1:
+            raise UserError(f"--{name} changes no number: give one value")
+    return {name: given[name] or NOT_GIVEN for name in names}
+
+
+def of_teacher(args: argparse.Namespace) -> dict[str, str]:
+    """The options that teachers have instead of the students'."""
+    given = {name: x for name, x in vars(args).items() if name.startswith("teacher_")}
+    return {name.removeprefix("teacher_"): x for name, x in given.items() if x is not None}
+
+
+def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
+    return plan(axes_of(args), args.bits, args.methods, args.starts, of_teacher(args), runs)
+
+
+def missing(runs: Sequence[Planned], rows: Sequence[Row], folder: Path) -> list[Planned]:
+    """Runs without a row, and teachers whose checkpoints are gone and that are needed once more."""
+    there = set(map(identity_of, rows))
+    students = [x for x in runs if x.teacher is not None and x.identity not in there]
+    needed = {x.teacher for x in students if not is_there(x.teacher, folder)}
+    return [
+        x
+        for x in runs
+        if x in needed or x in students or (x.teacher is None and x.identity not in there)
+    ]
+
+
+def is_there(planned: Planned, folder: Path) -> bool:
+    return bool(measured(planned.folder(folder))) and planned.checkpoint(folder).is_file()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(argv, study_parser(), planned_runs, write_tables)
+
+
+def command(
+    argv: Sequence[str] | None,
+    parser: Parser,
+    planned_runs: Callable[[argparse.Namespace, Path], list[Planned]],
+    write_tables: Callable[[Path], None],
+) -> int:
+    """Run the command line of a study; the exit code: 0, 1 where a run has failed, 2 for a mistake,
+    and 128 + its number after a signal."""
+    try:
+        args = parser.parse_args(argv)
+        check(args)
+        results, runs = args.results / args.name, args.runs / args.name
+        if args.table and args.data is None:
+            write_tables(results)
+            return 0
+        check_writable(results)
+        there = places(args.parallel, args.gpus)
+        plan = Plan(planned_runs(args, runs), runs, there)
+        if args.dry_run:
+            outline(plan, read_rows(results / ROWS))
+            return 0
+        runs.mkdir(parents=True, exist_ok=True)
+        with alone(runs):
+            if args.slurm:
+                words = sys.argv[1:] if argv is None else argv
+                return write_slurm(plan, results, [parser.prog, *words])
+            return carry_out(plan, results, write_tables, only_table=args.table)
+    except UserError as error:
+        print(f"{parser.prog}: error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 2
+    except (Stopped, KeyboardInterrupt) as stop:
+        text = f"{str(stop) or 'interrupted'}: the same command goes on"
+        print(f"{parser.prog}: {text}", file=sys.stderr)
+        return 128 + getattr(stop, "number", signal.SIGINT)
+
+
+def check(args: argparse.Namespace) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", args.name):
+        raise UserError(f"--name {args.name!r}: letters, digits, '-', '_' and '.' make a name")
+    if args.data is None and not args.table:
+        raise UserError("--data is required: one data set or more")
+    for name in ("parallel", "gpus"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} must be 1 or more")
+
+
+@contextmanager
+def alone(runs: Path) -> Iterator[None]:
+    """Raises UserError where another study has the folder."""
+    try:
+        held = lock(runs)
+    except UserError:
+        raise UserError(f"another study is running in {runs}: choose another --name") from None
+    with held:
+        yield
+
+
+def outline(plan: Plan, rows: Sequence[Row]) -> None:
+    """Leave in the plan what is missing, and say how much that is."""
+    wanted, plan.todo = plan.todo, missing(plan.todo, rows, plan.runs)
+    teachers = sum(x.teacher is None for x in wanted)
+    print(
+        f"runs      {count(teachers, 'teacher')}, {count(len(wanted) - teachers, 'student')}; "
+        f"{len(plan.todo)} of them to run, {len(plan.places)} at a time",
+        flush=True,
+    )
+    if plan.todo:
+        measure_times(plan)
+        print(f"time      about {duration(seconds_left(plan, plan.todo))}", flush=True)
+
+
+def add_rows(path: Path, planned: Planned, found: dict[str, Any]) -> None:
+    """The row of a finished run, unless it has one."""
+    if planned.identity not in set(map(identity_of, read_rows(path))):
+        append(path, [row_of(planned, found)])
+
+
+def take_finished(plan: Plan, path: Path) -> None:
+    """Add the rows of runs that a killed study, or Slurm, has left without one."""
+    for planned in plan.todo:
+        if found := measured(planned.folder(plan.runs)):
+            add_rows(path, planned, found)
+
+
+def carry_out(
+    plan: Plan, results: Path, write_tables: Callable[[Path], None], only_table: bool
+) -> int:
+    path = results / ROWS
+    take_finished(plan, path)
+
+    def finished(planned: Planned, found: dict[str, Any]) -> None:
+        add_rows(path, planned, found)
+        say_finished(planned, found)
+
+    if only_table:
+        todo = missing(plan.todo, read_rows(path), plan.runs)
+        failed = [(planned, why_missing(planned.folder(plan.runs))) for planned in todo]
+    else:
+        outline(plan, read_rows(path))
+        failed = run_all(plan, finished) if plan.todo else []
+    if not failed or read_rows(path):
+        write_tables(results)
+    for planned, reason in failed:
+        print(f"failed: {planned.title}: {printable(reason)}", file=sys.stderr)
+        print(f"        {planned.folder(plan.runs)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def write_slurm(plan: Plan, results: Path, words: Sequence[str]) -> int:
+    take_finished(plan, results / ROWS)
+    outline(plan, read_rows(results / ROWS))
+    words = [x for x in words if x != "--slurm"]
+    path = write_jobs(plan.todo, plan.runs, ["python", "-m", *words, "--table"])
+    print(f"submit    bash {path} [options of sbatch]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

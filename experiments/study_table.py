@@ -1,0 +1,362 @@
+"""What a study's rows.csv says: a table (Markdown, CSV, LaTeX) and a picture (PNG, PDF)."""
+
+import csv
+import io
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from command_line import UserError
+from display import COLOURS, legend_below, new_figure, picture_files, significant, styles
+from experiments.plan import METHODS, STARTS, TEACHER
+from experiments.rows import ROWS, Row, read_rows
+from experiments.table import cell, latex, markdown, mean_and_error
+from settings import OPTIONS, complete
+from spikesim_eval.layers import InputError
+from spikesim_eval.plots import plain
+from spikesim_eval.report import write_files
+
+two_digits, signed = "{:.2f}".format, "{:+.2f}".format
+# Accuracies of MD-SNN, %, as public digests of arXiv 2512.04443 give them.
+PAPER = {"CIFAR10": 94.27, "CIFAR100": 74.91, "TinyImagenet": 60.59, "ncaltech101": 81.73}
+PAPERS_METHOD = "CLK"
+PAPERS_COLUMN = "the paper's, second-hand, %"
+MEASURES = {  # column of rows.csv: (its name with the unit, what a reader sees, scale, format)
+    "accuracy": ("accuracy_percent", "accuracy, %", 100, two_digits),
+    "gain": ("gain_over_student_points", "gain over student, points", 100, signed),
+    "drop_to_teacher": ("drop_to_teacher_points", "drop to teacher, points", 100, two_digits),
+    "membrane_kl": ("membrane_kl", "membrane KL", 1, partial(significant, digits=3)),
+    "membrane_mse": ("membrane_mse", "membrane MSE", 1, partial(significant, digits=3)),
+    "differing_spikes": ("differing_spikes_percent", "differing spikes, %", 100, two_digits),
+    "spike_rate": ("spike_rate_percent", "spike rate, %", 100, two_digits),
+    "edap_ratio": ("edap_times_better_than_teacher", "EDAP, × better", 1, two_digits),
+    "best_accuracy": ("best_epoch_accuracy_percent", "best epoch, %", 100, two_digits),
+}
+SHOWN = ("accuracy", "membrane_kl", "differing_spikes")  # in the picture
+FILES = ("table.md", "table.csv", "table.tex", "study.png", "study.pdf")
+Values = dict[str, str]  # settings by name
+
+
+@dataclass
+class Group:
+    """Rows that differ in seed and fold alone.
+
+    Attributes:
+        about: the first of them.
+        values: of each measure, of the rows that have it, unscaled.
+    """
+
+    rows: list[Row]
+    values: dict[str, list[float]]
+
+    @property
+    def about(self) -> Row:
+        return self.rows[0]
+
+
+@cache
+def values_of(telling: str) -> Values:
+    """The settings of a column `settings`, as words."""
+    return dict(word.split("=", 1) for word in shlex.split(telling))
+
+
+@cache
+def of_method() -> frozenset[str]:
+    """Settings that a plain student has not, or has another default of, than one that is taught."""
+    student, taught = (
+        complete({"data": "digits", "paper_setting": setting, "bits": 4})
+        for setting in ("student", "qamd")
+    )
+    return frozenset(
+        name
+        for name, about in OPTIONS.items()
+        if name in ("paper_setting", "loss")
+        or (about.where is not None and about.where(student) and not about.where(taught))
+        or (callable(about.default) and about.default(student) != about.default(taught))
+    )
+
+
+def groups_of(rows: Sequence[Row]) -> list[Group]:
+    """The groups, sorted for a reader: teachers first, few bits first, the plain student first."""
+    members: dict[tuple, list[Row]] = {}
+    for row in rows:
+        members.setdefault(kind_of(row), []).append(row)
+    students = [row for row in rows if row["method"] == "student"]
+    groups = []
+    for of_group in members.values():
+        values = {
+            name: [float(row[name]) for row in of_group if row.get(name)] for name in MEASURES
+        }
+        taught = [row for row in of_group if row["method"] not in (TEACHER, "student")]
+        values["gain"] = [
+            float(row["accuracy"]) - float(theirs["accuracy"])
+            for row in taught
+            if (theirs := partner(row, students)) is not None
+        ]
+        groups.append(Group(of_group, values))
+    return sorted(groups, key=place_of)
+
+
+def kind_of(row: Row) -> tuple:
+    """What the rows of a group have in common."""
+    return tuple(without_seed(values_of(row[x])) for x in ("settings", "teacher_settings"))
+
+
+def without_seed(values: Values) -> tuple:
+    return tuple((name, x) for name, x in values.items() if name not in ("seed", "fold"))
+
+
+def partner(row: Row, students: Iterable[Row]) -> Row | None:
+    """The plain student that is like it in all but how it was taught."""
+
+    def common(row: Row) -> Values:
+        values = values_of(row["settings"])
+        return {name: x for name, x in values.items() if name not in of_method()}
+
+    alike = [
+        student
+        for student in students
+        if student["teacher_settings"] == row["teacher_settings"] and common(student) == common(row)
+    ]
+    ours = values_of(row["settings"])
+    # What has another default is the same where somebody has given it for both.
+    same = [x for x in alike if values_of(x["settings"]).items() <= {**ours, **_names(x)}.items()]
+    defaults = [x for x in alike if not _given(x) & of_method()]
+    return next(iter([*same, *defaults, *alike]), None)
+
+
+def _names(row: Row) -> Values:
+    values = values_of(row["settings"])
+    return {name: values[name] for name in ("paper_setting", "loss") if name in values}
+
+
+def _given(row: Row) -> set[str]:
+    return {word.split("=", 1)[0] for word in shlex.split(row["options"])}
+
+
+def place_of(group: Group) -> tuple:
+    row = group.about
+    methods, numbers = [TEACHER, *METHODS], values_of(row["settings"])
+    order = [_number(x) for name, x in sorted(numbers.items()) if name not in ("seed", "fold")]
+    method = methods.index(row["method"])
+    own = int(row["bits"] or 0), [*STARTS].index(row["start"]), method
+    return row["data"], int(row["time_window"]), *own, order
+
+
+def _number(text: str) -> tuple:
+    try:
+        return 0, float(text), ""
+    except ValueError:
+        return 1, 0.0, text
+
+
+# The table.
+
+
+def axes_of(groups: Sequence[Group]) -> list[str]:
+    """Options that somebody has given and that are not the same in all groups that have them."""
+    given = dict.fromkeys(name for group in groups for name in sorted(_given(group.about)))
+    return [name for name in given if len(_all_values(groups, name)) > 1]
+
+
+def _all_values(groups: Sequence[Group], name: str) -> set[str]:
+    found = (values_of(group.about["settings"]).get(name) for group in groups)
+    return {value for value in found if value is not None}
+
+
+def shown_value(row: Row, name: str) -> str:
+    text = values_of(row["settings"]).get(name, "")
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
+
+
+def cells_of(groups: Sequence[Group]) -> list[list[str]]:
+    """The table as a person reads it, with its header."""
+    axes = axes_of(groups)
+    teachers = {
+        group.about["teacher_options"] for group in groups if group.about["method"] != TEACHER
+    }
+    measures = [name for name in MEASURES if any(group.values[name] for group in groups)]
+    papers = any(group.about["data"] in PAPER for group in groups)
+    header = ["data", "T", "bits", "method", "from", *axes, *["teacher"] * (len(teachers) > 1)]
+    header += ["n", *(MEASURES[name][1] for name in measures)]
+    if papers:
+        header.insert(header.index("n") + 2, PAPERS_COLUMN)
+    lines = [header]
+    for group in groups:
+        row = group.about
+        is_teacher = row["method"] == TEACHER
+        line = [row["data"], row["time_window"], row["bits"] or "full", row["method"]]
+        line += ["" if is_teacher else row["start"], *(shown_value(row, name) for name in axes)]
+        line += [row["teacher_options"]] * (len(teachers) > 1)
+        number = len(line)
+        line.append(str(len(group.rows)))
+        for name in measures:
+            _, _, scale, form = MEASURES[name]
+            values = [scale * x for x in group.values[name]]
+            line.append(cell(values, form, len(group.rows)))
+        if papers:
+            of_paper = row["method"] == PAPERS_METHOD and PAPER.get(row["data"])
+            line.insert(number + 2, two_digits(of_paper) if of_paper else "")
+        lines.append(line)
+    return lines
+
+
+def notes_of(groups: Sequence[Group]) -> list[str]:
+    """What the numbers are, in sentences."""
+    rows = [row for group in groups for row in group.rows]
+    notes = [f"{_common_options(groups)}."]
+    spread = "mean ± standard error over n seeds and folds"
+    if all(len(group.rows) < 2 for group in groups):
+        spread = "one run each: nothing is known of the spread"
+    notes.append(f"Last epoch, all test images; {spread}.")
+    notes.append("The gain is paired: each run against the plain student of its seed and fold.")
+    notes.append("Drop, membranes and EDAP are against each run's own full-precision teacher.")
+    if any(group.about["data"] in PAPER for group in groups):
+        notes.append(
+            "The paper's accuracies are second-hand: as public digests of arXiv 2512.04443 give "
+            "them, bits and T unstated, its text not seen."
+        )
+    for name in ("hardware", "commit"):
+        several = Counter(row[name] or "unknown" for row in rows)
+        counts = "; ".join(f"{x} ({n} runs)" if len(several) > 1 else x for x, n in several.items())
+        notes.append(f"{name.capitalize()}: {counts}.")
+    return notes
+
+
+def _common_options(groups: Sequence[Group]) -> str:
+    """Depth, width and epochs, and what else was given and is the same in all."""
+    given = {name for group in groups for name in _given(group.about)}
+    words = [f"MS-ResNet-{'/'.join(sorted(_all_values(groups, 'model_depth'), key=int))}"]
+    for name in dict.fromkeys(["width", "epochs", *sorted(given - {"model_depth"})]):
+        values = _all_values([x for x in groups if x.about["method"] != TEACHER] or groups, name)
+        if len(values) == 1:
+            words.append(
+                f"{name} {shown_value({'settings': f'{name}={shlex.quote(*values)}'}, name)}"
+            )
+    teachers = {group.about["teacher_options"] for group in groups} - {""}
+    if len(teachers) == 1:
+        words.append(f"teachers with {' '.join(teachers)}")
+    return ", ".join(words)
+
+
+def csv_text(groups: Sequence[Group]) -> str:
+    """Of each measure the mean, its standard error and the number of runs that have it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    keys = ("data", "time_window", "bits", "method", "start", "options", "teacher_options")
+    parts = ("mean", "standard_error", "runs")
+    columns = [f"{MEASURES[name][0]}_{part}" for name in MEASURES for part in parts]
+    writer.writerow([*keys, "seeds", "folds", *columns, "paper_second_hand_percent"])
+    for group in groups:
+        row = group.about
+        line = [row[key] for key in keys]
+        line += [" ".join(dict.fromkeys(x[name] for x in group.rows)) for name in ("seed", "fold")]
+        for name, (_, _, scale, _) in MEASURES.items():
+            values = [scale * x for x in group.values[name]]
+            line += [*(mean_and_error(values) if values else (None, None)), len(values)]
+        line.append(PAPER.get(row["data"]) if row["method"] == PAPERS_METHOD else None)
+        writer.writerow(line)
+    return out.getvalue()
+
+
+# The picture.
+
+
+def picture(groups: Sequence[Group]) -> Figure:
+    """Accuracy, membrane KL and differing spikes over bits; a row of panels for each data set, T,
+    start and recipe."""
+    axes = axes_of(groups)
+    of_line = [name for name in axes if name in of_method()]
+    of_panel = [name for name in axes if name not in of_method()]
+
+    def words(row: Row, names: Iterable[str]) -> list[str]:
+        return [f"{x} {shown_value(row, x)}" for x in names if shown_value(row, x)]
+
+    def panel_of(row: Row) -> str:
+        parts = [row["data"], f"T {row['time_window']}", f"from {row['start']}"]
+        return ", ".join([*parts, *words(row, of_panel), *filter(None, [row["teacher_options"]])])
+
+    students = [group for group in groups if group.about["method"] != TEACHER]
+    titles = list(dict.fromkeys(panel_of(group.about) for group in students))
+    labels = {}
+    for group in students:
+        name = ", ".join([group.about["method"], *words(group.about, of_line)])
+        labels.setdefault(name, group.about["method"])
+    looks = dict(zip(labels, styles([*labels.values()]), strict=True))
+    widths = sorted({int(group.about["bits"]) for group in students})
+    height = 0.8 + 2.8 * len(titles)
+    figure, panels = new_figure(12, height, len(titles), len(SHOWN), sharex=True, squeeze=False)
+    for title, line in zip(titles, panels, strict=True):
+        here = [group for group in students if panel_of(group.about) == title]
+        for measure, panel in zip(SHOWN, line, strict=True):
+            _, label, scale, _ = MEASURES[measure]
+            for i, (name, look) in enumerate(looks.items()):
+                shown = [
+                    group
+                    for group in here
+                    if ", ".join([group.about["method"], *words(group.about, of_line)]) == name
+                    and group.values[measure]
+                ]
+                points = [mean_and_error([scale * x for x in g.values[measure]]) for g in shown]
+                aside = 0.06 * (i - (len(looks) - 1) / 2)
+                panel.errorbar(
+                    [widths.index(int(group.about["bits"])) + aside for group in shown],
+                    [mean for mean, _ in points],
+                    [error or 0.0 for _, error in points],
+                    **{"marker": "o", "capsize": 2, "label": plain(name), **look},
+                )
+            panel.set_xticks(range(len(widths)), widths)
+            panel.set(xlim=(-0.5, len(widths) - 0.5), ylabel=label)
+        line[0].set_title(plain(title), loc="left", fontsize=10)
+        _levels(line[0], here)
+    for panel in panels[-1]:
+        panel.set_xlabel("bits")
+    legend_below(figure, panels.flat, ncols=min(6, len(looks) + 2))
+    return figure
+
+
+def _levels(panel: Any, students: Sequence[Group]) -> None:
+    """The accuracies of the teachers and of the paper."""
+    rows = [row for group in students for row in group.rows if row["teacher_accuracy"]]
+    taught_by = {
+        (row["teacher_settings"], row["teacher_accuracy"]): float(row["teacher_accuracy"])
+        for row in rows
+    }
+    if taught_by:
+        mean, _ = mean_and_error([100 * x for x in taught_by.values()])
+        panel.axhline(mean, color=COLOURS[TEACHER], linestyle="--", label="teacher")
+    if (paper := PAPER.get(students[0].about["data"])) is not None:
+        panel.axhline(paper, color="#000000", linestyle=":", label="the paper's, second-hand")
+
+
+def write_tables(folder: Path) -> None:
+    """Write FILES into the folder of rows.csv, and print the table. Raises UserError where there
+    are no rows, or nothing can be written."""
+    rows = read_rows(folder / ROWS)
+    if not rows:
+        raise UserError(f"{folder / 'rows.csv'} holds no rows: there is no table yet")
+    groups = groups_of(rows)
+    cells, notes = cells_of(groups), notes_of(groups)
+    text = markdown(cells, notes)
+    contents: dict[str, str | bytes] = {
+        "table.md": text + "\n",
+        "table.csv": csv_text(groups),
+        "table.tex": latex(cells, notes) + "\n",
+    }
+    if any(group.about["method"] != TEACHER for group in groups):
+        contents |= picture_files(picture(groups), "study")
+    try:
+        write_files(folder, contents)
+    except InputError as error:
+        raise UserError(str(error)) from None
+    print(text, flush=True)
+    print(f"{', '.join(contents)} are in {folder}", flush=True)
