@@ -164,7 +164,7 @@ class Distiller:
         label_smoothing: float = 0.0,
         teacher_logits: str = TEACHER_LOGITS,
     ):
-        self.teacher, self.teachers_own = folded(teacher), teacher.time_window
+        self.teacher, self.teacher_time_window = folded(teacher), teacher.time_window
         self.student = student
         self.network = student.module if isinstance(student, DistributedDataParallel) else student
         self.loss, self.membrane_loss = loss, MEMBRANE_LOSSES[loss]
@@ -186,7 +186,7 @@ class Distiller:
         by_layer: list[Tensor] = []
         T, events = self.network.time_window, images.dim() == 5
         self.teacher.time_window, of_logits = teacher_steps(
-            T, self.teachers_own, self.loss, self.teacher_logits, events
+            T, self.teacher_time_window, self.loss, self.teacher_logits, events
         )
         if self.membrane_loss is None:
             logits = self.student(images)

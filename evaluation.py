@@ -198,16 +198,17 @@ def result_text(found: dict[str, Any], settings: Settings) -> str:
     """What is printed of a result."""
     if settings.json:
         return as_json(found).rstrip("\n")
+    T, trained = found["time_window"], found["trained_time_windows"]
+    other_t = [f"run at T {T} (trained at T {', '.join(map(str, trained))})"] * (trained != [T])
     if settings.predict is not None:
-        return "\n".join(
+        lines = [
             f"{printable(one['file'])}: "
             + ", ".join(f"{printable(x['class'])} ({percent(x['share'])})" for x in one["classes"])
             for one in found["predictions"]
-        )
-    lines = [f"{_accuracy(found)}, spike rate {percent(found['spike_rate'], 2)}"]
-    T, trained = found["time_window"], found["trained_time_windows"]
-    if trained != [T]:
-        lines[0] += f", run at T {T} (trained at T {', '.join(map(str, trained))})"
+        ]
+        return "\n".join(lines + other_t)
+    rate = f"spike rate {percent(found['spike_rate'], 2)}"
+    lines = [", ".join([_accuracy(found), rate, *other_t])]
     if "integers" in found:
         differ = "{differing_spikes} of {spikes} spikes differ".format_map(found["integers"])
         lines.append(f"integers alone: {_accuracy(found['integers'])}, {differ}")

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # All options are the student's: scripts/distill_student.sh [DATA [PROCESSES]] [options of main.py]
-# Trains MD-SNN into checkpoints/DATA-mdsnn-CLK-4bit-seedSEED; --bits 8 and --loss CLM say others.
+# Trains MD-SNN into checkpoints/DATA-mdsnn-CLK-4bit-seedSEED; --bits 8 and --loss CLM say others,
+# --time_window 2 another T than the teacher's (…-4bit-T2-seedSEED).
 # The teacher is the one that train_teacher.sh has trained with the same data and seed, and is never
 # trained here; --teacher_path takes another. Stopped, the same command goes on; with --overwrite
 # it starts anew.
 # The options: python main.py --help
 set -euo pipefail
 source "$(dirname "$0")/training.sh"
-bits=$(option --bits 4) loss=$(option --loss CLK) teacher=$(option --teacher_path "")
+bits=$(option --bits 4) loss=$(option --loss CLK) T=$(option --time_window "")
+teacher=$(option --teacher_path "")
 
 if [[ -z $teacher ]]; then
     folder=checkpoints/$data-teacher-seed$seed
@@ -24,5 +26,5 @@ if [[ -z $teacher ]]; then
     [[ -f $teacher ]] ||
         stop "$teacher is missing: --teacher_path $folder/original-last.pth takes the network of the last epoch, $command --overwrite trains the teacher again"
 fi
-train "checkpoints/$data-mdsnn-$loss-${bits}bit-seed$seed" --paper_setting qamd --bits "$bits" \
+train "checkpoints/$data-mdsnn-$loss-${bits}bit${T:+-T$T}-seed$seed" --paper_setting qamd --bits "$bits" \
     --loss "$loss" --teacher_path "$teacher"

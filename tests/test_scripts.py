@@ -167,6 +167,18 @@ def test_an_option_says_the_same_in_any_order_and_names_the_folder(script, recor
     assert settings_of(command).save_path == "mine"
 
 
+@pytest.mark.parametrize("script", ["train_student.sh", "distill_student.sh"])
+def test_students_of_several_t_have_folders_of_their_own(script, recorder, trained):
+    options = ["--width", "2"]
+    if script == "distill_student.sh":  # the one teacher, of T = 4, of all of them
+        options += ["--teacher_path", str(trained["original"])]
+    paths = []
+    for T in ([], ["--time_window", "2"], ["--time_window=6"]):
+        (command,) = started(script, "digits", *options, *T, folder=recorder)
+        paths.append(settings_of(command).save_path)
+    assert [path.split("bit")[1] for path in paths] == ["-seed1234", "-T2-seed1234", "-T6-seed1234"]
+
+
 def test_a_student_is_not_distilled_from_a_teacher_that_is_missing_or_half_trained(recorder):
     distillation = ("distill_student.sh", "digits", "2", "--seed", "7")
     text = refused(*distillation, folder=recorder)

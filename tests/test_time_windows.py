@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import main
 from benchmarks.membrane_report import membrane_report
@@ -85,6 +86,15 @@ def test_a_checkpoint_is_evaluated_at_another_t_and_both_are_said(trained, tmp_p
     for options, said in ([], False), (["--time_window", "4"], False), (["--time_window", "2"], 1):
         assert main.main(["--eval_only", str(path), "--workers", "0", *options]) == 0
         assert capfd.readouterr().out.endswith(", run at T 2 (trained at T 4)\n") == said
+
+    image = tmp_path / "image.png"
+    Image.fromarray(test_set.images[0, 0].numpy()).save(image)
+    found = evaluated(path, "--predict", str(image), "--time_window", "2", capfd=capfd)
+    (predicted,) = found["predictions"]
+    expected = load_network(path, 2).predict(test_set.images[:1]).max().item()
+    assert predicted["classes"][0]["share"] == expected
+    assert main.main(["--eval_only", str(path), "--predict", str(image), "--time_window", "2"]) == 0
+    assert capfd.readouterr().out.endswith(")\nrun at T 2 (trained at T 4)\n")
 
     # What is there of another T is not replaced.
     out = ["--per_class", "--out", str(tmp_path / "classes")]
