@@ -31,7 +31,7 @@ from experiments.plan import (
     Planned,
     plan,
 )
-from experiments.rows import ROWS, Row, append, identity_of, read_rows, row_of
+from experiments.rows import ROWS, Row, append, identity_of, read_rows, rows_of
 from experiments.run_plan import (
     Plan,
     Stopped,
@@ -50,6 +50,7 @@ from log import count, duration
 from run_folder import lock
 from settings import DATA_SETS, OPTIONS, is_flag
 
+OF_TEACHER = "of teacher: "  # main.py has options that begin with teacher_
 SEVERAL = {"data": "data", "time_window": "time_windows", "seed": "seeds", "fold": "folds"}
 
 
@@ -120,7 +121,7 @@ def base_parser(name: str, description: str) -> Parser:
         if option not in ("data", "bits", "time_window", "seed", "fold"):
             parser.add_argument(f"--{option}", nargs="+", **hidden)
         if option not in ("data", "bits"):
-            parser.add_argument(f"--teacher_{option}", **hidden)
+            parser.add_argument(f"--teacher_{option}", dest=f"{OF_TEACHER}{option}", **hidden)
     return parser
 
 
@@ -149,8 +150,8 @@ def axes_of(args: argparse.Namespace) -> dict[str, Sequence[str | None]]:
 
 def of_teacher(args: argparse.Namespace) -> dict[str, str]:
     """The options that teachers have instead of the students'."""
-    given = {name: x for name, x in vars(args).items() if name.startswith("teacher_")}
-    return {name.removeprefix("teacher_"): x for name, x in given.items() if x is not None}
+    given = {name: x for name, x in vars(args).items() if name.startswith(OF_TEACHER)}
+    return {name.removeprefix(OF_TEACHER): x for name, x in given.items() if x is not None}
 
 
 def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
@@ -254,7 +255,7 @@ def outline(plan: Plan, rows: Sequence[Row]) -> None:
 def add_rows(path: Path, planned: Planned, found: dict[str, Any]) -> None:
     """The row of a finished run, unless it has one."""
     if planned.identity not in set(map(identity_of, read_rows(path))):
-        append(path, [row_of(planned, found)])
+        append(path, rows_of(planned, found))
 
 
 def take_finished(plan: Plan, path: Path) -> None:
