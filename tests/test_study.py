@@ -11,9 +11,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 
 import stand_in_data
 from conftest import REPOSITORY
+from display import COLOURS
 from experiments import rows, run_plan, study, study_table, timesteps
 from experiments.plan import OWN, telling
 from settings import OPTIONS
@@ -517,10 +519,22 @@ def test_the_runs_of_a_kind_take_equally_long_and_are_measured_once(tmp_path):
     assert not {run_plan.kind(x) for x in other} & kinds
 
 
+def test_the_picture_names_only_the_methods_that_were_run_in_their_colours():
+    found = [row("CLM", 0, 0.5, membrane_kl="0.1"), row("student", 0, 0.4, membrane_kl="0.2")]
+    figure = study_table.picture(study_table.groups_of(found))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["student", "CLM"]
+    handles, _ = figure.axes[0].get_legend_handles_labels()
+    assert [to_hex(handle[0].get_color()) for handle in handles] == [
+        COLOURS["student"].lower(),
+        COLOURS["CLM"].lower(),
+    ]
+
+
 # Timesteps.
 
 
-def test_timesteps_plans_the_one_teacher_and_one_for_each_t(tmp_path, monkeypatch):
+def test_timesteps_plans_the_one_teacher_and_one_for_each_t(tmp_path):
     runs = planned(["--seeds", "1"], tmp_path, timesteps)
     found = [
         (x.method, x.settings.time_window, x.teacher and x.teacher.settings.time_window)
@@ -532,3 +546,39 @@ def test_timesteps_plans_the_one_teacher_and_one_for_each_t(tmp_path, monkeypatc
         one += [("student", T, 4), ("CLK", T, 4)]
     own = [x for T in (1, 2, 6) for x in (("teacher", T, None), ("CLK", T, T))]
     assert found == one + own
+
+
+def test_the_table_and_the_picture_of_timesteps_tell_four_kinds_of_students_apart():
+    def of(method: str, T: int, teacher: int, accuracy: float, **given: str) -> rows.Row:
+        costs = {"energy_pj": str(1e6 * T), "delay_ns": str(2e6 * T), "area_um2": "1e6"}
+        settings = {"time_window": str(T)} | given
+        found = row(method, 0, accuracy, given=settings, **costs)
+        theirs = "" if method == "teacher" else f"seed=0 time_window={teacher}"
+        return found | {"time_window": str(T), "teacher_settings": theirs}
+
+    found = [of("teacher", 4, 4, 0.9) | {"bits": ""}]
+    for T, accuracy in ((2, 0.6), (4, 0.7)):
+        found += [of("student", T, 4, accuracy), of("CLK", T, 4, accuracy + 0.1)]
+        found.append(of("CLK", T, 4, accuracy + 0.05, time_windows="'(2, 4)'"))
+    found.append(of("CLK", 2, 2, 0.65))
+    groups = study_table.groups_of(found)
+    header, *lines = timesteps.cells_of(groups)
+    shown = [header.index(x) for x in ("network", "T", "accuracy, %", "energy, µJ", "delay, ms")]
+    gain = header.index("gain over student, points")
+    assert [[line[i] for i in (*shown, gain)] for line in lines] == [
+        ["student", "2", "60.00", "2.000", "4.000", "-"],
+        ["student", "4", "70.00", "4.000", "8.000", "-"],
+        ["CLK, the one teacher", "2", "70.00", "2.000", "4.000", "+10.00"],
+        ["CLK, the one teacher", "4", "80.00", "4.000", "8.000", "+10.00"],
+        ["CLK, a teacher of its T", "2", "65.00", "2.000", "4.000", "+5.00"],
+        ["CLK, one network for every T", "2", "65.00", "2.000", "4.000", "+5.00"],
+        ["CLK, one network for every T", "4", "75.00", "4.000", "8.000", "+5.00"],
+        ["teacher", "4", "90.00", "4.000", "8.000", "-"],
+    ]
+    figure = timesteps.picture(groups)
+    latency, energy = figure.axes
+    points = {x.get_label(): x for x in latency.containers}
+    # of T 4 the one teacher is one of the student's T
+    assert [*points["CLK, a teacher of its T"][0].get_ydata()] == [65.0, 80.0]
+    assert [*points["student"][0].get_xdata()] == [4.0, 8.0]
+    assert [*energy.containers[0][0].get_xdata()] == [2.0, 4.0]
