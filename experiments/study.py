@@ -54,9 +54,9 @@ OF_TEACHER = "of teacher: "  # main.py has options that begin with teacher_
 SEVERAL = {"data": "data", "time_window": "time_windows", "seed": "seeds", "fold": "folds"}
 
 
-def base_parser(name: str, description: str) -> Parser:
+def base_parser(name: str, description: str, methods: Sequence[str]) -> Parser:
     """What all studies can be told: data, seeds, how to run them, and the options of main.py, which
-    are known though its help does not show them."""
+    are known though its help does not show them. methods: those that one can choose from."""
     parser = Parser(
         prog=f"experiments.{name}",
         usage=f"python -m experiments.{name} --data NAME… [options] [options of main.py]",
@@ -66,19 +66,24 @@ def base_parser(name: str, description: str) -> Parser:
         add_help=False,
     )
     what = parser.add_argument_group("what to compare")
-    what.add_argument("--data", nargs="+", metavar="NAME", choices=DATA_SETS, help="data sets")
+    what.add_argument(
+        "--data", nargs="+", metavar="NAME", choices=DATA_SETS, help=f"of {', '.join(DATA_SETS)}"
+    )
     what.add_argument("--bits", nargs="+", default=["4"], metavar="N", help="widths (default 4)")
+    if methods:
+        add = {"nargs": "+", "default": [*methods], "choices": methods, "metavar": "NAME"}
+        names = ", ".join(methods)
+        what.add_argument("--methods", **add, help=f"of {names} (default all)")
     add = {"nargs": "+", "default": ["scratch"], "choices": STARTS, "metavar": "NAME"}
     what.add_argument("--starts", **add, help="students' weights: scratch, teacher, or both")
-    for name, default, text in (
+    for option, default, text in (
         ("seed", ["1", "2", "3"], "of a teacher and its students (default 1 2 3)"),
-        ("fold", None, "of five, of all images (default: the data set's own split)"),
-        ("time_window", None, "timesteps (default: the data set's)"),
+        ("fold", None, "each tests on another of five parts of all images"),
+        ("time_window", None, "timesteps T (default: the data set's)"),
     ):
-        names = (f"--{SEVERAL[name]}", f"--{name}")
-        what.add_argument(
-            *names, dest=name, nargs="+", default=default, metavar="N", help=text + "; --" + name
-        )
+        names = (f"--{SEVERAL[option]}", f"--{option}")
+        about = {"dest": option, "default": default, "help": text}
+        what.add_argument(*names, nargs="+", metavar="N", **about)
     how = parser.add_argument_group("how to run them")
     one = how.add_mutually_exclusive_group()
     one.add_argument(
@@ -126,16 +131,7 @@ def base_parser(name: str, description: str) -> Parser:
 
 
 def study_parser() -> Parser:
-    parser = base_parser("study", __doc__)
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=[*METHODS],
-        choices=METHODS,
-        metavar="NAME",
-        help="of student, CL, CLM, CLK (default all)",
-    )
-    return parser
+    return base_parser("study", __doc__, [*METHODS])
 
 
 def axes_of(args: argparse.Namespace) -> dict[str, Sequence[str | None]]:

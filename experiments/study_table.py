@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -175,8 +176,13 @@ def _number(text: str) -> tuple:
 
 def varied(groups: Sequence[Group]) -> list[str]:
     """Options that somebody has given and that are not the same in all groups that have them."""
+    groups = _students(groups) or groups  # what teachers have of their own is said otherwise
     given = dict.fromkeys(name for group in groups for name in sorted(_given(group.about)))
     return [name for name in given if len(_all_values(groups, name)) > 1]
+
+
+def _students(groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if group.about["method"] != TEACHER]
 
 
 def _all_values(groups: Sequence[Group], name: str) -> set[str]:
@@ -195,9 +201,7 @@ def shown_value(row: Row, name: str) -> str:
 def cells_of(groups: Sequence[Group]) -> list[list[str]]:
     """The table as a person reads it, with its header."""
     axes = varied(groups)
-    teachers = {
-        group.about["teacher_options"] for group in groups if group.about["method"] != TEACHER
-    }
+    teachers = {group.about["teacher_options"] for group in _students(groups)}
     measures = [
         name
         for name in MEASURES
@@ -244,10 +248,15 @@ def notes_of(groups: Sequence[Group]) -> list[str]:
             "them, bits and T unstated, its text not seen."
         )
     for name in ("hardware", "commit"):
-        several = Counter(row[name] or "unknown" for row in rows)
+        several = Counter(_short(row[name]) or "unknown" for row in rows)
         counts = "; ".join(f"{x} ({n} runs)" if len(several) > 1 else x for x, n in several.items())
         notes.append(f"{name.capitalize()}: {counts}.")
     return notes
+
+
+def _short(text: str) -> str:
+    """A commit's first twelve digits; anything else as it is."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", text)
 
 
 def _common_options(groups: Sequence[Group]) -> str:
@@ -255,13 +264,13 @@ def _common_options(groups: Sequence[Group]) -> str:
     given = {name for group in groups for name in _given(group.about)}
     words = [f"MS-ResNet-{'/'.join(sorted(_all_values(groups, 'model_depth'), key=int))}"]
     for name in dict.fromkeys(["width", "epochs", *sorted(given - {"model_depth"})]):
-        values = _all_values([x for x in groups if x.about["method"] != TEACHER] or groups, name)
+        values = _all_values(_students(groups) or groups, name)
         if len(values) == 1:
             words.append(
                 f"{name} {shown_value({'settings': f'{name}={shlex.quote(*values)}'}, name)}"
             )
-    teachers = {group.about["teacher_options"] for group in groups} - {""}
-    if len(teachers) == 1:
+    teachers = {group.about["teacher_options"] for group in _students(groups)}
+    if len(teachers) == 1 and teachers != {""}:
         words.append(f"teachers with {' '.join(teachers)}")
     return ", ".join(words)
 
@@ -303,7 +312,7 @@ def picture(groups: Sequence[Group]) -> Figure:
         parts = [row["data"], f"T {row['time_window']}", f"from {row['start']}"]
         return ", ".join([*parts, *words(row, of_panel), *filter(None, [row["teacher_options"]])])
 
-    students = [group for group in groups if group.about["method"] != TEACHER]
+    students = _students(groups)
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))
     labels = {}
     for group in students:

@@ -45,8 +45,8 @@ COLUMNS = ("accuracy", "gain", "spike_rate", "energy_pj", "delay_ns", "edap", "e
 
 
 def timesteps_parser() -> Parser:
-    parser = base_parser("timesteps", __doc__)
-    parser.set_defaults(time_window=["1", "2", "4", "6"], methods=[METHOD])
+    parser = base_parser("timesteps", __doc__, methods=[])
+    parser.set_defaults(time_window=["1", "2", "4", "6"])
     return parser
 
 
