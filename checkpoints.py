@@ -34,7 +34,7 @@ from load_settings import (
     load_checkpoint,
 )
 from run_folder import checkpoints_of, lock, move_aside, must_move
-from settings import MAY_CHANGE
+from settings import MAY_CHANGE, as_text
 
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
@@ -201,7 +201,7 @@ class Run:
     def _refuse_another_run(self, checkpoint: Checkpoint) -> None:
         before, now = asdict(checkpoint.settings), asdict(self.settings)
         differences = [
-            f"--{name} {now[name]} instead of {before[name]}"
+            f"--{name} {as_text(now[name])} instead of {as_text(before[name])}"
             for name in now
             if name not in MAY_CHANGE | {"input_step"} and now[name] != before[name]
         ]

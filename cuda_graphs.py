@@ -5,7 +5,7 @@ a step's kernels with their addresses, and starts them with one call; the kernel
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,28 +15,29 @@ WARM_UP = 3  # steps that are computed as they are: libraries choose their kerne
 
 
 class ReplayedGradients:
-    """`function(images, labels)`, which leaves gradients in `parameters`, as a CUDA graph for each
-    shape of batches from its fourth batch on.
+    """`function(images, labels)`, which leaves gradients in `network`'s parameters, as a CUDA graph
+    for each shape of batches and each T of the network from its fourth batch on.
 
     A graph repeats what was on the CPU when it was taken: all that changes from step to step must
     be in tensors that stay where they are, such as weights, running statistics and beta. The
     results stay valid until the next call. Nothing in `function` may wait for the GPU.
     """
 
-    def __init__(self, function: Gradients, parameters: Iterable[nn.Parameter]):
-        self.function, self.parameters = function, list(parameters)
-        self.seen: Counter[torch.Size] = Counter()
-        self.graphs: dict[torch.Size, tuple] = {}
+    def __init__(self, function: Gradients, network: nn.Module):
+        self.function, self.network = function, network
+        self.parameters = list(network.parameters())
+        self.seen: Counter[tuple] = Counter()
+        self.graphs: dict[tuple, tuple] = {}
         self.memory = torch.cuda.graph_pool_handle()
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        shape = images.shape
-        self.seen[shape] += 1
-        if self.seen[shape] <= WARM_UP:
+        kind = images.shape, self.network.time_window
+        self.seen[kind] += 1
+        if self.seen[kind] <= WARM_UP:
             return self.function(images, labels)
-        if shape not in self.graphs:
-            self.graphs[shape] = self.take(images, labels)
-        graph, inputs, gradients, results = self.graphs[shape]
+        if kind not in self.graphs:
+            self.graphs[kind] = self.take(images, labels)
+        graph, inputs, gradients, results = self.graphs[kind]
         for kept, x in zip(inputs, (images, labels), strict=True):
             kept.copy_(x)
         graph.replay()

@@ -8,6 +8,10 @@ the mean over layers and timesteps of
     CLK: KL(softmax(u_T) ‖ softmax(û_S)), softmax over a layer's C·H·W neurons, mean over the batch
     CLM: the mean squared difference
     CL:  nothing.
+The two may have other numbers of timesteps T. On a static image a network's first steps are the
+same whatever comes after them: the teacher runs once, for the longer of both, its logits are those
+of its own T, and the membranes of the student's steps are compared. On events it runs on the
+student's frames.
 Losses are computed in float32 or wider, also under autocast. By default beta falls to zero over
 the training, in a cosine: membranes first, classes later.
 """
@@ -19,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
 from models.MS_ResNet import MSResNet, folded
 from models.neuron import THRESHOLD
@@ -95,6 +100,20 @@ BETA_SCHEDULES = {  # share of the training that is done -> share of beta
     "constant": lambda done: 1.0,
 }
 BETA_SCHEDULE = "cosine"
+TEACHER_LOGITS = "own"
+
+
+def teacher_steps(
+    student: int,
+    teacher: int,
+    loss: str,
+    teacher_logits: str = TEACHER_LOGITS,
+    events: bool = False,
+) -> tuple[int, int]:
+    """(timesteps that a teacher runs for, the first of them that its logits are the mean of), for a
+    student and a teacher of so many each."""
+    of_logits = student if events or teacher_logits == "student" else teacher
+    return max(of_logits, 0 if MEMBRANE_LOSSES[loss] is None else student), of_logits
 
 
 class Distiller:
@@ -112,6 +131,7 @@ class Distiller:
         tau: temperature of L_logit.
         beta_schedule: "cosine" or "constant", followed by `set_epoch`.
         label_smoothing: share of CE's target that all classes get alike, as torch's.
+        teacher_logits: "own" or "student": whose timesteps the teacher's logits are the mean of.
     """
 
     def __init__(
@@ -124,10 +144,13 @@ class Distiller:
         tau: float = TAU,
         beta_schedule: str = BETA_SCHEDULE,
         label_smoothing: float = 0.0,
+        teacher_logits: str = TEACHER_LOGITS,
     ):
-        self.teacher = folded(teacher)
+        self.teacher, self.teachers_own = folded(teacher), teacher.time_window
         self.student = student
-        self.membrane_loss = MEMBRANE_LOSSES[loss]
+        self.network = student.module if isinstance(student, DistributedDataParallel) else student
+        self.loss, self.membrane_loss = loss, MEMBRANE_LOSSES[loss]
+        self.teacher_logits = teacher_logits
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
         self.beta_schedule = BETA_SCHEDULES[beta_schedule]
         self.label_smoothing = label_smoothing
@@ -143,13 +166,23 @@ class Distiller:
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(student's logits (B, K), loss, its unweighted terms "ce", "logit" and "membrane")."""
         by_layer: list[Tensor] = []
+        T, events = self.network.time_window, images.dim() == 5
+        self.teacher.time_window, of_logits = teacher_steps(
+            T, self.teachers_own, self.loss, self.teacher_logits, events
+        )
         if self.membrane_loss is None:
             logits = self.student(images)
-            teacher_logits = self.teacher(images)
+            teacher_logits = self.teacher(images, logit_steps=of_logits)
         else:
+            membranes: list[Tensor] = []
+
+            def keep(u_teacher: Tensor) -> None:
+                # A view would keep the memory of all timesteps.
+                membranes.append(u_teacher if len(u_teacher) == T else u_teacher[:T].clone())
+
             # The teacher first: then a layer's membranes, the largest tensors of the step, are gone
             # before the student's next layer adds to what backward needs.
-            teacher_logits, membranes = self.teacher(images, membranes=True)
+            teacher_logits = self.teacher(images, keep, of_logits)
 
             def compare(u_student: Tensor) -> None:
                 by_layer.append(self.membrane_loss([u_student], [membranes.pop(0)]))
@@ -170,9 +203,10 @@ class Distiller:
 
 @torch.no_grad()
 def distance_to_teacher(
-    teacher: nn.Module, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    teacher: MSResNet, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
-    """How far a student's membranes are from its teacher's, in evaluation mode.
+    """How far a student's membranes are from its teacher's, in evaluation mode, over the student's
+    timesteps, for which the teacher is run.
 
     Returns three (layers, T) tensors, means over all images: "membrane_kl", "membrane_mse" and
     "differing_spikes", the share of neurons of which one fires and the other does not.
@@ -180,8 +214,9 @@ def distance_to_teacher(
     teacher.eval(), student.eval()
     sums, images_seen = {}, 0
     for images, _ in batches:
-        _, u_teacher = teacher(images, membranes=True)
         _, u_student = student(images, membranes=True)
+        with teacher.running_for(len(u_student[0])):
+            _, u_teacher = teacher(images, membranes=True)
         for name, per_step in {
             "membrane_kl": lambda s, t: membrane_kl([s[None]], [t[None]]),
             "membrane_mse": lambda s, t: membrane_mse([s], [t]),

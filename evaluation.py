@@ -44,6 +44,7 @@ def about(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
         "checkpoint": settings.eval_only,
         "epoch": checkpoint.epoch,
         **{name: getattr(settings, name) for name in names},
+        "trained_time_windows": list(checkpoint.settings.trained_at),
     }
 
 
@@ -66,10 +67,10 @@ def check_files(settings: Settings) -> None:
         raise UserError(f"--per_class is for {MOST_CLASSES} classes at most")
     folder = folder_of(settings)
     taken = next((name for name in FILES if os.path.lexists(folder / name)), None)
-    if taken is not None and not _is_of(settings.eval_only, folder / FILES[0]):
+    if taken is not None and not _is_of(settings, folder / FILES[0]):
         raise UserError(
-            f"{folder} holds {taken} of something else than {settings.eval_only}: choose another "
-            "folder with --out"
+            f"{folder} holds {taken} of something else than {settings.eval_only} at T "
+            f"{settings.time_window}: choose another folder with --out"
         )
     try:
         check_folder(folder)
@@ -77,10 +78,11 @@ def check_files(settings: Settings) -> None:
         raise UserError(f"{error}: choose another with --out") from None
 
 
-def _is_of(checkpoint: str, path: Path) -> bool:
+def _is_of(settings: Settings, path: Path) -> bool:
     try:
-        theirs = json.loads(path.read_bytes())["checkpoint"]
-        return Path(theirs).resolve() == Path(checkpoint).resolve()
+        theirs = json.loads(path.read_bytes())
+        same_file = Path(theirs["checkpoint"]).resolve() == Path(settings.eval_only).resolve()
+        return same_file and theirs["time_window"] == settings.time_window
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
 
@@ -177,7 +179,7 @@ def predict(settings: Settings, device: torch.device) -> dict[str, Any]:
     seen one, for a file that cannot be read."""
     samples = [read_sample(path, settings) for path in settings.predict]
     checkpoint = load_checkpoint(settings.eval_only)
-    network = load_network(checkpoint).to(device)
+    network = load_network(checkpoint, settings.time_window).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
         shares = network.predict(np.stack(samples))
     best = shares.topk(min(FEW, shares.shape[1]))
@@ -203,6 +205,9 @@ def result_text(found: dict[str, Any], settings: Settings) -> str:
             for one in found["predictions"]
         )
     lines = [f"{_accuracy(found)}, spike rate {percent(found['spike_rate'], 2)}"]
+    T, trained = found["time_window"], found["trained_time_windows"]
+    if trained != [T]:
+        lines[0] += f", run at T {T} (trained at T {', '.join(map(str, trained))})"
     if "integers" in found:
         differ = "{differing_spikes} of {spikes} spikes differ".format_map(found["integers"])
         lines.append(f"integers alone: {_accuracy(found['integers'])}, {differ}")

@@ -20,6 +20,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ from settings import (
     OPTIONS,
     TYPES,
     Settings,
+    as_text,
     build_parser,
     check_settings,
     check_value,
@@ -44,6 +46,7 @@ from settings import (
 )
 
 MOST_TUPLES = 20_000  # in a checkpoint: four a tensor, and few besides
+TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
 MOST_CONFIG = 2**20  # bytes of a settings.json
 RECORDED = {  # what a settings.json holds beside options: what was found, and where it ran
     *("world_size", "git_commit", "versions"),
@@ -71,8 +74,7 @@ def parse_settings(
     given.pop("local_rank", None)
     if "amp" in given:
         given["amp"] = bool(given["amp"])  # bf16 is the only narrow type there is
-    if "predict" in given:
-        given["predict"] = tuple(given["predict"])
+    given |= {name: tuple(x) for name, x in given.items() if isinstance(x, list)}
     if given.get("eval_only") is None:
         settings = _training_settings(given)
     else:
@@ -128,6 +130,10 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         raise UserError(f"--augment auto is made for colour images: {data} has none")
     if values["resume"] and values["overwrite"]:
         raise UserError("--resume goes on, --overwrite starts anew: leave one of the two out")
+    if values["time_windows"] is not None:
+        values["time_windows"] = tuple(sorted(values["time_windows"]))
+        if "time_window" not in given:  # that of --config was the largest of others
+            values["time_window"] = values["time_windows"][-1]
     _say_what_config_keeps(taken, given, values)
     if "image_size" in taken.keys() - given.keys() and not DATA_SETS[data].any_size:
         values["image_size"] = None
@@ -169,12 +175,13 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
         for name, about in OPTIONS.items()
         if about.evaluation in ("own", "only")
     }
-    own["batch_size"] = given.get("batch_size", trained.batch_size)
+    for name in ("batch_size", "time_window"):
+        own[name] = given.get(name, getattr(trained, name))
     if own["predict"] is None:
         check_classes(trained, own["data_path"], path)
     if own["cache_path"] is None and own["data_path"] == trained.data_path:
         own["cache_path"] = trained.cache_path
-    return replace(trained, teacher_path=None, **own)
+    return replace(trained, teacher_path=None, time_windows=None, **own)
 
 
 def _of_config(path: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -242,6 +249,8 @@ def read_settings(path: str | Path) -> Settings:
 def _checked(name: str, value: Any) -> Any:
     """The value of an option in a JSON file. Raises UserError where it cannot be one."""
     kind, choices = TYPES[name][0], OPTIONS[name].choices
+    if kind is tuple and type(value) is list:
+        value = tuple(value)
     if kind is float and type(value) is int and abs(value) < 2**53:
         value = float(value)
     if type(value) is not kind:  # True is an int too
@@ -311,7 +320,7 @@ def run_name(settings: Settings) -> str:
     values = asdict(settings)
     for name in order:
         if values[name] not in (None, OPTIONS[name].default_with(values)):
-            parts.append(f"{name.replace('_', '-')}{values[name]}")
+            parts.append(f"{name.replace('_', '-')}{as_text(values[name]).replace(' ', '-')}")
     return "-".join([*(part for part in parts if part), f"seed{settings.seed}"])
 
 
@@ -329,7 +338,7 @@ def refuse_single_values(
     smallest = (share % largest or largest) * world_size  # batch norm's part is all processes'
     size = data_set_of(settings).image_size
     last_stage = [-(-side // 8) for side in size]  # three stages halve it
-    if smallest * settings.time_window * math.prod(last_stage) > 1:
+    if smallest * min(settings.trained_at) * math.prod(last_stage) > 1:
         return
     batch = f"--batch_size {settings.batch_size}"
     if images < settings.batch_size:
@@ -376,7 +385,7 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
             f"--teacher_path {settings.teacher_path} holds a quantized {teacher.paper_setting} "
             "network: a teacher comes from --paper_setting original"
         )
-    for name in ("data", "model_depth", "width", "time_window", "image_size"):
+    for name in ("data", "model_depth", "width", "image_size"):
         if getattr(teacher, name) != getattr(settings, name):
             raise UserError(
                 f"--teacher_path {settings.teacher_path} was trained with --{name} "
@@ -556,13 +565,18 @@ def build_network(settings: Settings) -> MSResNet:
     return network
 
 
-def load_network(checkpoint: Checkpoint | str | Path) -> MSResNet:
+def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = None) -> MSResNet:
     """The trained network of a checkpoint, or of the file at a path, on the CPU and in evaluation
     mode: `load_network("qamd-best.pth").predict(images)`. Its `class_names` are those of its data.
-    Raises UserError as load_checkpoint does."""
+    `time_window` is T, where it is not the trained one.
+    Raises UserError as load_checkpoint does, and for a T that is out of range."""
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint)
-    network = build_network(checkpoint.settings)
+    settings = checkpoint.settings
+    if time_window is not None:
+        check_value("time_window", time_window)
+        settings = replace(settings, time_window=time_window)
+    network = build_network(settings)
     network.load_state_dict(checkpoint.model)
     network.class_names = class_names(checkpoint)
     return network.eval()
@@ -588,6 +602,17 @@ def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:
         {"params": free, "weight_decay": 0.0, "initial_lr": settings.lr},
     ]
     return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9)
+
+
+def time_window_of(settings: Settings, step: int) -> int:
+    """T of a training step, counted from 0 over all epochs. Each of K different T comes once in
+    every K steps, in an order that depends on the seed and the number of these steps alone: it is
+    the same in all processes, and in a resumed run."""
+    windows = settings.trained_at
+    block, place = divmod(step, len(windows))
+    # NumPy promises that a bit generator's raw numbers stay the same in all its versions.
+    drawn = np.random.PCG64([settings.seed, TIME_WINDOWS, block]).random_raw(len(windows))
+    return windows[np.argsort(drawn)[place]]
 
 
 def build_scheduler(

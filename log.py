@@ -25,10 +25,11 @@ from tqdm.std import Bar as Blocks
 from checkpoints import Run, best_row, deciding, disk_errors
 from data_loader import ImageSet
 from display import percent
+from distiller import teacher_steps
 from load_settings import Checkpoint
 from models import MSResNet
 from run_folder import EVENTS
-from settings import MAY_CHANGE, DataSet, Settings, data_set_of
+from settings import MAY_CHANGE, DataSet, Settings, as_text, data_set_of
 
 COLUMNS = (
     "epoch",
@@ -156,8 +157,11 @@ def header(
         ),
         (
             "network",
-            f"{kind}-{settings.model_depth}, width {settings.width}, T {settings.time_window}: "
-            f"{parameters:,} parameters, {amount(macs)} MACs an image",
+            f"{kind}-{settings.model_depth}, width {settings.width}, "
+            f"T {', '.join(map(str, settings.trained_at))}: "
+            f"{parameters:,} parameters, {amount(macs)} MACs an image"
+            + f" at T {settings.time_window}"
+            * (settings.time_windows is not None),
         ),
         (
             "bits",
@@ -167,13 +171,15 @@ def header(
         ),
     ]
     if teacher is not None:
-        lines.append(
-            (
-                "teacher",
-                f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), "
-                f"T {teacher.settings.time_window}",
-            )
-        )
+        text = f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), "
+        text += f"T {teacher.settings.time_window}"
+        if settings.loss is not None:
+            own, how = teacher.settings.time_window, (settings.loss, settings.teacher_logits)
+            longest = [teacher_steps(T, own, *how, data_set.events)[0] for T in settings.trained_at]
+            if {*longest} != {own}:
+                up_to = "up to " * (longest[0] != longest[-1])
+                text += f", run for {up_to}{count(longest[-1], 'timestep')}"
+        lines.append(("teacher", text))
     unwritten = " (a dry run writes nothing)" if settings.dry_run else ""
     lines.append(("files", settings.save_path + unwritten))
     if run.steps_done:
@@ -400,10 +406,12 @@ class Log:
 
 def hyper_parameters(settings: Settings) -> dict[str, str | int | float | bool]:
     """The settings that make a run what it is, for TensorBoard's table of runs."""
-    values = asdict(settings).items()
+    values = asdict(settings)
+    if settings.time_windows is not None:
+        values["time_windows"] = as_text(settings.time_windows)
     return {
         name: x
-        for name, x in values
+        for name, x in values.items()
         if isinstance(x, str | int | float) and (name == "epochs" or name not in MAY_CHANGE)
     }
 

@@ -72,6 +72,7 @@ from load_settings import (
     load_network,
     parse_settings,
     refuse_single_values,
+    time_window_of,
 )
 from log import (
     Log,
@@ -302,9 +303,13 @@ def keep_freed_memory() -> None:
 
 
 def compile_for(
-    settings: Settings, device: torch.device, test_set: ImageSet, train_set: ImageSet | None = None
+    settings: Settings,
+    device: torch.device,
+    test_set: ImageSet,
+    train_set: ImageSet | None = None,
+    taught_by: Checkpoint | None = None,
 ) -> None:
-    """--compile: compile the hot functions by using a throwaway network as the run will use its
+    """--compile: compile the hot functions by using throwaway networks as the run will use its
     own; where that fails, warn and stay eager. `train_set`: none in an evaluation."""
     batch = max(1, settings.batch_size // WORLD_SIZE)
     training_images = 0 if train_set is None else len(train_set)
@@ -330,13 +335,17 @@ def compile_for(
                         network(images[:size], membranes=True)
         if not trained:
             return
-        teacher = build_network(replace(settings, paper_setting="original")).to(device)
+        teacher = None if taught_by is None else build_network(taught_by.settings).to(device)
         loss_function = build_loss(settings, network.train(), teacher)
+        for T in settings.trained_at:
+            with (
+                network.running_for(T),
+                torch.autocast(device.type, torch.bfloat16, enabled=settings.amp),
+            ):
+                _, loss, _ = loss_function(images[:trained], labels[:trained])
+            loss.backward()
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-            _, loss, _ = loss_function(images[:trained], labels[:trained])
-        loss.backward()
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-            estimate_statistics(network, [images[:share]])
+            estimate_statistics(network, [images[:share]], settings.trained_at)
 
     start = time.perf_counter()
     if FIRST_PROCESS:
@@ -409,12 +418,13 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
 
 def with_input_step(settings: Settings, step: float | None, teacher: Checkpoint | None) -> Settings:
     """The settings with what the training data have told. Raises UserError where the teacher reads
-    its input in other steps."""
+    the same frames in other steps; those of another T have other counts."""
     if step not in (None, DATA_SETS[settings.data].image_step):
         settings = replace(settings, input_step=step)
     if teacher is not None:
         theirs = input_step_of(teacher.settings)
-        if theirs != input_step_of(settings):
+        same_frames = teacher.settings.time_window == settings.time_window
+        if same_frames and theirs != input_step_of(settings):
             of_teacher = teacher.settings  # a found step is that of the images that are used
             used = f" (it had --val_share {of_teacher.val_share} --seed {of_teacher.seed})"
             used *= of_teacher.val_share > 0 or settings.val_share > 0
@@ -457,7 +467,7 @@ def train(
         macs = macs_of_image(settings.model_depth, settings.width, settings.time_window, of_data)
     images_of_statistics = first_images(train_batches, device)
     if settings.compile:
-        compile_for(settings, device, test_set, train_set)
+        compile_for(settings, device, test_set, train_set, taught_by)
 
     network = build_network(settings)
     teacher = None if taught_by is None else load_network(taught_by).to(device)
@@ -487,7 +497,8 @@ def train(
         if settings.dry_run:
             # A graph is taken in the step after its warm-up.
             warm_up = WARM_UP + 1 if isinstance(gradients, ReplayedGradients) else 1
-            few = FirstBatches(train_batches, warm_up, device)
+            of_each = len(settings.trained_at)  # every T is warmed up, and timed
+            few = FirstBatches(train_batches, warm_up * of_each, device, max(TIMED, of_each))
             few_tests = FirstBatches(test_batches, 1, device)
             left = settings.epochs * steps - run.steps_done
             run.step, run.sums = 0, {}  # these few steps are an epoch of their own
@@ -509,7 +520,7 @@ def train(
                 gradients, train_batches, optimizer, scheduler, settings, device, run
             )
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
-                estimate_statistics(network, images_of_statistics)
+                estimate_statistics(network, images_of_statistics, settings.trained_at)
             tested = evaluate(network, test_batches, device, settings.amp)
             row |= {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
             row["spike_rate"] = tested.spike_rate
@@ -528,9 +539,9 @@ def train(
 class FirstBatches:
     """The first batches of a loader, and how long the work on one takes after `warm_up` of them."""
 
-    def __init__(self, batches: DataLoader, warm_up: int, device: torch.device):
+    def __init__(self, batches: DataLoader, warm_up: int, device: torch.device, timed: int = TIMED):
         self.batches, self.warm_up, self.device = batches, warm_up, device
-        self.count = min(warm_up + TIMED, len(batches))
+        self.count = min(warm_up + timed, len(batches))
         self.times: list[float] = []
 
     def __len__(self) -> int:
@@ -562,7 +573,8 @@ def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None)
     if settings.paper_setting != "qamd":
         return cross_entropy(student, settings.label_smoothing)
     weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
-    return Distiller(teacher, student, settings.loss, *weights, settings.label_smoothing)
+    how = settings.label_smoothing, settings.teacher_logits
+    return Distiller(teacher, student, settings.loss, *weights, *how)
 
 
 def cross_entropy(network: nn.Module, label_smoothing: float = 0.0) -> LossFunction:
@@ -598,7 +610,8 @@ def train_epoch(
     with watching, progress_bar(batches, epoch, len(batches), run.step) as bar:
         for images, labels in bar:
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
-            means = gradients(images, labels)
+            with run.network.running_for(time_window_of(settings, run.steps_done)):
+                means = gradients(images, labels)
             if settings.check_numerics:
                 sums.gradient = first_bad_gradient(run.network)
             # Surrogate gradients through many timesteps and layers now and then explode.
@@ -690,7 +703,7 @@ def gradients_of(
     # Processes that exchange gradients, and hooks that look at numbers, are in no graph.
     if not settings.compile or device.type == "cpu" or WORLD_SIZE > 1 or settings.check_numerics:
         return gradients
-    return ReplayedGradients(gradients, student.parameters())
+    return ReplayedGradients(gradients, student)
 
 
 def add_gradients(
@@ -778,7 +791,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     make_deterministic(settings)
     of_first_process(lambda: evaluation.check_files(settings))
     checkpoint = load_checkpoint(settings.eval_only)
-    network = load_network(checkpoint).to(device)
+    network = load_network(checkpoint, settings.time_window).to(device)
     _, test_set = data_sets(settings)
     if settings.compile:
         compile_for(settings, device, test_set)

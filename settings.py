@@ -8,12 +8,21 @@ import argparse
 import math
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple, get_args
 
 from command_line import HelpFormatter, Parser, UserError
-from distiller import ALPHA, BETA, BETA_SCHEDULE, BETA_SCHEDULES, MEMBRANE_LOSSES, TAU
+from distiller import (
+    ALPHA,
+    BETA,
+    BETA_SCHEDULE,
+    BETA_SCHEDULES,
+    MEMBRANE_LOSSES,
+    TAU,
+    TEACHER_LOGITS,
+)
 from models.MS_ResNet import BLOCKS
 
 
@@ -69,12 +78,22 @@ def compares_membranes(values: Values) -> str | None:
     return distilled(values)
 
 
+def static_images(values: Values) -> str | None:
+    if not DATA_SETS[values["data"]].events:
+        return None
+    return f"has no meaning with the events of {values['data']}, frames of one T: leave it out"
+
+
 def no_meaning(values: Values) -> str:
     return f"has no meaning with --paper_setting {values['paper_setting']}: leave it out"
 
 
 def of_data_set(name: str) -> Callable[[Values], Any]:
     return lambda values: getattr(DATA_SETS[values["data"]], name)
+
+
+def largest_time_window(values: Values) -> int:
+    return max(values.get("time_windows") or (DATA_SETS[values["data"]].time_window,))
 
 
 def if_distilled(default: Any) -> Callable[[Values], Any]:
@@ -85,15 +104,17 @@ class Option(NamedTuple):
     """What is said of an option beside its name and type, which are those of its field.
 
     default: a value, or a function of the settings that are declared before it; shown: the default
-    in words. where: see above. resume: whether --resume may change it. config: whether --config
-    takes it over. evaluation: with --eval_only it must "fit" the checkpoint, or it is the command's
-    "own", or there "only" has it a meaning; others have none there.
+    in words. item: type of a list's values. where: see above. resume: whether --resume may change
+    it. config: whether --config takes it over. evaluation: with --eval_only it must "fit" the
+    checkpoint, or it is the command's "own", or there "only" has it a meaning; others have none
+    there.
     """
 
     group: str
     help: str
     default: Any = None
     shown: str | None = None
+    item: type = str
     choices: Iterable | None = None
     limits: tuple[float, float] | None = None  # the largest are far above any use
     where: Callable[[Values], str | None] | None = None
@@ -182,14 +203,24 @@ class Settings:
         metavar="N",
         evaluation="fit",
     )
+    time_windows: tuple | None = option(
+        "network",
+        "train one network for several T: each batch with one of these, in an order drawn from the "
+        "seed; evaluated at the largest; of static images alone",
+        item=int,
+        limits=(1, 1024),
+        where=static_images,
+        metavar="T",
+        added=True,
+    )
     time_window: int = option(
         "network",
         "timesteps T",
-        of_data_set("time_window"),
+        largest_time_window,
         shown="4; events 10",
         limits=(1, 1024),
         metavar="T",
-        evaluation="fit",
+        evaluation="own",
     )
     bits: int | None = option(
         "network",
@@ -268,6 +299,17 @@ class Settings:
         choices=BETA_SCHEDULES,
         where=compares_membranes,
         metavar="NAME",
+    )
+
+    teacher_logits: str = option(
+        "distillation",
+        "timesteps of a static image that the teacher's logits are the mean of: its own T or the "
+        "student's",
+        TEACHER_LOGITS,
+        choices=("own", "student"),
+        where=distilled,
+        metavar="NAME",
+        added=True,
     )
 
     epochs: int = option(
@@ -468,6 +510,11 @@ class Settings:
     # What one code of event frames stands for, found from the training data; None: they are codes.
     input_step: float | None = None
 
+    @property
+    def trained_at(self) -> tuple[int, ...]:
+        """Every T that it is trained with, the largest last."""
+        return self.time_windows or (self.time_window,)
+
 
 OPTIONS: dict[str, Option] = {
     x.name: x.metadata["option"] for x in fields(Settings) if "option" in x.metadata
@@ -518,7 +565,7 @@ def build_parser() -> Parser:
             text += f" (default {default if isinstance(default, str) else format(default, 'g')})"
         text = text.replace("%", "%%")
         if TYPES[name][0] is tuple:
-            add(f"--{name}", nargs="+", metavar=about.metavar, help=text)
+            add(f"--{name}", nargs="+", type=about.item, metavar=about.metavar, help=text)
         elif not is_flag(name):
             kind, choices, metavar = TYPES[name][0], about.choices, about.metavar
             add(f"--{name}", type=kind, choices=choices, metavar=metavar, help=text)
@@ -557,11 +604,22 @@ def complete(given: Values, may_drop: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def check_value(name: str, value: Any) -> None:
-    """Raises UserError where a number is outside what the program can do."""
+    """Raises UserError where a number, or one of a list, is outside what the program can do."""
     if name in LIMITS and value is not None:
         low, high = LIMITS[name]
-        if not low <= value <= high:
-            raise UserError(f"--{name} must be between {low} and {high}, got {value}")
+        several = isinstance(value, tuple)
+        if several and not value:  # of a file, as are other types
+            raise UserError(f"--{name} is empty")
+        for x in value if several else (value,):
+            if several and type(x) is not OPTIONS[name].item:
+                raise UserError(f"--{name} cannot hold {reprlib.repr(x)}")
+            if not low <= x <= high:
+                raise UserError(f"--{name} must be between {low} and {high}, got {x}")
+
+
+def as_text(value: Any) -> str:
+    """A setting as it is typed."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def check_settings(settings: Settings) -> None:
@@ -575,6 +633,15 @@ def check_settings(settings: Settings) -> None:
         )
     if settings.image_size is not None:
         parse_image_size(settings.image_size)
+    if settings.time_windows is not None:
+        windows, given = settings.time_windows, as_text(settings.time_windows)
+        if len(windows) < 2 or list(windows) != sorted(set(windows)):
+            raise UserError(f"--time_windows {given}: give two T or more, each once")
+        if settings.time_window != windows[-1]:
+            raise UserError(
+                f"--time_window {settings.time_window} is not the largest of --time_windows "
+                f"{given}: leave it out"
+            )
     for name in ("data_path", "save_path", "cache_path", "out"):
         path = getattr(settings, name) or ""
         if any(ord(character) < 32 for character in path):
@@ -599,6 +666,7 @@ def describes_a_network(settings: Settings) -> bool:
         and all(type(name) is str for name in settings.classes or ())
         and len(settings.classes or "ab") >= 2
         and (settings.image_size is None or data_set.any_size)
+        and (settings.time_windows is None or not data_set.events)
         and (step is None or (data_set.events and 0 < step < math.inf))
     )
 

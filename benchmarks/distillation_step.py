@@ -104,7 +104,7 @@ def step_of(
         return {}
 
     if compiled and device.type == "cuda":
-        gradients = ReplayedGradients(gradients, trained.parameters())
+        gradients = ReplayedGradients(gradients, trained)
 
     def step() -> None:
         gradients(images, labels)

@@ -144,13 +144,18 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
 
     paths = {"teacher": args.teacher, "student": args.student, "MD-SNN": args.mdsnn}
     checkpoints = {label: load_checkpoint(path) for label, path in paths.items()}
-    settings = checkpoints["teacher"].settings
-    if checkpoints["MD-SNN"].settings.bits is None:
+    settings = checkpoints["MD-SNN"].settings
+    if settings.bits is None:
         raise UserError(f"--mdsnn {args.mdsnn} is a full-precision network")
     for label, checkpoint in checkpoints.items():
-        for name in ("data", "model_depth", "width", "time_window", "input_step"):
+        names = ["data", "model_depth", "width"]
+        if label != "teacher":  # which may be of another T, and is run for theirs
+            names.append("time_window")
+        if checkpoint.settings.time_window == settings.time_window:
+            names.append("input_step")
+        for name in names:
             if getattr(checkpoint.settings, name) != getattr(settings, name):
-                raise UserError(f"{paths[label]} and {args.teacher} differ in --{name}")
+                raise UserError(f"{paths[label]} and {args.mdsnn} differ in --{name}")
     networks = {label: load_network(checkpoint) for label, checkpoint in checkpoints.items()}
     names = layer_names(networks["teacher"])
     layer = args.layer or names[len(names) // 2]
@@ -161,12 +166,13 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     batches = evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
 
     teacher = networks["teacher"]
+    teacher.time_window = settings.time_window
     distances = {
         label: distance_to_teacher(teacher, networks[label], batches)
         for label in ("student", "MD-SNN")
     }
     first_images, _ = next(iter(batches))
-    rounded = RoundedTeacher(teacher, checkpoints["MD-SNN"].settings.bits, first_images)
+    rounded = RoundedTeacher(teacher, settings.bits, first_images)
     distances[ROUNDED] = distance_to_teacher(teacher, rounded, batches)
     membranes = {
         label: membrane_of(network, names.index(layer), batches)

@@ -134,7 +134,7 @@ class Work:
     def as_with_compile(self) -> None:
         """Compute gradients as main.py does with --compile."""
         if self.device.type == "cuda":
-            self.gradients = ReplayedGradients(self.gradients, self.network.parameters())
+            self.gradients = ReplayedGradients(self.gradients, self.network)
 
     def step(self) -> None:
         self.network.train()

@@ -14,7 +14,7 @@ from command_line import UserError, similar_path
 from display import kind_of
 from load_settings import load_checkpoint, read_settings
 from run_folder import checkpoints_of, is_locked, read_metrics
-from settings import MAY_CHANGE, PAPER_SETTINGS, Settings
+from settings import MAY_CHANGE, PAPER_SETTINGS, Settings, as_text
 
 # What two runs may differ in and still be the same but for the seed. The teacher is looked up.
 NOT_COMPARED = (MAY_CHANGE - {"epochs"}) | {"seed", "input_step", "classes"}
@@ -185,4 +185,4 @@ def _said(name: str, value: Any) -> str:
     text = SHORT.get(name, name.replace("_", " "))
     if isinstance(value, bool):
         return text if value else ""
-    return f"{text} {value:g}" if isinstance(value, float) else f"{text} {value}"
+    return f"{text} {value:g}" if isinstance(value, float) else f"{text} {as_text(value)}"

@@ -8,7 +8,7 @@ channels_last, and only the LIF neurons step through time.
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,12 +175,13 @@ class MSResNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(
-        self, images: Tensor, membranes: bool | Watch = False
+        self, images: Tensor, membranes: bool | Watch = False, logit_steps: int | None = None
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits (B, num_classes) of static images (B, C, H, W) or frames (B, T, C, H, W).
 
         With `membranes`, also the membrane potentials of every LIF layer in forward order, each
-        (T, B, C, H, W); a function is given each as soon as it is there, and nothing is kept.
+        (T, B, C, H, W); a function is given each as soon as it is there, and nothing is kept. The
+        logits are those of the first `logit_steps` timesteps, of all where None.
         Raises ValueError where frames have another T than the network.
         """
         T = self.time_window
@@ -196,8 +197,17 @@ class MSResNet(nn.Module):
         for block in self.blocks:
             x = block(x, T, watch)
         spikes = unfold_time(self.lif(x, T, watch), T)
-        logits = self.linear(spikes.mean(dim=(0, 3, 4)))
+        logits = self.linear(spikes[:logit_steps].mean(dim=(0, 3, 4)))
         return (logits, kept) if membranes is True else logits
+
+    @contextmanager
+    def running_for(self, time_window: int) -> Iterator[None]:
+        """While open, it runs for another number of timesteps: its weights know of none."""
+        own, self.time_window = self.time_window, time_window
+        try:
+            yield
+        finally:
+            self.time_window = own
 
     @torch.no_grad()
     def predict(self, images: Tensor | np.ndarray) -> Tensor:

@@ -4,7 +4,8 @@ torch's SyncBatchNorm needs a GPU; this one runs wherever torch.distributed does
 process and many with the same global batch train the same network.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -215,9 +216,11 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 @torch.no_grad()
-def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+def estimate_statistics(
+    network: nn.Module, batches: Sequence[Tensor], time_windows: Sequence[int]
+) -> None:
     """Set the running statistics of all batch norms to the means of those of `batches` of images,
-    as they are with the weights of now.
+    as they are with the weights of now; of each T of `time_windows` in turn, equally often.
 
     Those gathered while training are means over weights of before: where steps are large, a network
     of 2 bits evaluates with them at two thirds of the accuracy that its weights have.
@@ -225,10 +228,12 @@ def estimate_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     network.train()
-    for number, images in enumerate(batches, 1):
+    rounds = math.ceil(len(batches) / len(time_windows))
+    for number in range(rounds * len(time_windows)):
         for layer in layers:
-            layer.momentum = 1 / number
-        network(images)
+            layer.momentum = 1 / (number + 1)
+        with network.running_for(time_windows[number % len(time_windows)]):
+            network(batches[number % len(batches)])
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 

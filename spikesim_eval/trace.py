@@ -7,6 +7,7 @@ A checkpoint of main.py, or any torch module of a user's. What its layers read i
 import importlib
 import os
 import sys
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -18,8 +19,6 @@ from tqdm import tqdm
 from data_loader import data_of, evaluation_loader
 from display import kind_of
 from load_settings import (
-    DATA_SETS,
-    Checkpoint,
     Settings,
     check_classes,
     data_set_of,
@@ -457,11 +456,8 @@ def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> 
     shape = (1, *steps, data_set.in_channels, *data_set.image_size)
     sample = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     bits, bn_bits = settings.bits or FLOAT_BITS, settings.bn_bits or FLOAT_BITS
-    network.time_window = traced_steps
-    try:
+    with network.running_for(traced_steps):
         traced = trace_network(network, sample, bits, bn_bits, rates, traced_steps)
-    finally:
-        network.time_window = T
     return traced.at(time_steps=T)
 
 
@@ -486,8 +482,6 @@ def measure(network: MSResNet, batches: DataLoader) -> tuple[float, dict[str, Te
     correct = total = 0
     with count_spikes(network) as counts:
         for images, labels in tqdm(batches, "measuring spike rates", leave=False, disable=None):
-            if images.dim() == 5:
-                images = images[:, : network.time_window]  # of a network run at fewer timesteps
             correct += (network(images.to(device)).argmax(1).cpu() == labels).sum().item()
             total += len(labels)
     network.cpu()
@@ -501,16 +495,21 @@ def trace_checkpoint(
 ) -> Subject:
     """The network of a checkpoint, with accuracy and, where there are data, measured spike rates.
 
-    With `time_steps` it is run at so many timesteps instead of those it was trained with, and its
-    accuracy is measured again. Raises InputError where that needs data that nobody has given, and
-    load_settings.UserError where the checkpoint or the data cannot be read.
+    With `time_steps` it is run at so many timesteps instead of those it was trained with, events on
+    as many frames, and its accuracy is measured again. Raises InputError where that needs data that
+    nobody has given, and load_settings.UserError where the checkpoint or the data cannot be read.
     """
     checkpoint = load_checkpoint(path)
-    settings, network, accuracy = checkpoint.settings, load_network(checkpoint), checkpoint.accuracy
+    settings, accuracy = checkpoint.settings, checkpoint.accuracy
+    if time_steps is not None:
+        check_int(time_steps, "time_steps", 1024)
+        settings = replace(settings, time_window=time_steps)
+    network = load_network(checkpoint, settings.time_window)
     batches = evaluation_data(settings, data_path)
-    if time_steps is not None and time_steps != settings.time_window:
-        check_time_steps(checkpoint, time_steps, batches)
-        network.time_window = time_steps
+    if batches is None and settings != checkpoint.settings:
+        raise InputError(
+            f"--time_steps {time_steps}: accuracy is measured again, so give --data_path"
+        )
     rates: dict[str, Tensor] = {}
     if batches is not None:
         accuracy, rates = measure(network, batches)
@@ -518,17 +517,6 @@ def trace_checkpoint(
     by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)
     return Subject(str(path), describe(network, settings, means), accuracy, by_timestep, kind)
-
-
-def check_time_steps(checkpoint: Checkpoint, time_steps: int, batches: DataLoader | None) -> None:
-    check_int(time_steps, "time_steps", 1024)
-    settings = checkpoint.settings
-    if batches is None:
-        raise InputError(
-            f"--time_steps {time_steps}: accuracy is measured again, so give --data_path"
-        )
-    if DATA_SETS[settings.data].events and time_steps > settings.time_window:
-        raise InputError(f"--time_steps {time_steps}: the frames have {settings.time_window}")
 
 
 def trace_module(spec: str, time_steps: int, bits: int) -> Subject:

@@ -259,7 +259,7 @@ def test_numbers_too_large_for_an_integer_evaluation_are_one_line(
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--model_depth", "34"), ("--width", "4"), ("--time_window", "2"), ("--data", "CIFAR10")],
+    [("--model_depth", "34"), ("--width", "4"), ("--data", "CIFAR10")],
 )
 def test_a_teacher_of_another_network_is_one_line(
     option, value, trained, tmp_path, capfd, monkeypatch

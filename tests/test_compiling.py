@@ -147,13 +147,27 @@ main.leave(code)
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
-        (1, ["--paper_setting", "student", "--bits", "4", "--deterministic"]),
+        (
+            1,
+            [
+                "--paper_setting",
+                "qamd",
+                "--bits",
+                "4",
+                "--deterministic",
+                "--time_windows",
+                "3",
+                "6",
+            ],
+        ),
         (2, ["--paper_setting", "original", "--accumulate", "2"]),
     ],
 )
 def test_all_is_compiled_before_the_training_starts_and_how_long_it_took_is_said(
-    processes, options, tmp_path
+    processes, options, trained, tmp_path
 ):
+    if "qamd" in options:  # a teacher of another T
+        options = [*options, "--width", "2", "--teacher_path", str(trained["original"])]
     (tmp_path / "count.py").write_text(COUNT_GRAPHS)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     run = ["--data", "digits", "--width", "4", "--epochs", "1", "--workers", "0", "--compile"]

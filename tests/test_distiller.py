@@ -7,14 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import reference
 from distiller import (
     Distiller,
     distance_to_teacher,
     logit_kl,
+    mean_over_layers,
     membrane_kl,
     membrane_mse,
+    teacher_steps,
 )
 from models import MSResNet, QuanMSResNet
+from models.MS_ResNet import folded
 from models.neuron import LIF
 from quantization import as_rows
 
@@ -166,3 +170,152 @@ def test_the_distance_is_a_mean_over_images_however_they_are_batched():
     parts = distance_to_teacher(teacher, student, [(x[:1], None), (x[1:], None)])
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], rtol=1e-4, atol=1e-6)
+
+
+# A teacher of another T.
+
+
+class Evaluated(reference.FullPrecision):
+    """The naive network with the running statistics of a state_dict."""
+
+    def bn(self, name, xs):
+        values = (self.weights[f"{name}.{x}"] for x in ("weight", "bias", "running_mean"))
+        weight, bias, mean = (x.view(-1, 1, 1) for x in values)
+        var = self.weights[f"{name}.running_var"].view(-1, 1, 1)
+        return [(x - mean) / torch.sqrt(var + reference.EPS) * weight + bias for x in xs]
+
+
+def naive_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(teacher) ‖ softmax(student)) of two vectors."""
+    p, q = (torch.exp(x - x.max()) for x in (teacher, student))
+    p, q = p / p.sum(), q / q.sum()
+    return (p * (p / q).log()).sum()
+
+
+def naive_loss(teacher, student, frames, labels, T_S, T_T, loss, of_logits, alpha, beta, tau):
+    """(student's gradients by name, loss), in plain loops; `frames`: the image of each timestep, as
+    many as the longer of both T."""
+    weights = {name: p.detach().clone().requires_grad_() for name, p in student.named_parameters()}
+    z_student, u_student = reference.ms_resnet(
+        reference.Quantized(weights, T_S, bits=4, bn_bits=8), 18, frames[:T_S]
+    )
+    frozen = {name: x.detach() for name, x in teacher.state_dict().items()}
+    z_teacher, _ = reference.ms_resnet(Evaluated(frozen, T_T), 18, frames[:of_logits])
+    _, u_teacher = reference.ms_resnet(Evaluated(frozen, len(frames)), 18, frames)
+    B, total = len(labels), 0
+    for b in range(B):
+        total = total - z_student[b].log_softmax(0)[labels[b]] / B
+        total = total + alpha * tau**2 * naive_kl(z_student[b] / tau, z_teacher[b] / tau) / B
+    for ours, theirs in zip(u_student, u_teacher, strict=True):
+        for t in range(T_S):
+            for b in range(B):
+                one, other = ours[t, b].flatten(), theirs[t, b].flatten()
+                if loss == "CLK":
+                    term = naive_kl(one, other)
+                else:
+                    term = ((one - other) ** 2).mean() if loss == "CLM" else 0
+                total = total + beta * term / (len(u_student) * T_S * B)
+    total.backward()
+    return {name: x.grad for name, x in weights.items()}, total.detach()
+
+
+def trained_a_little(T: int, images: torch.Tensor) -> MSResNet:
+    """A teacher with running statistics of its own."""
+    torch.manual_seed(0)
+    teacher = MSResNet(18, 4, T, images.shape[-3], 4).double()
+    for _ in range(3):
+        teacher(images)
+    return teacher
+
+
+@pytest.mark.parametrize("loss", ["CLK", "CLM", "CL"])
+@pytest.mark.parametrize(
+    ("T_S", "T_T", "logits", "of_logits"),
+    [(2, 4, "own", 4), (4, 2, "own", 2), (2, 4, "student", 2), (4, 1, "student", 4)],
+)
+def test_a_teacher_of_another_t_gives_the_loss_of_plain_loops(loss, T_S, T_T, logits, of_logits):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 3])
+    teacher, student = trained_a_little(T_T, images), QuanMSResNet(18, 4, T_S, 1, 4, bits=4)
+    student.double()
+    weights = {"alpha": 0.5, "beta": 3.0, "tau": 2.0}
+    distiller = Distiller(teacher, student, loss, **weights, teacher_logits=logits)
+    steps = []
+    distiller.teacher.lif.register_forward_pre_hook(lambda _, inputs: steps.append(inputs[1]))
+    _, total, _ = distiller(images, labels)
+    total.backward()
+    frames = [images] * max(T_S, T_T)
+    gradients, expected = naive_loss(
+        teacher, student, frames, labels, T_S, T_T, loss, of_logits, **weights
+    )
+    torch.testing.assert_close(total.detach(), expected, rtol=1e-9, atol=0)
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-6, atol=1e-10)
+    # It runs once, and for no step that nobody looks at.
+    assert steps == [of_logits if loss == "CL" else max(of_logits, T_S)]
+
+
+@pytest.mark.parametrize("T_T", [1, 2, 5])
+def test_on_events_the_teacher_runs_on_the_frames_of_the_student(T_T):
+    generator = torch.Generator().manual_seed(1)
+    frames = torch.randint(0, 9, (3, 2, 2, 8, 8), generator=generator).double()  # T = 2
+    teacher = trained_a_little(2, frames)
+    student = QuanMSResNet(18, 4, 2, 2, 4, bits=4, image_step=1.0).double()
+    labels = torch.tensor([0, 1, 3])
+    expected = Distiller(teacher, student)(frames, labels)[1]
+    teacher.time_window = T_T
+    assert torch.equal(Distiller(teacher, student)(frames, labels)[1], expected)
+
+
+def test_a_teacher_runs_no_longer_than_somebody_looks_at_it():
+    assert teacher_steps(2, 4, "CLK") == teacher_steps(2, 4, "CL") == (4, 4)
+    assert teacher_steps(4, 2, "CLK") == (4, 2)
+    assert teacher_steps(4, 2, "CL") == (2, 2)
+    assert teacher_steps(2, 4, "CLK", "student") == (2, 2)
+    assert teacher_steps(2, 4, "CLK", events=True) == (2, 2)
+
+
+@pytest.mark.parametrize("loss", ["CLK", "CLM", "CL"])
+def test_a_teacher_of_the_same_t_trains_the_student_bit_for_bit_as_without_any_of_this(loss):
+    """Three steps of the code from before there was another T."""
+    membrane_loss = {"CLK": membrane_kl, "CLM": membrane_mse, "CL": None}[loss]
+
+    def before(teacher, student, images, labels):
+        by_layer = []
+        if membrane_loss is None:
+            logits, teacher_logits = student(images), teacher(images)
+        else:
+            teacher_logits, theirs = teacher(images, membranes=True)
+            logits = student(
+                images, membranes=lambda u: by_layer.append(membrane_loss([u], [theirs.pop(0)]))
+            )
+        total = F.cross_entropy(logits, labels) + logit_kl(logits, teacher_logits, 4.0)
+        return total + 7.0 * mean_over_layers(by_layer) if by_layer else total
+
+    torch.manual_seed(1)
+    batches = [(torch.rand(3, 1, 16, 16), torch.tensor([0, 1, 2])) for _ in range(3)]
+    weights = []
+    for now in (True, False):
+        teacher, student = networks()
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9)
+        distiller, frozen = Distiller(teacher, student, loss, beta=7.0), folded(teacher)
+        for images, labels in batches:
+            optimizer.zero_grad()
+            batch = images, labels
+            total = distiller(*batch)[1] if now else before(frozen, student, *batch)
+            total.backward()
+            optimizer.step()
+        weights.append(student.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_distance_to_a_teacher_of_another_t_is_over_the_steps_of_the_student():
+    teacher, student = networks()  # both T = 2
+    x = torch.rand(3, 1, 16, 16)
+    expected = distance_to_teacher(teacher, student, [(x, None)])
+    for T in (1, 5):
+        teacher.time_window = T
+        found = distance_to_teacher(teacher, student, [(x, None)])
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert teacher.time_window == T

@@ -178,7 +178,8 @@ def options(draw) -> dict[str, str | None]:
 
 
 def as_arguments(options: dict[str, str | None]) -> list[str]:
-    return [x for name, value in options.items() for x in (f"--{name}", value) if x is not None]
+    pairs = ((f"--{name}", *(value or "").split()) for name, value in options.items())
+    return [x for pair in pairs for x in pair]
 
 
 def write(path: Path, content: object) -> str:
@@ -330,7 +331,8 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "loss": "CL", "batch_size": "32", "accumulate": "2", "epochs": "3", "lr": "1",
         "warmup": "1", "weight_decay": "1", "clip_grad": "3", "label_smoothing": "0.5",
         "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": None,
-        "init_from_teacher": None,
+        "init_from_teacher": None, "teacher_logits": "student",
+        "time_windows": "1 4",
     }  # fmt: skip
     of_teacher = {"data", "paper_setting", "model_depth", "width", "time_window", "image_size"}
     assert changes.keys() | of_teacher | MAY_CHANGE == OPTIONS.keys()

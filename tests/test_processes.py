@@ -64,9 +64,11 @@ def test_one_and_two_processes_do_the_same_with_parts_of_batches_held_out_images
     teacher = folder / "original-1" / "original-last.pth"
     options = ["--bits", "4", "--teacher_path", str(teacher), "--accumulate", "2", "--epochs", "2"]
     options += ["--val_share", "0.2", "--warmup", "1", "--label_smoothing", "0.1"]
+    options += ["--time_windows", "2", "4", "5"]
     one, two = (train(processes, tmp_path, "qamd", *options) for processes in (1, 2))
     assert_same(one, two)
-    assert one["stem.bn.num_batches_tracked"] == 2 * (6 + 1)  # parts, and one for an evaluation
+    # Parts, and for an evaluation one of each T.
+    assert one["stem.bn.num_batches_tracked"] == 2 * (6 + 3)
     for name in ("best", "last"):
         of_one, of_two = (
             torch.load(tmp_path / f"qamd-{processes}" / f"qamd-{name}.pth", weights_only=True)

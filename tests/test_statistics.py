@@ -34,7 +34,7 @@ def test_estimated_statistics_are_the_means_of_those_of_the_batches(bits):
             layer.register_forward_pre_hook(
                 lambda _, args, name=name: inputs.setdefault(name, []).append(args[0].detach())
             )
-    estimate_statistics(network, batches(3))
+    estimate_statistics(network, batches(3), (2,))
     layers = {n: x for n, x in network.named_modules() if isinstance(x, BatchNorm)}
     assert inputs.keys() == layers.keys()
     for name, layer in layers.items():
@@ -50,13 +50,28 @@ def test_estimated_statistics_are_the_means_of_those_of_the_batches(bits):
         assert layer.momentum == 0.1
 
 
+def test_statistics_of_several_t_are_means_over_each_of_them_equally_often():
+    network, images = network_of(4), batches(2)
+    estimate_statistics(network, images, (1, 2, 5))
+    several = [x.clone() for name, x in network.named_buffers() if "running" in name]
+    sums = [torch.zeros_like(x) for x in several]
+    for image, T in ((0, 1), (1, 2), (0, 5)):
+        estimate_statistics(network, [images[image]], (T,))
+        of_one = [x for name, x in network.named_buffers() if "running" in name]
+        for total, x in zip(sums, of_one, strict=True):
+            total += x / 3
+    for found, expected in zip(several, sums, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert network.time_window == 2
+
+
 def test_estimating_statistics_forgets_those_of_before_and_moves_no_weight():
     network = network_of(4)
     weights = copy.deepcopy(list(network.parameters()))
-    estimate_statistics(network, batches(2))
+    estimate_statistics(network, batches(2), (2,))
     found = [x.clone() for x in network.buffers()]
     network.train()(torch.randn(6, 1, 8, 8, dtype=torch.float64))
-    estimate_statistics(network, batches(2))
+    estimate_statistics(network, batches(2), (2,))
     for ours, theirs in zip(network.buffers(), found, strict=True):
         assert torch.equal(ours, theirs) or ours.dtype == torch.int64  # the count of batches
     for ours, theirs in zip(network.parameters(), weights, strict=True):
@@ -67,8 +82,8 @@ def test_estimating_statistics_forgets_those_of_before_and_moves_no_weight():
 def test_a_training_evaluates_with_statistics_of_its_last_weights(tmp_path, monkeypatch):
     estimated = []
 
-    def estimate(network, images) -> None:
-        estimate_statistics(network, images)
+    def estimate(network, images, time_windows) -> None:
+        estimate_statistics(network, images, time_windows)
         estimated.append((copy.deepcopy(network.state_dict()), [x.clone() for x in images]))
 
     monkeypatch.setattr(main, "estimate_statistics", estimate)
