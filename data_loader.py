@@ -6,6 +6,7 @@
 | CIFAR100 | cifar-100-python, downloaded when missing | (3, 32, 32) | 100 |
 | TinyImagenet | tiny-imagenet-200, downloaded when missing | (3, 64, 64) | 200 |
 | ncaltech101 | N-Caltech101/frames_number_T_split_by_number | (T, 2, 48, 48) | 101 |
+| nmnist | N-MNIST/frames_number_T_split_by_number | (T, 2, 34, 34) | 10 |
 | digits | scikit-learn itself | (1, 16, 16) | 10 |
 | digits-dvs | Digits-DVS, made from scikit-learn's digits when missing | (T, 2, 24, 24) | 10 |
 | folder | train/CLASS/*, val/CLASS/* | (3, 64, 64) | as many as there are |
@@ -82,6 +83,7 @@ HIGHEST = 255  # code of the 8-bit input
 BOUNDS = ((99, 2), (50, 64))  # percent, room: see input_of
 MOST_VALUES = 2**24  # of training data that quantiles are taken of, and that are read at once
 HELD_OUT = 1  # beside the seed: other random numbers than an epoch's
+FOLDS = 5  # parts of a split of --fold
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
 
@@ -213,6 +215,26 @@ def held_out_rows(labels: Tensor, share: float, seed: int) -> np.ndarray:
     return chosen
 
 
+def fold_rows(labels: Tensor, fold: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """(training rows, test rows) of images with these labels, sorted: stratified parts, of which
+    each image is a test image once in the FOLDS folds of a split. Raises UserError where a class
+    has too few images for that."""
+    # Imported here because it takes more than a second.
+    from sklearn.model_selection import StratifiedKFold
+
+    for label, number in enumerate(labels.bincount().tolist()):
+        if 0 < number < FOLDS:
+            name = [*classes, *map(str, range(len(classes), label + 1))][label]
+            raise UserError(
+                f"--fold needs {FOLDS} images of every class, one for the test of each fold: "
+                f"{name} has {number}"
+            )
+    split, part = divmod(fold, FOLDS)
+    parts = StratifiedKFold(FOLDS, shuffle=True, random_state=split).split(labels, labels)
+    train, test = next(islice(parts, part, None))
+    return torch.from_numpy(train), torch.from_numpy(test)
+
+
 def seed_of(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
@@ -227,6 +249,7 @@ def load_data_sets(
     cache_path: str | Path | None = None,
     input_step: float | None = None,
     val_share: float = 0.0,
+    fold: int | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """The data sets (train, test) of `data`; training images are augmented, from `seed` ≥ 0.
 
@@ -235,15 +258,16 @@ def load_data_sets(
     is not the data set's own. cache_path: the folder for caches and converted events; by default
     what MD_SNN_CACHE_PATH in the environment says, else data_path. input_step: what one code of
     event frames stands for, by default what `input_of` finds. val_share: this share of the training
-    images is not in `train` but in `train.held_out`, without augmentation. Under torch.distributed
-    every process must call this, since the first one reads (and downloads, and packs) before the
-    others. Raises UserError, one line, where data are missing or damaged; it names the expected
-    folder and how to fill it.
+    images is not in `train` but in `train.held_out`, without augmentation. fold: the test images
+    are that fold's of all images, and the training images the others (see `fold_rows`). Under
+    torch.distributed every process must call this, since the first one reads (and downloads, and
+    packs) before the others. Raises UserError, one line, where data are missing or damaged; it
+    names the expected folder and how to fill it.
     """
     if data not in DATA_SETS:
         raise UserError(f"there is no data set {data!r}")
     size = image_size or DATA_SETS[data].image_size
-    place, found = Place.of(data_path, cache_path), None
+    place, found, whole = Place.of(data_path, cache_path), None, None
     with first_process_first():
         try:
             match data:
@@ -253,21 +277,27 @@ def load_data_sets(
                     arrays, classes = _cifar(CIFAR100, place.data)
                 case "TinyImagenet":
                     arrays, classes = _tiny_imagenet(place)
-                case "ncaltech101" | "digits-dvs":
-                    arrays, classes, found = _events(data, place, time_window, size)
+                case "ncaltech101" | "nmnist" | "digits-dvs":
+                    arrays, classes, found, whole = _events(data, place, time_window, size)
                 case "digits":
-                    arrays, classes = _digits(), list("0123456789")
+                    arrays, classes = _digits(split=fold is None), list("0123456789")
                 case "folder":
                     arrays, classes = _folder(place, size)
         except OSError as error:  # no permission, a disk that fails or is full
             raise UserError(cannot_prepare(data, place.data, error)) from error
     (train, train_labels), (test, test_labels) = arrays
-    rows = held_out = None
+    train_labels, test_labels = map(torch.as_tensor, (train_labels, test_labels))
+    rows = test_rows = held_out = None
+    if fold is not None:
+        train = test = torch.cat((train, test)) if whole is None else whole
+        train_labels = test_labels = torch.cat((train_labels, test_labels))
+        rows, test_rows = fold_rows(train_labels, fold, classes)
     if val_share:
-        chosen = held_out_rows(torch.as_tensor(train_labels), val_share, seed)
-        rows, held_out = (torch.from_numpy(x.nonzero()[0]) for x in (~chosen, chosen))
-        if found is not None:
-            found = input_of(train.numpy(), rows.numpy())
+        rows = torch.arange(len(train_labels)) if rows is None else rows
+        chosen = torch.from_numpy(held_out_rows(train_labels[rows], val_share, seed))
+        rows, held_out = rows[~chosen], rows[chosen]
+    if found is not None and rows is not None:
+        found = input_of(train.numpy(), rows.numpy())
     step, clipped = found or (None, 0.0)
     if found is not None and input_step not in (None, step):
         if is_first_process():
@@ -282,12 +312,12 @@ def load_data_sets(
         transform = augmentation(augment, DATA_SETS[data].events, size)
     sets = (
         ImageSet(train, train_labels, transform, seed, step, clipped, rows, classes),
-        ImageSet(test, test_labels, step=step, classes=classes),
+        ImageSet(test, test_labels, step=step, rows=test_rows, classes=classes),
     )
     if held_out is not None:
         sets[0].held_out = ImageSet(train, train_labels, step=step, rows=held_out)
     known = DATA_SETS[data].num_classes or len(classes_of_folder(data_path))
-    highest = max(part.labels.max().item() for part in sets)
+    highest = max(labels.max().item() for labels in (train_labels, test_labels))
     if highest >= known:
         raise UserError(
             f"{data} has {known} classes, {data_path} a label {highest}: remove the cache there"
@@ -309,6 +339,7 @@ def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageS
         cache_path=settings.cache_path if of_training else None,
         input_step=input_step_of(settings),
         val_share=settings.val_share,
+        fold=settings.fold,
     )
 
 
@@ -1126,7 +1157,7 @@ def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
         frames = path
         if suffix == ".bin":
             frames = Path(folder) / "frames.npz"
-            _convert(path, frames, T)
+            _convert(path, frames, T, EVENT_DATA[settings.data].sensor)
         return read_frames(frames, T, data_set.image_size).astype(np.float32)
 
 
@@ -1239,27 +1270,42 @@ class DamagedError(UserError):
 
 
 class EventData(NamedTuple):
-    """Event data in the layout of N-Caltech101."""
+    """Events CLASS/*.bin of five bytes each, below one folder or two."""
 
     folder: str
-    one_in: int  # of a class's files is for the test
-    archive: Archive | None
+    sensor: tuple[int, int]  # height and width of the camera, pixels
+    # The folders of classes, of all files or of the training and of the test files, and what each
+    # is unpacked from; None: made here.
+    parts: dict[str, Archive | None]
+    one_in: int = 0  # of a class's files is for the test, where all are in one part
+    classes: tuple[str, ...] = ()  # that every part has; of none, those that are found
+
+    def frames(self, root: Path) -> dict[str, Path]:
+        """The folder of classes of each part's frames, below the folder of all frames: where there
+        are two, in lower case, as SpikingJelly names them."""
+        return {part: root / part.lower() if len(self.parts) > 1 else root for part in self.parts}
 
 
+SITE = "https://www.garrickorchard.com/datasets"
+CALTECH = Archive(
+    "Caltech101.zip", "Caltech101", "66201824eabb0239c7ab992480b50ba3", f"{SITE}/n-caltech101"
+)
 EVENT_DATA = {
-    "ncaltech101": EventData(
-        "N-Caltech101",
-        10,
-        Archive(
-            "Caltech101.zip",
-            "Caltech101",
-            "66201824eabb0239c7ab992480b50ba3",
-            "https://www.garrickorchard.com/datasets/n-caltech101",
-        ),
+    "ncaltech101": EventData("N-Caltech101", (180, 240), {CALTECH.top: CALTECH}, one_in=10),
+    "nmnist": EventData(
+        "N-MNIST",
+        (34, 34),
+        {
+            top: Archive(f"{top}.zip", top, md5, f"{SITE}/n-mnist")
+            for top, md5 in (
+                ("Train", "20959b8e626244a1b502305a9e6e2031"),
+                ("Test", "69ca8762b2fe404d9b9bad1103e97832"),
+            )
+        },
+        classes=tuple("0123456789"),
     ),
-    "digits-dvs": EventData("Digits-DVS", 5, None),
+    "digits-dvs": EventData("Digits-DVS", (180, 240), {"Caltech101": None}, one_in=5),
 }
-SENSOR = 180, 240  # height and width of N-Caltech101's camera
 
 
 def _frames_folder(data: str, place: Place, time_window: int) -> Path:
@@ -1270,20 +1316,21 @@ def _frames_folder(data: str, place: Place, time_window: int) -> Path:
 
 def _events(
     data: str, place: Place, time_window: int, size: tuple[int, int]
-) -> tuple[Arrays, list[str], Input]:
-    """N-Caltech101 (Orchard et al. 2015) or data like it, as frames of event counts, T per sample,
-    the classes' names and how the frames are read.
+) -> tuple[Arrays, list[str], Input, Tensor]:
+    """N-Caltech101, N-MNIST (Orchard et al. 2015) or data like them, as frames of event counts, T
+    per sample, the classes' names, how the frames are read, and the images of both parts as they
+    are mapped.
 
-    The split, the same on every machine: of a class's n file names in code-point order, the last
-    max(1, ⌊n/10⌋) (digits-dvs: ⌊n/5⌋) are test files and those before them training files; a class
-    with a single file has it in the training set. Label = place of the class's folder name in
-    code-point order.
+    The split, the same on every machine: N-MNIST's own; else, of a class's n file names in
+    code-point order, the last max(1, ⌊n/10⌋) (digits-dvs: ⌊n/5⌋) are test files and those before
+    them training files; a class with a single file has it in the training set. Label = place of the
+    class's folder name in code-point order.
     """
-    frames = _frames_folder(data, place, time_window)
+    kind, frames = EVENT_DATA[data], _frames_folder(data, place, time_window)
     index = _event_cache(data, place, time_window, size)
     if not frames.is_dir() and not index.exists():
-        if data == "ncaltech101":
-            beside = (x / EVENT_DATA[data].folder for x in dict.fromkeys(place))
+        if any(kind.parts.values()):
+            beside = (x / kind.folder for x in dict.fromkeys(place))
             found = sorted(x.name for y in beside for x in y.glob("frames_number_*_by_number"))
             raise UserError(
                 f"{data} with --time_window {time_window} is expected in {frames}, which is "
@@ -1302,6 +1349,8 @@ def _events(
         return input_of(train)
 
     def training(labels: Tensor) -> int:
+        if not kind.one_in:  # the last class of the training files, then the first of the others
+            return int(labels.diff().argmin()) + 1
         tests = sum(_test_share(data, n) for n in labels.bincount().tolist())
         if not tests:
             raise UserError(f"{frames} holds no class of two files or more")
@@ -1316,7 +1365,7 @@ def _events(
         measure,
     )
     n = training(labels)
-    return ((images[:n], labels[:n]), (images[n:], labels[n:])), classes, found
+    return ((images[:n], labels[:n]), (images[n:], labels[n:])), classes, found, images
 
 
 def _event_cache(data: str, place: Place, time_window: int, size: tuple[int, int]) -> Path:
@@ -1326,7 +1375,8 @@ def _event_cache(data: str, place: Place, time_window: int, size: tuple[int, int
 
 def _test_share(data: str, files: int) -> int:
     """How many of a class's files are for the test."""
-    return max(1, files // EVENT_DATA[data].one_in) if files > 1 else 0
+    one_in = EVENT_DATA[data].one_in
+    return max(1, files // one_in) if one_in and files > 1 else 0
 
 
 def _remedy(data: str, place: Place, time_window: int) -> str:
@@ -1337,8 +1387,16 @@ def _remedy(data: str, place: Place, time_window: int) -> str:
     )
 
 
-def _classes_below(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+def _classes_of(data: str, root: Path, remedy: str) -> list[str]:
+    """The names of the folders of classes in `root`, sorted. Raises UserError where one is missing
+    that the data set has."""
+    classes = EVENT_DATA[data].classes
+    missing = [name for name in classes if not (root / name).is_dir()]
+    if missing:
+        what = "is missing" if not root.is_dir() else f"lacks {', '.join(missing)}"
+        raise UserError(f"{data} is expected in {root}/CLASS/*, but {root} {what}: {remedy}")
+    below = (path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+    return list(classes) or sorted(below)
 
 
 def _files_of_classes(
@@ -1360,23 +1418,24 @@ def _files_of_classes(
 
 def _find_frames(data: str, place: Place, time_window: int) -> Source:
     """All training files, then all test files."""
-    root = _frames_folder(data, place, time_window)
+    kind, root = EVENT_DATA[data], _frames_folder(data, place, time_window)
     _refuse_unfinished(root)
-    classes = [path.name for path in _classes_below(root)]
-    most = DATA_SETS[data].num_classes
-    if not 1 <= len(classes) <= most:
-        raise UserError(f"{root} holds {len(classes)} classes, {data} has {most}")
+    again = f"remove {root} and " + _remedy(data, place, time_window)
     train, test = [], []
-    of_class = _files_of_classes(data, root, classes, ".npz")
-    for label, (name, files) in enumerate(of_class.items()):
-        if not files:
-            raise UserError(
-                f"{root / name} holds no frames (*.npz): remove it, or remove {root} and "
-                + _remedy(data, place, time_window)
-            )
-        first_test = len(files) - _test_share(data, len(files))
-        train += [(f"{name}/{file}", label) for file in files[:first_test]]
-        test += [(f"{name}/{file}", label) for file in files[first_test:]]
+    for of_test, folder in enumerate(kind.frames(root).values()):  # where there are two parts
+        classes = _classes_of(data, folder, again)
+        most = DATA_SETS[data].num_classes
+        if not 1 <= len(classes) <= most:
+            raise UserError(f"{folder} holds {len(classes)} classes, {data} has {most}")
+        of_class = _files_of_classes(data, folder, classes, ".npz")
+        for label, (name, files) in enumerate(of_class.items()):
+            if not files:
+                remove = "" if kind.classes else "remove it, or "
+                raise UserError(f"{folder / name} holds no frames (*.npz): {remove}{again}")
+            found = [(str((folder / name / x).relative_to(root)), label) for x in files]
+            first_test = 0 if of_test else len(found) - _test_share(data, len(found))
+            train += found[:first_test]
+            test += found[first_test:]
     return Source(classes, train + test)
 
 
@@ -1440,11 +1499,11 @@ def convert_events(
             return []  # made by the process that was waited for
         unfinished = frames.with_name(f"{frames.name}.unfinished")
         targets = {
-            unfinished / path.parent.name / f"{path.stem}.npz": path
-            for path in _find_events(data, place)
+            EVENT_DATA[data].frames(unfinished)[part] / path.parent.name / f"{path.stem}.npz": path
+            for part, path in _find_events(data, place)
         }
-        for path in unfinished.glob("*/*"):  # of files that are no longer there
-            if path not in targets:
+        for path in unfinished.rglob("*"):  # of files that are no longer there
+            if path not in targets and not path.is_dir():
                 path.unlink()
         for target in targets:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -1452,7 +1511,7 @@ def convert_events(
 
         def convert(target: Path) -> None:
             try:
-                _convert(targets[target], target, time_window)
+                _convert(targets[target], target, time_window, EVENT_DATA[data].sensor)
             except DamagedError as error:
                 if not skip_damaged:
                     raise
@@ -1462,7 +1521,7 @@ def convert_events(
         what = f"converting events to {time_window} frames"
         for _ in in_threads(convert, list(targets), what):
             pass
-        for folder in unfinished.iterdir():
+        for folder in sorted(unfinished.rglob("*"), reverse=True):
             with suppress(OSError):  # of classes that are gone or that had only damaged files
                 folder.rmdir()
         unfinished.rename(frames)
@@ -1475,59 +1534,67 @@ def set_damaged_frames_aside(data: str, place: Place, time_window: int) -> list[
 
     def check(path: Path) -> None:
         try:
-            read_frames(path, time_window, SENSOR)
+            read_frames(path, time_window, EVENT_DATA[data].sensor)
         except DamagedError as error:
             path.rename(path.with_name(f"{path.name}.damaged"))
             aside.append(str(error))
 
-    files = sorted(_frames_folder(data, place, time_window).glob("*/[!.]*.npz"))
+    root = _frames_folder(data, place, time_window)
+    files = sorted(x for y in EVENT_DATA[data].frames(root).values() for x in y.glob("*/[!.]*.npz"))
     for _ in in_threads(check, files, "checking frames"):
         pass
     return sorted(aside)
 
 
-def _find_events(data: str, place: Place) -> list[Path]:
-    """The files CLASS/*.bin, unpacked or made first where they are missing."""
-    kind, top = EVENT_DATA[data], "Caltech101"
-    root, extracted = place.data / kind.folder, place.caches / kind.folder / "extract" / top
-    for folder in (root / "extract" / top, root / top):
-        if folder.is_dir():
-            extracted = folder
-            break
-    if not extracted.is_dir():
-        archive = kind.archive and root / "download" / kind.archive.name
-        if archive and not archive.exists():
+def _find_events(data: str, place: Place) -> list[tuple[str, Path]]:
+    """(part, file CLASS/*.bin) of all parts, unpacked or made first where they are missing."""
+    kind = EVENT_DATA[data]
+    root, made = place.data / kind.folder, place.caches / kind.folder / "extract"
+    sources = {}  # all are looked for before one is unpacked: that takes long
+    for part, archive in kind.parts.items():
+        folders = [folder / part for folder in (root / "extract", root, made)]
+        archives = [folder / archive.name for folder in (root / "download", root) if archive]
+        found = [*filter(Path.is_dir, folders), *filter(Path.is_file, archives)]
+        sources[part] = found[0] if found else None
+        if archive and sources[part] is None:
             raise UserError(
-                f"{data} is expected in {extracted}/CLASS/*.bin or in {archive}, and neither is "
-                f"there: get {kind.archive.name} from {kind.archive.url}"
+                f"{data} is expected in {root / part}/CLASS/*.bin or in {archives[0]}, and neither "
+                f"is there: get {archive.name} from {archive.url}"
             )
-        extracted.parent.mkdir(parents=True, exist_ok=True)
-        with alone(extracted):
-            if archive and not extracted.is_dir():
-                kind.archive.unpack(archive, extracted)
-            elif not extracted.is_dir():
-                with whole_folder(extracted) as unfinished:
-                    write_digit_events(unfinished)
-    classes = [path.name for path in _classes_below(extracted)]
     events = []
-    for name, files in _files_of_classes(data, extracted, classes, ".bin").items():
-        if not files:
-            raise UserError(f"{extracted / name} holds no events (*.bin): fill or remove it")
-        events += [extracted / name / file for file in files]
+    for part, archive in kind.parts.items():
+        extracted = sources[part] or made / part
+        if not extracted.is_dir():
+            extracted = made / part
+            extracted.parent.mkdir(parents=True, exist_ok=True)
+            with alone(extracted):
+                if archive and not extracted.is_dir():
+                    archive.unpack(sources[part], extracted)
+                elif not extracted.is_dir():
+                    with whole_folder(extracted) as unfinished:
+                        write_digit_events(unfinished)
+        remedy = f"unpack {archive.name} of {archive.url} again" if archive else "remove it"
+        classes = _classes_of(data, extracted, remedy)
+        for name, files in _files_of_classes(data, extracted, classes, ".bin").items():
+            if not files:
+                do = remedy if kind.classes else "fill or remove it"
+                raise UserError(f"{extracted / name} holds no events (*.bin): {do}")
+            events += [(part, extracted / name / file) for file in files]
     if not events:
         raise UserError(f"{extracted} holds no classes CLASS/*.bin")
     return events
 
 
-def _convert(path: Path, target: Path, time_window: int) -> None:
-    """Write the frames of one file of events, dated as it is, unless they are there."""
+def _convert(path: Path, target: Path, time_window: int, sensor: tuple[int, int]) -> None:
+    """Write the frames of one file of events of a camera of (height, width) pixels, dated as it is,
+    unless they are there."""
     # Imported here: it takes seconds, and needs a torchaudio that fits torch.
     from spikingjelly.datasets import utils
 
     stat = path.stat()
     if target.exists() and target.stat().st_mtime_ns == stat.st_mtime_ns:
         return
-    H, W = SENSOR
+    H, W = sensor
     size = stat.st_size
     events = utils.load_ATIS_bin(path) if size and size % 5 == 0 else None
     if events is None or (events["x"] >= W).any() or (events["y"] >= H).any():
@@ -1543,6 +1610,7 @@ def _convert(path: Path, target: Path, time_window: int) -> None:
 
 
 # The event camera of digits-dvs.
+SENSOR = EVENT_DATA["digits-dvs"].sensor
 SACCADE_MS = 100  # each of the three, as N-Caltech101's (Orchard et al. 2015)
 STEPS = 24  # per saccade
 REACH = 8  # pixels from the centre to a side of the triangle
@@ -1638,15 +1706,16 @@ def digits_of(*shares: Sequence[int]) -> tuple[ImageSet, ...]:
     return tuple(ImageSet(images[share], digits.target[share], classes=names) for share in shares)
 
 
-def _digits() -> Arrays:
-    """All digits, split 80/20, stratified, random_state 0."""
+def _digits(split: bool) -> Arrays:
+    """All digits, split 80/20, stratified, random_state 0; without `split` all are training images,
+    in scikit-learn's order."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     labels = load_digits().target
-    shares = train_test_split(
-        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
-    )
+    shares = np.arange(len(labels)), np.arange(0)
+    if split:
+        shares = train_test_split(shares[0], test_size=0.2, stratify=labels, random_state=0)
     train, test = digits_of(*shares)
     return (train.images, train.labels), (test.images, test.labels)
 
@@ -1665,7 +1734,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data_path", default="./data", help="default ./data")
     add("--cache_path", help="where frames and caches go (default: into the data path)")
     add("--time_window", type=int, help="frames of a sample of events (default 10)")
-    add("--image_size", help="HxW or one side (ncaltech101: 48; all that its camera has: 180x240)")
+    add(
+        "--image_size",
+        help="HxW or one side (ncaltech101 48, all of its camera: 180x240; nmnist 34)",
+    )
     add("--skip_damaged", action="store_true", help="leave damaged files of events out")
     try:
         args = parser.parse_args(argv)

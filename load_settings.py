@@ -160,7 +160,8 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
                     "{}x{}".format(*size)
                 )
         elif about.evaluation == "fit" and value != theirs:
-            raise UserError(f"--{name} {value} does not fit {path}: it was trained with {theirs}")
+            how = "without it" if theirs is None else f"with {theirs}"
+            raise UserError(f"--{name} {value} does not fit {path}: it was trained {how}")
         elif about.evaluation is None and value not in (about.constant_default, theirs):
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if given.get("integer") and trained.bits is None:
@@ -342,7 +343,8 @@ def refuse_single_values(
         return
     batch = f"--batch_size {settings.batch_size}"
     if images < settings.batch_size:
-        left = "the data set has" if not settings.val_share else "--val_share leaves"
+        left = "the data set has" if settings.fold is None else "--fold leaves"
+        left = "--val_share leaves" if settings.val_share else left
         batch += f", of which {left} {images}"
     if settings.accumulate > 1:
         batch += f", in {settings.accumulate} parts (--accumulate)"
@@ -391,6 +393,15 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
                 f"--teacher_path {settings.teacher_path} was trained with --{name} "
                 f"{getattr(teacher, name)}, this run has --{name} {getattr(settings, name)}"
             )
+    if teacher.fold != settings.fold:
+        theirs, ours = (
+            "without --fold" if x.fold is None else f"with --fold {x.fold}"
+            for x in (teacher, settings)
+        )
+        raise UserError(
+            f"--teacher_path {settings.teacher_path} was trained {theirs}, and so on test images "
+            f"of this run {ours}: a teacher and its students need the same --fold"
+        )
     check_classes(teacher, settings.data_path, settings.teacher_path)
 
 

@@ -133,6 +133,7 @@ def header(
     batch = min(settings.batch_size, run.training_images)
     share = -(-batch // processes)
     held_out = "" if train_set.held_out is None else f"{len(train_set.held_out):,} held-out "
+    fold = "" if settings.fold is None else f", fold {settings.fold}"
     shape = "x".join(map(str, image.shape[-3:]))
     kind = "MS-ResNet" if settings.bits is None else "Quan-MS-ResNet"
     parameters = sum(x.numel() for x in run.network.parameters())
@@ -143,7 +144,7 @@ def header(
         ),
         (
             "data",
-            f"{settings.data}: {run.training_images:,} training{',' * bool(held_out)} "
+            f"{settings.data}{fold}: {run.training_images:,} training{',' * bool(held_out)} "
             f"{held_out}and {len(test_set):,} test "
             f"images, {data_set.num_classes} classes, "
             + (f"{len(image)} frames of {shape}" if data_set.events else shape),

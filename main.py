@@ -395,6 +395,7 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
         settings.cache_path,
         None if settings.eval_only is None else input_step_of(settings),
         settings.val_share,
+        settings.fold,
     )
     if WORLD_SIZE > 1:
         # With other numbers of batches the processes would wait for each other for ever.
@@ -404,8 +405,8 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
                 "test images": len(test_set),
                 "input step": train_set.step,
                 "labels' checksum": zlib.crc32(train_set.labels.numpy(), len(test_set)),
-                "held-out images' checksum": zlib.crc32(train_set.rows.numpy())
-                if train_set.held_out is not None
+                "training images' checksum": zlib.crc32(train_set.rows.numpy())
+                if train_set.rows is not None
                 else 0,
             },
             "found data",
@@ -436,6 +437,21 @@ def with_input_step(settings: Settings, step: float | None, teacher: Checkpoint 
     return settings
 
 
+def refuse_another_fold(
+    settings: Settings, trained: Checkpoint, path: str, training_images: int
+) -> None:
+    """Raises UserError where a network was trained on so many images that the data must have been
+    others: their fold is another one, and what is tested here it may have been trained on."""
+    theirs = trained.rest.get("training_images")
+    same_share = trained.settings.val_share == settings.val_share
+    if settings.fold is not None and same_share and theirs not in (None, training_images):
+        raise UserError(
+            f"{path} was trained on {theirs} images of its --fold {settings.fold}, the data in "
+            f"{settings.data_path} have {training_images} there: it may have been trained on the "
+            "test images, give the data that it was trained on"
+        )
+
+
 def train(
     settings: Settings, device: torch.device, store: dist.Store | None = None
 ) -> dict[str, float] | None:
@@ -456,6 +472,7 @@ def train(
     taught_by = None
     if settings.teacher_path is not None:
         taught_by = load_checkpoint(settings.teacher_path)
+        refuse_another_fold(settings, taught_by, settings.teacher_path, len(train_set))
     settings = with_input_step(settings, train_set.step, taught_by)
     train_batches = training_batches(train_set, *shard, settings.seed, device)
     test_batches = evaluation_batches(test_set, *shard, device)
@@ -792,7 +809,8 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     of_first_process(lambda: evaluation.check_files(settings))
     checkpoint = load_checkpoint(settings.eval_only)
     network = load_network(checkpoint, settings.time_window).to(device)
-    _, test_set = data_sets(settings)
+    train_set, test_set = data_sets(settings)
+    refuse_another_fold(settings, checkpoint, settings.eval_only, len(train_set))
     if settings.compile:
         compile_for(settings, device, test_set)
     batch_size = max(1, settings.batch_size // WORLD_SIZE)

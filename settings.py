@@ -45,6 +45,7 @@ DATA_SETS = {
     "CIFAR100": DataSet(100, 3, (32, 32), 1 / 255, time_window=4, batch_size=256),
     "TinyImagenet": DataSet(200, 3, (64, 64), 1 / 255, time_window=4, batch_size=256),
     "ncaltech101": DataSet(101, 2, (48, 48), 1.0, 10, 32, events=True, any_size=True),
+    "nmnist": DataSet(10, 2, (34, 34), 1.0, 10, 64, events=True, any_size=True),
     "digits": DataSet(10, 1, (16, 16), 1 / 255, time_window=4, batch_size=64),
     "digits-dvs": DataSet(10, 2, (24, 24), 1.0, 10, 32, events=True, any_size=True),
     # The classes are those of the folder, in Settings.classes.
@@ -178,7 +179,7 @@ class Settings:
     image_size: str | None = option(  # None: the data set's own
         "data",
         "height and width in pixels, or one side, of data that have several",
-        shown="folder 64, ncaltech101 48, digits-dvs 24",
+        shown="folder 64, ncaltech101 48, nmnist 34, digits-dvs 24",
         metavar="HxW",
         added=True,
     )
@@ -189,6 +190,15 @@ class Settings:
         0.0,
         limits=(0, 0.5),
         metavar="SHARE",
+        added=True,
+    )
+    fold: int | None = option(
+        "data",
+        "cross-validation: test on the K-th of five parts of all images, of training and test, and "
+        "train on the others; every five K are another split",
+        limits=(0, 10**6),
+        evaluation="fit",
+        metavar="K",
         added=True,
     )
 
@@ -324,7 +334,7 @@ class Settings:
         "recipe",
         "images of a step, split over the processes",
         of_data_set("batch_size"),
-        shown="256; digits 64, events 32",
+        shown="256; digits and nmnist 64, other events 32",
         limits=(1, 2**20),
         evaluation="own",
         metavar="N",

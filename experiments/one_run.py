@@ -95,27 +95,26 @@ def measure(path: Path, teacher_path: Path | None) -> dict[str, Any]:
     of_teacher = None if teacher is None else load_network(teacher).to(device)
 
     def at(time_window: int) -> dict[str, Any]:
-        network.time_window, found = time_window, dict(about)
-        if time_window == settings.time_window:
-            found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
-            found["best_accuracy"] = best_row(rows)["test_accuracy"]
-        else:
-            tested = training.evaluate(network, batches, device, settings.amp)
-            found |= {"accuracy": tested.accuracy, "spike_rate": tested.spike_rate}
-        with torch.no_grad(), count_spikes(network) as counts:
-            if of_teacher is None:
-                for images, _ in on_device(batches, device):
-                    network(images)
+        found = dict(about)
+        with network.running_for(time_window):
+            if time_window == settings.time_window:
+                found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
+                found["best_accuracy"] = best_row(rows)["test_accuracy"]
             else:
-                of_teacher.time_window = time_window  # its first steps, on the student's frames
-                distance = distance_to_teacher(of_teacher, network, on_device(batches, device))
-                found |= {name: by_layer.mean().item() for name, by_layer in distance.items()}
-        found |= costs(network.cpu(), checkpoint, counts)
-        network.to(device)
+                tested = training.evaluate(network, batches, device, settings.amp)
+                found |= {"accuracy": tested.accuracy, "spike_rate": tested.spike_rate}
+            with torch.no_grad(), count_spikes(network) as counts:
+                if of_teacher is None:
+                    for images, _ in on_device(batches, device):
+                        network(images)
+                else:
+                    distance = distance_to_teacher(of_teacher, network, on_device(batches, device))
+                    found |= {name: by_layer.mean().item() for name, by_layer in distance.items()}
+            found |= costs(network.cpu(), checkpoint, counts)
+            network.to(device)
         return found | against(found, teacher, teacher_path)
 
-    windows = getattr(settings, "time_windows", None) or ()
-    others = [T for T in windows if settings.time_window != T]
+    others = [T for T in settings.trained_at if settings.time_window != T]
     found = at(settings.time_window)
     return found | ({"at": {T: at(T) for T in others}} if others else {})
 

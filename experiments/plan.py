@@ -68,7 +68,7 @@ class Planned:
         parts = [settings.data, folder, f"T{settings.time_window}"]
         parts += [f"{settings.bits}bit" if settings.bits else "", self.method]
         parts += ["" if self.method == TEACHER else self.start, f"seed{settings.seed}"]
-        fold = getattr(settings, "fold", None)
+        fold = settings.fold
         parts += ["" if fold is None else f"fold{fold}", code.hexdigest()[:8]]
         return "-".join(filter(None, parts))
 
@@ -80,7 +80,7 @@ class Planned:
         parts += [f"{settings.bits} bits"] * (settings.bits is not None)
         parts += [self.method, *["from teacher"] * (self.start == "teacher")]
         parts += [f"seed {settings.seed}"]
-        if getattr(settings, "fold", None) is not None:
+        if settings.fold is not None:
             parts.append(f"fold {settings.fold}")
         return ", ".join([*parts, *filter(None, [options_text(settings)])])
 
@@ -205,14 +205,13 @@ def words_of(given: Given) -> list[str]:
     """The command line of these options."""
     words = []
     for name, value in given.items():
-        is_list = name in OPTIONS and TYPES[name][0] is tuple
-        values = value.split() if is_list else [value]
-        words += [f"--{name}", *([] if name in OPTIONS and is_flag(name) else values)]
+        values = value.split() if TYPES[name][0] is tuple else [value]
+        words += [f"--{name}", *([] if is_flag(name) else values)]
     return words
 
 
 def with_meaning(options: Sequence[str], given: Given) -> list[str]:
     """Names of the given options that have a meaning in a run with all these options."""
     values = complete(vars(build_parser().parse_args(options)))
-    wheres = {name: OPTIONS[name].where for name in given if name in OPTIONS}
-    return [name for name in given if not (wheres.get(name) and wheres[name](values))]
+    wheres = {name: OPTIONS[name].where for name in given}
+    return [name for name in given if not (wheres[name] and wheres[name](values))]

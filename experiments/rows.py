@@ -50,8 +50,8 @@ def rows_of(planned: Planned, measured: Mapping[str, Any]) -> list[Row]:
 
 def _row_of(planned: Planned, measured: Mapping[str, Any]) -> Row:
     settings = planned.settings
-    about = {name: getattr(settings, name, None) for name in KEYS}
-    about |= {"method": planned.method, "start": planned.start}
+    about = {"method": planned.method, "start": planned.start}
+    about |= {name: getattr(settings, name) for name in KEYS if name not in about}
     about |= {"options": options_text(settings), "teacher_options": teacher_text(planned)}
     about |= dict(zip(IDENTITY, planned.identity, strict=True))
     about |= {name: measured.get(name) for name in (*MEASURED, *RECORDED)}

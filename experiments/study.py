@@ -137,7 +137,7 @@ def study_parser() -> Parser:
 def axes_of(args: argparse.Namespace) -> dict[str, Sequence[str | None]]:
     """All values of each option of main.py."""
     given = vars(args)
-    names = [*(x for x in OPTIONS if x not in OWN and x != "bits"), "fold"]
+    names = [x for x in OPTIONS if x not in OWN and x != "bits"]
     for name in CHANGE_NO_NUMBER:
         if len(given[name] or NOT_GIVEN) > 1:
             raise UserError(f"--{name} changes no number: give one value")

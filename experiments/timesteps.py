@@ -30,7 +30,7 @@ from experiments.study_table import (
     write_tables,
 )
 from experiments.table import cell, mean_and_error
-from settings import DATA_SETS, OPTIONS
+from settings import DATA_SETS
 from spikesim_eval.plots import plain
 
 METHOD = "CLK"
@@ -58,7 +58,7 @@ def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
     found = plan(axes, args.bits, ["student", METHOD], args.starts, one, runs)
     found = plan(axes, args.bits, [METHOD], args.starts, own, runs, found)
     static = [x for x in axes["data"] if not DATA_SETS[x].events]
-    if "time_windows" in OPTIONS and len(windows) > 1 and static:
+    if len(windows) > 1 and static:
         every = {"data": static, "time_window": NOT_GIVEN, "time_windows": [" ".join(windows)]}
         one |= {"time_windows": None}
         found = plan(axes | every, args.bits, [METHOD], args.starts, one, runs, found)

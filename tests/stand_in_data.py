@@ -129,13 +129,37 @@ def write_events(root: Path, classes: int = 2, per_class: int = 5, events: int =
     for label in range(classes):
         (folder / f"class_{label}").mkdir(parents=True)
         for number in range(per_class):
-            x = rng.integers(240 * label // classes, 240 * (label + 1) // classes, events)
-            y, p = rng.integers(0, 180, events), rng.integers(0, 2, events)
-            t = np.sort(rng.integers(0, 300_000, events))
-            rows = np.stack([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255], axis=1)
+            band = 240 * label // classes, 240 * (label + 1) // classes
             path = folder / f"class_{label}" / f"image_{number:04d}.bin"
-            path.write_bytes(rows.astype(np.uint8).tobytes())
+            path.write_bytes(_events_in_a_band(rng, band, 180, events))
     return folder
+
+
+def write_nmnist(root: Path, train: int = 3, test: int = 2, events: int = 200) -> Path:
+    """Raw events Train|Test/DIGIT/NNNNN.bin as N-MNIST's archives have them; returns the folder.
+
+    Numbers go on through the digits, as in the real ones.
+    """
+    folder = root / "N-MNIST"
+    rng = np.random.default_rng(34)
+    for part, per_class in (("Train", train), ("Test", test)):
+        for label in range(10):
+            (folder / part / str(label)).mkdir(parents=True)
+            for number in range(per_class):
+                path = folder / part / str(label) / f"{10 * number + label + 1:05d}.bin"
+                path.write_bytes(_events_in_a_band(rng, (3 * label, 3 * label + 6), 34, events))
+    return folder
+
+
+def _events_in_a_band(
+    rng: np.random.Generator, band: tuple[int, int], height: int, events: int
+) -> bytes:
+    """Five bytes an event: x, y, p and the 23 bits of t; x lies in the band."""
+    x = rng.integers(*band, events)
+    y, p = rng.integers(0, height, events), rng.integers(0, 2, events)
+    t = np.sort(rng.integers(0, 300_000, events))
+    rows = np.stack([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255], axis=1)
+    return rows.astype(np.uint8).tobytes()
 
 
 def write_image_folder(root: Path, classes: int = 3, per_class: int = 6, size: int = 40) -> Path:

@@ -157,6 +157,7 @@ SETTINGS = {  # of runs that need no teacher: values that an option may have
     "warmup": ["3"],
     "label_smoothing": ["0.2"],
     "val_share": ["0.25"],
+    "fold": ["3", "0"],
     "clip_grad": ["0", "1"],
     "time_window": ["2", "4"],
     "width": ["3"],
@@ -335,6 +336,7 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "time_windows": "1 4",
     }  # fmt: skip
     of_teacher = {"data", "paper_setting", "model_depth", "width", "time_window", "image_size"}
+    of_teacher |= {"fold"}
     assert changes.keys() | of_teacher | MAY_CHANGE == OPTIONS.keys()
     names = {parse_settings(teacher).save_path}
     for name, value in changes.items():
@@ -352,7 +354,7 @@ def test_an_older_version_s_default_save_path_is_found_again():
 
 def test_a_checkpoint_from_before_the_newest_options_is_read(trained, tmp_path):
     checkpoint = torch.load(trained["qamd"], weights_only=True)
-    for name in ("val_share", "label_smoothing", "warmup", "dry_run"):
+    for name in ("val_share", "fold", "label_smoothing", "warmup", "dry_run"):
         del checkpoint["settings"][name]
     torch.save(checkpoint, tmp_path / "old.pth")
     assert (

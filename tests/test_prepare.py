@@ -108,7 +108,8 @@ def zipped(folder: Path, archive: Path) -> str:
 
 def expect_md5(monkeypatch, md5: str) -> None:
     kind = EVENT_DATA["ncaltech101"]
-    changed = kind._replace(archive=kind.archive._replace(md5=md5))
+    archive = kind.parts["Caltech101"]._replace(md5=md5)
+    changed = kind._replace(parts={"Caltech101": archive})
     monkeypatch.setitem(EVENT_DATA, "ncaltech101", changed)
 
 
@@ -287,8 +288,8 @@ def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(tmp_path, mon
     code = (
         "import sys, data_loader as d\n"
         "kind = d.EVENT_DATA['ncaltech101']\n"
-        f"archive = kind.archive._replace(md5={md5!r})\n"
-        "d.EVENT_DATA['ncaltech101'] = kind._replace(archive=archive)\n"
+        f"archive = kind.parts['Caltech101']._replace(md5={md5!r})\n"
+        "d.EVENT_DATA['ncaltech101'] = kind._replace(parts={'Caltech101': archive})\n"
         "sys.exit(d.main(sys.argv[1:]))"
     )
     started = [

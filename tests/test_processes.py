@@ -20,6 +20,7 @@ def train(processes: int, folder: Path, setting: str, *options: str) -> dict[str
     save_path = folder / f"{setting}-{processes}"
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *launcher, str(WORKER), "--paper_setting", setting]
+    command += ["--fold", "3"]
     result = subprocess.run(
         [*command, *DEVICE, *options, "--save_path", str(save_path)], capture_output=True, text=True
     )

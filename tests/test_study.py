@@ -534,18 +534,18 @@ def test_the_picture_names_only_the_methods_that_were_run_in_their_colours():
 # Timesteps.
 
 
-def test_timesteps_plans_the_one_teacher_and_one_for_each_t(tmp_path):
-    runs = planned(["--seeds", "1"], tmp_path, timesteps)
+def test_timesteps_plans_the_one_teacher_one_for_each_t_and_one_network_for_all(tmp_path):
+    runs = planned(["--seeds", "1", "--time_windows", "1", "2", "4"], tmp_path, timesteps)
     found = [
-        (x.method, x.settings.time_window, x.teacher and x.teacher.settings.time_window)
+        (x.method, x.settings.trained_at, x.teacher and x.teacher.settings.time_window)
         for x in runs
-        if getattr(x.settings, "time_windows", None) is None
     ]
-    one = [("teacher", 4, None)]
-    for T in (1, 2, 4, 6):
-        one += [("student", T, 4), ("CLK", T, 4)]
-    own = [x for T in (1, 2, 6) for x in (("teacher", T, None), ("CLK", T, T))]
-    assert found == one + own
+    expected = [("teacher", (4,), None)]
+    for T in (1, 2, 4):
+        expected += [("student", (T,), 4), ("CLK", (T,), 4)]
+    for T in (1, 2):
+        expected += [("teacher", (T,), None), ("CLK", (T,), T)]
+    assert found == [*expected, ("CLK", (1, 2, 4), 4)]
 
 
 def test_the_table_and_the_picture_of_timesteps_tell_four_kinds_of_students_apart():
