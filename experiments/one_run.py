@@ -76,41 +76,59 @@ def run(folder: Path) -> int:
 
 
 def measure(path: Path, teacher_path: Path | None) -> dict[str, Any]:
-    """The numbers of a row: of the last epoch, on all test images."""
+    """The numbers of a row: of the last epoch, on all test images. Of a network that was trained
+    for several T those of the largest, and under "at" those of the others."""
     checkpoint = load_checkpoint(path)
     settings, rows = checkpoint.settings, checkpoint.rest["rows"]
     use_cuda = settings.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if use_cuda else "cpu")
     _, test_set = data_of(settings, settings.data_path)
-    batches = evaluation_loader(
-        test_set, min(BATCH, settings.batch_size), 0, 1, min(settings.workers, os.cpu_count() or 1)
-    )
-    found = {
-        "accuracy": checkpoint.accuracy,
-        "best_accuracy": best_row(rows)["test_accuracy"],
-        "spike_rate": rows[-1].get("spike_rate"),
+    workers = min(settings.workers, os.cpu_count() or 1)
+    batches = evaluation_loader(test_set, min(BATCH, settings.batch_size), 0, 1, workers)
+    about = {
         "seconds": round(sum(row.get("seconds") or 0.0 for row in rows), 1),
         "commit": git_commit(),
         "hardware": hardware(device),
     }
     network = load_network(checkpoint).to(device)
-    if teacher_path is None:
-        with torch.no_grad(), count_spikes(network) as counts:
-            for images, _ in on_device(batches, device):
-                network(images)
-        found |= costs(network, checkpoint, counts)
-        return found | {"edap_ratio": 1.0}
-    teacher = load_checkpoint(teacher_path)
-    of_teacher = load_network(teacher).to(device)
-    of_teacher.time_window = network.time_window  # its first steps, on the student's frames
-    with count_spikes(network) as counts:
-        distance = distance_to_teacher(of_teacher, network, on_device(batches, device))
-    found |= {name: by_layer.mean().item() for name, by_layer in distance.items()}
-    found |= costs(network, checkpoint, counts)
+    teacher = None if teacher_path is None else load_checkpoint(teacher_path)
+    of_teacher = None if teacher is None else load_network(teacher).to(device)
+
+    def at(time_window: int) -> dict[str, Any]:
+        found = dict(about)
+        with network.running_for(time_window):
+            if time_window == settings.time_window:
+                found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
+                found["best_accuracy"] = best_row(rows)["test_accuracy"]
+            else:
+                tested = training.evaluate(network, batches, device, settings.amp)
+                found |= {"accuracy": tested.accuracy, "spike_rate": tested.spike_rate}
+            with torch.no_grad(), count_spikes(network) as counts:
+                if of_teacher is None:
+                    for images, _ in on_device(batches, device):
+                        network(images)
+                else:
+                    distance = distance_to_teacher(of_teacher, network, on_device(batches, device))
+                    found |= {name: by_layer.mean().item() for name, by_layer in distance.items()}
+            found |= costs(network.cpu(), checkpoint, counts)
+            network.to(device)
+        return found | against(found, teacher, teacher_path)
+
+    others = [T for T in settings.trained_at if settings.time_window != T]
+    found = at(settings.time_window)
+    return found | ({"at": {T: at(T) for T in others}} if others else {})
+
+
+def against(
+    found: dict[str, Any], teacher: Checkpoint | None, teacher_path: Path | None
+) -> dict[str, Any]:
+    """What the teacher, run at its own T, and a network are to each other."""
+    if teacher is None:
+        return {"edap_ratio": 1.0}
     baseline = json.loads((teacher_path.parent / MEASURED).read_text())
-    return found | {
+    return {
         "teacher_accuracy": teacher.accuracy,
-        "drop_to_teacher": teacher.accuracy - checkpoint.accuracy,
+        "drop_to_teacher": teacher.accuracy - found["accuracy"],
         "edap_ratio": edap(baseline) / edap(found),
         "teacher_file": digest(teacher_path)[:12],
     }
@@ -124,7 +142,7 @@ def on_device(batches: DataLoader, device: torch.device) -> Iterator[tuple[Tenso
 def costs(network: MSResNet, checkpoint: Checkpoint, counts: dict[str, Tensor]) -> dict[str, float]:
     """Energy, delay and area on the default chip, at the spike rates of `counts`."""
     rates = {name: (fired.sum() / seen.sum()).item() for name, (fired, seen) in counts.items()}
-    total = estimate(describe(network.cpu(), checkpoint.settings, rates), Chip()).total
+    total = estimate(describe(network, checkpoint.settings, rates), Chip()).total
     return {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
 
 

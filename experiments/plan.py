@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -33,7 +33,7 @@ TELLING = [
 COLUMNS_OF_THEIR_OWN = {"data", "paper_setting", "loss", "init_from_teacher", "bits"}
 COLUMNS_OF_THEIR_OWN |= {"time_window", "seed", "fold"}
 NOT_GIVEN = (None,)  # an axis that nobody has named
-Given = Mapping[str, Sequence[str | None]]  # of each option its values as words; [] of a flag
+Given = Mapping[str, str]  # options of main.py, as words; a flag has an empty one
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class Planned:
         parts = [settings.data, folder, f"T{settings.time_window}"]
         parts += [f"{settings.bits}bit" if settings.bits else "", self.method]
         parts += ["" if self.method == TEACHER else self.start, f"seed{settings.seed}"]
-        fold = getattr(settings, "fold", None)
+        fold = settings.fold
         parts += ["" if fold is None else f"fold{fold}", code.hexdigest()[:8]]
         return "-".join(filter(None, parts))
 
@@ -80,7 +80,7 @@ class Planned:
         parts += [f"{settings.bits} bits"] * (settings.bits is not None)
         parts += [self.method, *["from teacher"] * (self.start == "teacher")]
         parts += [f"seed {settings.seed}"]
-        if getattr(settings, "fold", None) is not None:
+        if settings.fold is not None:
             parts.append(f"fold {settings.fold}")
         return ", ".join([*parts, *filter(None, [options_text(settings)])])
 
@@ -153,20 +153,22 @@ def as_word(value: object) -> str:
 
 
 def plan(
-    axes: Given,
+    axes: Mapping[str, Sequence[str | None]],
     bits: Sequence[str],
     methods: Sequence[str],
     starts: Sequence[str],
-    of_teacher: Given,
+    of_teacher: Mapping[str, str | None],
     runs: Path,
+    known: Iterable[Planned] = (),
 ) -> list[Planned]:
     """The runs, each once, a teacher before the students that need it; all of one seed and fold
     before those of the next, so that whatever has been finished can be compared.
 
     axes: the options of main.py with all values of each. of_teacher: those that a teacher has
-    instead. Raises UserError where main.py would refuse one of the runs.
+    instead, None where it has none of the students'. known: runs that come first, of another plan;
+    what the two have in common is one run. Raises UserError where main.py would refuse a run.
     """
-    found: dict[tuple[str, str], Planned] = {}
+    found = {planned.identity: planned for planned in known}
     used: set[str] = set()
 
     def add(method: str, given: Given, more: Sequence[str], teacher: Planned | None) -> Planned:
@@ -188,7 +190,8 @@ def plan(
     for values in product(*(axes[name] for name in order)):
         named = zip(order, values, strict=True)
         given = {name: value for name, value in named if value is not None}
-        teacher = add(TEACHER, given | of_teacher, ("--paper_setting", "original"), None)
+        of_this = {name: x for name, x in (given | of_teacher).items() if x is not None}
+        teacher = add(TEACHER, of_this, ("--paper_setting", "original"), None)
         for width, start, method in product(bits, starts, methods):
             more = (*METHODS[method], *STARTS[start], "--bits", width)
             add(method, given, more, teacher)
@@ -198,18 +201,17 @@ def plan(
     return list(found.values())
 
 
-def words_of(given: Mapping[str, str]) -> list[str]:
+def words_of(given: Given) -> list[str]:
     """The command line of these options."""
     words = []
     for name, value in given.items():
-        is_list = name in OPTIONS and TYPES[name][0] is tuple
-        values = value.split() if is_list else [value]
-        words += [f"--{name}", *([] if name in OPTIONS and is_flag(name) else values)]
+        values = value.split() if TYPES[name][0] is tuple else [value]
+        words += [f"--{name}", *([] if is_flag(name) else values)]
     return words
 
 
 def with_meaning(options: Sequence[str], given: Given) -> list[str]:
     """Names of the given options that have a meaning in a run with all these options."""
     values = complete(vars(build_parser().parse_args(options)))
-    wheres = {name: OPTIONS[name].where for name in given if name in OPTIONS}
-    return [name for name in given if not (wheres.get(name) and wheres[name](values))]
+    wheres = {name: OPTIONS[name].where for name in given}
+    return [name for name in given if not (wheres[name] and wheres[name](values))]

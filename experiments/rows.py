@@ -4,6 +4,7 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,20 @@ def identity_of(row: Row) -> tuple[str, str]:
     return row["settings"], row["teacher_settings"]
 
 
-def row_of(planned: Planned, measured: Mapping[str, Any]) -> Row:
-    """The row of a run that is finished, and measured by one_run.py."""
+def rows_of(planned: Planned, measured: Mapping[str, Any]) -> list[Row]:
+    """The row of a run that is finished, and measured by one_run.py: of a network for several T one
+    for each, the largest last."""
+    rows = []
+    for T, found in measured.get("at", {}).items():
+        settings = replace(planned.settings, time_window=int(T))
+        rows.append(_row_of(replace(planned, settings=settings), found))
+    return [*rows, _row_of(planned, measured)]
+
+
+def _row_of(planned: Planned, measured: Mapping[str, Any]) -> Row:
     settings = planned.settings
-    about = {name: getattr(settings, name, None) for name in KEYS}
-    about |= {"method": planned.method, "start": planned.start}
+    about = {"method": planned.method, "start": planned.start}
+    about |= {name: getattr(settings, name) for name in KEYS if name not in about}
     about |= {"options": options_text(settings), "teacher_options": teacher_text(planned)}
     about |= dict(zip(IDENTITY, planned.identity, strict=True))
     about |= {name: measured.get(name) for name in (*MEASURED, *RECORDED)}

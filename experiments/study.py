@@ -31,7 +31,7 @@ from experiments.plan import (
     Planned,
     plan,
 )
-from experiments.rows import ROWS, Row, append, identity_of, read_rows, row_of
+from experiments.rows import ROWS, Row, append, identity_of, read_rows, rows_of
 from experiments.run_plan import (
     Plan,
     Stopped,
@@ -50,12 +50,13 @@ from log import count, duration
 from run_folder import lock
 from settings import DATA_SETS, OPTIONS, is_flag
 
+OF_TEACHER = "of teacher: "  # main.py has options that begin with teacher_
 SEVERAL = {"data": "data", "time_window": "time_windows", "seed": "seeds", "fold": "folds"}
 
 
-def base_parser(name: str, description: str) -> Parser:
+def base_parser(name: str, description: str, methods: Sequence[str]) -> Parser:
     """What all studies can be told: data, seeds, how to run them, and the options of main.py, which
-    are known though its help does not show them."""
+    are known though its help does not show them. methods: those that one can choose from."""
     parser = Parser(
         prog=f"experiments.{name}",
         usage=f"python -m experiments.{name} --data NAME… [options] [options of main.py]",
@@ -65,19 +66,24 @@ def base_parser(name: str, description: str) -> Parser:
         add_help=False,
     )
     what = parser.add_argument_group("what to compare")
-    what.add_argument("--data", nargs="+", metavar="NAME", choices=DATA_SETS, help="data sets")
+    what.add_argument(
+        "--data", nargs="+", metavar="NAME", choices=DATA_SETS, help=f"of {', '.join(DATA_SETS)}"
+    )
     what.add_argument("--bits", nargs="+", default=["4"], metavar="N", help="widths (default 4)")
+    if methods:
+        add = {"nargs": "+", "default": [*methods], "choices": methods, "metavar": "NAME"}
+        names = ", ".join(methods)
+        what.add_argument("--methods", **add, help=f"of {names} (default all)")
     add = {"nargs": "+", "default": ["scratch"], "choices": STARTS, "metavar": "NAME"}
     what.add_argument("--starts", **add, help="students' weights: scratch, teacher, or both")
-    for name, default, text in (
+    for option, default, text in (
         ("seed", ["1", "2", "3"], "of a teacher and its students (default 1 2 3)"),
-        ("fold", None, "of five, of all images (default: the data set's own split)"),
-        ("time_window", None, "timesteps (default: the data set's)"),
+        ("fold", None, "each tests on another of five parts of all images"),
+        ("time_window", None, "timesteps T (default: the data set's)"),
     ):
-        names = (f"--{SEVERAL[name]}", f"--{name}")
-        what.add_argument(
-            *names, dest=name, nargs="+", default=default, metavar="N", help=text + "; --" + name
-        )
+        names = (f"--{SEVERAL[option]}", f"--{option}")
+        about = {"dest": option, "default": default, "help": text}
+        what.add_argument(*names, nargs="+", metavar="N", **about)
     how = parser.add_argument_group("how to run them")
     one = how.add_mutually_exclusive_group()
     one.add_argument(
@@ -120,27 +126,18 @@ def base_parser(name: str, description: str) -> Parser:
         if option not in ("data", "bits", "time_window", "seed", "fold"):
             parser.add_argument(f"--{option}", nargs="+", **hidden)
         if option not in ("data", "bits"):
-            parser.add_argument(f"--teacher_{option}", **hidden)
+            parser.add_argument(f"--teacher_{option}", dest=f"{OF_TEACHER}{option}", **hidden)
     return parser
 
 
 def study_parser() -> Parser:
-    parser = base_parser("study", __doc__)
-    parser.add_argument(
-        "--methods",
-        nargs="+",
-        default=[*METHODS],
-        choices=METHODS,
-        metavar="NAME",
-        help="of student, CL, CLM, CLK (default all)",
-    )
-    return parser
+    return base_parser("study", __doc__, [*METHODS])
 
 
 def axes_of(args: argparse.Namespace) -> dict[str, Sequence[str | None]]:
     """All values of each option of main.py."""
     given = vars(args)
-    names = [*(x for x in OPTIONS if x not in OWN and x != "bits"), "fold"]
+    names = [x for x in OPTIONS if x not in OWN and x != "bits"]
     for name in CHANGE_NO_NUMBER:
         if len(given[name] or NOT_GIVEN) > 1:
             raise UserError(f"--{name} changes no number: give one value")
@@ -149,8 +146,8 @@ def axes_of(args: argparse.Namespace) -> dict[str, Sequence[str | None]]:
 
 def of_teacher(args: argparse.Namespace) -> dict[str, str]:
     """The options that teachers have instead of the students'."""
-    given = {name: x for name, x in vars(args).items() if name.startswith("teacher_")}
-    return {name.removeprefix("teacher_"): x for name, x in given.items() if x is not None}
+    given = {name: x for name, x in vars(args).items() if name.startswith(OF_TEACHER)}
+    return {name.removeprefix(OF_TEACHER): x for name, x in given.items() if x is not None}
 
 
 def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
@@ -254,7 +251,7 @@ def outline(plan: Plan, rows: Sequence[Row]) -> None:
 def add_rows(path: Path, planned: Planned, found: dict[str, Any]) -> None:
     """The row of a finished run, unless it has one."""
     if planned.identity not in set(map(identity_of, read_rows(path))):
-        append(path, [row_of(planned, found)])
+        append(path, rows_of(planned, found))
 
 
 def take_finished(plan: Plan, path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import csv
 import io
+import math
+import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -37,9 +39,12 @@ MEASURES = {  # column of rows.csv: (its name with the unit, what a reader sees,
     "spike_rate": ("spike_rate_percent", "spike rate, %", 100, two_digits),
     "edap_ratio": ("edap_times_better_than_teacher", "EDAP, × better", 1, two_digits),
     "best_accuracy": ("best_epoch_accuracy_percent", "best epoch, %", 100, two_digits),
+    "energy_pj": ("energy_uj", "energy, µJ", 1e-6, partial(significant, digits=4)),
+    "delay_ns": ("delay_ms", "delay, ms", 1e-6, partial(significant, digits=4)),
+    "edap": ("edap_uj_ms_mm2", "EDAP, µJ·ms·mm²", 1e-18, partial(significant, digits=4)),
 }
+NOT_IN_THE_TABLE = {"energy_pj", "delay_ns", "edap"}  # of a person: EDAP says it
 SHOWN = ("accuracy", "membrane_kl", "differing_spikes")  # in the picture
-FILES = ("table.md", "table.csv", "table.tex", "study.png", "study.pdf")
 Values = dict[str, str]  # settings by name
 
 
@@ -93,6 +98,12 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
         values = {
             name: [float(row[name]) for row in of_group if row.get(name)] for name in MEASURES
         }
+        costs = ("energy_pj", "delay_ns", "area_um2")
+        values["edap"] = [
+            math.prod(float(row[x]) for x in costs)
+            for row in of_group
+            if all(row[x] for x in costs)
+        ]
         taught = [row for row in of_group if row["method"] not in (TEACHER, "student")]
         values["gain"] = [
             float(row["accuracy"]) - float(theirs["accuracy"])
@@ -113,20 +124,24 @@ def without_seed(values: Values) -> tuple:
 
 
 def partner(row: Row, students: Iterable[Row]) -> Row | None:
-    """The plain student that is like it in all but how it was taught."""
+    """The plain student that is like it in all but how it was taught; of a network for several T
+    one of this T."""
 
-    def common(row: Row) -> Values:
+    def like(row: Row, ignored: Iterable[str]) -> Values:
         values = values_of(row["settings"])
-        return {name: x for name, x in values.items() if name not in of_method()}
+        return {name: x for name, x in values.items() if name not in ignored}
 
-    alike = [
-        student
-        for student in students
-        if student["teacher_settings"] == row["teacher_settings"] and common(student) == common(row)
-    ]
-    ours = values_of(row["settings"])
+    for ignored in (of_method(), {*of_method(), "time_windows"}):
+        ours = like(row, ignored)
+        alike = [student for student in students if like(student, ignored) == ours]
+        if alike:
+            break
+    # Teachers teach no plain student, but those that differ in them are other rows.
+    same_teacher = [x for x in alike if x["teacher_settings"] == row["teacher_settings"]]
+    alike = same_teacher or alike
+    values = values_of(row["settings"])
     # What has another default is the same where somebody has given it for both.
-    same = [x for x in alike if values_of(x["settings"]).items() <= {**ours, **_names(x)}.items()]
+    same = [x for x in alike if values_of(x["settings"]).items() <= {**values, **_names(x)}.items()]
     defaults = [x for x in alike if not _given(x) & of_method()]
     return next(iter([*same, *defaults, *alike]), None)
 
@@ -159,10 +174,15 @@ def _number(text: str) -> tuple:
 # The table.
 
 
-def axes_of(groups: Sequence[Group]) -> list[str]:
+def varied(groups: Sequence[Group]) -> list[str]:
     """Options that somebody has given and that are not the same in all groups that have them."""
+    groups = _students(groups) or groups  # what teachers have of their own is said otherwise
     given = dict.fromkeys(name for group in groups for name in sorted(_given(group.about)))
     return [name for name in given if len(_all_values(groups, name)) > 1]
+
+
+def _students(groups: Sequence[Group]) -> list[Group]:
+    return [group for group in groups if group.about["method"] != TEACHER]
 
 
 def _all_values(groups: Sequence[Group], name: str) -> set[str]:
@@ -180,11 +200,13 @@ def shown_value(row: Row, name: str) -> str:
 
 def cells_of(groups: Sequence[Group]) -> list[list[str]]:
     """The table as a person reads it, with its header."""
-    axes = axes_of(groups)
-    teachers = {
-        group.about["teacher_options"] for group in groups if group.about["method"] != TEACHER
-    }
-    measures = [name for name in MEASURES if any(group.values[name] for group in groups)]
+    axes = varied(groups)
+    teachers = {group.about["teacher_options"] for group in _students(groups)}
+    measures = [
+        name
+        for name in MEASURES
+        if name not in NOT_IN_THE_TABLE and any(group.values[name] for group in groups)
+    ]
     papers = any(group.about["data"] in PAPER for group in groups)
     header = ["data", "T", "bits", "method", "from", *axes, *["teacher"] * (len(teachers) > 1)]
     header += ["n", *(MEASURES[name][1] for name in measures)]
@@ -226,10 +248,15 @@ def notes_of(groups: Sequence[Group]) -> list[str]:
             "them, bits and T unstated, its text not seen."
         )
     for name in ("hardware", "commit"):
-        several = Counter(row[name] or "unknown" for row in rows)
+        several = Counter(_short(row[name]) or "unknown" for row in rows)
         counts = "; ".join(f"{x} ({n} runs)" if len(several) > 1 else x for x, n in several.items())
         notes.append(f"{name.capitalize()}: {counts}.")
     return notes
+
+
+def _short(text: str) -> str:
+    """A commit's first twelve digits; anything else as it is."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", text)
 
 
 def _common_options(groups: Sequence[Group]) -> str:
@@ -237,13 +264,13 @@ def _common_options(groups: Sequence[Group]) -> str:
     given = {name for group in groups for name in _given(group.about)}
     words = [f"MS-ResNet-{'/'.join(sorted(_all_values(groups, 'model_depth'), key=int))}"]
     for name in dict.fromkeys(["width", "epochs", *sorted(given - {"model_depth"})]):
-        values = _all_values([x for x in groups if x.about["method"] != TEACHER] or groups, name)
+        values = _all_values(_students(groups) or groups, name)
         if len(values) == 1:
             words.append(
                 f"{name} {shown_value({'settings': f'{name}={shlex.quote(*values)}'}, name)}"
             )
-    teachers = {group.about["teacher_options"] for group in groups} - {""}
-    if len(teachers) == 1:
+    teachers = {group.about["teacher_options"] for group in _students(groups)}
+    if len(teachers) == 1 and teachers != {""}:
         words.append(f"teachers with {' '.join(teachers)}")
     return ", ".join(words)
 
@@ -274,7 +301,7 @@ def csv_text(groups: Sequence[Group]) -> str:
 def picture(groups: Sequence[Group]) -> Figure:
     """Accuracy, membrane KL and differing spikes over bits; a row of panels for each data set, T,
     start and recipe."""
-    axes = axes_of(groups)
+    axes = varied(groups)
     of_line = [name for name in axes if name in of_method()]
     of_panel = [name for name in axes if name not in of_method()]
 
@@ -285,7 +312,7 @@ def picture(groups: Sequence[Group]) -> Figure:
         parts = [row["data"], f"T {row['time_window']}", f"from {row['start']}"]
         return ", ".join([*parts, *words(row, of_panel), *filter(None, [row["teacher_options"]])])
 
-    students = [group for group in groups if group.about["method"] != TEACHER]
+    students = _students(groups)
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))
     labels = {}
     for group in students:
@@ -338,12 +365,16 @@ def _levels(panel: Any, students: Sequence[Group]) -> None:
         panel.axhline(paper, color="#000000", linestyle=":", label="the paper's, second-hand")
 
 
-def write_tables(folder: Path) -> None:
-    """Write FILES into the folder of rows.csv, and print the table. Raises UserError where there
-    are no rows, or nothing can be written."""
+def write_tables(
+    folder: Path,
+    cells_of: Callable[[Sequence[Group]], list[list[str]]] = cells_of,
+    picture: Callable[[Sequence[Group]], Figure] = picture,
+) -> None:
+    """Write table.md, .csv, .tex and picture.png, .pdf into the folder of rows.csv, and print the
+    table. Raises UserError where there are no rows, or nothing can be written."""
     rows = read_rows(folder / ROWS)
     if not rows:
-        raise UserError(f"{folder / 'rows.csv'} holds no rows: there is no table yet")
+        raise UserError(f"{folder / ROWS} holds no rows: there is no table yet")
     groups = groups_of(rows)
     cells, notes = cells_of(groups), notes_of(groups)
     text = markdown(cells, notes)
@@ -353,7 +384,7 @@ def write_tables(folder: Path) -> None:
         "table.tex": latex(cells, notes) + "\n",
     }
     if any(group.about["method"] != TEACHER for group in groups):
-        contents |= picture_files(picture(groups), "study")
+        contents |= picture_files(picture(groups), "picture")
     try:
         write_files(folder, contents)
     except InputError as error:

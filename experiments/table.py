@@ -245,7 +245,8 @@ def cell(values: Sequence[float], form: Callable[[float], str], runs: int) -> st
     """Mean ± standard error of those of so many runs that have the value."""
     if not values:
         return "-"
-    text = " ± ".join(form(x) for x in mean_and_error(values) if x is not None)
+    mean, error = mean_and_error(values)
+    text = form(mean) + ("" if error is None else f" ± {form(error).lstrip('+')}")
     return text + f" ({len(values)} of {runs})" * (len(values) < runs)
 
 

@@ -12,7 +12,6 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from benchmarks import distillation_study as study
 from display import COLOURS, COMPONENT_COLOURS, component_name, engineering
 from spikesim_eval import plots
 from spikesim_eval.__main__ import main
@@ -346,22 +345,3 @@ def test_networks_of_a_sweep_have_the_colours_of_their_kinds_and_only_they_are_n
 
 
 # Studies.
-
-
-def test_the_plot_of_a_study_names_only_the_methods_and_starts_that_were_run(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(study, "save_picture", lambda figure, path: drawn.append(figure))
-    measures = dict.fromkeys(study.MEASURES, "0.5")
-    rows = [
-        {"fold": "0", "bits": "4", "method": method, "start": "scratch"} | measures
-        for method in ("CLM", "student")
-    ]
-    study.plot(tmp_path / "study.png", rows)
-    (figure,) = drawn
-    assert legend_of(figure) == ["student", "CLM"]
-    assert len(figure.axes) == 3
-    handles, _ = figure.axes[0].get_legend_handles_labels()
-    assert [to_hex(handle[0].get_color()) for handle in handles] == [
-        COLOURS["student"].lower(),
-        COLOURS["CLM"].lower(),
-    ]

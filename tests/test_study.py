@@ -1,19 +1,27 @@
-"""The distillation study, its ablation and the membrane report, in their smallest form."""
+"""experiments.study and experiments.timesteps: real runs on the stand-ins of all four formats, and
+what becomes of their rows."""
 
 import csv
-import math
-from collections import Counter
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import count
 from pathlib import Path
 
 import pytest
-import torch
+from matplotlib.colors import to_hex
 
-import main
-from benchmarks import distillation_ablation as ablation
-from benchmarks import distillation_study as study
-from benchmarks.membrane_report import RoundedTeacher, membrane_report
-from distiller import distance_to_teacher
-from load_settings import UserError, load_checkpoint, load_network
+import stand_in_data
+from conftest import REPOSITORY
+from display import COLOURS
+from experiments import rows, run_plan, study, study_table, timesteps
+from experiments.plan import OWN, telling
+from settings import OPTIONS
+
+TINY = ["--width", "1", "--epochs", "1", "--workers", "0", "--device", "cpu"]
+FORMATS = ["CIFAR10", "CIFAR100", "TinyImagenet", "ncaltech101"]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -21,154 +29,556 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_image_is_a_test_image_of_one_fold_of_a_split_and_never_its_training_image():
-    whole, _ = study.digits_of(range(1797), [])
-    for split in (0, 1):
-        pixels = Counter()
-        for fold in range(split * study.FOLDS, (split + 1) * study.FOLDS):
-            train, test = study.fold_data(fold)
-            assert len(train) + len(test) == 1797
-            pixels.update(bytes(image.numpy()) for image in test.images)
-        assert pixels == Counter(bytes(image.numpy()) for image in whole.images)
+def run(arguments: list[str], capfd) -> tuple[int, str, str]:
+    capfd.readouterr()
+    code = study.main(arguments)
+    return code, *capfd.readouterr()
 
 
-def test_every_five_folds_are_another_split():
-    assert list(study.fold_indices(0)[1]) != list(study.fold_indices(5)[1])
+def planned(arguments: list[str], runs: Path, module=study) -> list:
+    parser = {study: study.study_parser, timesteps: timesteps.timesteps_parser}[module]()
+    return module.planned_runs(parser.parse_args(["--data", "digits", *arguments]), runs)
 
 
-def test_the_ablation_never_sees_a_test_image_of_its_fold():
-    def images(data_set):
-        return Counter(bytes(image.numpy()) for image in data_set.images)
-
-    for fold in range(study.FOLDS):
-        train, validation = ablation.validation_data(fold)
-        of_study, _ = study.fold_data(fold)
-        assert images(train) + images(validation) == images(of_study)
+def options_of(runs: list) -> list[tuple]:
+    """What a person calls each: its method, start, seed and teacher's seed."""
+    return [
+        (x.method, x.start, x.settings.seed, x.teacher and x.teacher.settings.seed) for x in runs
+    ]
 
 
-SMALLEST = ["--folds", "0", "--width", "2", "--epochs", "1", "--teacher_epochs", "1"]
+# The plan.
 
 
-def test_a_finished_run_is_not_run_again_and_the_summary_has_all_of_them(tmp_path):
-    arguments = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs"), *SMALLEST]
-    arguments += ["--bits", "2"]
-    study.study([*arguments, "--methods", "student"])
-    methods = ["student", "CLK"]
-    arguments += ["--methods", *methods]
-    assert len(read_csv(tmp_path / "distillation_study.csv")) == len(study.STARTS)
-    study.study(arguments)
-    rows = read_csv(tmp_path / "distillation_study.csv")
-    assert len(rows) == len(methods) * len(study.STARTS)
-    assert all(float(row["edap_ratio"]) > 1 for row in rows)
-    assert all(0 <= float(row["differing_spikes"]) <= 1 for row in rows)
-    summary = (tmp_path / "distillation_study.md").read_text()
-    for start in study.STARTS:
-        for method in methods:
-            assert summary.count(f"| 2 | {start} | {method} | 1 |") == 1
-    assert (tmp_path / "distillation_study.png").stat().st_size > 10_000
-    assert (tmp_path / "distillation_study.pdf").read_bytes().startswith(b"%PDF")
-
-    (log,) = tmp_path.glob("runs/*/log.txt")
-    before = log.read_text()
-    study.study(arguments)
-    assert log.read_text() == before
-
-    with (tmp_path / "distillation_study.csv").open("a") as file:  # another study's runs
-        for row in rows:
-            if row["method"] == "student":
-                longer = row | {"size": row["size"].replace("epochs1", "epochs2")}
-                print(*longer.values(), sep=",", file=file)
-    study.study([*arguments, "--methods", "student", "--epochs", "2"])
-    assert log.read_text() == before
-    assert "2 epochs" in (tmp_path / "distillation_study.md").read_text()
-    assert "CLK" not in (tmp_path / "distillation_study.md").read_text()
+def test_teachers_come_before_their_students_and_all_of_a_seed_before_the_next(tmp_path):
+    runs = planned(["--methods", "student", "CLK", "--starts", "scratch", "teacher"], tmp_path)
+    of_seed = [
+        ("student", "scratch"),
+        ("CLK", "scratch"),
+        ("student", "teacher"),
+        ("CLK", "teacher"),
+    ]
+    expected = []
+    for seed in (1, 2, 3):
+        expected.append(("teacher", "scratch", seed, None))
+        expected += [(method, start, seed, seed) for method, start in of_seed]
+    assert options_of(runs) == expected
 
 
-def test_a_run_that_was_stopped_is_trained_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(main, "load_data_sets", main.load_data_sets)  # which the study replaces
-    teacher = (tmp_path, 0, study.fold_data, ["--width", "1", "--epochs", "2"])
-    evaluate, epochs = main.evaluate, iter([True, False])
-
-    def stopped(*arguments: object) -> tuple:
-        if next(epochs):
-            return evaluate(*arguments)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(main, "evaluate", stopped)
-        with pytest.raises(RuntimeError, match="refused"):
-            study.train_teacher(*teacher)
-    assert load_checkpoint(study.teacher_of(tmp_path, 0)).epoch == 1
-    study.train_teacher(*teacher)
-    assert load_checkpoint(study.teacher_of(tmp_path, 0)).epoch == 2
+def test_every_option_of_main_is_one_of_the_study_or_the_study_s_own():
+    known = study.study_parser()._option_string_actions
+    assert {name for name in OPTIONS if f"--{name}" not in known} <= OWN
+    for name in ("beta", "lr", "val_share", "augment", "compile", "data_path"):
+        assert f"--{name}" in known
 
 
-def test_the_gain_over_the_student_is_paired_by_fold():
-    def row(fold, accuracy, membrane_kl, differing_spikes):
-        names = ("fold", "accuracy", "membrane_kl", "differing_spikes")
-        return dict(
-            zip(names, map(str, (fold, accuracy, membrane_kl, differing_spikes)), strict=True)
-        )
-
-    students = [row(1, 0.8, 0.3, 0.2), row(0, 0.7, 0.1, 0.4), row(2, 0.1, 9, 9)]
-    ours = [row(0, 0.8, 0.1, 0.1), row(1, 0.78, 0.1, 0.2)]
-    # gains 10 and -2 points: mean 4, standard deviation 8.485, standard error 6
-    assert study.against_student(ours, students) == ["+4.00 ± 6.00", "1 of 2", "0.50", "0.50"]
-
-
-def test_two_studies_are_compared_run_by_run():
-    def row(fold, accuracy):
-        values = (fold, "4", "CLK", "scratch", accuracy)
-        return dict(zip(("fold", *study.KIND, "accuracy"), values, strict=True))
-
-    ours = [row("0", "0.8"), row("1", "0.78"), row("7", "0.1")]
-    text = study.difference_table(ours, [row("1", "0.8"), row("0", "0.7"), row("2", "0.9")])
-    # differences 10 and -2 points
-    assert "| 4 | CLK | scratch | 2 | 79.00 ± 1.41 | 75.00 ± 7.07 | +4.00 ± 6.00 |" in text
-    assert len(text.splitlines()) == 3
+def test_an_option_goes_to_the_runs_in_which_it_has_a_meaning_and_its_values_are_a_grid(tmp_path):
+    options = ["--seeds", "1", "--beta", "5", "20", "--lr", "0.05", "--teacher_epochs", "20"]
+    runs = planned([*options, "--epochs", "15"], tmp_path)
+    assert [(x.method, x.settings.beta) for x in runs] == [
+        *(("teacher", None), ("student", None), ("CL", 0.0), ("CLM", 5), ("CLK", 5)),
+        *(("CLM", 20), ("CLK", 20)),
+    ]
+    assert {x.settings.lr for x in runs} == {0.05}
+    assert [x.settings.epochs for x in runs] == [20, *[15] * 6]
+    assert {x.teacher for x in runs[1:]} == {runs[0]}
 
 
-def test_the_ablation_runs_candidates_that_main_py_does_not_know(tmp_path):
-    changes = ["student", "beta warmed up", "CLK + CLM", "Bernoulli"]
-    folders = ["--results", str(tmp_path), "--runs", str(tmp_path / "runs")]
-    ablation.ablation([*folders, *SMALLEST, "--changes", *changes])
-    rows = read_csv(tmp_path / "distillation_ablation.csv")
-    assert {(row["start"], row["change"]) for row in rows} == {
-        (start, change) for start in study.STARTS for change in changes
+def test_no_two_runs_share_a_folder_whatever_they_differ_in(tmp_path):
+    """Of every option of main.py that a study takes, with a value that is no default."""
+    others = {
+        "val_share": "0.1",
+        "model_depth": "34",
+        "width": "2",
+        "time_window": "2",
+        "bits": "3",
+        "bn_bits": "9",
+        "alpha": "2",
+        "beta": "7",
+        "tau": "2",
+        "beta_schedule": "constant",
+        "epochs": "99",
+        "batch_size": "32",
+        "accumulate": "2",
+        "lr": "0.2",
+        "warmup": "1",
+        "weight_decay": "0",
+        "clip_grad": "2",
+        "label_smoothing": "0.1",
+        "augment": "none",
+        "seed": "8",
+        "device": "cpu",
+        "data_path": str(tmp_path),
+        "amp": None,
+        "compile": None,
+        "deterministic": None,
+        "teacher_epochs": "3",
+        "teacher_lr": "0.3",
+        "teacher_seed": "5",
     }
-    assert "| scratch | CLK + CLM | 1 |" in (tmp_path / "distillation_ablation.md").read_text()
+    taken = {x for x in OPTIONS if x not in OWN} - {"data", "image_size", "fold", "teacher_logits"}
+    assert taken - set(others) == {"cache_path", "workers", "save_every", "check_numerics"}
+    base = {"seed": "1", "bits": "4"}
+    studies = [base] + [base | {name: value} for name, value in others.items()]
+    found: dict[str, tuple] = {}
+    for options in studies:
+        words = [w for n, x in options.items() for w in (f"--{n}", *([] if x is None else [x]))]
+        (run,) = (x for x in planned([*words, "--methods", "CLK"], tmp_path) if x.method == "CLK")
+        for one in (run, run.teacher):
+            assert found.setdefault(one.name, one.identity) == one.identity
+    students = [name for name in found if "CLK" in name]
+    assert len(students) == len(studies)
+    (plain,) = (x for x in planned(["--seed", "1", "--methods", "CLK"], tmp_path) if x.teacher)
+    (given,) = (
+        x
+        for x in planned(["--seed", "1", "--methods", "CLK", "--lr", "0.1"], tmp_path)
+        if x.teacher
+    )
+    assert plain.identity == given.identity  # a default that is given is the default
 
 
-def test_bernoulli_kl_by_hand():
-    # firing probabilities 1/2 of the student, σ(log 3) = 3/4 of the teacher
-    student = torch.full((1, 1, 1, 1, 1), 0.5)
-    teacher = student + 0.25 * math.log(3)
-    expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert ablation.bernoulli_kl([student], [teacher]).item() == pytest.approx(expected)
+def test_an_option_of_a_later_version_leaves_the_runs_of_this_one_what_they_are(tmp_path):
+    (run, *_) = planned(["--seeds", "1"], tmp_path)
+    words = dict(word.split("=", 1) for word in telling(run.settings).split())
+    assert words["lr"] == "0.1"
+    assert "label_smoothing" not in words  # which is newer than the first checkpoints
 
 
-def test_the_membrane_report_has_a_row_per_network_layer_and_timestep(trained, tmp_path):
-    networks = ["--teacher", str(trained["original"]), "--student", str(trained["student"])]
-    networks += ["--mdsnn", str(trained["qamd"])]
-    membrane_report([*networks, "--out", str(tmp_path / "report")])
-    rows = read_csv(tmp_path / "report" / "membrane_report.csv")
-    assert len(rows) == 3 * 17 * 4
-    assert (tmp_path / "report" / "membrane_report.png").stat().st_size > 10_000
-    assert (tmp_path / "report" / "membrane_report.pdf").read_bytes().startswith(b"%PDF")
-    with pytest.raises(UserError, match="the LIF layers are blocks"):
-        membrane_report([*networks, "--out", str(tmp_path / "other"), "--layer", "lif9"])
-    assert not (tmp_path / "other").exists()
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--width", "x"], "argument --width: invalid int value: 'x'"),
+        (["--bits", "9"], "--bits must be between 2 and 8, got 9"),
+        (["--lr", "-1"], "--lr must be between 0 and"),
+        (["--methods", "CLX"], "did you mean CL"),
+        (["--betta", "3"], "unrecognized arguments: --betta: did you mean --beta?"),
+        (["--methods", "student", "--beta", "3"], "--beta has a meaning in none of these runs"),
+        (["--teacher_bits", "3"], "unrecognized arguments"),
+        (["--teacher_width", "2", "--width", "1"], "trained with --width 2"),
+        (["--loss", "CLK"], "unrecognized arguments: --loss"),
+        (["--save_path", "x"], "unrecognized arguments: --save_path"),
+        (["--workers", "0", "1"], "--workers changes no number"),
+        (["--parallel", "0"], "--parallel must be 1 or more"),
+        (["--gpus", "1"], "--gpus 1: this machine shows 0"),
+        (["--name", "../x"], "make a name"),
+        (["--data", "folder", "--data_path", "nowhere"], "--data folder expects"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_starts(
+    options, expected, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(["--data", "digits", *options], capfd)
+    assert code == 2
+    assert err.startswith("experiments.study: error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_rounded_teacher_comes_closer_with_every_bit(trained):
-    teacher = load_network(load_checkpoint(trained["original"]))
-    images = torch.rand(8, 1, 16, 16)
-    distances = []
-    for bits in (2, 4, 8):
-        rounded = RoundedTeacher(teacher, bits, images)
-        distances.append(distance_to_teacher(teacher, rounded, [(images, None)]))
-        for u in rounded(images)[1]:
-            assert len(u.unique()) <= 2**bits
-    for name in ("membrane_kl", "membrane_mse"):
-        two, four, eight = (distance[name].mean() for distance in distances)
-        assert two > 2 * four > 4 * eight > 0
+def test_each_of_several_gpus_has_a_run_of_its_own(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    shown = [place["CUDA_VISIBLE_DEVICES"] for place in run_plan.places(None, 2)]
+    assert shown == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5,6,7")
+    shown = [place["CUDA_VISIBLE_DEVICES"] for place in run_plan.places(None, 3)]
+    assert shown == ["2", "5", "6"]
+
+
+def test_the_cores_are_shared_out_unless_the_user_has_done_so(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert {place["OMP_NUM_THREADS"] for place in run_plan.places(3, None)} == {"2"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert {place["OMP_NUM_THREADS"] for place in run_plan.places(3, None)} == {"5"}
+
+
+# Real runs.
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """Where a study of all four formats has run, and what it has said."""
+    folder = tmp_path_factory.mktemp("four")
+    data = folder / "data"
+    for name in ("CIFAR10", "CIFAR100"):
+        stand_in_data.write_cifar(data, name, train=64, test=16)
+    stand_in_data.write_tiny_imagenet(data, per_class=4, val_per_class=2)
+    stand_in_data.write_ncaltech101(data, 2, per_class=4)
+    environment = stand_in_data.cifar_environment(data)
+    environment["PYTHONPATH"] = f"{REPOSITORY}{os.pathsep}{environment['PYTHONPATH']}"
+    arguments = ["--data", *FORMATS, "--data_path", "data", "--methods", "CLK", "--seeds", "1"]
+    arguments += [*TINY, "--time_windows", "2", "--batch_size", "8", "--parallel", "2"]
+    command = [sys.executable, "-m", "experiments.study", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, arguments, done.stdout, environment
+
+
+def test_all_four_formats_are_run_measured_and_shown_beside_the_paper(four):
+    folder, _, out, _ = four
+    results = folder / "experiments" / "results" / "study"
+    found = read_csv(results / "rows.csv")
+    assert [
+        (x["data"], x["method"]) for x in sorted(found, key=lambda x: (x["data"], x["bits"]))
+    ] == [(data, method) for data in sorted(FORMATS) for method in ("teacher", "CLK")]
+    for row in found:
+        assert row["options"] == "data_path=data width=1 epochs=1 batch_size=8 device=cpu"
+        assert float(row["energy_pj"]) > 0
+        assert 0 <= float(row["spike_rate"]) <= 1
+        if row["method"] == "CLK":
+            assert float(row["edap_ratio"]) > 1
+            assert 0 < float(row["differing_spikes"]) < 1
+            drop = float(row["teacher_accuracy"]) - float(row["accuracy"])
+            assert float(row["drop_to_teacher"]) == pytest.approx(drop)
+    table = (results / "table.md").read_text()
+    assert table.strip() in out
+    for data, paper in study_table.PAPER.items():
+        (line,) = (x for x in table.splitlines() if x.startswith(f"| {data} | 2 | 4 | CLK"))
+        assert f"| {paper:.2f} |" in line
+    assert "second-hand" in table
+    assert "±" not in table.split("\n\n")[0]  # one run each
+    assert (results / "picture.png").stat().st_size > 10_000
+    assert (results / "picture.pdf").read_bytes().startswith(b"%PDF")
+    assert r"\toprule" in (results / "table.tex").read_text()
+    assert "4 teachers, 4 students; 8 of them to run, 2 at a time" in out
+    assert "time      about " in out
+    assert out.count("  finished  ") == 8
+
+
+def test_what_has_a_row_is_never_run_again_though_its_folder_is_gone(four, monkeypatch, capfd):
+    folder, arguments, _, environment = four
+    monkeypatch.chdir(folder)
+    for name in ("PYTHONPATH", "CIFAR_STAND_IN"):
+        monkeypatch.setenv(name, environment[name])
+    (folder / "runs").rename(folder / "runs-elsewhere")
+    before = (folder / "experiments/results/study/rows.csv").read_bytes()
+    (folder / "experiments/results/study/table.md").unlink()
+    code, out, err = run(arguments, capfd)
+    assert (code, err) == (0, "")
+    assert "0 of them to run" in out
+    assert (folder / "experiments/results/study/rows.csv").read_bytes() == before
+    assert (folder / "experiments/results/study/table.md").is_file()
+    assert run(["--table"], capfd)[0] == 0
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A study that was stopped, killed and went on; of three students one fails. Its folder, and
+    the code, stdout and stderr of each start."""
+    folder = tmp_path_factory.mktemp("stopped")
+    arguments = ["--data", "digits", "--methods", "student", "--seeds", "1", *TINY]
+    arguments += ["--lr", "0.1", "1e3", "--teacher_lr", "0.1"]
+    command = [sys.executable, "-m", "experiments.study", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    said = []
+    for number in (signal.SIGTERM, signal.SIGKILL, None):
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        lines = []
+        if number is not None:
+            for line in process.stdout:
+                lines.append(line)
+                if "started" in line:
+                    break
+            process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        said.append((process.returncode, "".join(lines) + out, err))
+    return folder, arguments, said
+
+
+def test_a_study_that_was_stopped_goes_on_and_one_that_was_killed_leaves_no_process(stopped):
+    folder, _, said = stopped
+    assert [code for code, *_ in said] == [128 + signal.SIGTERM, -signal.SIGKILL, 1]
+    assert said[0][2].endswith("stopped by SIGTERM: the same command goes on\n")
+    found = read_csv(folder / "experiments/results/study/rows.csv")
+    assert [(x["method"], x["options"].split()[-2]) for x in found] == [
+        ("teacher", "epochs=1"),
+        ("student", "epochs=1"),
+    ]
+
+
+def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(stopped):
+    _, _, said = stopped
+    _, out, err = said[-1]
+    (line,) = (x for x in err.splitlines() if x.startswith("failed: "))
+    assert "lr=1000" in line
+    assert "is not finite" in line or "NaN" in line or "infinite" in line
+    assert out.count("  finished  ") == 2
+    assert "| digits | 4 | 4 | student | scratch |" in out
+
+
+def test_two_studies_in_one_file_are_rows_of_their_own(stopped, monkeypatch, capfd):
+    folder, arguments, _ = stopped
+    monkeypatch.chdir(folder)
+    code, out, _ = run([*arguments, "--epochs", "2", "--dry_run"], capfd)
+    assert code == 0
+    assert "1 teacher, 2 students; 3 of them to run" in out
+
+
+def test_slurm_runs_teachers_then_students_and_then_the_table(
+    stopped, tmp_path, monkeypatch, shell_environment, capfd
+):
+    """With stand-ins for Slurm's commands, which start what they are given at once."""
+    folder, arguments, _ = stopped
+    monkeypatch.chdir(folder)
+    arguments = [*arguments, "--name", "jobs", "--lr", "0.1", "--bits", "3"]
+    code, out, _ = run([*arguments, "--slurm"], capfd)
+    assert code == 0
+    assert out.splitlines()[-1] == "submit    bash runs/jobs/slurm/submit.sh [options of sbatch]"
+    commands = {
+        "sbatch": SBATCH,
+        "srun": '[[ $1 == --ntasks=1 ]] && exec "${@:2}"',
+        "scontrol": f'echo "scontrol $*" >> {tmp_path}/asked',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}")
+        (tmp_path / name).chmod(0o755)
+    environment = shell_environment | {"ASKED": str(tmp_path / "asked")}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    submit = ["bash", "runs/jobs/slurm/submit.sh", "--partition=gpu"]
+    done = subprocess.run(submit, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == [
+        "sbatch --parsable --partition=gpu runs/jobs/slurm/teachers.sh",
+        "task 0",
+        "sbatch --parsable --dependency=afterany:101 --partition=gpu runs/jobs/slurm/students.sh",
+        "task 0",
+        "sbatch --parsable --dependency=afterany:102 --partition=gpu runs/jobs/slurm/table.sh",
+    ]
+    found = read_csv(folder / "experiments/results/jobs/rows.csv")
+    assert [x["method"] for x in found] == ["teacher", "student"]
+    assert (
+        "| digits | 4 | 3 | student |" in (folder / "experiments/results/jobs/table.md").read_text()
+    )
+
+
+SBATCH = """\
+echo "sbatch $*" >> "$ASKED"
+script=${@: -1}
+export SLURM_SUBMIT_DIR=$PWD SLURM_CPUS_PER_TASK=1
+if last=$(grep -oP '^#SBATCH --array=0-\\K\\d+' "$script"); then
+    for ((i = 0; i <= last; i++)); do
+        echo "task $i" >> "$ASKED"
+        SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i bash "$script" >&2
+    done
+else
+    bash "$script" >&2
+fi
+echo "$((100 + $(grep -c ^sbatch "$ASKED")));cluster"
+"""
+
+
+def test_a_slurm_task_near_its_time_limit_saves_itself_and_is_queued_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (one, *_) = planned(["--seeds", "1", *TINY], Path("runs/study"))
+    from experiments.slurm import write_jobs
+
+    write_jobs([one], Path("runs/study"), ["true"])
+    commands = {
+        "srun": 'trap "echo saved; exit 143" TERM; touch running; while :; do sleep 0.05; done',
+        "scontrol": 'echo "$*" > asked',
+    }
+    for name, body in commands.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1"}
+    environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    job = subprocess.Popen(["bash", "runs/study/slurm/teachers.sh"], env=environment)
+    while not (tmp_path / "running").exists():
+        time.sleep(0.02)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=20) == 143
+    assert (tmp_path / "asked").read_text() == "requeue 7_0\n"
+    assert (one.folder(Path("runs/study")) / "log.txt").read_text() == "saved\n"
+
+
+# Rows.
+
+
+def row(method: str, seed: int, accuracy: float, **more: str) -> rows.Row:
+    settings = {"data": "digits", "seed": str(seed), "time_window": "4", "model_depth": "18"}
+    settings |= {"width": "8", "epochs": "15", "lr": "0.1"}
+    settings |= {"student": {"clip_grad": "1.0"}, "teacher": {"clip_grad": "1.0"}}.get(
+        method, {"clip_grad": "5.0", "loss": method, "alpha": "1.0"}
+    )
+    settings |= {"paper_setting": method if method == "student" else "qamd"}
+    settings |= more.pop("given", {})
+    found = dict.fromkeys(rows.COLUMNS, "") | {"data": "digits", "time_window": "4", "bits": "4"}
+    found |= {"method": method, "start": "scratch", "seed": str(seed), "accuracy": str(accuracy)}
+    found |= {"teacher_settings": f"seed={seed}", "options": "width=8 epochs=15"} | more
+    words = " ".join(f"{name}={value}" for name, value in sorted(settings.items()))
+    return found | {"settings": words}
+
+
+def gains(found: list[rows.Row]) -> dict[str, list[float]]:
+    return {
+        group.about["method"]: [round(100 * x, 6) for x in group.values["gain"]]
+        for group in study_table.groups_of(found)
+    }
+
+
+def test_the_gain_over_the_student_is_paired_by_seed_and_by_hand():
+    students = [row("student", 1, 0.8), row("student", 0, 0.7), row("student", 2, 0.1)]
+    found = [*students, row("CLK", 0, 0.8), row("CLK", 1, 0.78)]
+    assert gains(found) == {"student": [], "CLK": [10.0, -2.0]}
+    # mean 4, standard deviation 8.485, standard error 6
+    _, *lines = study_table.cells_of(study_table.groups_of(found))
+    assert lines[1][:8] == [
+        "digits",
+        "4",
+        "4",
+        "CLK",
+        "scratch",
+        "2",
+        "79.00 ± 1.00",
+        "+4.00 ± 6.00",
+    ]
+
+
+def test_a_run_is_compared_with_the_student_of_its_own_options():
+    given = {"lr": "0.05"}
+    found = [row("student", 0, 0.5), row("student", 0, 0.6, given=given, options="lr=0.05")]
+    found += [row("CLK", 0, 0.8, given=given, options="lr=0.05")]
+    assert gains(found)["CLK"] == [20.0]
+    # clipping has another default for each, and the student with the same is the nearer one
+    clipped = row("student", 0, 0.4, given={"clip_grad": "5.0"}, options="clip_grad=5")
+    found = [row("student", 0, 0.5), row("CLK", 0, 0.8)]
+    assert gains(found)["CLK"] == [30.0]
+    assert gains([*found, clipped])["CLK"] == [40.0]
+
+
+def test_what_was_given_several_values_is_a_column_and_one_value_a_word_above():
+    found = [
+        row("CLK", seed, 0.5, given={"beta": f"{beta}.0"}, options=f"width=8 epochs=15 beta={beta}")
+        for seed in (0, 1)
+        for beta in (5, 20, 100)
+    ]
+    groups = study_table.groups_of([*found, row("student", 0, 0.5)])
+    header, *lines = study_table.cells_of(groups)
+    column = header.index("beta")
+    assert [line[column] for line in lines] == ["", "5", "20", "100"]
+    assert study_table.notes_of(groups)[0] == "MS-ResNet-18, width 8, epochs 15."
+
+
+def test_rows_are_whole_lines_and_half_a_line_is_dropped(tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    rows.append(path, [row("student", 0, 0.5), row("CLK", 0, 0.5, hardware='a "b", c')])
+    with path.open("a") as file:
+        file.write("digits,4,4,stud")
+    assert [x["method"] for x in rows.read_rows(path)] == ["student", "CLK"]
+    rows.append(path, [row("CLM", 0, 0.5)])
+    found = rows.read_rows(path)
+    assert [x["method"] for x in found] == ["student", "CLK", "CLM"]
+    assert found[1]["hardware"] == 'a "b", c'
+
+
+def test_a_disk_that_is_full_leaves_the_rows_as_they_were(tmp_path, monkeypatch):
+    path = tmp_path / "rows.csv"
+    rows.append(path, [row("student", 0, 0.5)])
+    before, calls = path.read_bytes(), count()
+    write = os.pwrite
+
+    def full(file: int, content: bytes, at: int) -> int:
+        if next(calls):
+            raise OSError(28, "No space left on device")
+        return write(file, content[:10], at)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(rows.UserError, match="No space left"):
+        rows.append(path, [row("CLK", 0, 0.5)])
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_rows_csv_is_refused_and_stays(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "experiments" / "results" / "study" / "rows.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("a,b\n1,2\n")
+    code, _, err = run(["--table"], capfd)
+    assert code == 2
+    assert "is not the rows.csv of a study of this version" in err
+    assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_the_runs_of_a_kind_take_equally_long_and_are_measured_once(tmp_path):
+    runs = planned(["--seeds", "1", "2", "--lr", "0.1", "0.2", "--epochs", "3", "9"], tmp_path)
+    kinds = {run_plan.kind(x) for x in runs}
+    assert len(kinds) == 5  # the teacher, and four methods
+    other = planned(["--batch_size", "32"], tmp_path)
+    assert not {run_plan.kind(x) for x in other} & kinds
+
+
+def test_the_picture_names_only_the_methods_that_were_run_in_their_colours():
+    found = [row("CLM", 0, 0.5, membrane_kl="0.1"), row("student", 0, 0.4, membrane_kl="0.2")]
+    figure = study_table.picture(study_table.groups_of(found))
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["student", "CLM"]
+    handles, _ = figure.axes[0].get_legend_handles_labels()
+    assert [to_hex(handle[0].get_color()) for handle in handles] == [
+        COLOURS["student"].lower(),
+        COLOURS["CLM"].lower(),
+    ]
+
+
+# Timesteps.
+
+
+def test_timesteps_plans_the_one_teacher_one_for_each_t_and_one_network_for_all(tmp_path):
+    runs = planned(["--seeds", "1", "--time_windows", "1", "2", "4"], tmp_path, timesteps)
+    found = [
+        (x.method, x.settings.trained_at, x.teacher and x.teacher.settings.time_window)
+        for x in runs
+    ]
+    expected = [("teacher", (4,), None)]
+    for T in (1, 2, 4):
+        expected += [("student", (T,), 4), ("CLK", (T,), 4)]
+    for T in (1, 2):
+        expected += [("teacher", (T,), None), ("CLK", (T,), T)]
+    assert found == [*expected, ("CLK", (1, 2, 4), 4)]
+
+
+def test_the_table_and_the_picture_of_timesteps_tell_four_kinds_of_students_apart():
+    def of(method: str, T: int, teacher: int, accuracy: float, **given: str) -> rows.Row:
+        costs = {"energy_pj": str(1e6 * T), "delay_ns": str(2e6 * T), "area_um2": "1e6"}
+        settings = {"time_window": str(T)} | given
+        found = row(method, 0, accuracy, given=settings, **costs)
+        theirs = "" if method == "teacher" else f"seed=0 time_window={teacher}"
+        return found | {"time_window": str(T), "teacher_settings": theirs}
+
+    found = [of("teacher", 4, 4, 0.9) | {"bits": ""}]
+    for T, accuracy in ((2, 0.6), (4, 0.7)):
+        found += [of("student", T, 4, accuracy), of("CLK", T, 4, accuracy + 0.1)]
+        found.append(of("CLK", T, 4, accuracy + 0.05, time_windows="'(2, 4)'"))
+    found.append(of("CLK", 2, 2, 0.65))
+    groups = study_table.groups_of(found)
+    header, *lines = timesteps.cells_of(groups)
+    shown = [header.index(x) for x in ("network", "T", "accuracy, %", "energy, µJ", "delay, ms")]
+    gain = header.index("gain over student, points")
+    assert [[line[i] for i in (*shown, gain)] for line in lines] == [
+        ["student", "2", "60.00", "2.000", "4.000", "-"],
+        ["student", "4", "70.00", "4.000", "8.000", "-"],
+        ["CLK, the one teacher", "2", "70.00", "2.000", "4.000", "+10.00"],
+        ["CLK, the one teacher", "4", "80.00", "4.000", "8.000", "+10.00"],
+        ["CLK, a teacher of its T", "2", "65.00", "2.000", "4.000", "+5.00"],
+        ["CLK, one network for every T", "2", "65.00", "2.000", "4.000", "+5.00"],
+        ["CLK, one network for every T", "4", "75.00", "4.000", "8.000", "+5.00"],
+        ["teacher", "4", "90.00", "4.000", "8.000", "-"],
+    ]
+    figure = timesteps.picture(groups)
+    latency, energy = figure.axes
+    points = {x.get_label(): x for x in latency.containers}
+    # of T 4 the one teacher is one of the student's T
+    assert [*points["CLK, a teacher of its T"][0].get_ydata()] == [65.0, 80.0]
+    assert [*points["student"][0].get_xdata()] == [4.0, 8.0]
+    assert [*energy.containers[0][0].get_xdata()] == [2.0, 4.0]

@@ -1,0 +1,155 @@
+"""One teacher for every latency: students of several T, with and without it.
+
+    python -m experiments.timesteps --data CIFAR10 --bits 4 --teacher_time_window 4 \\
+        --time_windows 1 2 4 6 --seeds 1 2 3
+
+At each T: a plain student, one taught (CLK) by the one teacher, and one taught by a teacher that
+was trained at the student's own T. Of static images also one network for every T (CLK, by the one
+teacher): each of its batches has a T of the list, and it is tested at each.
+
+All other options are those of experiments.study.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from command_line import Parser
+from display import legend_below, new_figure, styles
+from experiments.plan import NOT_GIVEN, TEACHER, Planned, plan
+from experiments.study import axes_of, base_parser, command, of_teacher
+from experiments.study_table import (
+    MEASURES,
+    Group,
+    shown_value,
+    values_of,
+    varied,
+    write_tables,
+)
+from experiments.table import cell, mean_and_error
+from settings import DATA_SETS
+from spikesim_eval.plots import plain
+
+METHOD = "CLK"
+PLAIN, ONE, OWN_T, EVERY = (
+    "student",
+    f"{METHOD}, the one teacher",
+    f"{METHOD}, a teacher of its T",
+    f"{METHOD}, one network for every T",
+)
+KINDS = (TEACHER, PLAIN, ONE, OWN_T, EVERY)
+COLUMNS = ("accuracy", "gain", "spike_rate", "energy_pj", "delay_ns", "edap", "edap_ratio")
+
+
+def timesteps_parser() -> Parser:
+    parser = base_parser("timesteps", __doc__, methods=[])
+    parser.set_defaults(time_window=["1", "2", "4", "6"])
+    return parser
+
+
+def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
+    axes, theirs = axes_of(args), of_teacher(args)
+    windows = list(dict.fromkeys(axes["time_window"]))
+    one = {"time_window": "4"} | theirs
+    own = {name: x for name, x in theirs.items() if name != "time_window"}
+    found = plan(axes, args.bits, ["student", METHOD], args.starts, one, runs)
+    found = plan(axes, args.bits, [METHOD], args.starts, own, runs, found)
+    static = [x for x in axes["data"] if not DATA_SETS[x].events]
+    if len(windows) > 1 and static:
+        every = {"data": static, "time_window": NOT_GIVEN, "time_windows": [" ".join(windows)]}
+        one |= {"time_windows": None}
+        found = plan(axes | every, args.bits, [METHOD], args.starts, one, runs, found)
+    return found
+
+
+def networks_of(group: Group, groups: Sequence[Group]) -> list[str]:
+    """Which of KINDS it is, or two where the one teacher has the student's T."""
+    row = group.about
+    if row["method"] != METHOD:
+        return [row["method"]]
+    if "time_windows" in values_of(row["settings"]):
+        return [EVERY]
+    teachers = row["teacher_settings"]
+    if values_of(teachers)["time_window"] != row["time_window"]:
+        return [ONE]
+    taught = {
+        other.about["time_window"]
+        for other in groups
+        if other.about["method"] == METHOD and other.about["teacher_settings"] == teachers
+    }
+    return [ONE, OWN_T] if len(taught) > 1 else [OWN_T]
+
+
+def options_of(groups: Sequence[Group]) -> list[str]:
+    return [name for name in varied(groups) if name != "time_windows"]
+
+
+def cells_of(groups: Sequence[Group]) -> list[list[str]]:
+    """The table as a person reads it, with its header."""
+    names, lines = options_of(groups), []
+    measures = [name for name in COLUMNS if any(group.values[name] for group in groups)]
+    for group in groups:
+        row, networks = group.about, networks_of(group, groups)
+        line = [row["data"], row["bits"] or "full", row["start"] * (row["method"] != TEACHER)]
+        line += [shown_value(row, name) for name in names]
+        line += [networks[0], row["time_window"], str(len(group.rows))]
+        for name in measures:
+            _, _, scale, form = MEASURES[name]
+            line.append(cell([scale * x for x in group.values[name]], form, len(group.rows)))
+        lines.append((KINDS.index(networks[0]), line))
+    header = ["data", "bits", "from", *names, "network", "T", "n"]
+    ordered = sorted(lines, key=lambda pair: (pair[1][: 3 + len(names)], pair[0]))
+    return [header + [MEASURES[name][1] for name in measures], *(line for _, line in ordered)]
+
+
+def picture(groups: Sequence[Group]) -> Figure:
+    """Accuracy over latency, and over energy; a row of panels for each data set, width in bits,
+    start and recipe."""
+    names = options_of(groups)
+
+    def panel_of(row: dict[str, str]) -> str:
+        words = [f"{x} {shown_value(row, x)}" for x in names if shown_value(row, x)]
+        return ", ".join([row["data"], f"{row['bits']} bits", f"from {row['start']}", *words])
+
+    students = [group for group in groups if group.about["method"] != TEACHER]
+    titles = list(dict.fromkeys(panel_of(group.about) for group in students))
+    looks = dict(zip(KINDS[1:], styles(["student", METHOD, "CL", "CLM"]), strict=True))
+    height = 0.8 + 3.4 * len(titles)
+    figure, panels = new_figure(10, height, len(titles), 2, sharey="row", squeeze=False)
+    for title, line in zip(titles, panels, strict=True):
+        here = [group for group in students if panel_of(group.about) == title]
+        for measure, panel in zip(("delay_ns", "energy_pj"), line, strict=True):
+            _, label, scale, _ = MEASURES[measure]
+            for kind, look in looks.items():
+                shown = [group for group in here if kind in networks_of(group, groups)]
+                shown.sort(key=lambda group: int(group.about["time_window"]))
+                x = [scale * mean_and_error(group.values[measure])[0] for group in shown]
+                points = [mean_and_error([100 * a for a in g.values["accuracy"]]) for g in shown]
+                heights, errors = [y for y, _ in points], [error or 0.0 for _, error in points]
+                if shown:
+                    how = {"marker": "o", "capsize": 2, "label": kind, **look}
+                    panel.errorbar(x, heights, errors, **how)
+                for place in zip(shown, x, heights, strict=True):
+                    group, *point = place
+                    text, near = f"T {group.about['time_window']}", {"textcoords": "offset points"}
+                    panel.annotate(text, point, (4, -10), fontsize=7, **near)
+            panel.set_xlabel(label)
+        line[0].set_ylabel("accuracy, %")
+        line[0].set_title(plain(title), loc="left", fontsize=10)
+    legend_below(figure, panels.flat, ncols=2)
+    return figure
+
+
+def write(folder: Path) -> None:
+    write_tables(folder, cells_of, picture)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return command(argv, timesteps_parser(), planned_runs, write)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The membrane report, in its smallest form."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.membrane_report import RoundedTeacher, membrane_report
+from distiller import distance_to_teacher
+from load_settings import UserError, load_checkpoint, load_network
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_membrane_report_has_a_row_per_network_layer_and_timestep(trained, tmp_path):
+    networks = ["--teacher", str(trained["original"]), "--student", str(trained["student"])]
+    networks += ["--mdsnn", str(trained["qamd"])]
+    membrane_report([*networks, "--out", str(tmp_path / "report")])
+    rows = read_csv(tmp_path / "report" / "membrane_report.csv")
+    assert len(rows) == 3 * 17 * 4
+    assert (tmp_path / "report" / "membrane_report.png").stat().st_size > 10_000
+    assert (tmp_path / "report" / "membrane_report.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(UserError, match="the LIF layers are blocks"):
+        membrane_report([*networks, "--out", str(tmp_path / "other"), "--layer", "lif9"])
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_rounded_teacher_comes_closer_with_every_bit(trained):
+    teacher = load_network(load_checkpoint(trained["original"]))
+    images = torch.rand(8, 1, 16, 16)
+    distances = []
+    for bits in (2, 4, 8):
+        rounded = RoundedTeacher(teacher, bits, images)
+        distances.append(distance_to_teacher(teacher, rounded, [(images, None)]))
+        for u in rounded(images)[1]:
+            assert len(u.unique()) <= 2**bits
+    for name in ("membrane_kl", "membrane_mse"):
+        two, four, eight = (distance[name].mean() for distance in distances)
+        assert two > 2 * four > 4 * eight > 0
