@@ -2,22 +2,27 @@
 what becomes of their rows."""
 
 import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 import pytest
 from matplotlib.colors import to_hex
 
+import main
 import stand_in_data
-from conftest import REPOSITORY
+from conftest import DIGITS, REPOSITORY
 from display import COLOURS
-from experiments import rows, run_plan, study, study_table, timesteps
-from experiments.plan import OWN, telling
+from experiments import one_run, rows, run_plan, study, study_table, timesteps
+from experiments.plan import OWN, Planned, telling
+from load_settings import load_checkpoint
 from settings import OPTIONS
 
 TINY = ["--width", "1", "--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -264,6 +269,15 @@ def test_what_has_a_row_is_never_run_again_though_its_folder_is_gone(four, monke
     assert run(["--table"], capfd)[0] == 0
 
 
+def processes_in(folder: Path) -> list[Path]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if os.readlink(process / "cwd") == str(folder):
+                found.append(process)
+    return found
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A study that was stopped, killed and went on; of three students one fails. Its folder, and
@@ -291,6 +305,10 @@ def stopped(tmp_path_factory):
                     break
             process.send_signal(number)
         out, err = process.communicate(timeout=120)
+        left = time.monotonic() + 30
+        while processes_in(folder):  # of one that was killed they save what they have
+            assert time.monotonic() < left
+            time.sleep(0.05)
         said.append((process.returncode, "".join(lines) + out, err))
     return folder, arguments, said
 
@@ -546,6 +564,31 @@ def test_timesteps_plans_the_one_teacher_one_for_each_t_and_one_network_for_all(
     for T in (1, 2):
         expected += [("teacher", (T,), None), ("CLK", (T,), T)]
     assert found == [*expected, ("CLK", (1, 2, 4), 4)]
+
+
+def test_a_network_for_every_t_is_measured_and_has_a_row_at_each(trained, tmp_path, capfd):
+    teacher = tmp_path / "teacher" / "original-last.pth"
+    shutil.copytree(trained["original"].parent, teacher.parent)
+    one_run.write_whole(teacher.parent / one_run.MEASURED, one_run.measure(teacher, None))
+    options = [*DIGITS, "--paper_setting", "qamd", "--bits", "4", "--time_windows", "1", "2"]
+    options += ["--teacher_path", str(teacher), "--save_path", str(tmp_path / "every")]
+    assert main.main(options) == 0
+    last = tmp_path / "every" / "qamd-last.pth"
+    found = one_run.measure(last, teacher)
+    for T, measured in ((1, found["at"][1]), (2, found)):
+        capfd.readouterr()
+        at_t = ["--eval_only", str(last), "--time_window", str(T), "--workers", "0", "--json"]
+        assert main.main(at_t) == 0
+        evaluated = json.loads(capfd.readouterr().out)
+        assert measured["accuracy"] == evaluated["accuracy"]
+        assert measured["spike_rate"] == pytest.approx(evaluated["spike_rate"])
+        assert measured["membrane_kl"] > 0
+    assert found["delay_ns"] > found["at"][1]["delay_ns"]
+    planned = Planned("CLK", (), load_checkpoint(last).settings, None)
+    one, two = rows.rows_of(planned, json.loads(json.dumps(found)))
+    assert (one["time_window"], two["time_window"]) == ("1", "2")
+    assert one["accuracy"] == str(found["at"][1]["accuracy"])
+    assert rows.identity_of(one) != rows.identity_of(two) == planned.identity
 
 
 def test_the_table_and_the_picture_of_timesteps_tell_four_kinds_of_students_apart():
