@@ -75,6 +75,11 @@ def places(parallel: int | None, gpus: int | None) -> list[dict[str, str]]:
     return [common | {"CUDA_VISIBLE_DEVICES": name.strip()} for name in names[:gpus]]
 
 
+def environment(place: dict[str, str]) -> dict[str, str]:
+    """Of a process that ends when this one does."""
+    return os.environ | place | {"MD_SNN_STUDY": str(os.getpid())}
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "experiments.one_run", *arguments]
 
@@ -110,7 +115,7 @@ def measure_times(plan: Plan) -> None:
         path.write_text(json.dumps(jobs))
         done = subprocess.run(
             command("--times", str(path)),
-            env=os.environ | plan.places[0],
+            env=environment(plan.places[0]),
             capture_output=True,
             text=True,
         )
@@ -223,11 +228,10 @@ def next_ready(waiting: list[Planned], going: list[Going], runs: Path) -> Planne
 def start(planned: Planned, plan: Plan, place: int) -> Going:
     folder = planned.folder(plan.runs)
     write_run(planned, plan.runs)
-    environment = os.environ | plan.places[place] | {"MD_SNN_STUDY": str(os.getpid())}
     with (folder / LOG).open("a") as log:
         process = subprocess.Popen(
             command(str(folder)),
-            env=environment,
+            env=environment(plan.places[place]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

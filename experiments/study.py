@@ -44,7 +44,6 @@ from experiments.run_plan import (
     why_missing,
 )
 from experiments.slurm import write_jobs
-from experiments.study_table import write_tables
 from load_settings import check_writable
 from log import count, duration
 from run_folder import lock
@@ -168,6 +167,12 @@ def missing(runs: Sequence[Planned], rows: Sequence[Row], folder: Path) -> list[
 
 def is_there(planned: Planned, folder: Path) -> bool:
     return bool(measured(planned.folder(folder))) and planned.checkpoint(folder).is_file()
+
+
+def write_tables(results: Path) -> None:
+    from experiments import study_table  # matplotlib takes a second
+
+    study_table.write_tables(results)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

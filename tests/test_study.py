@@ -2,22 +2,27 @@
 what becomes of their rows."""
 
 import csv
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
 import pytest
 from matplotlib.colors import to_hex
 
+import main
 import stand_in_data
-from conftest import REPOSITORY
+from conftest import DIGITS, REPOSITORY
 from display import COLOURS
-from experiments import rows, run_plan, study, study_table, timesteps
-from experiments.plan import OWN, telling
+from experiments import one_run, rows, run_plan, study, study_table, timesteps
+from experiments.plan import OWN, Planned, telling
+from load_settings import load_checkpoint
 from settings import OPTIONS
 
 TINY = ["--width", "1", "--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -151,7 +156,7 @@ def test_an_option_of_a_later_version_leaves_the_runs_of_this_one_what_they_are(
         (["--bits", "9"], "--bits must be between 2 and 8, got 9"),
         (["--lr", "-1"], "--lr must be between 0 and"),
         (["--methods", "CLX"], "did you mean CL"),
-        (["--betta", "3"], "unrecognized arguments: --betta: did you mean --beta?"),
+        (["--betta", "3"], "did you mean --beta?"),
         (["--methods", "student", "--beta", "3"], "--beta has a meaning in none of these runs"),
         (["--teacher_bits", "3"], "unrecognized arguments"),
         (["--teacher_width", "2", "--width", "1"], "trained with --width 2"),
@@ -225,7 +230,7 @@ def test_all_four_formats_are_run_measured_and_shown_beside_the_paper(four):
         (x["data"], x["method"]) for x in sorted(found, key=lambda x: (x["data"], x["bits"]))
     ] == [(data, method) for data in sorted(FORMATS) for method in ("teacher", "CLK")]
     for row in found:
-        assert row["options"] == "data_path=data width=1 epochs=1 batch_size=8 device=cpu"
+        assert row["options"] == "width=1 epochs=1 batch_size=8 device=cpu"
         assert float(row["energy_pj"]) > 0
         assert 0 <= float(row["spike_rate"]) <= 1
         if row["method"] == "CLK":
@@ -264,13 +269,22 @@ def test_what_has_a_row_is_never_run_again_though_its_folder_is_gone(four, monke
     assert run(["--table"], capfd)[0] == 0
 
 
+def processes_in(folder: Path) -> list[Path]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if os.readlink(process / "cwd") == str(folder):
+                found.append(process)
+    return found
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A study that was stopped, killed and went on; of three students one fails. Its folder, and
     the code, stdout and stderr of each start."""
     folder = tmp_path_factory.mktemp("stopped")
     arguments = ["--data", "digits", "--methods", "student", "--seeds", "1", *TINY]
-    arguments += ["--lr", "0.1", "1e3", "--teacher_lr", "0.1"]
+    arguments += ["--weight_decay", "1e-4", "1e3", "--teacher_weight_decay", "1e-4"]
     command = [sys.executable, "-m", "experiments.study", *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     said = []
@@ -291,6 +305,10 @@ def stopped(tmp_path_factory):
                     break
             process.send_signal(number)
         out, err = process.communicate(timeout=120)
+        left = time.monotonic() + 30
+        while processes_in(folder):  # of one that was killed they save what they have
+            assert time.monotonic() < left
+            time.sleep(0.05)
         said.append((process.returncode, "".join(lines) + out, err))
     return folder, arguments, said
 
@@ -300,9 +318,9 @@ def test_a_study_that_was_stopped_goes_on_and_one_that_was_killed_leaves_no_proc
     assert [code for code, *_ in said] == [128 + signal.SIGTERM, -signal.SIGKILL, 1]
     assert said[0][2].endswith("stopped by SIGTERM: the same command goes on\n")
     found = read_csv(folder / "experiments/results/study/rows.csv")
-    assert [(x["method"], x["options"].split()[-2]) for x in found] == [
-        ("teacher", "epochs=1"),
-        ("student", "epochs=1"),
+    assert [(x["method"], x["options"]) for x in found] == [
+        ("teacher", "width=1 epochs=1 device=cpu"),
+        ("student", "width=1 epochs=1 device=cpu"),
     ]
 
 
@@ -310,7 +328,7 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(stopped):
     _, _, said = stopped
     _, out, err = said[-1]
     (line,) = (x for x in err.splitlines() if x.startswith("failed: "))
-    assert "lr=1000" in line
+    assert "weight_decay=1000" in line
     assert "is not finite" in line or "NaN" in line or "infinite" in line
     assert out.count("  finished  ") == 2
     assert "| digits | 4 | 4 | student | scratch |" in out
@@ -330,7 +348,7 @@ def test_slurm_runs_teachers_then_students_and_then_the_table(
     """With stand-ins for Slurm's commands, which start what they are given at once."""
     folder, arguments, _ = stopped
     monkeypatch.chdir(folder)
-    arguments = [*arguments, "--name", "jobs", "--lr", "0.1", "--bits", "3"]
+    arguments = [*arguments, "--name", "jobs", "--weight_decay", "0", "--bits", "3"]
     code, out, _ = run([*arguments, "--slurm"], capfd)
     assert code == 0
     assert out.splitlines()[-1] == "submit    bash runs/jobs/slurm/submit.sh [options of sbatch]"
@@ -546,6 +564,31 @@ def test_timesteps_plans_the_one_teacher_one_for_each_t_and_one_network_for_all(
     for T in (1, 2):
         expected += [("teacher", (T,), None), ("CLK", (T,), T)]
     assert found == [*expected, ("CLK", (1, 2, 4), 4)]
+
+
+def test_a_network_for_every_t_is_measured_and_has_a_row_at_each(trained, tmp_path, capfd):
+    teacher = tmp_path / "teacher" / "original-last.pth"
+    shutil.copytree(trained["original"].parent, teacher.parent)
+    one_run.write_whole(teacher.parent / one_run.MEASURED, one_run.measure(teacher, None))
+    options = [*DIGITS, "--paper_setting", "qamd", "--bits", "4", "--time_windows", "1", "2"]
+    options += ["--teacher_path", str(teacher), "--save_path", str(tmp_path / "every")]
+    assert main.main(options) == 0
+    last = tmp_path / "every" / "qamd-last.pth"
+    found = one_run.measure(last, teacher)
+    for T, measured in ((1, found["at"][1]), (2, found)):
+        capfd.readouterr()
+        at_t = ["--eval_only", str(last), "--time_window", str(T), "--workers", "0", "--json"]
+        assert main.main(at_t) == 0
+        evaluated = json.loads(capfd.readouterr().out)
+        assert measured["accuracy"] == evaluated["accuracy"]
+        assert measured["spike_rate"] == pytest.approx(evaluated["spike_rate"])
+        assert measured["membrane_kl"] > 0
+    assert found["delay_ns"] > found["at"][1]["delay_ns"]
+    planned = Planned("CLK", (), load_checkpoint(last).settings, None)
+    one, two = rows.rows_of(planned, json.loads(json.dumps(found)))
+    assert (one["time_window"], two["time_window"]) == ("1", "2")
+    assert one["accuracy"] == str(found["at"][1]["accuracy"])
+    assert rows.identity_of(one) != rows.identity_of(two) == planned.identity
 
 
 def test_the_table_and_the_picture_of_timesteps_tell_four_kinds_of_students_apart():
