@@ -130,6 +130,8 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         raise UserError(f"--augment auto is made for colour images: {data} has none")
     if values["resume"] and values["overwrite"]:
         raise UserError("--resume goes on, --overwrite starts anew: leave one of the two out")
+    if "time_window" in given and "time_windows" not in given:
+        values["time_windows"] = None  # one T instead of those of --config
     if values["time_windows"] is not None:
         values["time_windows"] = tuple(sorted(values["time_windows"]))
         if "time_window" not in given:  # that of --config was the largest of others

@@ -259,6 +259,8 @@ def test_header_config_resume_and_lists_of_runs_know_the_several_t(several, trai
     assert "-time-windows1-2-4-" in again.save_path
     other = parse_settings(["--config", config, "--time_windows", "2", "3"])
     assert (other.time_windows, other.time_window) == ((2, 3), 3)
+    alone = parse_settings(["--config", config, "--time_window", "2"])
+    assert (alone.time_windows, alone.time_window) == (None, 2)
     assert main.main([*command, "--time_windows", "2", "4", "--resume"]) == 2
     assert "--time_windows 2 4 instead of 1 2 4" in capfd.readouterr().err
     assert runs(["list", str(folder), str(trained["qamd"].parent)]) == 0
