@@ -148,7 +148,7 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     if checkpoints["MD-SNN"].settings.bits is None:
         raise UserError(f"--mdsnn {args.mdsnn} is a full-precision network")
     for label, checkpoint in checkpoints.items():
-        for name in ("data", "model_depth", "width", "time_window", "input_step"):
+        for name in ("data", "model_depth", "width", "time_window", "fold", "input_step"):
             if getattr(checkpoint.settings, name) != getattr(settings, name):
                 raise UserError(f"{paths[label]} and {args.teacher} differ in --{name}")
     networks = {label: load_network(checkpoint) for label, checkpoint in checkpoints.items()}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data_loader import data_of, evaluation_loader
+from data_loader import data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
 from load_settings import (
     DATA_SETS,
@@ -465,15 +465,17 @@ def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> 
     return traced.at(time_steps=T)
 
 
-def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | None:
+def evaluation_data(checkpoint: Checkpoint, data_path: str | None) -> DataLoader | None:
     """The test set of a checkpoint's data; None where nobody has said where it lies.
 
     The digits are always at hand. Raises load_settings.UserError where the data cannot be read.
     """
+    settings = checkpoint.settings
     if data_path is None and settings.data != "digits":
         return None
     check_classes(settings, data_path or ".", "the checkpoint")
-    _, test_set = data_of(settings, data_path or ".")
+    train_set, test_set = data_of(settings, data_path or ".")
+    refuse_another_fold(checkpoint, "the checkpoint", settings, train_set)
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers)
 
@@ -507,7 +509,7 @@ def trace_checkpoint(
     """
     checkpoint = load_checkpoint(path)
     settings, network, accuracy = checkpoint.settings, load_network(checkpoint), checkpoint.accuracy
-    batches = evaluation_data(settings, data_path)
+    batches = evaluation_data(checkpoint, data_path)
     if time_steps is not None and time_steps != settings.time_window:
         check_time_steps(checkpoint, time_steps, batches)
         network.time_window = time_steps
