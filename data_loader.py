@@ -60,7 +60,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from command_line import Parser, UserError, similar_path
-from load_settings import classes_of_folder
+from load_settings import Checkpoint, classes_of_folder
 from quantization import codes_of
 from settings import (
     DATA_SETS,
@@ -341,6 +341,21 @@ def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageS
         val_share=settings.val_share,
         fold=settings.fold,
     )
+
+
+def refuse_another_fold(
+    trained: Checkpoint, path: str | Path, settings: Settings, train: ImageSet
+) -> None:
+    """Raises UserError where the network at `path` was trained on another number of images than
+    these of its fold: the data were others, and so was the fold."""
+    theirs = trained.rest.get("training_images")
+    same_share = trained.settings.val_share == settings.val_share
+    if settings.fold is not None and same_share and theirs not in (None, len(train)):
+        raise UserError(
+            f"{path} was trained on {theirs} images of its --fold {settings.fold}, the data here "
+            f"have {len(train)} there: it may have been trained on the test images, give the data "
+            "that it was trained on"
+        )
 
 
 def is_first_process() -> bool:

@@ -52,6 +52,7 @@ from data_loader import (
     input_step_of,
     input_text,
     load_data_sets,
+    refuse_another_fold,
     set_epoch,
     training_batches,
 )
@@ -437,21 +438,6 @@ def with_input_step(settings: Settings, step: float | None, teacher: Checkpoint 
     return settings
 
 
-def refuse_another_fold(
-    settings: Settings, trained: Checkpoint, path: str, training_images: int
-) -> None:
-    """Raises UserError where a network was trained on so many images that the data must have been
-    others: their fold is another one, and what is tested here it may have been trained on."""
-    theirs = trained.rest.get("training_images")
-    same_share = trained.settings.val_share == settings.val_share
-    if settings.fold is not None and same_share and theirs not in (None, training_images):
-        raise UserError(
-            f"{path} was trained on {theirs} images of its --fold {settings.fold}, the data in "
-            f"{settings.data_path} have {training_images} there: it may have been trained on the "
-            "test images, give the data that it was trained on"
-        )
-
-
 def train(
     settings: Settings, device: torch.device, store: dist.Store | None = None
 ) -> dict[str, float] | None:
@@ -472,7 +458,7 @@ def train(
     taught_by = None
     if settings.teacher_path is not None:
         taught_by = load_checkpoint(settings.teacher_path)
-        refuse_another_fold(settings, taught_by, settings.teacher_path, len(train_set))
+        refuse_another_fold(taught_by, settings.teacher_path, settings, train_set)
     settings = with_input_step(settings, train_set.step, taught_by)
     train_batches = training_batches(train_set, *shard, settings.seed, device)
     test_batches = evaluation_batches(test_set, *shard, device)
@@ -810,7 +796,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     checkpoint = load_checkpoint(settings.eval_only)
     network = load_network(checkpoint, settings.time_window).to(device)
     train_set, test_set = data_sets(settings)
-    refuse_another_fold(settings, checkpoint, settings.eval_only, len(train_set))
+    refuse_another_fold(checkpoint, settings.eval_only, settings, train_set)
     if settings.compile:
         compile_for(settings, device, test_set)
     batch_size = max(1, settings.batch_size // WORLD_SIZE)

@@ -148,7 +148,7 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     if settings.bits is None:
         raise UserError(f"--mdsnn {args.mdsnn} is a full-precision network")
     for label, checkpoint in checkpoints.items():
-        names = ["data", "model_depth", "width"]
+        names = ["data", "model_depth", "width", "fold"]
         if label != "teacher":  # which may be of another T, and is run for theirs
             names.append("time_window")
         if checkpoint.settings.time_window == settings.time_window:

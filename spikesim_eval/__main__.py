@@ -205,6 +205,7 @@ def check_same_data(checkpoints: Sequence[str]) -> None:
             "data": settings.data,
             "image size": data_set.image_size,
             "classes": settings.classes or data_set.num_classes,
+            "fold": settings.fold,
         }
 
     first = data_of(paths[0])

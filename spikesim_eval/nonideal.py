@@ -312,7 +312,7 @@ def nonideal_report(
     settings, network = checkpoint.settings, load_network(checkpoint)
     if settings.bits is None:
         raise InputError(f"{path} is a full-precision network: crossbars hold integers")
-    batches = evaluation_data(settings, data_path)
+    batches = evaluation_data(checkpoint, data_path)
     if batches is None:
         raise InputError(f"accuracy on {settings.data} is measured: give --data_path")
     description = describe(network, settings, {})

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data_loader import data_of, evaluation_loader
+from data_loader import data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
 from load_settings import (
+    Checkpoint,
     Settings,
     check_classes,
     data_set_of,
@@ -461,15 +462,22 @@ def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> 
     return traced.at(time_steps=T)
 
 
-def evaluation_data(settings: Settings, data_path: str | None) -> DataLoader | None:
-    """The test set of a checkpoint's data; None where nobody has said where it lies.
+def evaluation_data(
+    checkpoint: Checkpoint, data_path: str | None, time_window: int | None = None
+) -> DataLoader | None:
+    """The test set of a checkpoint's data, for the checkpoint's or another T; None where nobody has
+    said where it lies.
 
     The digits are always at hand. Raises load_settings.UserError where the data cannot be read.
     """
+    settings = checkpoint.settings
+    if time_window is not None:
+        settings = replace(settings, time_window=time_window)
     if data_path is None and settings.data != "digits":
         return None
     check_classes(settings, data_path or ".", "the checkpoint")
-    _, test_set = data_of(settings, data_path or ".")
+    train_set, test_set = data_of(settings, data_path or ".")
+    refuse_another_fold(checkpoint, "the checkpoint", settings, train_set)
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
     return evaluation_loader(test_set, settings.batch_size, 0, 1, workers)
 
@@ -505,7 +513,7 @@ def trace_checkpoint(
         check_int(time_steps, "time_steps", 1024)
         settings = replace(settings, time_window=time_steps)
     network = load_network(checkpoint, settings.time_window)
-    batches = evaluation_data(settings, data_path)
+    batches = evaluation_data(checkpoint, data_path, settings.time_window)
     if batches is None and settings != checkpoint.settings:
         raise InputError(
             f"--time_steps {time_steps}: accuracy is measured again, so give --data_path"

@@ -17,6 +17,7 @@ import main
 import stand_in_data
 from data_loader import FOLDS, ImageSet, data_of, digits_of, held_out_rows, load_data_sets
 from load_settings import load_checkpoint, parse_settings
+from spikesim_eval.__main__ import main as spikesim_eval
 from test_bad_input import ORIGINAL, complaint
 from test_input_step import SIDE, T
 from test_input_step import write as write_frames
@@ -161,6 +162,12 @@ def test_neither_a_resumed_run_nor_an_evaluation_changes_the_fold(teacher, tmp_p
     assert "--fold 1 does not fit" in capfd.readouterr().err
 
 
+def test_networks_of_two_folds_are_not_compared(teacher, trained, tmp_path, capsys):
+    paths = ["--checkpoint", str(teacher), "--baseline", str(trained["original"])]
+    assert spikesim_eval(["report", *paths, "--out", str(tmp_path / "report")]) == 2
+    assert "are not compared: fold None against 6" in capsys.readouterr().err
+
+
 def test_an_evaluation_without_a_fold_takes_none(trained, capfd):
     assert main.main(["--eval_only", str(trained["original"]), "--fold", "1"]) == 2
     assert "it was trained without it" in capfd.readouterr().err
@@ -185,6 +192,9 @@ def test_a_fold_of_data_that_have_changed_is_not_tested_on(tmp_path, capfd):
     assert main.main(["--eval_only", str(run / "original-last.pth"), *others]) == 2
     expected = "was trained on 9 images of its --fold 1"
     assert expected in capfd.readouterr().err
+    report = ["report", "--checkpoint", str(run / "original-last.pth"), *others]
+    assert spikesim_eval([*report, "--out", str(tmp_path / "report")]) == 2
+    assert expected.removeprefix("was ") in capfd.readouterr().err
     student = [*options, "--paper_setting", "student", "--bits", "4", "--init_from_teacher"]
     student += [
         "--teacher_path",
