@@ -41,7 +41,7 @@ PLAIN, ONE, OWN_T, EVERY = (
     f"{METHOD}, one network for every T",
 )
 KINDS = (TEACHER, PLAIN, ONE, OWN_T, EVERY)
-COLUMNS = ("accuracy", "gain", "spike_rate", "energy_pj", "delay_ns", "edap", "edap_ratio")
+COLUMNS = ("accuracy", "gain", "spike_rate", "energy_pj", "delay_ns", "edap")
 
 
 def timesteps_parser() -> Parser:
