@@ -241,7 +241,9 @@ def notes_of(groups: Sequence[Group]) -> list[str]:
         spread = "one run each: nothing is known of the spread"
     notes.append(f"Last epoch, all test images; {spread}.")
     notes.append("The gain is paired: each run against the plain student of its seed and fold.")
-    notes.append("Drop, membranes and EDAP are against each run's own full-precision teacher.")
+    notes.append(
+        "Drop, membranes and the ratio of EDAP are to each run's own full-precision teacher."
+    )
     if any(group.about["data"] in PAPER for group in groups):
         notes.append(
             "The paper's accuracies are second-hand: as public digests of arXiv 2512.04443 give "
@@ -263,7 +265,9 @@ def _common_options(groups: Sequence[Group]) -> str:
     """Depth, width and epochs, and what else was given and is the same in all."""
     given = {name for group in groups for name in _given(group.about)}
     words = [f"MS-ResNet-{'/'.join(sorted(_all_values(groups, 'model_depth'), key=int))}"]
-    for name in dict.fromkeys(["width", "epochs", *sorted(given - {"model_depth"})]):
+    for name in dict.fromkeys(
+        ["width", "epochs", *sorted(given - {"model_depth", "time_windows"})]
+    ):
         values = _all_values(_students(groups) or groups, name)
         if len(values) == 1:
             words.append(

@@ -41,7 +41,7 @@ PLAIN, ONE, OWN_T, EVERY = (
     f"{METHOD}, one network for every T",
 )
 KINDS = (TEACHER, PLAIN, ONE, OWN_T, EVERY)
-COLUMNS = ("accuracy", "gain", "spike_rate", "energy_pj", "delay_ns", "edap", "edap_ratio")
+COLUMNS = ("accuracy", "gain", "spike_rate", "energy_pj", "delay_ns", "edap")
 
 
 def timesteps_parser() -> Parser:
@@ -123,6 +123,7 @@ def picture(groups: Sequence[Group]) -> Figure:
         here = [group for group in students if panel_of(group.about) == title]
         for measure, panel in zip(("delay_ns", "energy_pj"), line, strict=True):
             _, label, scale, _ = MEASURES[measure]
+            highest: dict[str, list[float]] = {}
             for kind, look in looks.items():
                 shown = [group for group in here if kind in networks_of(group, groups)]
                 shown.sort(key=lambda group: int(group.about["time_window"]))
@@ -132,10 +133,13 @@ def picture(groups: Sequence[Group]) -> Figure:
                 if shown:
                     how = {"marker": "o", "capsize": 2, "label": kind, **look}
                     panel.errorbar(x, heights, errors, **how)
-                for place in zip(shown, x, heights, strict=True):
-                    group, *point = place
-                    text, near = f"T {group.about['time_window']}", {"textcoords": "offset points"}
-                    panel.annotate(text, point, (4, -10), fontsize=7, **near)
+                for group, *point in zip(shown, x, heights, strict=True):
+                    T = group.about["time_window"]
+                    highest[T] = max(highest.get(T, point), point, key=lambda point: point[1])
+            for T, point in highest.items():
+                how = {"textcoords": "offset points", "ha": "center", "fontsize": 8}
+                panel.annotate(f"T {T}", point, (0, 7), **how)
+            panel.margins(y=0.12)
             panel.set_xlabel(label)
         line[0].set_ylabel("accuracy, %")
         line[0].set_title(plain(title), loc="left", fontsize=10)
