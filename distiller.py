@@ -99,6 +99,8 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
     What lies beyond no student can match, and above no spike depends on it: the largest code is
     above the threshold, so the neuron fires and is reset. But where the residual stream is read,
     a few neurons far above it would have nearly all of the softmax's mass.
+
+    Δ must not be learned then: L_mem is smallest where the range is, and Δ goes to its limit.
     """
     if neuron.quantizer is None:
         return u_teacher

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from command_line import UserError, did_you_mean, similar_path, wrong_choice
-from distiller import BETA_SCHEDULES
+from distiller import BETA_SCHEDULES, MEMBRANE_LOSSES
 from models import MSResNet, QuanMSResNet
 from settings import (
     DATA_SETS,
@@ -570,8 +570,13 @@ def build_network(settings: Settings) -> MSResNet:
     if settings.paper_setting == "original":
         network = MSResNet(*shape)
     else:
-        bits = {"bits": settings.bits, "bn_bits": settings.bn_bits}
-        network = QuanMSResNet(*shape, **bits, image_step=data_set.image_step)
+        network = QuanMSResNet(
+            *shape,
+            bits=settings.bits,
+            bn_bits=settings.bn_bits,
+            image_step=data_set.image_step,
+            membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
+        )
     steps = (settings.time_window,) if data_set.events else ()
     network.input_shape = (*steps, data_set.in_channels, *data_set.image_size)
     network.input_step = input_step_of(settings)

@@ -200,10 +200,11 @@ class WeightQuantizer(Quantizer):
 class MembraneQuantizer(Quantizer):
     """b bits, two's complement, one step a layer, started so that the largest code is 2·threshold.
 
-    The largest code never falls below 1.25·threshold, so that the layer can always fire.
+    The largest code never falls below 1.25·threshold, so that the layer can always fire. Not
+    `learned`, the step stays at its start.
     """
 
-    def __init__(self, bits: int, threshold: float):
+    def __init__(self, bits: int, threshold: float, learned: bool = True):
         high = signed_range(bits)[1]
         super().__init__(
             signed_range(bits),
@@ -211,6 +212,7 @@ class MembraneQuantizer(Quantizer):
             smallest_step=1.25 * threshold / high,
             step_grid=STEP_GRID,
         )
+        self.step.requires_grad_(learned)
 
 
 class StreamQuantizer(Quantizer):

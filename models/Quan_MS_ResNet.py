@@ -110,7 +110,9 @@ class QuanLinear(nn.Linear):
             return F.linear(x.to(step.dtype), self.quantizer(self.weight) * step, self.bias)
 
 
-def quantized_layers(bits: int, bn_bits: int, image_step: float) -> Layers:
+def quantized_layers(
+    bits: int, bn_bits: int, image_step: float, membrane_steps_learned: bool = True
+) -> Layers:
     """The layers of Quan-MS-ResNet; the stream's deviation is what its batch norms start with."""
     return Layers(
         image=lambda: ImageQuantizer(image_step),
@@ -120,7 +122,7 @@ def quantized_layers(bits: int, bn_bits: int, image_step: float) -> Layers:
         batch_norm=lambda channels, weight: BatchNorm(
             channels, weight, None if bn_bits >= OFF else BatchNormQuantizer(bn_bits)
         ),
-        lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD)),
+        lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD, membrane_steps_learned)),
         stream=lambda: StreamQuantizer(bits, deviation=THRESHOLD),
         linear=partial(QuanLinear, bits=LINEAR_BITS),
     )
@@ -135,6 +137,8 @@ class QuanMSResNet(MSResNet):
         bn_bits: width of the folded batch norm's scale and shift; 32 leaves them unquantized.
         image_step: what one code of the 8-bit input stands for: 1/255 for images in [0, 1],
             1 for event counts.
+        membrane_steps_learned: whether training changes what a code of the membrane potentials
+            stands for (see `distiller.within_reach`).
 
     Raises ValueError for widths that are neither 2 to 8 (`bn_bits`: 2 to 16) nor 32.
     """
@@ -150,12 +154,15 @@ class QuanMSResNet(MSResNet):
         bits: int,
         bn_bits: int = 8,
         image_step: float = 1 / 255,
+        membrane_steps_learned: bool = True,
     ):
         if bits != OFF and not 2 <= bits <= 8:
             raise ValueError(f"bits must be 2 to 8, or {OFF} for none; got {bits}")
         if bn_bits != OFF and not 2 <= bn_bits <= 16:
             raise ValueError(f"bn_bits must be 2 to 16, or {OFF} for none; got {bn_bits}")
-        layers = FULL_PRECISION if bits == OFF else quantized_layers(bits, bn_bits, image_step)
+        layers = FULL_PRECISION
+        if bits != OFF:
+            layers = quantized_layers(bits, bn_bits, image_step, membrane_steps_learned)
         super().__init__(depth, num_classes, time_window, in_channels, width, layers)
         self.start_steps_from_weights()
 

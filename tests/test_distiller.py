@@ -18,6 +18,7 @@ from distiller import (
     teacher_steps,
     within_reach,
 )
+from load_settings import build_network, parse_settings
 from models import MSResNet, QuanMSResNet
 from models.MS_ResNet import folded
 from models.neuron import LIF, THRESHOLD
@@ -349,3 +350,21 @@ def test_the_distance_to_a_teacher_of_another_t_is_over_the_steps_of_the_student
         found = distance_to_teacher(teacher, student, [(x, None)])
         assert all(torch.equal(found[name], expected[name]) for name in expected)
         assert teacher.time_window == T
+
+
+def test_what_a_code_of_the_membranes_stands_for_is_not_learned_from_the_distance_to_a_teacher():
+    """L_mem would be smallest where the range is: within_reach follows it."""
+    common = ["--data", "digits", "--width", "4", "--save_path", "run"]
+    of_teacher = parse_settings([*common, "--paper_setting", "original"])
+    taught = ["--paper_setting", "qamd", "--teacher_path", "teacher.pth", "--loss"]
+    for method in (["--paper_setting", "student"], [*taught, "CL"], [*taught, "CLK"]):
+        settings = parse_settings([*common, "--bits", "2", *method], teacher=of_teacher)
+        student = build_network(settings)
+        learned = [x.quantizer.step.requires_grad for x in student.modules() if type(x) is LIF]
+        assert learned == [method[-1] != "CLK"] * 17
+        images, labels = torch.rand(3, 1, 16, 16), torch.tensor([0, 1, 2])
+        teacher = MSResNet(18, 10, 4, 1, 4)
+        Distiller(teacher, student, settings.loss or "CL")(images, labels)[1].backward()
+        steps = [x.quantizer.step for x in student.modules() if type(x) is LIF]
+        assert all((x.grad is not None) == (method[-1] != "CLK") for x in steps)
+        assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
