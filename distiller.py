@@ -227,7 +227,7 @@ def distance_to_teacher(
     teacher: MSResNet, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
     """How far a student's membranes are from its teacher's, in evaluation mode, over the student's
-    timesteps, for which the teacher is run.
+    timesteps, for which the teacher is run; of its potentials as they are, not `within_reach`.
 
     Returns three (layers, T) tensors, means over all images: "membrane_kl", "membrane_mse" and
     "differing_spikes", the share of neurons of which one fires and the other does not.
