@@ -97,13 +97,17 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
     the student's neuron, low·Δ to high·Δ.
 
     What lies beyond no student can match, and above no spike depends on it: the largest code is
-    above the threshold, so the neuron fires and is reset. But where the residual stream is read,
-    a few neurons far above it would have nearly all of the softmax's mass.
+    above the threshold, so the neuron fires and is reset. But it weighs: where a CIFAR-10 teacher
+    of width 8 reads the residual stream, it has up to 0.84 of the softmax's mass, and a hundredth
+    of the neurons has up to 0.47.
     """
     if neuron.quantizer is None:
         return u_teacher
     step = neuron.quantizer.used_step()
-    return u_teacher.clamp_(neuron.quantizer.low * step, neuron.quantizer.high * step)
+    low, high = neuron.quantizer.low * step, neuron.quantizer.high * step
+    if u_teacher.device.type == "cpu":  # there clamp_ between tensors takes ten times as long
+        return u_teacher.clamp_min_(low).clamp_max_(high)
+    return u_teacher.clamp_(low, high)
 
 
 def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:

@@ -231,12 +231,12 @@ def naive_loss(teacher, student, frames, labels, T_S, T_T, loss, of_logits, alph
     z_teacher, _ = reference.ms_resnet(Evaluated(frozen, T_T), 18, frames[:of_logits])
     _, u_teacher = reference.ms_resnet(Evaluated(frozen, len(frames)), 18, frames)
     steps = [student.get_submodule(name).quantizer.used_step() for name in IN_FORWARD_ORDER]
-    B, total = len(labels), 0
+    B, total, beyond = len(labels), 0, 0
     for b in range(B):
         total = total - z_student[b].log_softmax(0)[labels[b]] / B
         total = total + alpha * tau**2 * naive_kl(z_student[b] / tau, z_teacher[b] / tau) / B
     for ours, theirs, step in zip(u_student, u_teacher, steps, strict=True):
-        assert (theirs[:T_S] > 7 * step).any()  # 4 bits
+        beyond += (theirs[:T_S] > 7 * step).any().item()  # 4 bits
         theirs = theirs.clamp(-8 * step, 7 * step)
         for t in range(T_S):
             for b in range(B):
@@ -246,6 +246,7 @@ def naive_loss(teacher, student, frames, labels, T_S, T_T, loss, of_logits, alph
                 else:
                     term = ((one - other) ** 2).mean() if loss == "CLM" else 0
                 total = total + beta * term / (len(u_student) * T_S * B)
+    assert beyond > 5  # layers
     total.backward()
     return {name: x.grad for name, x in weights.items()}, total.detach()
 
