@@ -98,8 +98,8 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
 
     What lies beyond no student can match, and above no spike depends on it: the largest code is
     above the threshold, so the neuron fires and is reset. But it weighs: where a CIFAR-10 teacher
-    of width 8 reads the residual stream, it has up to 0.84 of the softmax's mass, and a hundredth
-    of the neurons has up to 0.47.
+    reads the residual stream, it has most of the softmax's mass, and a hundredth of the neurons has
+    up to half.
     """
     if neuron.quantizer is None:
         return u_teacher
