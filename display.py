@@ -65,6 +65,14 @@ def engineering(value: float, unit: str = "", digits: int = 3) -> str:
     return f"{significant(value / one, digits)} {name}".rstrip()
 
 
+def run_at(time_window: int, trained: Sequence[int]) -> list[str]:
+    """What a reader must know of figures at a T: nothing where the network was trained with that
+    one alone."""
+    if list(trained) == [time_window]:
+        return []
+    return [f"run at T {time_window} (trained at T {', '.join(map(str, trained))})"]
+
+
 def percent(share: float, digits: int = 1) -> str:
     """A share as a person reads it: "66.7 %" for 2/3."""
     return f"{100 * share:.{digits}f} %"

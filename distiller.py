@@ -97,15 +97,19 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
     the student's neuron, low·Δ to high·Δ.
 
     What lies beyond no student can match, and above no spike depends on it: the largest code is
-    above the threshold, so the neuron fires and is reset. But where the residual stream is read,
-    a few neurons far above it would have nearly all of the softmax's mass.
+    above the threshold, so the neuron fires and is reset. But it weighs: where a CIFAR-10 teacher
+    reads the residual stream, it has most of the softmax's mass, and a hundredth of the neurons has
+    up to half.
 
-    Δ must not be learned then: L_mem is smallest where the range is, and Δ goes to its limit.
+    Δ must not be learned then: L_mem is smallest where the range is, and would take it there.
     """
     if neuron.quantizer is None:
         return u_teacher
     step = neuron.quantizer.used_step()
-    return u_teacher.clamp_(neuron.quantizer.low * step, neuron.quantizer.high * step)
+    low, high = neuron.quantizer.low * step, neuron.quantizer.high * step
+    if u_teacher.device.type == "cpu":  # there clamp_ between tensors takes ten times as long
+        return u_teacher.clamp_min_(low).clamp_max_(high)
+    return u_teacher.clamp_(low, high)
 
 
 def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:
@@ -229,7 +233,7 @@ def distance_to_teacher(
     teacher: MSResNet, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
     """How far a student's membranes are from its teacher's, in evaluation mode, over the student's
-    timesteps, for which the teacher is run.
+    timesteps, for which the teacher is run; of its potentials as they are, not `within_reach`.
 
     Returns three (layers, T) tensors, means over all images: "membrane_kl", "membrane_mse" and
     "differing_spikes", the share of neurons of which one fires and the other does not.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from command_line import UserError
 from data_loader import read_sample
-from display import SHADING, new_figure, percent, picture_files, printable, text_table
+from display import SHADING, new_figure, percent, picture_files, printable, run_at, text_table
 from load_settings import Checkpoint, load_checkpoint, load_network
 from settings import Settings, data_set_of
 from spikesim_eval.layers import InputError
@@ -39,7 +39,7 @@ def output(settings: Settings) -> Iterator[TextIO]:
 
 def about(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
     """What was evaluated: the beginning of every result."""
-    names = ("data", "paper_setting", "loss", "bits", "time_window")
+    names = ("data", "fold", "paper_setting", "loss", "bits", "time_window")
     return {
         "checkpoint": settings.eval_only,
         "epoch": checkpoint.epoch,
@@ -198,29 +198,29 @@ def result_text(found: dict[str, Any], settings: Settings) -> str:
     """What is printed of a result."""
     if settings.json:
         return as_json(found).rstrip("\n")
-    T, trained = found["time_window"], found["trained_time_windows"]
-    other_t = [f"run at T {T} (trained at T {', '.join(map(str, trained))})"] * (trained != [T])
+    other_t = run_at(found["time_window"], found["trained_time_windows"])
     if settings.predict is not None:
         lines = [
             f"{printable(one['file'])}: "
             + ", ".join(f"{printable(x['class'])} ({percent(x['share'])})" for x in one["classes"])
             for one in found["predictions"]
         ]
-        return "\n".join(lines + other_t)
+        return "\n".join([*lines, *other_t])
     rate = f"spike rate {percent(found['spike_rate'], 2)}"
-    lines = [", ".join([_accuracy(found), rate, *other_t])]
+    of_fold = "" if found["fold"] is None else f" of fold {found['fold']}"
+    lines = [", ".join([_accuracy(found, of_fold), rate, *other_t])]
     if "integers" in found:
         differ = "{differing_spikes} of {spikes} spikes differ".format_map(found["integers"])
-        lines.append(f"integers alone: {_accuracy(found['integers'])}, {differ}")
+        lines.append(f"integers alone: {_accuracy(found['integers'], of_fold)}, {differ}")
     if "classes" in found:
         lines += _class_lines(found["classes"])
         lines.append(f"{', '.join(FILES)} are in {folder_of(settings)}")
     return "\n".join(lines)
 
 
-def _accuracy(found: dict[str, Any]) -> str:
+def _accuracy(found: dict[str, Any], of_fold: str) -> str:
     share = percent(found["accuracy"], 2)
-    return f"accuracy {share} ({found['correct']} of {found['images']} test images)"
+    return f"accuracy {share} ({found['correct']} of {found['images']} test images{of_fold})"
 
 
 def _class_lines(rows: Sequence[dict[str, Any]]) -> list[str]:

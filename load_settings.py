@@ -152,6 +152,8 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
     if "config" in given:
         raise UserError("--config has no meaning with --eval_only: the checkpoint has its settings")
     trained = load_checkpoint(path).settings
+    if "time_windows" in given:  # in any order, as in a training
+        given["time_windows"] = tuple(sorted(given["time_windows"]))
     for name, value in given.items():
         about, theirs = OPTIONS[name], getattr(trained, name)
         if name == "image_size":
@@ -350,10 +352,11 @@ def refuse_single_values(
         batch += f", of which {left} {images}"
     if settings.accumulate > 1:
         batch += f", in {settings.accumulate} parts (--accumulate)"
+    time_window = "--time_window is 1" if settings.time_windows is None else "--time_windows has 1"
     raise UserError(
         "batch norm cannot train on a single value per channel: images of {}x{} are 1x1 in the "
-        "last stage, --time_window is 1, and a part of a batch holds one image ({}, on one "
-        "process): take more timesteps, larger images or more images a part".format(*size, batch)
+        "last stage, {}, and a part of a batch holds one image ({}, on one process): take more "
+        "timesteps, larger images or more images a part".format(*size, time_window, batch)
     )
 
 

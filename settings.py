@@ -317,7 +317,7 @@ class Settings:
         "student's",
         TEACHER_LOGITS,
         choices=("own", "student"),
-        where=distilled,
+        where=lambda values: distilled(values) or static_images(values),
         metavar="NAME",
         added=True,
     )

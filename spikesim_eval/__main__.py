@@ -149,6 +149,7 @@ def build_parser() -> Parser:
 
     nonideal = commands.add_parser("nonideal", help="on imperfect crossbars", allow_abbrev=False)
     nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
+    nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     ideal = Crossbar()
     for name, text in CROSSBAR_HELP.items():
         value = getattr(ideal, name)
@@ -355,7 +356,8 @@ def run_nonideal(args: argparse.Namespace) -> None:
     crossbar = Crossbar(**{name: getattr(args, name) for name in (*CROSSBAR_HELP, "adc_bits")})
     try:
         report = nonideal_report(
-            args.checkpoint, args.data_path, crossbar, args.seed, args.trials, args.each_layer
+            *(args.checkpoint, args.data_path, crossbar),
+            *(args.seed, args.trials, args.each_layer, args.time_steps),
         )
     except UserError as error:
         raise InputError(str(error)) from error

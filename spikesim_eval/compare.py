@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from display import room_for_names, short_names, significant
+from display import room_for_names, run_at, short_names, significant
 
 from .constants import PUBLISHED_RATIO
 from .estimate import CHOICES, SPENT, Chip, Estimate, estimate, ratios
@@ -38,8 +38,12 @@ def check_same_classes(ours: Subject, baseline: Subject) -> None:
 
 
 def notes(subjects: Sequence[Subject]) -> list[str]:
-    """What a reader must know: which accuracy it is, and where networks differ from the first."""
+    """What a reader must know: which accuracy it is, where a network is run at another T than it
+    was trained with, and where networks differ from the first."""
     found = [ACCURACY] if any(subject.accuracy is not None for subject in subjects) else []
+    for subject in subjects:
+        T = subject.network.time_steps
+        found += (f"{subject.name}: {x}" for x in run_at(T, subject.trained_time_steps or [T]))
     return found + [x for subject in subjects[1:] for x in differences(subject, subjects[0])]
 
 

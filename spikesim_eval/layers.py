@@ -270,7 +270,7 @@ class Subject:
 
     `accuracy` is a share of the test images, None where it is not known. `rates` holds, for each
     LIF layer in forward order, its spikes per neuron at every timestep. `kind` says how it was
-    trained, where that is known: a key of display.COLOURS.
+    trained, where that is known: a key of display.COLOURS; `trained_time_steps` with which T.
     """
 
     name: str
@@ -278,6 +278,7 @@ class Subject:
     accuracy: float | None = None
     rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
     kind: str | None = None
+    trained_time_steps: tuple[int, ...] | None = None
 
 
 LAYER_KEYS = ("name", "kernel", "in_channels", "out_channels", "in_size", "out_size", "after")

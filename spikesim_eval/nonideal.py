@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from display import percent
+from display import percent, run_at
 from load_settings import load_checkpoint, load_network
 
 from .crossbar import Crossbar, check_weight_fits, weights_per_row
@@ -298,9 +298,11 @@ def nonideal_report(
     seed: int = 0,
     trials: int = 1,
     each_layer: bool = False,
+    time_steps: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a checkpoint on such crossbars, over `trials` draws of its cells, and where it is
-    lost; with `each_layer` also the accuracy with a single layer on them.
+    lost; with `each_layer` also the accuracy with a single layer on them. `time_steps` is T, where
+    it is not the trained one.
 
     Raises InputError for a full-precision checkpoint, missing data and numbers that make no sense,
     load_settings.UserError where checkpoint or data cannot be read.
@@ -308,11 +310,13 @@ def nonideal_report(
     check_int(trials, "trials", MOST_TRIALS)
     if not 0 <= seed <= 10**9:
         raise InputError(f"seed must be a whole number from 0 to {10**9}, got {seed}")
+    if time_steps is not None:
+        check_int(time_steps, "time_steps", 1024)
     checkpoint = load_checkpoint(path)
-    settings, network = checkpoint.settings, load_network(checkpoint)
+    settings, network = checkpoint.settings, load_network(checkpoint, time_steps)
     if settings.bits is None:
         raise InputError(f"{path} is a full-precision network: crossbars hold integers")
-    batches = evaluation_data(checkpoint, data_path)
+    batches = evaluation_data(checkpoint, data_path, time_steps)
     if batches is None:
         raise InputError(f"accuracy on {settings.data} is measured: give --data_path")
     description = describe(network, settings, {})
@@ -342,6 +346,8 @@ def nonideal_report(
         "crossbar": asdict(crossbar) | {"on_off_ratio": str(crossbar.on_off_ratio)},
         "variation_bias": crossbar.variation_bias,
         "seed": seed,
+        "time_steps": network.time_window,
+        "trained_time_steps": settings.trained_at,
         "digital_accuracy": digital,
         "accuracy_mean": statistics.mean(accuracies),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
@@ -369,6 +375,7 @@ def nonideal_text(report: dict[str, Any]) -> str:
         f"digital accuracy {percent(report['digital_accuracy'], 2)}; on crossbars "
         f"{100 * report['accuracy_mean']:.2f} ± {percent(report['accuracy_std'], 2)} "
         f"({len(report['accuracies'])} trials, {lost:.2f} points lost)",
+        *run_at(report["time_steps"], report["trained_time_steps"]),
         "layers that hurt most (root mean square error, relative to their sums):",
     ]
     by_error = sorted(report["layers"], key=lambda row: -row["relative_error"])

@@ -524,7 +524,8 @@ def trace_checkpoint(
     means = {name: rate.mean().item() for name, rate in rates.items()}
     by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)
-    return Subject(str(path), describe(network, settings, means), accuracy, by_timestep, kind)
+    described, trained = describe(network, settings, means), checkpoint.settings.trained_at
+    return Subject(str(path), described, accuracy, by_timestep, kind, trained)
 
 
 def trace_module(spec: str, time_steps: int, bits: int) -> Subject:

@@ -126,7 +126,7 @@ def test_a_run_on_a_fold_is_taught_tested_and_told_of_on_that_fold(teacher, tmp_
     for again in ([], ["--fold", "6"]):
         assert main.main(["--eval_only", str(tmp_path / "qamd-last.pth"), *again]) == 0
         right = round(360 * checkpoint.accuracy)
-        assert f"({right} of 360" in capsys.readouterr().out
+        assert f"({right} of 360 test images of fold 6)" in capsys.readouterr().out
     _, test = data_of(checkpoint.settings, ".")
     assert images_of(test) == images_of(load_data_sets("digits", ".", 4, fold=6)[1])
     config = parse_settings(["--config", str(tmp_path / "settings.json")])

@@ -336,6 +336,8 @@ def test_the_report_says_so_where_the_mean_is_off(sigma, is_said):
     report = {
         "crossbar": asdict(Crossbar(sigma=sigma)),
         "variation_bias": Crossbar(sigma=sigma).variation_bias,
+        "time_steps": 4,
+        "trained_time_steps": (4,),
         "digital_accuracy": 0.9,
         "accuracy_mean": 0.9,
         "accuracy_std": 0.0,

@@ -563,6 +563,15 @@ def test_a_trained_network_on_ideal_crossbars_loses_nothing(trained):
     assert all(row["relative_error"] == 0 for row in report["layers"])
 
 
+def test_a_network_of_another_t_is_on_crossbars_what_its_evaluation_is(trained, tmp_path, capsys):
+    line = f"nonideal --checkpoint {trained['qamd']} --time_steps 1 --adc_bits ideal"
+    assert main(f"{line} --out {tmp_path}".split()) == 0
+    assert "\nrun at T 1 (trained at T 4)\n" in capsys.readouterr().out
+    report = json.loads((tmp_path / "nonideal.json").read_text())
+    evaluated = trace_checkpoint(str(trained["qamd"]), time_steps=1)
+    assert report["accuracies"] == [report["digital_accuracy"]] == [evaluated.accuracy]
+
+
 def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsys):
     line = f"nonideal --checkpoint {trained['qamd']} --out {tmp_path} --adc_bits 5 --sigma 0.2"
     assert main(f"{line} --trials 2 --each_layer".split()) == 0
@@ -596,6 +605,7 @@ BAD = {
     "bits of a list": "report --layers NET --bits 4 --out OUT",
     "no timesteps": "report --layers NET --time_steps 0 --out OUT",
     "unknown range": "nonideal --checkpoint QAMD --adc_range half --out OUT",
+    "nonideal at T = 0": "nonideal --checkpoint QAMD --time_steps 0 --out OUT",
     "text adc": "nonideal --checkpoint QAMD --adc_bits many --out OUT",
     "negative sigma": "nonideal --checkpoint QAMD --sigma -1 --out OUT",
     "NaN ratio": "nonideal --checkpoint QAMD --on_off_ratio nan --out OUT",

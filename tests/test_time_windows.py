@@ -79,7 +79,9 @@ def test_a_checkpoint_is_evaluated_at_another_t_and_both_are_said(trained, tmp_p
         assert found["correct"] == correct_at(path, T, test_set)
         assert found["integers"]["correct"] == found["correct"]
         assert found["integers"]["differing_spikes"] == 0
-    assert trace_checkpoint(str(path), time_steps=6).accuracy == found["accuracy"]
+    subject = trace_checkpoint(str(path), time_steps=6)
+    assert subject.accuracy == found["accuracy"]
+    assert f"{path}: run at T 6 (trained at T 4)" in build_report(subject, Chip())["notes"]
     own = evaluated(path, capfd=capfd)
     assert own == evaluated(path, "--time_window", "4", capfd=capfd)
     assert (own["time_window"], own["trained_time_windows"]) == (4, [4])
@@ -242,6 +244,10 @@ def test_one_network_is_evaluated_at_each_t(several, capfd):
     assert evaluated(path, capfd=capfd)["time_window"] == 4
     assert main.main(["--eval_only", str(path), "--workers", "0"]) == 0
     assert capfd.readouterr().out.endswith(", run at T 4 (trained at T 1, 2, 4)\n")
+    # The options of its training may stay where they are.
+    assert evaluated(path, *SEVERAL, capfd=capfd) == evaluated(path, capfd=capfd)
+    assert main.main(["--eval_only", str(path), "--time_windows", "1", "2"]) == 2
+    assert "--time_windows has no meaning with --eval_only" in capfd.readouterr().err
 
 
 def test_header_config_resume_and_lists_of_runs_know_the_several_t(several, trained, capfd):
@@ -267,10 +273,17 @@ def test_header_config_resume_and_lists_of_runs_know_the_several_t(several, trai
     assert "time windows 1 2 4" in capfd.readouterr().out
 
 
+EVENT_STUDENT = ["--data", "digits-dvs", "--paper_setting", "qamd", "--bits", "4"]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         (["--data", "digits-dvs", "--time_windows", "1", "2"], "frames of one T: leave it out"),
+        (
+            [*EVENT_STUDENT, "--teacher_logits", "student"],
+            "--teacher_logits has no meaning with the events of digits-dvs",
+        ),
         (["--time_windows", "4"], "--time_windows 4: give two T or more, each once"),
         (["--time_windows", "4", "4"], "--time_windows 4 4: give two T or more, each once"),
         (["--time_windows", "0", "4"], "--time_windows must be between 1 and 1024, got 0"),
@@ -289,6 +302,16 @@ def test_time_windows_that_make_no_sense_are_one_line(options, expected, tmp_pat
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert expected in err
+
+
+def test_a_single_value_per_channel_at_the_smallest_t_is_one_line(tmp_path, capfd):
+    for part in ("train", "val"):
+        for name in "ab":
+            (tmp_path / part / name).mkdir(parents=True)
+    options = ["--data", "folder", "--data_path", str(tmp_path), "--paper_setting", "original"]
+    options += ["--image_size", "8", "--batch_size", "2", "--accumulate", "2"]
+    assert main.main([*options, "--time_windows", "2", "1"]) == 2
+    assert "1x1 in the last stage, --time_windows has 1, and" in capfd.readouterr().err
 
 
 def test_a_checkpoint_with_time_windows_that_make_no_sense_is_one_line(trained, tmp_path, capfd):
