@@ -194,7 +194,8 @@ def command(
         if args.table and args.data is None:
             write_tables(results)
             return 0
-        check_writable(results)
+        for option, folder in (("results", results), ("runs", runs)):
+            check_writable(folder, f"--{option}")
         there = places(args.parallel, args.gpus)
         plan = Plan(planned_runs(args, runs), runs, there)
         if args.dry_run:
@@ -211,6 +212,9 @@ def command(
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 2
+    except OSError as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
         text = f"{str(stop) or 'interrupted'}: the same command goes on"
@@ -253,17 +257,11 @@ def outline(plan: Plan, rows: Sequence[Row]) -> None:
         print(f"time      about {duration(seconds_left(plan, plan.todo))}", flush=True)
 
 
-def add_rows(path: Path, planned: Planned, found: dict[str, Any]) -> None:
-    """The row of a finished run, unless it has one."""
-    if planned.identity not in set(map(identity_of, read_rows(path))):
-        append(path, rows_of(planned, found))
-
-
 def take_finished(plan: Plan, path: Path) -> None:
     """Add the rows of runs that a killed study, or Slurm, has left without one."""
     for planned in plan.todo:
         if found := measured(planned.folder(plan.runs)):
-            add_rows(path, planned, found)
+            append(path, rows_of(planned, found))
 
 
 def carry_out(
@@ -273,7 +271,7 @@ def carry_out(
     take_finished(plan, path)
 
     def finished(planned: Planned, found: dict[str, Any]) -> None:
-        add_rows(path, planned, found)
+        append(path, rows_of(planned, found))
         say_finished(planned, found)
 
     if only_table:
