@@ -29,7 +29,10 @@ cd "$SLURM_SUBMIT_DIR"
 export PATH={bin}:"$PATH" PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
 export OMP_NUM_THREADS=$SRUN_CPUS_PER_TASK
-run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {folder}/{part}.txt)
+runs=(
+{runs}
+)
+run=${{runs[SLURM_ARRAY_TASK_ID]}}
 
 limit=
 trap 'limit=near; kill -TERM "$step"' USR1
@@ -82,9 +85,9 @@ def write_jobs(todo: Sequence[Planned], runs: Path, command: Sequence[str]) -> P
             continue
         for planned in members:
             write_run(planned, runs)
-        folders = "".join(f"{planned.folder(runs)}\n" for planned in members)
-        (folder / f"{part}.txt").write_text(folders)
-        about = {"name": f"{name}-{part}", "part": part, "last": len(members) - 1}
+        # Within the script: Slurm keeps it as it was submitted, whatever is written here later.
+        folders = "\n".join(shlex.quote(str(planned.folder(runs))) for planned in members)
+        about = {"name": f"{name}-{part}", "part": part, "last": len(members) - 1, "runs": folders}
         (folder / f"{part}.sh").write_text(ARRAY.format(**where, **about))
         submit += f'submit {part}.sh "$@"\n'
     command = " ".join(map(shlex.quote, command))

@@ -156,13 +156,10 @@ def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
 def missing(runs: Sequence[Planned], rows: Sequence[Row], folder: Path) -> list[Planned]:
     """Runs without a row, and teachers whose checkpoints are gone and that are needed once more."""
     there = set(map(identity_of, rows))
-    students = [x for x in runs if x.teacher is not None and x.identity not in there]
-    needed = {x.teacher for x in students if not is_there(x.teacher, folder)}
-    return [
-        x
-        for x in runs
-        if x in needed or x in students or (x.teacher is None and x.identity not in there)
-    ]
+    lacking = {x for x in runs if x.identity not in there}
+    teachers = {x.teacher for x in lacking if x.teacher is not None}
+    lacking |= {x for x in teachers if not is_there(x, folder)}
+    return [x for x in runs if x in lacking]
 
 
 def is_there(planned: Planned, folder: Path) -> bool:
@@ -207,14 +204,11 @@ def command(
                 words = sys.argv[1:] if argv is None else argv
                 return write_slurm(plan, results, [parser.prog, *words])
             return carry_out(plan, results, write_tables, only_table=args.table)
-    except UserError as error:
-        print(f"{parser.prog}: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 2
-    except OSError as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"{parser.prog}: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
         text = f"{str(stop) or 'interrupted'}: the same command goes on"
