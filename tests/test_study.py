@@ -25,6 +25,7 @@ from display import COLOURS
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
 from experiments.plan import OWN, Planned, telling
 from load_settings import load_checkpoint
+from log import git_commit
 from settings import OPTIONS
 
 TINY = ["--width", "1", "--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -649,6 +650,28 @@ def test_a_run_names_every_commit_that_has_trained_it(tmp_path, monkeypatch):
     assert one_run.note_commit(path, anew=False) == "a1, then b2-dirty"
     assert one_run.note_commit(path, anew=False) == "a1, then b2-dirty, then unknown"
     assert one_run.note_commit(path, anew=True) == "c3"
+
+
+def test_the_commit_of_a_run_is_the_program_s_and_not_that_of_its_results(tmp_path, monkeypatch):
+    def commit(name: str, content: str) -> None:
+        (tmp_path / name).write_text(content)
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        for words in (["add", "-A"], [*who, "commit", "-qm", name]):
+            subprocess.run(["git", "-C", tmp_path, *words], check=True)
+
+    monkeypatch.setattr("log.__file__", str(tmp_path / "log.py"))
+    assert git_commit() is None
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    commit("log.py", "1")
+    first = git_commit()
+    assert re.fullmatch("[0-9a-f]{40}", first)
+    commit("rows.csv", "a")
+    (tmp_path / "rows.csv").write_text("b")
+    assert git_commit() == first
+    (tmp_path / "log.py").write_text("2")
+    assert git_commit() == f"{first}-dirty"
+    commit("log.py", "3")
+    assert git_commit() not in (first, f"{first}-dirty")
 
 
 def test_the_runs_of_a_kind_take_equally_long_and_are_measured_once(tmp_path):
