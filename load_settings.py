@@ -422,7 +422,7 @@ def check_classes(trained: Settings, data_path: str | Path, path: str | Path) ->
         )
 
 
-def check_writable(folder: str | Path) -> None:
+def check_writable(folder: str | Path, option: str = "--save_path") -> None:
     """Raises UserError where `folder` cannot be made and written into; leaves nothing behind."""
     existing = Path(folder).absolute()
     try:
@@ -435,7 +435,7 @@ def check_writable(folder: str | Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"cannot write into {folder} ({error.strerror}): choose another --save_path"
+            f"cannot write into {folder} ({error.strerror}): choose another {option}"
         ) from None
 
 

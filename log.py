@@ -431,14 +431,16 @@ def about_run(settings: Settings, processes: int) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The program's commit, and "-dirty" behind it where files were changed since; None where this
-    is no git checkout, or there is no git."""
+    """The last commit that has changed the program, and "-dirty" behind it where its files were
+    changed since: results that are committed leave it the same. None where this is no git checkout,
+    or there is no git."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", Path(__file__).parent, *words, "--", "*.py"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(
-            ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty", "--abbrev=40"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        commit = git("log", "-1", "--format=%H")
+        return commit + "-dirty" * bool(git("diff", "--name-only", "HEAD")) if commit else None
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -45,7 +45,7 @@ from run_folder import checkpoints_of
 from spikesim_eval.estimate import Chip, estimate
 from spikesim_eval.trace import describe
 
-RUN, MEASURED = "run.json", "measured.json"
+RUN, MEASURED, COMMITS = "run.json", "measured.json", "commits.txt"
 BATCH = 64  # images: the membranes of two networks are in memory
 
 
@@ -67,15 +67,25 @@ def run(folder: Path) -> int:
     last, _ = checkpoints_of(folder, settings.paper_setting)
     if (folder / MEASURED).is_file() and last.is_file():
         return 0
+    commits = note_commit(folder / COMMITS, anew=not last.is_file())
     print("main.py", *about["options"], flush=True)
     code = training.main(about["options"])
     if code == 0:
         teacher = None if about["teacher"] is None else Path(about["teacher"])
-        write_whole(folder / MEASURED, measure(last, teacher))
+        write_whole(folder / MEASURED, measure(last, teacher, commits))
     return code
 
 
-def measure(path: Path, teacher_path: Path | None) -> dict[str, Any]:
+def note_commit(path: Path, anew: bool) -> str:
+    """Add the program's commit to those that have trained a run before, or to none, and return
+    all, the first first."""
+    before = [] if anew or not path.is_file() else path.read_text().splitlines()
+    commits = [*dict.fromkeys([*before, git_commit() or "unknown"])]
+    path.write_text("\n".join(commits) + "\n")
+    return ", then ".join(commits)
+
+
+def measure(path: Path, teacher_path: Path | None, commit: str | None = None) -> dict[str, Any]:
     """The numbers of a row: of the last epoch, on all test images. Of a network that was trained
     for several T those of the largest, and under "at" those of the others."""
     checkpoint = load_checkpoint(path)
@@ -87,7 +97,7 @@ def measure(path: Path, teacher_path: Path | None) -> dict[str, Any]:
     batches = evaluation_loader(test_set, min(BATCH, settings.batch_size), 0, 1, workers)
     about = {
         "seconds": round(sum(row.get("seconds") or 0.0 for row in rows), 1),
-        "commit": git_commit(),
+        "commit": commit,
         "hardware": hardware(device),
     }
     network = load_network(checkpoint).to(device)

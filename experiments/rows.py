@@ -1,15 +1,18 @@
 """rows.csv of a study: a line a finished run, which says all that tells it from another."""
 
 import csv
+import fcntl
 import io
 import os
+import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from command_line import UserError
-from experiments.plan import Planned, options_text, teacher_text
+from experiments.plan import METHODS, STARTS, TEACHER, Planned, options_text, teacher_text
 
 ROWS = "rows.csv"
 KEYS = ("data", "time_window", "bits", "method", "start", "seed", "fold")
@@ -60,17 +63,43 @@ def _row_of(planned: Planned, measured: Mapping[str, Any]) -> Row:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows; none where there is no file. A line that was cut off in the middle is left out.
-    Raises UserError for another program's file."""
+    Raises UserError for another program's file, a value that can be none, and a run that is there
+    twice: a mean over copies would be none over seeds."""
     text = _whole_lines(path)
-    if not text:
-        return []
-    header, *lines = csv.reader(io.StringIO(text, newline=""))
-    if header != [*COLUMNS] or any(len(line) != len(COLUMNS) for line in lines):
-        raise UserError(
-            f"{path} is not the rows.csv of a study of this version, or damaged: move it, or "
-            "choose another --name"
-        )
-    return [dict(zip(COLUMNS, line, strict=True)) for line in lines]
+    rows: dict[tuple[str, str], Row] = {}
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        if text and next(reader) != [*COLUMNS]:
+            raise UserError(
+                f"{path} is not the rows.csv of a study of this version: move it, or choose "
+                "another --name"
+            )
+        for line in filter(None, reader):
+            if len(line) != len(COLUMNS):
+                raise ValueError(f"{len(line)} values for {len(COLUMNS)} columns")
+            row = dict(zip(COLUMNS, line, strict=True))
+            _check(row)
+            if rows.setdefault(identity_of(row), row) is not row:
+                raise ValueError("a run that is there before")
+    except (ValueError, csv.Error) as error:
+        place = f"{path}, line {reader.line_num}"
+        raise UserError(f"{place}: {error}: mend it, or choose another --name") from None
+    return [*rows.values()]
+
+
+def _check(row: Row) -> None:
+    """Raise ValueError for what no run leaves."""
+    for name, known in (("method", (TEACHER, *METHODS)), ("start", STARTS)):
+        if row[name] not in known:
+            raise ValueError(f"{name} {row[name]!r}")
+    for name in ("time_window", "seed", *(x for x in ("bits", "fold") if row[x])):
+        int(row[name])
+    numbers = {name: float(row[name]) for name in MEASURED if row[name] or name == "accuracy"}
+    if not 0 <= numbers["accuracy"] <= 1:
+        raise ValueError(f"accuracy {row['accuracy']} is no share of images")
+    for name in ("settings", *(x for x in ("options", "teacher_settings") if row[x])):
+        if not all("=" in word for word in shlex.split(row[name])):
+            raise ValueError(f"{name} without a value")
 
 
 def _whole_lines(path: Path) -> str:
@@ -84,17 +113,21 @@ def _whole_lines(path: Path) -> str:
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add whole lines, all or none, and have them on the disk. Raises UserError where it fails."""
+    """Add whole lines, all or none, but for runs that are there, and have them on the disk. Raises
+    UserError where it fails."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)  # another study may write here too
+            there = set(map(identity_of, read_rows(path)))
             size = len(_whole_lines(path).encode())  # what was cut off in the middle goes
             if size == 0:
                 writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(row for row in rows if identity_of(row) not in there)
             try:
                 _write(file, text.getvalue().encode(), size)
             except OSError:

@@ -18,15 +18,15 @@ from command_line import UserError
 from display import percent
 from experiments.plan import Planned, is_taught
 from log import duration
-from run_folder import is_locked, read_metrics
+from run_folder import is_locked, move_aside, read_metrics, trained_in
 
 HERE = Path(__file__).resolve().parent.parent
 RUN, MEASURED, LOG = "run.json", "measured.json", "log.txt"
 POLL = 0.1  # seconds
 STARTING = 5.0  # seconds of a run besides training: imports, data
 MEASURING = 3  # times an evaluation: two networks, all membranes
-# Options that change how long a step or an evaluation takes; others do not.
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Options that do not change how long a step or an evaluation takes.
 TIMELESS = {"seed", "fold", "epochs", "lr", "warmup", "weight_decay", "clip_grad", "alpha", "beta"}
 TIMELESS |= {"tau", "beta_schedule", "label_smoothing", "init_from_teacher", "bn_bits"}
 
@@ -242,8 +242,11 @@ def start(planned: Planned, plan: Plan, place: int) -> Going:
 
 
 def write_run(planned: Planned, runs: Path) -> None:
-    """What experiments.one_run reads in the run's folder."""
+    """What experiments.one_run reads in the run's folder. What a run has left there whose last
+    checkpoint is gone is moved aside: nothing can go on with it."""
     folder, teacher = planned.folder(runs), planned.teacher
+    if not os.path.lexists(planned.checkpoint(runs)) and trained_in(folder):
+        move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = None if teacher is None else str(teacher.checkpoint(runs))
     content = {"options": planned.command(runs), "teacher": path}

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,10 +26,13 @@ ARRAY = """\
 #SBATCH --output={folder}/{part}-%a.txt
 set -uo pipefail
 cd "$SLURM_SUBMIT_DIR"
-export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}
+export PATH={bin}:"$PATH" PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}
 export SRUN_CPUS_PER_TASK=${{SLURM_CPUS_PER_TASK:-1}}
 export OMP_NUM_THREADS=$SRUN_CPUS_PER_TASK
-run=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {folder}/{part}.txt)
+runs=(
+{runs}
+)
+run=${{runs[SLURM_ARRAY_TASK_ID]}}
 
 limit=
 trap 'limit=near; kill -TERM "$step"' USR1
@@ -47,13 +51,14 @@ TABLE = """\
 #SBATCH --time=1:00:00
 #SBATCH --output={folder}/table.txt
 cd "$SLURM_SUBMIT_DIR"
-export PATH="$PWD/.venv/bin:$PATH" PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}
+export PATH={bin}:"$PATH" PYTHONPATH={here}${{PYTHONPATH:+:$PYTHONPATH}}
 {command}
 """
 SUBMIT = """\
 #!/usr/bin/env bash
-# bash {folder}/submit.sh [options of sbatch]   from the folder in which the study was started
+# bash {folder}/submit.sh [options of sbatch]
 set -euo pipefail
+cd {current}
 after=
 submit() {{
     local job
@@ -67,10 +72,11 @@ submit() {{
 def write_jobs(todo: Sequence[Planned], runs: Path, command: Sequence[str]) -> Path:
     """Write the jobs into runs/slurm; the path of what submits them. `command` takes the rows of
     what is finished and writes the tables."""
-    folder, here = runs / "slurm", shlex.quote(str(HERE))
+    folder, name = runs / "slurm", runs.name
     folder.mkdir(parents=True, exist_ok=True)
-    quoted, name = shlex.quote(str(folder)), runs.name
-    submit = SUBMIT.format(folder=quoted)
+    paths = {"folder": folder, "here": HERE, "bin": os.path.dirname(sys.executable)}
+    where = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    submit = SUBMIT.format(folder=where["folder"], current=shlex.quote(os.getcwd()))
     for part, members in (
         ("teachers", [planned for planned in todo if planned.teacher is None]),
         ("students", [planned for planned in todo if planned.teacher is not None]),
@@ -79,13 +85,13 @@ def write_jobs(todo: Sequence[Planned], runs: Path, command: Sequence[str]) -> P
             continue
         for planned in members:
             write_run(planned, runs)
-        folders = "".join(f"{planned.folder(runs)}\n" for planned in members)
-        (folder / f"{part}.txt").write_text(folders)
-        about = {"name": f"{name}-{part}", "part": part, "last": len(members) - 1}
-        (folder / f"{part}.sh").write_text(ARRAY.format(folder=quoted, here=here, **about))
+        # Within the script: Slurm keeps it as it was submitted, whatever is written here later.
+        folders = "\n".join(shlex.quote(str(planned.folder(runs))) for planned in members)
+        about = {"name": f"{name}-{part}", "part": part, "last": len(members) - 1, "runs": folders}
+        (folder / f"{part}.sh").write_text(ARRAY.format(**where, **about))
         submit += f'submit {part}.sh "$@"\n'
     command = " ".join(map(shlex.quote, command))
-    table = TABLE.format(name=f"{name}-table", folder=quoted, here=here, command=command)
+    table = TABLE.format(name=f"{name}-table", command=command, **where)
     (folder / "table.sh").write_text(table)
     path = folder / "submit.sh"
     path.write_text(submit + 'submit table.sh "$@"\n')

@@ -156,13 +156,10 @@ def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
 def missing(runs: Sequence[Planned], rows: Sequence[Row], folder: Path) -> list[Planned]:
     """Runs without a row, and teachers whose checkpoints are gone and that are needed once more."""
     there = set(map(identity_of, rows))
-    students = [x for x in runs if x.teacher is not None and x.identity not in there]
-    needed = {x.teacher for x in students if not is_there(x.teacher, folder)}
-    return [
-        x
-        for x in runs
-        if x in needed or x in students or (x.teacher is None and x.identity not in there)
-    ]
+    lacking = {x for x in runs if x.identity not in there}
+    teachers = {x.teacher for x in lacking if x.teacher is not None}
+    lacking |= {x for x in teachers if not is_there(x, folder)}
+    return [x for x in runs if x in lacking]
 
 
 def is_there(planned: Planned, folder: Path) -> bool:
@@ -194,7 +191,8 @@ def command(
         if args.table and args.data is None:
             write_tables(results)
             return 0
-        check_writable(results)
+        for option, folder in (("results", results), ("runs", runs)):
+            check_writable(folder, f"--{option}")
         there = places(args.parallel, args.gpus)
         plan = Plan(planned_runs(args, runs), runs, there)
         if args.dry_run:
@@ -206,11 +204,11 @@ def command(
                 words = sys.argv[1:] if argv is None else argv
                 return write_slurm(plan, results, [parser.prog, *words])
             return carry_out(plan, results, write_tables, only_table=args.table)
-    except UserError as error:
-        print(f"{parser.prog}: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 2
+    except (UserError, OSError) as error:
+        print(f"{parser.prog}: error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
         text = f"{str(stop) or 'interrupted'}: the same command goes on"
@@ -253,17 +251,11 @@ def outline(plan: Plan, rows: Sequence[Row]) -> None:
         print(f"time      about {duration(seconds_left(plan, plan.todo))}", flush=True)
 
 
-def add_rows(path: Path, planned: Planned, found: dict[str, Any]) -> None:
-    """The row of a finished run, unless it has one."""
-    if planned.identity not in set(map(identity_of, read_rows(path))):
-        append(path, rows_of(planned, found))
-
-
 def take_finished(plan: Plan, path: Path) -> None:
     """Add the rows of runs that a killed study, or Slurm, has left without one."""
     for planned in plan.todo:
         if found := measured(planned.folder(plan.runs)):
-            add_rows(path, planned, found)
+            append(path, rows_of(planned, found))
 
 
 def carry_out(
@@ -273,7 +265,7 @@ def carry_out(
     take_finished(plan, path)
 
     def finished(planned: Planned, found: dict[str, Any]) -> None:
-        add_rows(path, planned, found)
+        append(path, rows_of(planned, found))
         say_finished(planned, found)
 
     if only_table:

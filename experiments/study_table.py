@@ -5,6 +5,7 @@ import io
 import math
 import re
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -53,16 +54,23 @@ class Group:
     """Rows that differ in seed and fold alone.
 
     Attributes:
-        about: the first of them.
-        values: of each measure, of the rows that have it, unscaled.
+        about: the first of them, with the teacher's options of all: a seed may be in some.
+        values: of each measure, of the rows that have it, unscaled; with several folds of each the
+            mean, since runs of a fold share their test images.
     """
 
+    about: Row
     rows: list[Row]
     values: dict[str, list[float]]
 
     @property
-    def about(self) -> Row:
-        return self.rows[0]
+    def folds(self) -> set[str]:
+        return {row["fold"] for row in self.rows}
+
+    @property
+    def n(self) -> int:
+        """How many values a measure has."""
+        return len(self.folds) if len(self.folds) > 1 else len(self.rows)
 
 
 @cache
@@ -95,23 +103,33 @@ def groups_of(rows: Sequence[Row]) -> list[Group]:
     students = [row for row in rows if row["method"] == "student"]
     groups = []
     for of_group in members.values():
-        values = {
-            name: [float(row[name]) for row in of_group if row.get(name)] for name in MEASURES
-        }
-        costs = ("energy_pj", "delay_ns", "area_um2")
-        values["edap"] = [
-            math.prod(float(row[x]) for x in costs)
-            for row in of_group
-            if all(row[x] for x in costs)
-        ]
-        taught = [row for row in of_group if row["method"] not in (TEACHER, "student")]
-        values["gain"] = [
-            float(row["accuracy"]) - float(theirs["accuracy"])
-            for row in taught
-            if (theirs := partner(row, students)) is not None
-        ]
-        groups.append(Group(of_group, values))
+        of_rows = [measures_of(row, students) for row in of_group]
+        values = {name: _values(of_group, [x.get(name) for x in of_rows]) for name in MEASURES}
+        words = {word for row in of_group for word in shlex.split(row["teacher_options"])}
+        about = of_group[0] | {"teacher_options": " ".join(sorted(words))}
+        groups.append(Group(about, of_group, values))
     return sorted(groups, key=place_of)
+
+
+def measures_of(row: Row, students: Sequence[Row]) -> dict[str, float]:
+    """Those of MEASURES that a row has, unscaled."""
+    found = {name: float(row[name]) for name in MEASURES if row.get(name)}
+    costs = [row[name] for name in ("energy_pj", "delay_ns", "area_um2")]
+    if all(costs):
+        found["edap"] = math.prod(map(float, costs))
+    if row["method"] not in (TEACHER, "student") and (theirs := partner(row, students)):
+        found["gain"] = found["accuracy"] - float(theirs["accuracy"])
+    return found
+
+
+def _values(rows: Sequence[Row], found: Sequence[float | None]) -> list[float]:
+    of_fold: dict[str, list[float]] = {}
+    for row, value in zip(rows, found, strict=True):
+        if value is not None:
+            of_fold.setdefault(row["fold"], []).append(value)
+    if len({row["fold"] for row in rows}) < 2:
+        return next(iter(of_fold.values()), [])
+    return [statistics.fmean(values) for values in of_fold.values()]
 
 
 def kind_of(row: Row) -> tuple:
@@ -141,14 +159,9 @@ def partner(row: Row, students: Iterable[Row]) -> Row | None:
     alike = same_teacher or alike
     values = values_of(row["settings"])
     # What has another default is the same where somebody has given it for both.
-    same = [x for x in alike if values_of(x["settings"]).items() <= {**values, **_names(x)}.items()]
+    same = [x for x in alike if like(x, ("paper_setting", "loss")).items() <= values.items()]
     defaults = [x for x in alike if not _given(x) & of_method()]
     return next(iter([*same, *defaults, *alike]), None)
-
-
-def _names(row: Row) -> Values:
-    values = values_of(row["settings"])
-    return {name: values[name] for name in ("paper_setting", "loss") if name in values}
 
 
 def _given(row: Row) -> set[str]:
@@ -220,11 +233,10 @@ def cells_of(groups: Sequence[Group]) -> list[list[str]]:
         line += ["" if is_teacher else row["start"], *(shown_value(row, name) for name in axes)]
         line += [row["teacher_options"]] * (len(teachers) > 1)
         number = len(line)
-        line.append(str(len(group.rows)))
+        line.append(str(group.n))
         for name in measures:
             _, _, scale, form = MEASURES[name]
-            values = [scale * x for x in group.values[name]]
-            line.append(cell(values, form, len(group.rows)))
+            line.append(cell([scale * x for x in group.values[name]], form, group.n))
         if papers:
             of_paper = row["method"] == PAPERS_METHOD and PAPER.get(row["data"])
             line.insert(number + 2, two_digits(of_paper) if of_paper else "")
@@ -232,19 +244,35 @@ def cells_of(groups: Sequence[Group]) -> list[list[str]]:
     return lines
 
 
-def notes_of(groups: Sequence[Group]) -> list[str]:
-    """What the numbers are, in sentences."""
+def notes_of(groups: Sequence[Group], header: Sequence[str]) -> list[str]:
+    """What the numbers of a table with this header are, in sentences."""
     rows = [row for group in groups for row in group.rows]
+
+    def has(*names: str) -> bool:
+        return any(MEASURES[name][1] in header for name in names)
+
     notes = [f"{_common_options(groups)}."]
-    spread = "mean ± standard error over n seeds and folds"
-    if all(len(group.rows) < 2 for group in groups):
+    over = sorted({"folds" if len(g.folds) > 1 else "seeds" for g in groups if g.n > 1})
+    spread = f"mean ± standard error over n {' or '.join(over)}"
+    if not over:
         spread = "one run each: nothing is known of the spread"
     notes.append(f"Last epoch, all test images; {spread}.")
-    notes.append("The gain is paired: each run against the plain student of its seed and fold.")
-    notes.append(
-        "Drop, membranes and the ratio of EDAP are to each run's own full-precision teacher."
-    )
-    if any(group.about["data"] in PAPER for group in groups):
+    if any(group.n < len(group.rows) for group in groups):
+        notes.append("A fold is the mean of its seeds, which share their test images.")
+    if "folds" in over:
+        notes.append("Folds share training images: their standard error is a little too small.")
+    if has("gain"):
+        notes.append("The gain is paired: each run against the plain student of its seed and fold.")
+    if has("drop_to_teacher", "membrane_kl", "membrane_mse", "differing_spikes", "edap_ratio"):
+        notes.append(
+            "Drop, membranes and the ratio of EDAP are to each run's own full-precision teacher."
+        )
+    validated = {"val_share" in values_of(row["settings"]) for row in rows}
+    if has("best_accuracy") and True in validated:
+        notes.append("With val_share the best epoch is the best on the validation part.")
+    if has("best_accuracy") and False in validated:
+        notes.append("The best epoch is chosen on the test images, as SNN papers do.")
+    if PAPERS_COLUMN in header:
         notes.append(
             "The paper's accuracies are second-hand: as public digests of arXiv 2512.04443 give "
             "them, bits and T unstated, its text not seen."
@@ -280,11 +308,11 @@ def _common_options(groups: Sequence[Group]) -> str:
 
 
 def csv_text(groups: Sequence[Group]) -> str:
-    """Of each measure the mean, its standard error and the number of runs that have it."""
+    """Of each measure the mean, its standard error and how many values it is of."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     keys = ("data", "time_window", "bits", "method", "start", "options", "teacher_options")
-    parts = ("mean", "standard_error", "runs")
+    parts = ("mean", "standard_error", "n")
     columns = [f"{MEASURES[name][0]}_{part}" for name in MEASURES for part in parts]
     writer.writerow([*keys, "seeds", "folds", *columns, "paper_second_hand_percent"])
     for group in groups:
@@ -380,7 +408,8 @@ def write_tables(
     if not rows:
         raise UserError(f"{folder / ROWS} holds no rows: there is no table yet")
     groups = groups_of(rows)
-    cells, notes = cells_of(groups), notes_of(groups)
+    cells = cells_of(groups)
+    notes = notes_of(groups, cells[0])
     text = markdown(cells, notes)
     contents: dict[str, str | bytes] = {
         "table.md": text + "\n",

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from command_line import Parser
 from display import legend_below, new_figure, styles
 from experiments.plan import NOT_GIVEN, TEACHER, Planned, plan
+from experiments.rows import Row
 from experiments.study import axes_of, base_parser, command, of_teacher
 from experiments.study_table import (
     MEASURES,
@@ -27,6 +28,7 @@ from experiments.study_table import (
     shown_value,
     values_of,
     varied,
+    without_seed,
     write_tables,
 )
 from experiments.table import cell, mean_and_error
@@ -72,15 +74,20 @@ def networks_of(group: Group, groups: Sequence[Group]) -> list[str]:
         return [row["method"]]
     if "time_windows" in values_of(row["settings"]):
         return [EVERY]
-    teachers = row["teacher_settings"]
-    if values_of(teachers)["time_window"] != row["time_window"]:
+    teachers = teachers_of(row)
+    if ("time_window", row["time_window"]) not in teachers:
         return [ONE]
     taught = {
         other.about["time_window"]
         for other in groups
-        if other.about["method"] == METHOD and other.about["teacher_settings"] == teachers
+        if other.about["method"] == METHOD and teachers_of(other.about) == teachers
     }
     return [ONE, OWN_T] if len(taught) > 1 else [OWN_T]
+
+
+def teachers_of(row: Row) -> tuple:
+    """What tells them from others but seed and fold."""
+    return without_seed(values_of(row["teacher_settings"]))
 
 
 def options_of(groups: Sequence[Group]) -> list[str]:
@@ -95,10 +102,10 @@ def cells_of(groups: Sequence[Group]) -> list[list[str]]:
         row, networks = group.about, networks_of(group, groups)
         line = [row["data"], row["bits"] or "full", row["start"] * (row["method"] != TEACHER)]
         line += [shown_value(row, name) for name in names]
-        line += [networks[0], row["time_window"], str(len(group.rows))]
+        line += [networks[0], row["time_window"], str(group.n)]
         for name in measures:
             _, _, scale, form = MEASURES[name]
-            line.append(cell([scale * x for x in group.values[name]], form, len(group.rows)))
+            line.append(cell([scale * x for x in group.values[name]], form, group.n))
         lines.append((KINDS.index(networks[0]), line))
     header = ["data", "bits", "from", *names, "network", "T", "n"]
     ordered = sorted(lines, key=lambda pair: (pair[1][: 3 + len(names)], pair[0]))
@@ -110,7 +117,7 @@ def picture(groups: Sequence[Group]) -> Figure:
     start and recipe."""
     names = options_of(groups)
 
-    def panel_of(row: dict[str, str]) -> str:
+    def panel_of(row: Row) -> str:
         words = [f"{x} {shown_value(row, x)}" for x in names if shown_value(row, x)]
         return ", ".join([row["data"], f"{row['bits']} bits", f"from {row['start']}", *words])
 

@@ -4,11 +4,13 @@ what becomes of their rows."""
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -23,6 +25,7 @@ from display import COLOURS
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
 from experiments.plan import OWN, Planned, telling
 from load_settings import load_checkpoint
+from log import git_commit
 from settings import OPTIONS
 
 TINY = ["--width", "1", "--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -166,6 +169,8 @@ def test_an_option_of_a_later_version_leaves_the_runs_of_this_one_what_they_are(
         (["--parallel", "0"], "--parallel must be 1 or more"),
         (["--gpus", "1"], "--gpus 1: this machine shows 0"),
         (["--name", "../x"], "make a name"),
+        (["--runs", "/dev/null"], "choose another --runs"),
+        (["--results", "/dev/null"], "choose another --results"),
         (["--data", "folder", "--data_path", "nowhere"], "--data folder expects"),
     ],
 )
@@ -331,7 +336,7 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(stopped):
     _, out, err = said[-1]
     (line,) = (x for x in err.splitlines() if x.startswith("failed: "))
     assert "weight_decay=1000" in line
-    assert "is not finite" in line or "NaN" in line or "infinite" in line
+    assert "not finite" in line or "NaN" in line or "infinite" in line
     assert out.count("  finished  ") == 2
     assert "| digits | 4 | 4 | student | scratch |" in out
 
@@ -400,10 +405,12 @@ echo "$((100 + $(grep -c ^sbatch "$ASKED")));cluster"
 
 def test_a_slurm_task_near_its_time_limit_saves_itself_and_is_queued_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (one, *_) = planned(["--seeds", "1", *TINY], Path("runs/study"))
+    one, other = planned(["--seeds", "1", "2", "--methods", "CL", *TINY], Path("runs/study"))[::2]
     from experiments.slurm import write_jobs
 
     write_jobs([one], Path("runs/study"), ["true"])
+    shutil.copy("runs/study/slurm/teachers.sh", "submitted.sh")
+    write_jobs([other], Path("runs/study"), ["true"])  # of a study with more seeds
     commands = {
         "srun": 'trap "echo saved; exit 143" TERM; touch running; while :; do sleep 0.05; done',
         "scontrol": 'echo "$*" > asked',
@@ -414,7 +421,7 @@ def test_a_slurm_task_near_its_time_limit_saves_itself_and_is_queued_again(tmp_p
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_PER_TASK": "1"}
     environment |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
-    job = subprocess.Popen(["bash", "runs/study/slurm/teachers.sh"], env=environment)
+    job = subprocess.Popen(["bash", "submitted.sh"], env=environment)
     while not (tmp_path / "running").exists():
         time.sleep(0.02)
     job.send_signal(signal.SIGUSR1)
@@ -478,6 +485,54 @@ def test_a_run_is_compared_with_the_student_of_its_own_options():
     assert gains([*found, clipped])["CLK"] == [40.0]
 
 
+def test_seeds_of_a_fold_are_one_value_of_the_standard_error():
+    accuracies = {("0", 1): 0.7, ("0", 2): 0.9, ("1", 1): 0.6, ("1", 2): 0.6}
+    found = [
+        row("CLK", seed, accuracy, fold=fold, given={"fold": fold})
+        for (fold, seed), accuracy in accuracies.items()
+    ]
+    groups = study_table.groups_of(found)
+    header, line = study_table.cells_of(groups)
+    # folds of 80 and 60: standard deviation 14.142, standard error 10
+    assert line[header.index("n") :][:2] == ["2", "70.00 ± 10.00"]
+    notes = notes_of(found)
+    assert "over n folds. A fold is the mean of its seeds" in notes
+    notes = notes_of(found[:2])
+    assert "over n seeds." in notes
+    assert "fold" not in notes
+
+
+def notes_of(found: list[rows.Row], cells_of=study_table.cells_of) -> str:
+    groups = study_table.groups_of(found)
+    return " ".join(study_table.notes_of(groups, cells_of(groups)[0]))
+
+
+def test_the_notes_say_how_the_best_epoch_was_chosen_and_are_of_what_is_shown():
+    by_test = row("CLK", 0, 0.5, best_accuracy="0.6", data="CIFAR10")
+    by_part = row("CLK", 0, 0.5, best_accuracy="0.6", given={"val_share": "0.1"})
+    assert "chosen on the test images" in notes_of([by_test])
+    assert "best on the validation part" not in notes_of([by_test])
+    assert "chosen on the test images" not in notes_of([by_part])
+    assert "best on the validation part" in notes_of([by_part])
+    assert "second-hand" in notes_of([by_test])
+    for word in ("second-hand", "best epoch", "Drop", "gain"):
+        assert word not in notes_of([by_test], timesteps.cells_of)
+
+
+def test_the_order_of_the_rows_changes_nothing():
+    """One teacher for all seeds is an option of those students that have another seed."""
+    found = [
+        row(method, seed, 0.5 + seed / 10, teacher_options="" if seed == 1 else "seed=1")
+        for seed in (0, 1)
+        for method in ("student", "CLK")
+    ]
+    cells = study_table.cells_of(study_table.groups_of(found))
+    for order in ([1, 0, 2, 3], [3, 0, 1, 2], [0, 3, 2, 1]):
+        groups = study_table.groups_of([found[i] for i in order])
+        assert study_table.cells_of(groups) == cells
+        assert len(study_table.picture(groups).axes) == 3  # one line of panels
+
+
 def test_what_was_given_several_values_is_a_column_and_one_value_a_word_above():
     found = [
         row("CLK", seed, 0.5, given={"beta": f"{beta}.0"}, options=f"width=8 epochs=15 beta={beta}")
@@ -488,7 +543,7 @@ def test_what_was_given_several_values_is_a_column_and_one_value_a_word_above():
     header, *lines = study_table.cells_of(groups)
     column = header.index("beta")
     assert [line[column] for line in lines] == ["", "5", "20", "100"]
-    assert study_table.notes_of(groups)[0] == "MS-ResNet-18, width 8, epochs 15."
+    assert study_table.notes_of(groups, header)[0] == "MS-ResNet-18, width 8, epochs 15."
 
 
 def test_rows_are_whole_lines_and_half_a_line_is_dropped(tmp_path):
@@ -501,6 +556,52 @@ def test_rows_are_whole_lines_and_half_a_line_is_dropped(tmp_path):
     found = rows.read_rows(path)
     assert [x["method"] for x in found] == ["student", "CLK", "CLM"]
     assert found[1]["hardware"] == 'a "b", c'
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "expected"),
+    [
+        (",0.5,", ",half,", "line 2: could not convert string to float: 'half'"),
+        (",0.5,", ",,", "line 2: could not convert string to float: ''"),
+        (",0.5,", ",50,", "line 2: accuracy 50 is no share of images"),
+        (",0.5,", ",nan,", "line 2: accuracy nan is no share of images"),
+        (",student,", ",pupil,", "line 2: method 'pupil'"),
+        (",scratch,0,", ",scratch,zero,", "line 2: invalid literal for int"),
+        ("seed=0 time", "'seed=0 time", "line 2: No closing quotation"),
+        ("seed=0 time", "seed time", "line 2: settings without a value"),
+        (",0.5,", ",0.5,,", f"line 2: {len(rows.COLUMNS) + 1} values for"),
+        (",CLK,", ",CLK,\0,", "line 3: "),
+    ],
+)
+def test_a_value_that_no_run_has_left_is_refused_with_its_line(
+    written, instead, expected, tmp_path
+):
+    path = tmp_path / "rows.csv"
+    rows.append(path, [row("student", 0, 0.5), row("CLK", 0, 0.6)])
+    path.write_text(path.read_text().replace(written, instead, 1))
+    before = path.read_bytes()
+    for use in (rows.read_rows, lambda path: rows.append(path, [row("CLM", 0, 0.5)])):
+        with pytest.raises(rows.UserError, match=re.escape(expected)):
+            use(path)
+    assert path.read_bytes() == before
+
+
+def test_a_run_is_in_the_rows_once(tmp_path):
+    path = tmp_path / "rows.csv"
+    rows.append(path, [row("student", 0, 0.5), row("CLK", 0, 0.6)])
+    rows.append(path, [row("student", 0, 0.4), row("CLK", 1, 0.6)])
+    assert [x["accuracy"] for x in rows.read_rows(path)] == ["0.5", "0.6", "0.6"]
+    with path.open("a") as file:  # of two machines, put together by hand
+        file.write(path.read_text().splitlines()[1] + "\n")
+    with pytest.raises(rows.UserError, match="line 5: a run that is there before"):
+        rows.read_rows(path)
+
+
+def test_of_studies_that_write_the_same_rows_none_loses_one(tmp_path):
+    path = tmp_path / "rows.csv"
+    with ThreadPoolExecutor(8) as pool:
+        [*pool.map(lambda seed: rows.append(path, [row("CLK", seed, 0.5)]), range(80))]
+    assert sorted(int(x["seed"]) for x in rows.read_rows(path)) == [*range(80)]
 
 
 def test_a_disk_that_is_full_leaves_the_rows_as_they_were(tmp_path, monkeypatch):
@@ -529,6 +630,48 @@ def test_a_file_that_is_no_rows_csv_is_refused_and_stays(tmp_path, monkeypatch, 
     assert code == 2
     assert "is not the rows.csv of a study of this version" in err
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_a_run_whose_checkpoint_is_gone_begins_anew_and_what_is_left_is_kept(tmp_path):
+    (teacher, *_) = planned(["--seeds", "1"], tmp_path)
+    run_plan.write_run(teacher, tmp_path)
+    folder = teacher.folder(tmp_path)
+    (folder / "original-best.pth").write_text("weights")
+    run_plan.write_run(teacher, tmp_path)
+    assert [x.name for x in folder.iterdir()] == [run_plan.RUN]
+    assert Path(f"{folder}.1", "original-best.pth").read_text() == "weights"
+
+
+def test_a_run_names_every_commit_that_has_trained_it(tmp_path, monkeypatch):
+    path, commits = tmp_path / "commits.txt", iter(["a1", "a1", "b2-dirty", None, "c3"])
+    monkeypatch.setattr(one_run, "git_commit", lambda: next(commits))
+    assert one_run.note_commit(path, anew=True) == "a1"
+    assert one_run.note_commit(path, anew=False) == "a1"
+    assert one_run.note_commit(path, anew=False) == "a1, then b2-dirty"
+    assert one_run.note_commit(path, anew=False) == "a1, then b2-dirty, then unknown"
+    assert one_run.note_commit(path, anew=True) == "c3"
+
+
+def test_the_commit_of_a_run_is_the_program_s_and_not_that_of_its_results(tmp_path, monkeypatch):
+    def commit(name: str, content: str) -> None:
+        (tmp_path / name).write_text(content)
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        for words in (["add", "-A"], [*who, "commit", "-qm", name]):
+            subprocess.run(["git", "-C", tmp_path, *words], check=True)
+
+    monkeypatch.setattr("log.__file__", str(tmp_path / "log.py"))
+    assert git_commit() is None
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    commit("log.py", "1")
+    first = git_commit()
+    assert re.fullmatch("[0-9a-f]{40}", first)
+    commit("rows.csv", "a")
+    (tmp_path / "rows.csv").write_text("b")
+    assert git_commit() == first
+    (tmp_path / "log.py").write_text("2")
+    assert git_commit() == f"{first}-dirty"
+    commit("log.py", "3")
+    assert git_commit() not in (first, f"{first}-dirty")
 
 
 def test_the_runs_of_a_kind_take_equally_long_and_are_measured_once(tmp_path):
@@ -620,6 +763,9 @@ def test_the_table_and_the_picture_of_timesteps_tell_four_kinds_of_students_apar
         ["CLK, one network for every T", "4", "75.00", "4.000", "8.000", "+5.00"],
         ["teacher", "4", "90.00", "4.000", "8.000", "-"],
     ]
+    second = [x | {k: x[k].replace("seed=0", "seed=1") for k in rows.IDENTITY} for x in found[::-1]]
+    _, *both = timesteps.cells_of(study_table.groups_of([*second[:3], *found, *second[3:]]))
+    assert [line[:5] for line in both] == [line[:5] for line in lines]
     figure = timesteps.picture(groups)
     latency, energy = figure.axes
     points = {x.get_label(): x for x in latency.containers}
