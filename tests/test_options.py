@@ -67,12 +67,13 @@ def test_the_help_states_each_default_once_and_it_is_the_one_that_is_used(help_t
             ), name
         if about.shown is None and about.constant_default is None:
             assert "(default" not in said[name]
-    assert said["batch_size"].endswith("(default 256; digits 64, events 32)")
+    assert said["batch_size"].endswith("(default 256; digits and nmnist 64, other events 32)")
     assert said["time_window"].endswith("(default 4; events 10)")
     for name, data_set in DATA_SETS.items():
-        kind = "events" if data_set.events else name if name == "digits" else "images"
-        expected = {"events": (32, 10), "digits": (64, 4), "images": (256, 4)}[kind]
-        assert (data_set.batch_size, data_set.time_window) == expected
+        kind = "events" if data_set.events else "images"
+        batch_size = 64 if name in ("digits", "nmnist") else {"events": 32, "images": 256}[kind]
+        assert data_set.batch_size == batch_size
+        assert data_set.time_window == {"events": 10, "images": 4}[kind]
 
 
 def test_the_help_s_three_examples_are_command_lines(help_text):
