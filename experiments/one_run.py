@@ -30,6 +30,7 @@ from checkpoints import best_row
 from command_line import UserError
 from data_loader import data_of, evaluation_loader
 from distiller import distance_to_teacher
+from experiments.run_plan import MEASURED, RUN, write_whole
 from load_settings import (
     Checkpoint,
     build_network,
@@ -45,19 +46,8 @@ from run_folder import checkpoints_of
 from spikesim_eval.estimate import Chip, estimate
 from spikesim_eval.trace import describe
 
-RUN, MEASURED, COMMITS = "run.json", "measured.json", "commits.txt"
+COMMITS = "commits.txt"
 BATCH = 64  # images: the membranes of two networks are in memory
-
-
-def write_whole(path: Path, content: Any) -> None:
-    """Write JSON: a reader sees all of it or none."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def run(folder: Path) -> int:

@@ -250,9 +250,18 @@ def write_run(planned: Planned, runs: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = None if teacher is None else str(teacher.checkpoint(runs))
     content = {"options": planned.command(runs), "teacher": path}
-    temporary = folder / f"{RUN}.tmp"
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, folder / RUN)
+    write_whole(folder / RUN, content)
+
+
+def write_whole(path: Path, content: Any) -> None:
+    """Write JSON: a reader sees all of it or none."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def stop(going: list[Going], kill: bool) -> None:
