@@ -8,7 +8,8 @@ the mean over layers and timesteps of
     CLK: KL(softmax(u_T) ‖ softmax(û_S)), softmax over a layer's C·H·W neurons, mean over the batch
     CLM: the mean squared difference
     CL:  nothing.
-u_T is clamped to the range of the student's codes before (`within_reach`).
+u_T is clamped to the range of the student's codes before (`within_reach`), and CLK's softmaxes
+contain the threshold (`anchored_membrane_kl`).
 
 The two may have other numbers of timesteps T. On a static image a network's first steps are the
 same whatever comes after them: the teacher runs once, for the longer of both, its logits are those
@@ -33,17 +34,26 @@ from models.neuron import LIF, THRESHOLD
 from quantization import as_rows, at_least_float32
 
 
-def softmax_kl_forward(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def softmax_kl_forward(
+    student: Tensor, teacher: Tensor, anchor: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean over rows of KL(softmax(teacher) ‖ softmax(student)), both (rows, values), and its
-    gradient with respect to the student: (p_S - p_T) / rows.
+    gradient with respect to the student: (p_S - p_T) / rows. With an `anchor`, (), every row of
+    both has one more value, this.
 
     KL = Σ p_T·(teacher - student) + log Σ exp(student) - log Σ exp(teacher): one exp per value.
     """
     rows = len(student)
     highest_student, highest_teacher = student.amax(1, True), teacher.amax(1, True)
+    if anchor is not None:
+        highest_student = torch.maximum(highest_student, anchor)
+        highest_teacher = torch.maximum(highest_teacher, anchor)
     exp_student = (student - highest_student).exp_()
     exp_teacher = (teacher - highest_teacher).exp_()
     sum_student, sum_teacher = exp_student.sum(1, True), exp_teacher.sum(1, True)
+    if anchor is not None:
+        sum_student = sum_student + (anchor - highest_student).exp()
+        sum_teacher = sum_teacher + (anchor - highest_teacher).exp()
     products = (teacher - student).mul_(exp_teacher).sum(1, True)
     kl = products / sum_teacher + (sum_student / sum_teacher).log()
     kl = (kl + highest_student - highest_teacher).sum() / rows
@@ -55,19 +65,20 @@ class _SoftmaxKL(torch.autograd.Function):
     """`softmax_kl_forward`: keeps one tensor for backward, where autograd would keep four."""
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
-        kl, gradient = softmax_kl_forward(student, teacher)
+    def forward(ctx, student: Tensor, teacher: Tensor, anchor: Tensor | None) -> Tensor:
+        kl, gradient = softmax_kl_forward(student, teacher, anchor)
         ctx.save_for_backward(gradient)
         return kl
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        return ctx.saved_tensors[0].mul_(grad), None  # in place: torch refuses a second backward
+        # In place: torch refuses a second backward.
+        return ctx.saved_tensors[0].mul_(grad), None, None
 
 
-def softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    return _SoftmaxKL.apply(at_least_float32(student), at_least_float32(teacher))
+def softmax_kl(student: Tensor, teacher: Tensor, anchor: Tensor | None = None) -> Tensor:
+    return _SoftmaxKL.apply(at_least_float32(student), at_least_float32(teacher), anchor)
 
 
 def logit_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
@@ -75,12 +86,32 @@ def logit_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     return tau**2 * softmax_kl(at_least_float32(student) / tau, at_least_float32(teacher) / tau)
 
 
-def membrane_kl(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """CLK's L_mem of two lists of membrane potentials (T, B, C, H, W), one tensor a layer."""
-    return mean_over_layers(
-        softmax_kl(as_rows(u_student.flatten(0, 1)), as_rows(u_teacher.flatten(0, 1)))
-        for u_student, u_teacher in zip(student, teacher, strict=True)
-    )
+def membrane_kl(
+    student: list[Tensor], teacher: list[Tensor], threshold: float | None = None
+) -> Tensor:
+    """KL(softmax(u_T) ‖ softmax(û_S)) of two lists of membrane potentials (T, B, C, H, W), one
+    tensor a layer, mean over layers, timesteps and images.
+
+    A softmax does not change where a whole layer is shifted, but its spikes do. With a `threshold`
+    each has one more element, which weighs as much as the layer's N neurons, were they all at the
+    threshold: threshold + log N.
+    """
+
+    def of_layer(u_student: Tensor, u_teacher: Tensor) -> Tensor:
+        student, teacher = (as_rows(u.flatten(0, 1)) for u in (u_student, u_teacher))
+        anchor = None
+        if threshold is not None:
+            wide = torch.promote_types(student.dtype, torch.float32)
+            neurons = student.shape[1]
+            anchor = student.new_full((), threshold + math.log(neurons), dtype=wide)
+        return softmax_kl(student, teacher, anchor)
+
+    return mean_over_layers(of_layer(*layer) for layer in zip(student, teacher, strict=True))
+
+
+def anchored_membrane_kl(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    """CLK's L_mem: `membrane_kl` with the neuron's threshold in each softmax."""
+    return membrane_kl(student, teacher, THRESHOLD)
 
 
 def membrane_mse(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
@@ -116,7 +147,7 @@ def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(losses)).mean()
 
 
-MEMBRANE_LOSSES = {"CLK": membrane_kl, "CLM": membrane_mse, "CL": None}
+MEMBRANE_LOSSES = {"CLK": anchored_membrane_kl, "CLM": membrane_mse, "CL": None}
 ALPHA, TAU = 1.0, 4.0
 BETA = {"CLK": 100.0, "CLM": 30.0, "CL": 0.0}
 BETA_SCHEDULES = {  # share of the training that is done -> share of beta

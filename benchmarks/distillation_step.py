@@ -8,6 +8,7 @@ quantizers and the losses are free. First both losses are compared in float64.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from distiller import ALPHA, BETA, TAU, Distiller, softmax_kl_forward, within_re
 from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
-from models.neuron import LIF
+from models.neuron import LIF, THRESHOLD
 
 PLAIN, NAIVE, OURS = "full precision, plain", "MD-SNN, naive loss", "MD-SNN"
 
@@ -53,8 +54,8 @@ class NaiveDistiller:
         neurons = [layer for layer in self.student.modules() if isinstance(layer, LIF)]
         by_layer = [
             F.kl_div(
-                F.log_softmax(u_student.flatten(2), 2),
-                F.softmax(within_reach(u_teacher, neuron).flatten(2), 2),
+                F.log_softmax(with_threshold(u_student), 2),
+                F.softmax(with_threshold(within_reach(u_teacher, neuron)), 2),
                 reduction="sum",
             )
             / (u_student.shape[0] * u_student.shape[1])
@@ -64,6 +65,12 @@ class NaiveDistiller:
         ]
         loss = F.cross_entropy(logits, labels) + ALPHA * TAU**2 * logit
         return logits, loss + BETA["CLK"] * torch.stack(by_layer).mean(), None
+
+
+def with_threshold(u: Tensor) -> Tensor:
+    """(T, B, C·H·W + 1) of u (T, B, C, H, W), see `distiller.membrane_kl`."""
+    rows = u.flatten(2)
+    return F.pad(rows, (0, 1), value=THRESHOLD + math.log(rows.shape[2]))
 
 
 def networks(width: int, time_window: int) -> tuple[MSResNet, QuanMSResNet]:

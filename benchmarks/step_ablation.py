@@ -25,7 +25,11 @@ from models.neuron import lif_backward, lif_forward
 FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"
 
 
-def autograd_kl(student: Tensor, teacher: Tensor) -> Tensor:
+def autograd_kl(student: Tensor, teacher: Tensor, anchor: Tensor | None) -> Tensor:
+    if anchor is not None:
+        student, teacher = (
+            torch.cat([x, anchor.expand(len(x), 1)], dim=1) for x in (student, teacher)
+        )
     log_p_student, log_p_teacher = F.log_softmax(student, 1), F.log_softmax(teacher, 1)
     return F.kl_div(log_p_student, log_p_teacher, reduction="batchmean", log_target=True)
 

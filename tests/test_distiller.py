@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import reference
 from distiller import (
     Distiller,
+    anchored_membrane_kl,
     distance_to_teacher,
     logit_kl,
     mean_over_layers,
@@ -57,17 +58,32 @@ def test_membrane_mse_by_hand(device):
     assert membrane_mse([student, student], [teacher, student]).item() == 1.0
 
 
+def test_a_shift_of_a_whole_layer_costs_what_it_does_to_the_threshold():
+    # Two neurons and the threshold, which weighs as much as two: in quarters, before and after.
+    teacher = torch.full((1, 1, 2, 1, 1), THRESHOLD, dtype=torch.float64)
+    student = teacher + LOG3
+    assert membrane_kl([student], [teacher]).item() == pytest.approx(0, abs=1e-12)
+    neurons = 0.5 * math.log(0.5 / 0.75)  # each a quarter of the mass, then three eighths
+    threshold = 0.5 * math.log(0.5 / 0.25)
+    expected = pytest.approx(neurons + threshold)
+    assert anchored_membrane_kl([student], [teacher]).item() == expected
+
+
+@pytest.mark.parametrize("threshold", [None, THRESHOLD, 40.0])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_membrane_kl_and_its_gradient_equal_autograd(channels_last, device):
+def test_membrane_kl_and_its_gradient_equal_autograd(channels_last, threshold, device):
     torch.manual_seed(0)
     u = torch.randn(3 * 2, 4, 5, 5, dtype=torch.float64).to(device)
     if channels_last:
         u = u.to(memory_format=torch.channels_last)
     student = u.clone().unflatten(0, (3, 2)).requires_grad_()
     teacher = torch.randn(3, 2, 4, 5, 5, dtype=torch.float64).to(device)
-    loss = membrane_kl([student], [teacher])
+    loss = membrane_kl([student], [teacher], threshold)
     plain = student.detach().clone().requires_grad_()
-    log_p_student, log_p_teacher = (x.flatten(2).log_softmax(2) for x in (plain, teacher))
+    rows = [x.flatten(2) for x in (plain, teacher)]
+    if threshold is not None:
+        rows = [F.pad(x, (0, 1), value=threshold + math.log(4 * 5 * 5)) for x in rows]
+    log_p_student, log_p_teacher = (x.log_softmax(2) for x in rows)
     expected = F.kl_div(log_p_student, log_p_teacher, reduction="sum", log_target=True) / (3 * 2)
     torch.testing.assert_close(loss, expected)
     (2 * loss).backward()
@@ -243,7 +259,8 @@ def naive_loss(teacher, student, frames, labels, T_S, T_T, loss, of_logits, alph
             for b in range(B):
                 one, other = ours[t, b].flatten(), theirs[t, b].flatten()
                 if loss == "CLK":
-                    term = naive_kl(one, other)
+                    threshold = one.new_full((len(one),), THRESHOLD).logsumexp(0, keepdim=True)
+                    term = naive_kl(torch.cat([one, threshold]), torch.cat([other, threshold]))
                 else:
                     term = ((one - other) ** 2).mean() if loss == "CLM" else 0
                 total = total + beta * term / (len(u_student) * T_S * B)
@@ -313,8 +330,8 @@ def test_a_teacher_runs_no_longer_than_somebody_looks_at_it():
 
 @pytest.mark.parametrize("loss", ["CLK", "CLM", "CL"])
 def test_a_teacher_of_the_same_t_trains_the_student_bit_for_bit_as_without_any_of_this(loss):
-    """Three steps of the code from before there was another T."""
-    membrane_loss = {"CLK": membrane_kl, "CLM": membrane_mse, "CL": None}[loss]
+    """Three steps of what there was before there was another T."""
+    membrane_loss = {"CLK": anchored_membrane_kl, "CLM": membrane_mse, "CL": None}[loss]
 
     def before(teacher, student, images, labels):
         by_layer = []
