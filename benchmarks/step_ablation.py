@@ -25,7 +25,7 @@ from models.neuron import lif_backward, lif_forward
 FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"
 
 
-def autograd_kl(student: Tensor, teacher: Tensor, anchor: Tensor | None) -> Tensor:
+def autograd_kl(student: Tensor, teacher: Tensor, anchor: Tensor | None = None) -> Tensor:
     if anchor is not None:
         student, teacher = (
             torch.cat([x, anchor.expand(len(x), 1)], dim=1) for x in (student, teacher)
