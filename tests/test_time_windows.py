@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import main
-from benchmarks.membrane_report import membrane_report
 from checkpoints import Run
 from conftest import DIGITS
 from data_loader import load_data_sets
+from experiments.membrane_report import membrane_report
 from experiments.runs import main as runs
 from load_settings import (
     UserError,

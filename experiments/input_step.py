@@ -4,7 +4,7 @@ The highest code stands for the largest training value, or for so many times a q
 non-zero ones where that is less (data_loader.input_of). Made-up frames of two classes, in kinds
 that are hard for one rule or another; of a 4-bit student on each, the accuracy in the last epochs.
 
-    python -m benchmarks.input_step        # 4 minutes on 1 core; prints the table
+    python -m experiments.input_step        # 4 minutes on 1 core; prints the table
 """
 
 import csv

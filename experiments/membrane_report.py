@@ -1,6 +1,6 @@
-"""What distillation changed in the membranes, drawn: python -m benchmarks.membrane_report
+"""What distillation changed in the membranes, drawn: python -m experiments.membrane_report
 
-    python -m benchmarks.membrane_report --teacher original-best.pth --student student-last.pth \
+    python -m experiments.membrane_report --teacher original-best.pth --student student-last.pth \
         --mdsnn qamd-last.pth --out report/
 
 Over the test set of the checkpoints: each student's distance to the teacher's membrane potentials
