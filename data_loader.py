@@ -23,7 +23,6 @@ raw events and the cache; a training makes what is missing too, but for the fram
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -39,7 +38,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from datetime import timedelta
 from functools import partial
 from http.client import HTTPException
 from itertools import islice, pairwise
@@ -48,7 +46,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -59,9 +56,13 @@ from torchvision.datasets.utils import download_url
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from command_line import Parser, UserError, similar_path
 from load_settings import Checkpoint, classes_of_folder
 from quantization import codes_of
+from runtime.command import Parser, similar_path
+from runtime.errors import UserError
+from runtime.files import file_lock
+from runtime.launcher import launcher_variable
+from runtime.processes import PATIENCE, first_process_first, is_main_process
 from settings import (
     DATA_SETS,
     Settings,
@@ -72,10 +73,8 @@ from settings import (
 )
 
 Arrays = tuple[tuple[Tensor, Sequence[int]], tuple[Tensor, Sequence[int]]]  # (images, labels) twice
-FIRST_HERE = os.environ.get("LOCAL_RANK", "0") == "0"
 # How long a process waits for another that says nothing, or for a batch of a loader. One that dies
 # is noticed at once; a checkpoint may take its time on a slow disk.
-PATIENCE = timedelta(minutes=10)
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
 MOST_PIXELS = 2**20  # of an event camera
@@ -300,7 +299,7 @@ def load_data_sets(
         found = input_of(train.numpy(), rows.numpy())
     step, clipped = found or (None, 0.0)
     if found is not None and input_step not in (None, step):
-        if is_first_process():
+        if is_main_process():
             print(
                 f"warning: the network was trained with the input step {input_step:.4g}, which is "
                 f"used, but the training data in {place.data} have {step:.4g}",
@@ -356,10 +355,6 @@ def refuse_another_fold(
             f"have {len(train)} there: it may have been trained on the test images, give the data "
             "that it was trained on"
         )
-
-
-def is_first_process() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 class Place(NamedTuple):
@@ -646,59 +641,7 @@ def set_epoch(loader: DeviceLoader | DataLoader, epoch: int, first_batch: int = 
     loader.dataset.epoch = epoch
 
 
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Run the block in process 0, then in the others; where it fails in process 0, all raise.
-
-    For preparing files that all processes read afterwards. Without a process group it does nothing.
-    After a failure the others do not enter their blocks: they raise UserError with the text of
-    process 0's error.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        yield
-        return
-    # A group of its own: a download may take longer than training's time-out (NCCL: 10 minutes).
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    failure = [None]
-    if dist.get_rank() != 0:
-        dist.broadcast_object_list(failure, src=0, group=group)
-        if failure[0] is not None:
-            raise UserError(failure[0])
-        yield
-        return
-    try:
-        yield
-    except BaseException as error:
-        failure = [str(error) or repr(error)]
-        raise
-    finally:
-        dist.broadcast_object_list(failure, src=0, group=group)
-
-
 # Files are made whole or not at all, by one process at a time.
-
-
-@contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """Be the only process that makes `target`; others wait for it.
-
-    The lock dies with its process, so what a killed one leaves is taken over.
-    """
-    path = target.with_name(f".{target.name}.lock")
-    while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for the process that makes {target} ...", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
-                continue  # its owner has finished and removed it
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
 
 
 def _refuse_unfinished(frames: Path) -> None:
@@ -729,7 +672,7 @@ def downloading(data_path: Path, target: Path, archive: Path) -> Iterator[None]:
     had_archive = archive.exists()
     try:
         data_path.mkdir(parents=True, exist_ok=True)
-        with alone(target):
+        with file_lock(target):
             yield
     except BaseException:
         if not had_archive:
@@ -812,7 +755,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 def _say_unused(data: str, root: Path, files: Iterable[str], other: Counter[str]) -> None:
     """Print, once, how many `files` and other things in `root` are there and not used."""
     kinds = other + Counter(Path(name).suffix.lower()[:12] or "no ending" for name in files)
-    if kinds and is_first_process():
+    if kinds and is_main_process():
         counted = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
         text = (
             f"{data}: {kinds.total()} of the files and folders in {root} are not read ({counted}"
@@ -869,7 +812,7 @@ def packed(
     if (already := current()) is not None:
         return already
     index.parent.mkdir(parents=True, exist_ok=True)
-    with alone(index):
+    with file_lock(index):
         if (made_by_another := current()) is not None:
             return made_by_another
         _write_packed(index, root, source, read, shape, measure)
@@ -907,7 +850,10 @@ def _read_packed(
             or images.shape != (len(labels), *shape)
             or images.dtype not in (np.uint8, np.uint16, np.float32)
             # Once on a machine: all processes read the same file.
-            or (FIRST_HERE and _checksum(contents, zlib.crc32(images)) != crc)
+            or (
+                launcher_variable("LOCAL_RANK") == 0
+                and _checksum(contents, zlib.crc32(images)) != crc
+            )
         )
         if (measured := contents.pop("input", None)) is not None:
             found = Input(**measured)
@@ -1509,7 +1455,7 @@ def convert_events(
         print(f"{frames} is there already: remove it to convert its events again")
         return []
     frames.parent.mkdir(parents=True, exist_ok=True)
-    with alone(frames):
+    with file_lock(frames):
         if frames.is_dir():
             return []  # made by the process that was waited for
         unfinished = frames.with_name(f"{frames.name}.unfinished")
@@ -1582,7 +1528,7 @@ def _find_events(data: str, place: Place) -> list[tuple[str, Path]]:
         if not extracted.is_dir():
             extracted = made / part
             extracted.parent.mkdir(parents=True, exist_ok=True)
-            with alone(extracted):
+            with file_lock(extracted):
                 if archive and not extracted.is_dir():
                     archive.unpack(sources[part], extracted)
                 elif not extracted.is_dir():

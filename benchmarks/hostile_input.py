@@ -29,13 +29,13 @@ from hypothesis import strategies as st
 from checkpoints import Run
 from data_loader import Archive, load_data_sets, read_frames
 from load_settings import (
-    UserError,
     build_network,
     build_optimizer,
     load_checkpoint,
     load_network,
     parse_settings,
 )
+from runtime.errors import UserError
 from settings import OPTIONS as DECLARED
 from spikesim_eval.layers import InputError, load_layer_list
 

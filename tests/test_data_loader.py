@@ -34,7 +34,7 @@ from data_loader import (
     train_loader,
     training_batches,
 )
-from load_settings import UserError
+from runtime.errors import UserError
 
 T = 4
 CIFAR = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
@@ -810,8 +810,8 @@ def test_an_unknown_name_is_refused(tmp_path):
 PREPARE = """
 import sys
 import torch.distributed as dist
-from data_loader import first_process_first
-from load_settings import UserError
+from runtime.processes import first_process_first
+from runtime.errors import UserError
 
 rank, address = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)

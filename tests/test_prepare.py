@@ -26,7 +26,7 @@ import data_loader
 import main
 from conftest import REPOSITORY
 from data_loader import EVENT_DATA, load_data_sets
-from load_settings import UserError
+from runtime.errors import UserError
 from stand_in_data import (
     write_events,
     write_image_folder,

@@ -13,14 +13,9 @@ from checkpoints import Run
 from conftest import DIGITS
 from data_loader import load_data_sets
 from experiments.runs import main as runs
-from load_settings import (
-    UserError,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-    time_window_of,
-)
+from load_settings import load_checkpoint, load_network, parse_settings, time_window_of
 from models.neuron import LIF
+from runtime.errors import UserError
 from spikesim_eval.estimate import Chip, estimate
 from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint
