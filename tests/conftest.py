@@ -78,7 +78,7 @@ def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for path in [
         *REPOSITORY.glob("*.py"),
-        *(REPOSITORY / name for name in ("models", "spikesim_eval")),
+        *(REPOSITORY / name for name in ("data_sets", "models", "spikesim_eval")),
     ]:
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, folder / path.name)

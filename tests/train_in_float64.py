@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
+from data_loader import ImageSet
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import main
-from data_loader import ImageSet
 
 load_data_sets = main.load_data_sets
 
