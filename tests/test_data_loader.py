@@ -27,7 +27,7 @@ from data_loader import DeviceLoader, ImageSet, Share, evaluation_loader, set_ep
 from data_sets import static
 from data_sets.augment import CropAndFlip, augmentation
 from load_settings import UserError
-from stand_in_data import data_sets_of, one_by_one
+from loading import data_sets_of, one_by_one
 
 T = 4
 CIFAR = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
@@ -570,7 +570,7 @@ def test_a_command_in_the_cifar_environment_accepts_stand_ins(tmp_path):
         stand_in_data.write_cifar(tmp_path, data)
     code = (
         "import sys; assert 'torchvision' not in sys.modules\n"
-        "from stand_in_data import data_sets_of\n"
+        "from loading import data_sets_of\n"
         "print([len(p) for d in ('CIFAR10', 'CIFAR100') for p in data_sets_of(d)])"
     )
     environment = stand_in_data.cifar_environment(tmp_path)

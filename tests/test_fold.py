@@ -18,8 +18,8 @@ import stand_in_data
 from data_loader import FOLDS, ImageSet, data_of, held_out_rows
 from data_sets import static
 from load_settings import load_checkpoint, parse_settings
+from loading import data_sets_of
 from spikesim_eval.__main__ import main as spikesim_eval
-from stand_in_data import data_sets_of
 from test_bad_input import ORIGINAL, complaint
 from test_input_step import SIDE, T
 from test_input_step import write as write_frames

@@ -12,7 +12,8 @@ import main
 from data_loader import read_sample
 from data_sets.events import EVENT_DATA
 from load_settings import load_checkpoint
-from stand_in_data import data_sets_of, write_nmnist
+from loading import data_sets_of
+from stand_in_data import write_nmnist
 from test_fold import images_of
 from test_prepare import cut, empty, files_below, prepare, refused, zipped
 

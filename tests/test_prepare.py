@@ -30,13 +30,8 @@ from data_sets.event_camera import as_atis, digit_events
 from data_sets.events import EVENT_DATA
 from data_sets.static import read_image
 from load_settings import UserError
-from stand_in_data import (
-    data_sets_of,
-    write_events,
-    write_image_folder,
-    write_ncaltech101,
-    write_tiny_imagenet,
-)
+from loading import data_sets_of
+from stand_in_data import write_events, write_image_folder, write_ncaltech101, write_tiny_imagenet
 
 T = 3
 FRAMES = f"N-Caltech101/frames_number_{T}_split_by_number"

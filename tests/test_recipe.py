@@ -23,8 +23,9 @@ from load_settings import (
     load_network,
     parse_settings,
 )
+from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
-from stand_in_data import data_sets_of, one_by_one, write_image_folder, write_tiny_imagenet
+from stand_in_data import write_image_folder, write_tiny_imagenet
 from test_bad_input import ORIGINAL, complaint
 from test_input_step import SIDE, T, command
 from test_input_step import write as write_frames

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from data_loader import Share, evaluation_loader
 from load_settings import load_checkpoint, load_network
+from loading import data_sets_of
 from spikesim_eval.__main__ import main
 from spikesim_eval.compare import cheapest, sensitivity
 from spikesim_eval.crossbar import Crossbar
@@ -27,7 +28,6 @@ from spikesim_eval.nonideal import nonideal_report
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
 from spikesim_eval.trace import trace_checkpoint, trace_module
-from stand_in_data import data_sets_of
 from test_spikesim import one_error_line, residual_block
 
 

@@ -19,11 +19,12 @@ from load_settings import (
     parse_settings,
     time_window_of,
 )
+from loading import data_sets_of
 from models.neuron import LIF
 from spikesim_eval.estimate import Chip, estimate
 from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint
-from stand_in_data import data_sets_of, write_ncaltech101
+from stand_in_data import write_ncaltech101
 from test_study import read_csv
 
 
