@@ -90,9 +90,10 @@ from log import (
 from models import MSResNet
 from models.batch_norm import estimate_statistics
 from models.compiling import compile_regions
+from models.integer_network import IntegerNetwork
 from models.neuron import LIF, THRESHOLD, count_spikes
 from models.numerics import first_bad_gradient, watch_numbers
-from quantization import IntegerNetwork, at_least_float32
+from quantization import at_least_float32
 from run_folder import check_save_path
 from settings import SHARED_GPU
 

@@ -24,11 +24,12 @@ from distiller import Distiller, softmax_kl_forward
 from load_settings import UserError, load_checkpoint, parse_settings
 from models import MSResNet, QuanMSResNet, compiling
 from models.batch_norm import BatchNorm
+from models.integer_network import IntegerNetwork
 from models.MS_ResNet import Conv2d
 from models.neuron import LIF, THRESHOLD
 from models.Quan_MS_ResNet import QuanConv2d
 from one_step import SETTINGS, networks, results
-from quantization import IntegerNetwork, integers_forward
+from quantization import integers_forward
 from settings import SHARED_GPU
 from stand_in_data import write_ncaltech101
 
