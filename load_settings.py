@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, MEMBRANE_LOSSES
 from models import MSResNet, QuanMSResNet
 from runtime.command import did_you_mean, similar_path, wrong_choice
@@ -358,32 +359,6 @@ def refuse_single_values(
         "last stage, {}, and a part of a batch holds one image ({}, on one process): take more "
         "timesteps, larger images or more images a part".format(*size, time_window, batch)
     )
-
-
-def classes_of_folder(data_path: str | Path) -> list[str]:
-    """The classes of --data folder: the names of the folders in train/, in code-point order."""
-    root = Path(data_path)
-    expected = f"--data folder expects {root}/train/CLASS/* and {root}/val/CLASS/*"
-    names = {}
-    for part in ("train", "val"):
-        try:
-            folders = [x.name for x in (root / part).iterdir() if x.is_dir()]
-        except OSError as error:
-            meant = similar_path(root, folder=True) if not root.exists() else ""
-            raise UserError(
-                f"{expected}: cannot read {root / part} ({error.strerror}){meant}"
-            ) from None
-        names[part] = sorted(name for name in folders if not name.startswith("."))
-    for part, other in (("train", "val"), ("val", "train")):
-        missing = sorted(set(names[other]) - set(names[part]))
-        if missing:
-            raise UserError(
-                f"{root / part} lacks {len(missing)} of the classes of {root / other}: "
-                f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
-            )
-    if len(names["train"]) < 2:
-        raise UserError(f"{expected} with two classes or more, found {len(names['train'])}")
-    return names["train"]
 
 
 def _check_teacher(settings: Settings, teacher: Settings) -> None:

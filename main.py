@@ -43,13 +43,14 @@ from checkpoints import Run, deciding, how_to_go_on, not_finite
 from cuda_graphs import WARM_UP, Gradients, ReplayedGradients
 from data_loader import (
     ImageSet,
-    evaluation_batches,
+    Share,
+    evaluation_loader,
     input_step_of,
     input_text,
     load_data_sets,
     refuse_another_fold,
     set_epoch,
-    training_batches,
+    training_loader,
 )
 from display import percent
 from distiller import Distiller, softmax_kl_forward
@@ -275,18 +276,8 @@ def make_deterministic(settings: Settings) -> None:
 
 def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
     """Training and test data; for an evaluation as the checkpoint's network reads them."""
-    train_set, test_set = load_data_sets(
-        settings.data,
-        settings.data_path,
-        settings.time_window,
-        settings.seed,
-        settings.augment,
-        data_set_of(settings).image_size,
-        settings.cache_path,
-        None if settings.eval_only is None else input_step_of(settings),
-        settings.val_share,
-        settings.fold,
-    )
+    input_step = None if settings.eval_only is None else input_step_of(settings)
+    train_set, test_set = load_data_sets(settings, input_step)
     if world_size() > 1:
         # With other numbers of batches the processes would wait for each other for ever.
         all_agree(
@@ -336,7 +327,7 @@ def train(
         settings = replace(settings, resume=True, overwrite=False)
     of_first_process(lambda: check_save_path(settings))
     make_deterministic(settings)
-    shard = (settings.batch_size // world_size(), rank(), world_size(), settings.workers)
+    share = Share(settings.batch_size // world_size(), rank(), world_size(), settings.workers)
     train_set, test_set = data_sets(settings)
     refuse_single_values(settings, world_size(), len(train_set))
     if train_set.held_out is not None and len(train_set.held_out) == 0:
@@ -349,11 +340,11 @@ def train(
         taught_by = load_checkpoint(settings.teacher_path)
         refuse_another_fold(taught_by, settings.teacher_path, settings, train_set)
     settings = with_input_step(settings, train_set.step, taught_by)
-    train_batches = training_batches(train_set, *shard, settings.seed, device)
-    test_batches = evaluation_batches(test_set, *shard, device)
+    train_batches = training_loader(train_set, share, device)
+    test_batches = evaluation_loader(test_set, share, device)
     val_batches = None
     if train_set.held_out is not None:
-        val_batches = evaluation_batches(train_set.held_out, *shard, device)
+        val_batches = evaluation_loader(train_set.held_out, share, device)
     if is_main_process():  # before --compile: it would compile for the one image of this, too
         of_data = data_set_of(settings)
         macs = macs_of_image(settings.model_depth, settings.width, settings.time_window, of_data)
@@ -685,9 +676,8 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     if settings.compile:
         compile_for(settings, device, test_set)
     batch_size = max(1, settings.batch_size // world_size())
-    batches = evaluation_batches(
-        test_set, batch_size, rank(), world_size(), settings.workers, device
-    )
+    share = Share(batch_size, rank(), world_size(), settings.workers)
+    batches = evaluation_loader(test_set, share, device)
     pairs: list[Tensor] | None = [] if settings.per_class else None
     tested = evaluate(network, batches, device, settings.amp, pairs)
     found = evaluation.about(settings, checkpoint) | {

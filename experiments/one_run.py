@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 import main as training
 from checkpoints import best_row
-from data_loader import data_of, evaluation_loader
+from data_loader import Share, data_of, evaluation_loader
 from distiller import distance_to_teacher
 from experiments.run_plan import MEASURED, RUN, write_whole
 from load_settings import (
@@ -84,7 +84,7 @@ def measure(path: Path, teacher_path: Path | None, commit: str | None = None) ->
     device = torch.device("cuda" if use_cuda else "cpu")
     _, test_set = data_of(settings, settings.data_path)
     workers = min(settings.workers, os.cpu_count() or 1)
-    batches = evaluation_loader(test_set, min(BATCH, settings.batch_size), 0, 1, workers)
+    batches = evaluation_loader(test_set, Share(min(BATCH, settings.batch_size), workers=workers))
     about = {
         "seconds": round(sum(row.get("seconds") or 0.0 for row in rows), 1),
         "commit": commit,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoints import best_row
-from data_loader import data_of, evaluation_loader
+from data_loader import Share, data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
@@ -88,7 +88,7 @@ def find_runs(folder: Path) -> list[Run]:
 
 def test_batches(settings: Settings):
     _, test_set = data_of(settings, settings.data_path)
-    return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
+    return evaluation_loader(test_set, Share(settings.batch_size))
 
 
 def table(

@@ -15,7 +15,7 @@ import torch
 
 import main
 from conftest import REPOSITORY
-from data_loader import ImageSet, training_batches
+from data_loader import ImageSet, Share, training_loader
 from load_settings import load_checkpoint, parse_settings, refuse_single_values
 from runtime.errors import UserError
 from runtime.files import check_writable
@@ -151,7 +151,7 @@ def test_what_batch_norm_is_given_is_foreseen(world_size):
         data_set = ImageSet(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), [0] * images)
         parts = []
         for rank in range(world_size):
-            loader = training_batches(data_set, share, rank, world_size, 0, 0, torch.device("cpu"))
+            loader = training_loader(data_set, Share(share, rank, world_size))
             batches = [batch for batch, _ in loader]
             parts.append([len(part) for x in batches for part in x.chunk(accumulate)])
         smallest = min(map(sum, zip(*parts, strict=True)))

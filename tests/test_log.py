@@ -29,8 +29,8 @@ from torch import nn
 
 import main
 from conftest import DIGITS, REPOSITORY
-from data_loader import load_data_sets
 from load_settings import build_network, data_set_of, load_checkpoint, load_network, parse_settings
+from loading import data_sets_of
 from log import ProgressBar, amount, duration, epoch_line, macs_of_image, next_commands
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]
@@ -316,7 +316,7 @@ def test_in_the_program_s_folder_the_next_commands_are_short_and_say_how_it_ran(
 
 
 def test_the_test_loss_is_the_mean_cross_entropy_over_all_test_images(trained):
-    _, test_set = load_data_sets("digits", ".", 4)
+    _, test_set = data_sets_of("digits", ".", 4)
     images = torch.stack([test_set[i][0] for i in range(360)])
     for setting, path in trained.items():
         network = load_network(load_checkpoint(path.with_name(f"{setting}-last.pth")))

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import main
 from data_loader import ImageSet
 from runtime import processes
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import main
 
 load_data_sets = main.load_data_sets
 
