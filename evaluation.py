@@ -21,7 +21,6 @@ from data_loader import read_sample
 from display import SHADING, new_figure, percent, picture_files, printable, run_at, text_table
 from load_settings import Checkpoint, load_checkpoint, load_network
 from settings import Settings, data_set_of
-from spikesim_eval.layers import InputError
 
 FEW = 3  # classes that are named of a file
 SHOWN = 20  # classes, in a terminal and with numbers in the picture
@@ -74,7 +73,7 @@ def check_files(settings: Settings) -> None:
         )
     try:
         check_folder(folder)
-    except InputError as error:
+    except UserError as error:
         raise UserError(f"{error}: choose another with --out") from None
 
 
@@ -134,7 +133,7 @@ def write_classes(
     }
     try:
         write_files(folder_of(settings), contents)
-    except InputError as error:
+    except UserError as error:
         raise UserError(f"{error}: choose another with --out") from None
 
 

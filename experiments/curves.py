@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from command_line import UserError
 from display import kind_of, legend_below, new_figure, picture_files, short_names, styles
 from experiments.found_runs import Run, names_of, place_of, warn
-from spikesim_eval.layers import InputError
 from spikesim_eval.plots import plain
 from spikesim_eval.report import check_folder, write_files
 
@@ -44,7 +43,7 @@ def draw(runs: Sequence[Run], out: str) -> list[Path]:
         check_folder(out.parent)
         contents = picture_files(picture(runs), out.name)
         write_files(out.parent, contents)
-    except InputError as error:
+    except UserError as error:
         raise UserError(f"--out {out}: {error}") from None
     return [out.with_name(name) for name in contents]
 

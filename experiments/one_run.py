@@ -43,7 +43,8 @@ from log import git_commit
 from models import MSResNet
 from models.neuron import count_spikes
 from run_folder import checkpoints_of
-from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.chip import Chip
+from spikesim_eval.estimate import estimate
 from spikesim_eval.trace import describe
 
 COMMITS = "commits.txt"

@@ -21,7 +21,6 @@ from experiments.plan import METHODS, STARTS, TEACHER
 from experiments.rows import ROWS, Row, read_rows
 from experiments.table import cell, latex, markdown, mean_and_error
 from settings import OPTIONS, complete
-from spikesim_eval.layers import InputError
 from spikesim_eval.plots import plain
 from spikesim_eval.report import write_files
 
@@ -418,9 +417,6 @@ def write_tables(
     }
     if any(group.about["method"] != TEACHER for group in groups):
         contents |= picture_files(picture(groups), "picture")
-    try:
-        write_files(folder, contents)
-    except InputError as error:
-        raise UserError(str(error)) from None
+    write_files(folder, contents)
     print(text, flush=True)
     print(f"{', '.join(contents)} are in {folder}", flush=True)

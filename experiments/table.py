@@ -21,7 +21,7 @@ from experiments.found_runs import Run, compared, names_of, place_of, warn
 from load_settings import Checkpoint, digest, load_checkpoint
 from run_folder import checkpoints_of
 from settings import Settings
-from spikesim_eval.report import markdown_table
+from spikesim_eval.render import markdown_table
 
 two_digits = "{:.2f}".format
 

@@ -26,7 +26,7 @@ from display import kind_of, legend_below, new_figure, percent, save_picture, st
 from distiller import distance_to_teacher
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
 from run_folder import read_metrics
-from spikesim_eval.quantities import QUANTITIES, shown
+from spikesim_eval.render import QUANTITIES, shown
 
 COSTS = ("energy", "delay", "area", "edap")
 FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)

@@ -28,7 +28,7 @@ from display import (
 )
 
 from .estimate import Estimate
-from .quantities import QUANTITIES, unit_of
+from .render import QUANTITIES, unit_of
 
 # The same report is the same file, and its text stays text: the browser has the fonts, so that
 # matplotlib need not say which of them it lacks.

@@ -26,7 +26,7 @@ from command_line import UserError
 from conftest import REPOSITORY
 from load_settings import parse_settings
 from settings import IMAGE_SIDES, LIMITS
-from spikesim_eval.estimate import Chip
+from spikesim_eval.chip import Chip
 
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
 
