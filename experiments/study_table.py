@@ -15,14 +15,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from command_line import UserError
-from display import COLOURS, legend_below, new_figure, picture_files, significant, styles
+from display import COLOURS, legend_below, new_figure, picture_files, plain, significant, styles
 from experiments.plan import METHODS, STARTS, TEACHER
 from experiments.rows import ROWS, Row, read_rows
 from experiments.table import cell, latex, markdown, mean_and_error
+from runtime.errors import UserError
+from runtime.files import write_files
 from settings import OPTIONS, complete
-from spikesim_eval.plots import plain
-from spikesim_eval.report import write_files
 
 two_digits, signed = "{:.2f}".format, "{:+.2f}".format
 # Accuracies of MD-SNN, %, as public digests of arXiv 2512.04443 give them.

@@ -16,8 +16,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from command_line import Parser, UserError, similar_path
 from display import picture_files, short_names, text_table
+from runtime.command import Parser, run_command, similar_path
+from runtime.errors import UserError
+from runtime.files import check_writable, write_files
 
 from .chip import CHOICES, Chip, Crossbar
 from .compare import choice, compare, notes, published_ratios, tables
@@ -28,9 +30,7 @@ from .render import csv_text, markdown_table
 from .report import (
     assumptions,
     build_report,
-    check_folder,
     totals_text,
-    write_files,
     write_report,
 )
 from .sweep import AXES, check_size, front_lines, shown_front, sweep, sweep_csv, variants
@@ -303,28 +303,19 @@ def run_nonideal(args: argparse.Namespace) -> None:
     print(nonideal_text(report))
 
 
+def work(argv: list[str] | None) -> None:
+    args = build_parser().parse_args(argv)
+    if "out" in args:
+        check_writable(args.out, "--out")
+    args.run(args)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0, or 2 after one line on stderr for a mistake of the user."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # Units and names have letters that not every terminal has: µ, ², those of a file's name.
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        args = build_parser().parse_args(argv)
-        if "out" in args:
-            check_folder(args.out)
-        args.run(args)
-        sys.stdout.flush()
-    except UserError as error:
-        print("spikesim_eval: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        # What is left to print, Python would try to print when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"spikesim_eval: error: cannot print ({error.strerror})", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("spikesim_eval", lambda: work(argv))
 
 
 if __name__ == "__main__":

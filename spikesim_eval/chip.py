@@ -8,7 +8,7 @@ from dataclasses import Field, dataclass, field, fields
 from statistics import NormalDist
 from typing import Any
 
-from command_line import UserError
+from runtime.errors import UserError
 
 from .constants import REFERENCE
 from .layer_list import check_int, check_number, show

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from command_line import UserError
 from display import room_for_names, run_at, short_names, significant
+from runtime.errors import UserError
 
 from .chip import CHOICES, Chip
 from .constants import PUBLISHED_RATIO

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from command_line import UserError
+from runtime.errors import UserError
 
 LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
 MAX_BITS = 32  # full precision enters as 32-bit fixed point

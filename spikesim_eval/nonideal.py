@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from command_line import UserError
 from display import percent, run_at
 from load_settings import load_checkpoint, load_network
+from runtime.errors import UserError
 
 from .chip import Crossbar
 from .crossbar import CrossbarLayer

@@ -9,7 +9,7 @@ finish, which counts the timesteps once (the layer-wise latencies it prints coun
 import math
 from typing import Any
 
-from command_line import UserError
+from runtime.errors import UserError
 
 from .chip import check_columns
 from .constants import AREA_UM2, ENERGY_PJ, REFERENCE

@@ -1,17 +1,14 @@
 """An estimate as report.json, report.csv (a row a layer), report.md and report.html."""
 
-import errno
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from math import fsum
 from pathlib import Path
 from typing import Any
 
-from command_line import UserError
 from display import component_name, percent, short_names, significant, text_table
+from runtime.files import write_files
 
 from .chip import Chip
 from .compare import check_same_classes, notes, sensitivity
@@ -346,46 +343,3 @@ def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
             "report.html": page(TITLE, found, report_plots(report)),
         },
     )
-
-
-def check_folder(folder: str | Path) -> None:
-    """Raise UserError where nothing can be written into `folder`: before hours of work for it."""
-    folder = Path(folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"cannot write to {str(folder)!r}: {str(there)!r} is no folder that can be written to"
-        )
-
-
-def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write files into `folder`, all of them or none.
-
-    Each is written beside its target and moved there once all are complete. Raises UserError
-    where the folder cannot be made or written to.
-    """
-    if not str(folder):
-        raise UserError("the folder of the report has no name")
-    folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    complete: dict[Path, Path] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            target = folder / name
-            if target.is_dir():  # found out now, not after its neighbours have been replaced
-                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
-            temporary = folder / f".{name}.{os.getpid()}"
-            complete[temporary] = target
-            content = content.encode() if isinstance(content, str) else content
-            temporary.write_bytes(content)
-        for temporary, target in complete.items():
-            os.replace(temporary, target)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        for temporary in complete:
-            temporary.unlink(missing_ok=True)
-        for path in made:
-            with suppress(OSError, ValueError):
-                path.rmdir()
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot write to {str(folder)!r}: {reason}") from None

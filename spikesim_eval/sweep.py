@@ -9,8 +9,8 @@ from math import prod
 
 import numpy as np
 
-from command_line import UserError
 from display import percent, room_for_names, short_names, text_table
+from runtime.errors import UserError
 
 from .chip import CHOICES, Chip, ChipGrid, weights_per_row
 from .estimate import layer_cost, start_times, totals

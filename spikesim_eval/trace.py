@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from command_line import UserError
-from data_loader import data_of, evaluation_loader, refuse_another_fold
+from data_loader import Share, data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
 from load_settings import (
     Checkpoint,
@@ -29,6 +28,7 @@ from load_settings import (
 )
 from models import MSResNet
 from models.neuron import LIF, count_spikes
+from runtime.errors import UserError
 
 from .codes import code_bits, common_step, share_of_ones
 from .layer_list import MAX_BITS, Layer, LayerList, Subject, check_int
@@ -480,7 +480,7 @@ def evaluation_data(
     train_set, test_set = data_of(settings, data_path or ".")
     refuse_another_fold(checkpoint, "the checkpoint", settings, train_set)
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
-    return evaluation_loader(test_set, settings.batch_size, 0, 1, workers)
+    return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from command_line import UserError
+from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from command_line import UserError
 from models import QuanMSResNet
+from runtime.errors import UserError
 from spikesim_eval.chip import Crossbar
 from spikesim_eval.crossbar import CrossbarLayer, ladder, slices_of
 from spikesim_eval.nonideal import nonideal_text, on_crossbars

@@ -16,9 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from command_line import UserError
-from data_loader import evaluation_loader, load_data_sets
+from data_loader import Share, evaluation_loader
 from load_settings import load_checkpoint, load_network
+from loading import data_sets_of
+from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip, Crossbar
 from spikesim_eval.compare import cheapest, sensitivity
@@ -521,10 +522,10 @@ def test_fewer_timesteps_are_measured_again(trained):
     subject = trace_checkpoint(str(trained["qamd"]), time_steps=2)
     network = load_network(load_checkpoint(trained["qamd"]))
     network.time_window = 2
-    _, test_set = load_data_sets("digits", ".", 4)
+    _, test_set = data_sets_of("digits", ".", 4)
     correct = sum(
         (network(images).argmax(1) == labels).sum().item()
-        for images, labels in evaluation_loader(test_set, 64, 0, 1, 0)
+        for images, labels in evaluation_loader(test_set, Share(64))
     )
     assert subject.accuracy == correct / len(test_set)
     assert subject.network.time_steps == 2
@@ -633,7 +634,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_first(command, files, capsy
     assert main(line.split()) == 2
     error = capsys.readouterr().err
     assert one_error_line(error)
-    assert f"{str(files['NET'])!r} is no folder" in error
+    assert f"cannot write into {files['NET']}/below/a/file (Not a directory)" in error
 
 
 def test_a_grid_beyond_a_million_points_needs_force(files, tmp_path, capsys):

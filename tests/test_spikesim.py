@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from display import engineering
+from runtime.errors import UserError
 from spikesim_eval import layer_list
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip

@@ -15,8 +15,8 @@ from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spik
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from command_line import UserError
 from models import MSResNet
+from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.codes import Levels, code_bits, common_step, share_of_ones
@@ -488,7 +488,7 @@ NOT_IN_A_LAYER = [
     (lambda m, s: s + m.fc(torch.ones(8)), "layer fc reads something"),
     (
         lambda m, s: m.fc2((m.fc(s) > 0).float()),
-        "fc2 reads spikes that were made of the sums of fc",
+        "fc2 reads spikes that were made",
     ),
     (lambda m, s: m.fc2((m.fc(s) > 0).float().mean(2, True)), "fc2 reads spikes that were made of"),
     (lambda m, s: s + m.fc(s[0, 0, 0]), "layer fc ran on 1 images or tokens for 2 samples"),
