@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from display import kind_of, legend_below, new_figure, picture_files, plain, short_names, styles
 from experiments.found_runs import Run, names_of, place_of, warn
 from runtime.errors import UserError
-from runtime.files import write_files
+from runtime.files import check_writable, write_files
 
 PANELS = {  # column of metrics.csv: (label of the panel, scale)
     "test_accuracy": ("test accuracy, %", 100),

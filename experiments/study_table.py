@@ -416,6 +416,6 @@ def write_tables(
     }
     if any(group.about["method"] != TEACHER for group in groups):
         contents |= picture_files(picture(groups), "picture")
-    write_files(folder, contents)
+    write_files(folder, contents, "--results")
     print(text, flush=True)
     print(f"{', '.join(contents)} are in {folder}", flush=True)

@@ -56,14 +56,16 @@ def check_writable(folder: str | Path, option: str = "--save_path") -> None:
         ) from None
 
 
-def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None:
+def write_files(
+    folder: str | Path, contents: Mapping[str, str | bytes], option: str = "--out"
+) -> None:
     """Write files into `folder`, all of them or none.
 
     Each is written beside its target and moved there once all are complete. Raises UserError
     where the folder cannot be made or written to.
     """
     if not str(folder):
-        raise UserError("--out names no folder")
+        raise UserError(f"{option} names no folder")
     folder = Path(folder)
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     complete: dict[Path, Path] = {}
@@ -86,7 +88,9 @@ def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None
             with suppress(OSError, ValueError):
                 path.rmdir()
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"cannot write into {folder} ({reason}): choose another --out") from None
+        raise UserError(
+            f"cannot write into {str(folder)!r} ({reason}): choose another {option}"
+        ) from None
 
 
 def digest(path: str | Path) -> str:
