@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,28 +22,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data_loader import PATIENCE, SIGNALS, input_step_of
+from data_loader import SIGNALS, input_step_of
 from display import percent
-from load_settings import (
-    Checkpoint,
-    Settings,
-    UserError,
-    digest,
-    is_plain_tensor,
-    load_checkpoint,
-)
+from load_settings import Checkpoint, Settings, is_plain_tensor, load_checkpoint
 from run_folder import checkpoints_of, lock, move_aside, must_move
+from runtime.errors import Stopped, UserError
+from runtime.files import digest, temporary, write_nowhere, write_whole
+from runtime.processes import PATIENCE, of_first_process
 from settings import MAY_CHANGE, as_text
 
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
-
-
-class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal has ended the run, after a whole step and with everything saved."""
-
-    def __init__(self, text: str, signal_number: int):
-        super().__init__(text)
-        self.signal_number = signal_number
 
 
 class Run:
@@ -330,57 +317,13 @@ class Run:
             # The best one first: were it last, a run killed between the two would lack it.
             for path in (self.best, self.last) if is_best else (self.last,):
                 with disk_errors(path, self.settings):
-                    if self.settings.dry_run:
-                        save_nowhere(content, path)
-                    else:
-                        save_whole(content, path)
+                    buffer = io.BytesIO()  # torch.save into a file would hide why the disk refuses
+                    torch.save(content, buffer)
+                    write = write_nowhere if self.settings.dry_run else write_whole
+                    write(path, buffer.getbuffer())
         if self.group is not None:
             # The process that ends first ends the others: none before the checkpoint is there.
             dist.barrier(group=self.group)
-
-
-def of_first_process(function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
-    """What `function` returns in the first process; a UserError of it is raised in all."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return function()
-    outcome = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = function()
-        except UserError as error:
-            outcome[1] = str(error)
-    dist.broadcast_object_list(outcome, src=0, group=group)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]
-
-
-def temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def save_whole(content: dict[str, Any], path: Path) -> None:
-    """Replace the file at `path` or leave it as it was: a reader never sees half a checkpoint."""
-    buffer = io.BytesIO()  # torch.save into a file would hide why the disk refuses
-    torch.save(content, buffer)
-    try:
-        with temporary(path).open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary(path), path)
-    except BaseException:
-        temporary(path).unlink(missing_ok=True)
-        raise
-
-
-def save_nowhere(content: dict[str, Any], path: Path) -> None:
-    """Write as much as `save_whole` would, into a file without a name on the same disk."""
-    folder = next(x for x in path.absolute().parents if x.exists())
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(buffer.getbuffer())
 
 
 @contextmanager

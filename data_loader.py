@@ -29,20 +29,16 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from command_line import Parser, UserError, similar_path
 from data_sets import DATA_SETS, Request, Samples
 from data_sets.augment import CropAndFlip, augmentation
 from data_sets.events import (
@@ -54,16 +50,17 @@ from data_sets.events import (
     read_frames,
     set_damaged_frames_aside,
 )
-from data_sets.sources import is_first_process
 from data_sets.splits import fold_rows, held_out_rows
 from data_sets.static import read_image
 from load_settings import Checkpoint
 from quantization import codes_of
+from runtime.command import Parser, similar_path
+from runtime.errors import UserError
+from runtime.processes import PATIENCE, first_process_first, is_main_process
 from settings import OPTIONS, Settings, check_settings, data_set_of, input_step_of
 
 # How long a process waits for another that says nothing, or for a batch of a loader. One that dies
 # is noticed at once; a checkpoint may take its time on a slow disk.
-PATIENCE = timedelta(minutes=10)
 CPU = torch.device("cpu")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
@@ -174,7 +171,7 @@ def load_data_sets(
         found = input_of(train.numpy(), None if rows is None else rows.numpy())
     step, clipped = found or (None, 0.0)
     if found is not None and input_step not in (None, step):
-        if is_first_process():
+        if is_main_process():
             print(
                 f"warning: the network was trained with the input step {input_step:.4g}, which is "
                 f"used, but the training data in {request.data} have {step:.4g}",
@@ -401,35 +398,6 @@ def set_epoch(loader: DeviceLoader | DataLoader, epoch: int, first_batch: int = 
     loader.sampler.set_epoch(epoch)
     loader.sampler.first = first_batch * loader.batch_size
     loader.dataset.epoch = epoch
-
-
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Run the block in process 0, then in the others; where it fails in process 0, all raise.
-
-    For preparing files that all processes read afterwards. Without a process group it does nothing.
-    After a failure the others do not enter their blocks: they raise UserError with the text of
-    process 0's error.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        yield
-        return
-    # A group of its own: a download may take longer than training's time-out (NCCL: 10 minutes).
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-    failure = [None]
-    if dist.get_rank() != 0:
-        dist.broadcast_object_list(failure, src=0, group=group)
-        if failure[0] is not None:
-            raise UserError(failure[0])
-        yield
-        return
-    try:
-        yield
-    except BaseException as error:
-        failure = [str(error) or repr(error)]
-        raise
-    finally:
-        dist.broadcast_object_list(failure, src=0, group=group)
 
 
 def read_sample(path: str | Path, settings: Settings) -> np.ndarray:

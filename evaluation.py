@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import UserError
 from data_loader import read_sample
 from display import SHADING, new_figure, percent, picture_files, printable, run_at, text_table
 from load_settings import Checkpoint, load_checkpoint, load_network
+from runtime.errors import UserError
 from settings import Settings, data_set_of
 from spikesim_eval.layers import InputError
 

@@ -17,7 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from load_settings import UserError, check_writable, load_checkpoint, parse_settings
+from load_settings import load_checkpoint, parse_settings
+from runtime.command import run_command
+from runtime.errors import UserError
+from runtime.files import check_writable
 from settings import PAPER_SETTINGS, Settings
 
 EVENTS = "events.out.tfevents.md-snn"
@@ -242,23 +245,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def main(argv: Sequence[str]) -> int:
+def move_of(argv: Sequence[str]) -> None:
     """Move the folder aside, where there is something in it and nothing that will go on."""
+    if not argv or argv[0].startswith("-"):
+        raise UserError("expected one folder, and options of main.py")
+    folder, *options = Path(argv[0]), *argv[1:]
+    settings = parse_settings(options) if options else None
+    for name in ("dry_run", "eval_only") if settings is not None else ():
+        if getattr(settings, name):
+            raise UserError(f"--{name} trains nothing, and {folder} stays: leave it out")
+    goes_on = settings is not None and settings.resume
     try:
-        if not argv or argv[0].startswith("-"):
-            raise UserError("expected one folder, and options of main.py")
-        folder, *options = Path(argv[0]), *argv[1:]
-        settings = parse_settings(options) if options else None
-        for name in ("dry_run", "eval_only") if settings is not None else ():
-            if getattr(settings, name):
-                raise UserError(f"--{name} trains nothing, and {folder} stays: leave it out")
-        goes_on = settings is not None and settings.resume
         if not goes_on and os.path.lexists(folder) and os.listdir(folder):
             move_aside(folder)
-    except (UserError, OSError) as error:
-        print("run_folder.py: error:", error, file=sys.stderr)
-        return 2
-    return 0
+    except OSError as error:
+        raise UserError(str(error)) from None
+
+
+def main(argv: Sequence[str]) -> int:
+    return run_command("run_folder.py", lambda: move_of(argv))
 
 
 if __name__ == "__main__":

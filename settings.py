@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple, get_args
 
-from command_line import HelpFormatter, Parser, UserError
 from data_sets import DATA_SETS, DataSet
 from distiller import (
     ALPHA,
@@ -25,6 +24,8 @@ from distiller import (
     TEACHER_LOGITS,
 )
 from models.MS_ResNet import BLOCKS
+from runtime.command import HelpFormatter, Parser
+from runtime.errors import UserError
 
 PAPER_SETTINGS = ("original", "student", "qamd")
 SHARED_GPU = "cuda-shared"

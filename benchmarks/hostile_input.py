@@ -31,13 +31,13 @@ from data_loader import load_data_sets
 from data_sets.events import read_frames
 from data_sets.sources import Archive
 from load_settings import (
-    UserError,
     build_network,
     build_optimizer,
     load_checkpoint,
     load_network,
     parse_settings,
 )
+from runtime.errors import UserError
 from settings import OPTIONS as DECLARED
 from settings import Settings
 from spikesim_eval.layers import InputError, load_layer_list

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import UserError
-from data_sets.sources import Input, alone, in_threads
-
-FIRST_HERE = os.environ.get("LOCAL_RANK", "0") == "0"
+from data_sets.sources import Input, in_threads
+from runtime.errors import UserError
+from runtime.files import file_lock
+from runtime.launcher import launcher_variable
 
 
 class Source(NamedTuple):
@@ -66,7 +66,7 @@ def packed(
     if (already := current()) is not None:
         return already
     index.parent.mkdir(parents=True, exist_ok=True)
-    with alone(index):
+    with file_lock(index):
         if (made_by_another := current()) is not None:
             return made_by_another
         _write_packed(index, root, source, read, shape, measure)
@@ -104,7 +104,10 @@ def _read_packed(
             or images.shape != (len(labels), *shape)
             or images.dtype not in (np.uint8, np.uint16, np.float32)
             # Once on a machine: all processes read the same file.
-            or (FIRST_HERE and _checksum(contents, zlib.crc32(images)) != crc)
+            or (
+                launcher_variable("LOCAL_RANK") == 0
+                and _checksum(contents, zlib.crc32(images)) != crc
+            )
         )
         if (measured := contents.pop("input", None)) is not None:
             found = Input(**measured)

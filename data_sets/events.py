@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from command_line import UserError
 from data_sets.cache import Source, packed
 from data_sets.event_camera import SENSOR, write_digit_events
 from data_sets.sources import (
@@ -20,12 +19,13 @@ from data_sets.sources import (
     Recordings,
     Request,
     Samples,
-    alone,
     files_below,
     in_threads,
     say_unused,
     whole_folder,
 )
+from runtime.errors import UserError
+from runtime.files import file_lock
 
 MOST_PIXELS = 2**20  # of an event camera
 HIGHEST = 255  # code of the 8-bit input
@@ -256,7 +256,7 @@ def convert_events(request: Request, skip_damaged: bool = False) -> list[str]:
         print(f"{frames} is there already: remove it to convert its events again")
         return []
     frames.parent.mkdir(parents=True, exist_ok=True)
-    with alone(frames):
+    with file_lock(frames):
         if frames.is_dir():
             return []  # made by the process that was waited for
         unfinished = frames.with_name(f"{frames.name}.unfinished")
@@ -328,7 +328,7 @@ def _find_events(request: Request) -> list[tuple[str, Path]]:
         if not extracted.is_dir():
             extracted = made / part
             extracted.parent.mkdir(parents=True, exist_ok=True)
-            with alone(extracted):
+            with file_lock(extracted):
                 if archive and not extracted.is_dir():
                     archive.unpack(sources[part], extracted)
                 elif not extracted.is_dir():

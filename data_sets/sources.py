@@ -1,6 +1,5 @@
 """What the rooms share: how a data set is declared, asked for and found on the disk."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from command_line import UserError
+from runtime.errors import UserError
+from runtime.files import file_lock
+from runtime.processes import is_main_process
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,6 @@ class Input(NamedTuple):
 
     step: float  # what one code stands for
     clipped: float  # share of the non-zero training values that lie above the highest code
-
-
-def is_first_process() -> bool:
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 Labelled = tuple[Tensor, Sequence[int]]
@@ -127,7 +123,7 @@ def downloading(data_path: Path, target: Path, archive: Path) -> Iterator[None]:
     had_archive = archive.exists()
     try:
         data_path.mkdir(parents=True, exist_ok=True)
-        with alone(target):
+        with file_lock(target):
             yield
     except BaseException:
         if not had_archive:
@@ -149,29 +145,6 @@ def whole_folder(folder: Path, top: str = "") -> Iterator[Path]:
         (unfinished / top).rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-@contextmanager
-def alone(target: Path) -> Iterator[None]:
-    """Be the only process that makes `target`; others wait for it.
-
-    The lock dies with its process, so what a killed one leaves is taken over.
-    """
-    path = target.with_name(f".{target.name}.lock")
-    while True:
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for the process that makes {target} ...", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
-                continue  # its owner has finished and removed it
-            try:
-                yield
-            finally:
-                path.unlink()
-            return
 
 
 def files_below(root: Path) -> tuple[list[str], Counter[str]]:
@@ -221,7 +194,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 def say_unused(data: str, root: Path, files: Iterable[str], other: Counter[str]) -> None:
     """Print, once, how many `files` and other things in `root` are there and not used."""
     kinds = other + Counter(Path(name).suffix.lower()[:12] or "no ending" for name in files)
-    if kinds and is_first_process():
+    if kinds and is_main_process():
         counted = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
         text = (
             f"{data}: {kinds.total()} of the files and folders in {root} are not read ({counted}"

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import UserError
+from runtime.errors import UserError
 
 HELD_OUT = 1  # beside the seed: other random numbers than an epoch's
 FOLDS = 5  # parts of a split of --fold

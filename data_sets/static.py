@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from command_line import UserError, similar_path
 from data_sets.cache import Source, packed
 from data_sets.sources import Archive, Request, Samples, downloading, files_below, say_unused
+from runtime.command import similar_path
+from runtime.errors import UserError
 
 
 def cifar(request: Request) -> Samples:

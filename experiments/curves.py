@@ -9,9 +9,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from command_line import UserError
 from display import kind_of, legend_below, new_figure, picture_files, short_names, styles
 from experiments.found_runs import Run, names_of, place_of, warn
+from runtime.errors import UserError
 from spikesim_eval.layers import InputError
 from spikesim_eval.plots import plain
 from spikesim_eval.report import check_folder, write_files

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import are_rows, best_row
-from command_line import UserError, similar_path
 from display import kind_of
 from load_settings import load_checkpoint, read_settings
 from run_folder import checkpoints_of, is_locked, read_metrics
+from runtime.command import similar_path
+from runtime.errors import UserError
 from settings import MAY_CHANGE, PAPER_SETTINGS, Settings, as_text
 
 # What two runs may differ in and still be the same but for the seed. The teacher is looked up.

@@ -27,14 +27,12 @@ from torch.utils.data import DataLoader
 
 import main as training
 from checkpoints import best_row
-from command_line import UserError
 from data_loader import Share, data_of, evaluation_loader
 from distiller import distance_to_teacher
 from experiments.run_plan import MEASURED, RUN, write_whole
 from load_settings import (
     Checkpoint,
     build_network,
-    digest,
     load_checkpoint,
     load_network,
     parse_settings,
@@ -43,6 +41,8 @@ from log import git_commit
 from models import MSResNet
 from models.neuron import count_spikes
 from run_folder import checkpoints_of
+from runtime.errors import UserError
+from runtime.files import digest
 from spikesim_eval.estimate import Chip, estimate
 from spikesim_eval.trace import describe
 

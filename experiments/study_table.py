@@ -15,11 +15,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from command_line import UserError
 from display import COLOURS, legend_below, new_figure, picture_files, significant, styles
 from experiments.plan import METHODS, STARTS, TEACHER
 from experiments.rows import ROWS, Row, read_rows
 from experiments.table import cell, latex, markdown, mean_and_error
+from runtime.errors import UserError
 from settings import OPTIONS, complete
 from spikesim_eval.layers import InputError
 from spikesim_eval.plots import plain

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import deciding
-from command_line import UserError
 from display import significant
 from experiments.found_runs import Run, compared, names_of, place_of, warn
-from load_settings import Checkpoint, digest, load_checkpoint
+from load_settings import Checkpoint, load_checkpoint
 from run_folder import checkpoints_of
+from runtime.errors import UserError
+from runtime.files import digest
 from settings import Settings
 from spikesim_eval.report import markdown_table
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from command_line import Parser
 from display import legend_below, new_figure, styles
 from experiments.plan import NOT_GIVEN, TEACHER, Planned, plan
 from experiments.rows import Row
@@ -32,6 +31,7 @@ from experiments.study_table import (
     write_tables,
 )
 from experiments.table import cell, mean_and_error
+from runtime.command import Parser
 from settings import DATA_SETS
 from spikesim_eval.plots import plain
 

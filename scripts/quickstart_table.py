@@ -20,12 +20,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checkpoints import best_row
-from command_line import HelpFormatter, Parser, UserError
 from data_loader import Share, data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
 from run_folder import read_metrics
+from runtime.command import HelpFormatter, Parser
+from runtime.errors import UserError
 from spikesim_eval.quantities import QUANTITIES, shown
 
 COSTS = ("energy", "delay", "area", "edap")

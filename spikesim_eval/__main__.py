@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import command_line
 from display import picture_files, short_names, text_table
+from runtime.command import Parser as CommandParser
+from runtime.command import similar_path
 
 from .compare import cheapest, compare, notes, tables
 from .constants import PUBLISHED_RATIO
@@ -39,7 +40,7 @@ from .report import (
 from .sweep import AXES, check_size, csv_text, front_lines, shown_front, sweep, variants
 
 
-class Parser(command_line.Parser):
+class Parser(CommandParser):
     mistake = InputError
 
 
@@ -185,7 +186,7 @@ def check_files(checkpoints: Sequence[str]) -> None:
     """Raise InputError for the first that is missing: before the others are read and measured."""
     for path in checkpoints:
         if not os.path.isfile(path):
-            meant = command_line.similar_path(path)
+            meant = similar_path(path)
             raise InputError(f"no such checkpoint: {path!r}{meant}")
 
 
@@ -194,7 +195,8 @@ def check_same_data(checkpoints: Sequence[str]) -> None:
     paths = list(dict.fromkeys(checkpoints))
     if len(paths) < 2:
         return
-    from load_settings import UserError, data_set_of, load_checkpoint
+    from load_settings import data_set_of, load_checkpoint
+    from runtime.errors import UserError
 
     def data_of(path: str) -> dict[str, Any]:
         try:
@@ -226,7 +228,7 @@ def listed(path: str, time_steps: int | None = None) -> Subject:
 def traced(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
     """The network of a checkpoint; torch is needed here, and not for layer lists."""
     check_files([path])
-    from load_settings import UserError
+    from runtime.errors import UserError
 
     from .trace import trace_checkpoint
 
@@ -349,7 +351,7 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 def run_nonideal(args: argparse.Namespace) -> None:
     check_files([args.checkpoint])
-    from load_settings import UserError
+    from runtime.errors import UserError
 
     from .nonideal import nonideal_report, nonideal_text
 

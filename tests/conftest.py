@@ -21,6 +21,7 @@ import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = ["--data", "digits", "--width", "2", "--epochs", "1", "--workers", "0"]
+PACKAGES = ("data_sets", "engine", "models", "runtime", "spikesim_eval")
 QUICK = ["--epochs", "1", "--width", "2"]  # for scripts, which set the rest
 
 
@@ -78,7 +79,7 @@ def clone(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for path in [
         *REPOSITORY.glob("*.py"),
-        *(REPOSITORY / name for name in ("data_sets", "models", "spikesim_eval")),
+        *(REPOSITORY / name for name in PACKAGES),
     ]:
         copy = shutil.copytree if path.is_dir() else shutil.copy
         copy(path, folder / path.name)

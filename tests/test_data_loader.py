@@ -26,8 +26,8 @@ import stand_in_data
 from data_loader import DeviceLoader, ImageSet, Share, evaluation_loader, set_epoch, training_loader
 from data_sets import static
 from data_sets.augment import CropAndFlip, augmentation
-from load_settings import UserError
 from loading import data_sets_of, one_by_one
+from runtime.errors import UserError
 
 T = 4
 CIFAR = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
@@ -801,8 +801,8 @@ def test_a_file_found_damaged_while_packing_is_named_and_leaves_no_cache(
 PREPARE = """
 import sys
 import torch.distributed as dist
-from data_loader import first_process_first
-from load_settings import UserError
+from runtime.processes import first_process_first
+from runtime.errors import UserError
 
 rank, address = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)

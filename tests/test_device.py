@@ -21,7 +21,7 @@ from cuda_graphs import ReplayedGradients
 from data_loader import ImageSet, Share, set_epoch, training_loader
 from data_sets.augment import CropAndFlip
 from distiller import Distiller, softmax_kl_forward
-from load_settings import UserError, load_checkpoint, parse_settings
+from load_settings import load_checkpoint, parse_settings
 from models import MSResNet, QuanMSResNet, compiling
 from models.batch_norm import BatchNorm
 from models.integer_network import IntegerNetwork
@@ -30,6 +30,7 @@ from models.neuron import LIF, THRESHOLD
 from models.Quan_MS_ResNet import QuanConv2d
 from one_step import SETTINGS, networks, results
 from quantization import integers_forward
+from runtime.errors import UserError
 from settings import SHARED_GPU
 from stand_in_data import write_ncaltech101
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from command_line import UserError
 from conftest import REPOSITORY
 from load_settings import parse_settings
+from runtime.errors import UserError
 from settings import IMAGE_SIDES, LIMITS
 from spikesim_eval.estimate import Chip
 

@@ -431,7 +431,7 @@ def test_a_dry_run_expects_what_the_run_takes_and_leaves_nothing(tmp_path, monke
 
 def test_a_dry_run_times_batches_after_those_in_which_all_warms_up(monkeypatch):
     now = itertools.accumulate([100.0, 9.0, 2.0, 4.0])
-    monkeypatch.setattr(main.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
     batches = main.FirstBatches(range(50), warm_up=1, device=torch.device("cpu"))
     assert list(batches) == [0, 1, 2]
     assert batches.seconds() == 3.0

@@ -29,8 +29,8 @@ from data_sets import DATA_SETS, cache, event_camera, events, static
 from data_sets.event_camera import as_atis, digit_events
 from data_sets.sources import Archive
 from data_sets.static import read_image
-from load_settings import UserError
 from loading import data_sets_of
+from runtime.errors import UserError
 from stand_in_data import write_events, write_image_folder, write_ncaltech101, write_tiny_imagenet
 
 T = 3

@@ -19,10 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data_loader
 import main
-from checkpoints import Run, save_whole
+from checkpoints import Run
 from conftest import REPOSITORY
 from data_loader import ImageSet, Share, set_epoch, training_loader
 from load_settings import load_checkpoint
+from runtime.files import write_whole
 from stand_in_data import write_ncaltech101
 
 # Five steps an epoch.
@@ -437,7 +438,7 @@ def test_a_full_disk_under_a_log_is_one_line(name, uninterrupted, tmp_path, capf
 
 def test_a_save_that_fails_half_way_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
     path = tmp_path / "net.pth"
-    save_whole({"epoch": 1}, path)
+    write_whole(path, b"first")
     before = path.read_bytes()
 
     def fails(file: int) -> None:
@@ -445,7 +446,7 @@ def test_a_save_that_fails_half_way_leaves_the_checkpoint_of_before(tmp_path, mo
 
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="no space"):
-        save_whole({"epoch": 2}, path)
+        write_whole(path, b"second")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 

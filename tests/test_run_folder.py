@@ -15,7 +15,8 @@ import torch
 
 import main
 import run_folder
-from load_settings import UserError, load_checkpoint
+from load_settings import load_checkpoint
+from runtime.errors import UserError
 
 TINY = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
 TINY += ["--epochs", "1"]

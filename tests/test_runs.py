@@ -21,8 +21,8 @@ from display import COLOURS
 from experiments import curves, runs
 from experiments.found_runs import find_runs
 from experiments.table import mean_and_error
-from load_settings import digest
 from run_folder import is_locked, read_metrics
+from runtime.files import digest
 from spikesim_eval.__main__ import main as spikesim_eval
 
 

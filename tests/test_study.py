@@ -26,6 +26,7 @@ from experiments import one_run, rows, run_plan, study, study_table, timesteps
 from experiments.plan import OWN, Planned, telling
 from load_settings import load_checkpoint
 from log import git_commit
+from runtime.errors import UserError
 from settings import OPTIONS
 
 TINY = ["--width", "1", "--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -581,7 +582,7 @@ def test_a_value_that_no_run_has_left_is_refused_with_its_line(
     path.write_text(path.read_text().replace(written, instead, 1))
     before = path.read_bytes()
     for use in (rows.read_rows, lambda path: rows.append(path, [row("CLM", 0, 0.5)])):
-        with pytest.raises(rows.UserError, match=re.escape(expected)):
+        with pytest.raises(UserError, match=re.escape(expected)):
             use(path)
     assert path.read_bytes() == before
 
@@ -593,7 +594,7 @@ def test_a_run_is_in_the_rows_once(tmp_path):
     assert [x["accuracy"] for x in rows.read_rows(path)] == ["0.5", "0.6", "0.6"]
     with path.open("a") as file:  # of two machines, put together by hand
         file.write(path.read_text().splitlines()[1] + "\n")
-    with pytest.raises(rows.UserError, match="line 5: a run that is there before"):
+    with pytest.raises(UserError, match="line 5: a run that is there before"):
         rows.read_rows(path)
 
 
@@ -616,7 +617,7 @@ def test_a_disk_that_is_full_leaves_the_rows_as_they_were(tmp_path, monkeypatch)
         return write(file, content[:10], at)
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(rows.UserError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         rows.append(path, [row("CLK", 0, 0.5)])
     assert path.read_bytes() == before
 

@@ -12,15 +12,10 @@ from benchmarks.membrane_report import membrane_report
 from checkpoints import Run
 from conftest import DIGITS
 from experiments.runs import main as runs
-from load_settings import (
-    UserError,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-    time_window_of,
-)
+from load_settings import load_checkpoint, load_network, parse_settings, time_window_of
 from loading import data_sets_of
 from models.neuron import LIF
+from runtime.errors import UserError
 from spikesim_eval.estimate import Chip, estimate
 from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint

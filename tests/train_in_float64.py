@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from data_loader import ImageSet
+from runtime import processes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import main
@@ -42,7 +43,7 @@ add = main.EpochSums.add
 def add_and_meet_fault(sums: main.EpochSums, *arguments) -> None:
     add(sums, *arguments)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if (main.RANK, sums.run.steps_done + 1, attempt) == (int(rank), int(step), "0"):
+    if (processes.rank(), sums.run.steps_done + 1, attempt) == (int(rank), int(step), "0"):
         os.kill(os.getpid(), signal.Signals[name])
 
 
