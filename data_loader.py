@@ -42,7 +42,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from data_sets import DATA_SETS, Request, Samples
 from data_sets.augment import CropAndFlip, augmentation
 from data_sets.events import (
-    EVENT_DATA,
     HIGHEST,
     convert_events,
     convert_file,
@@ -51,6 +50,7 @@ from data_sets.events import (
     read_frames,
     set_damaged_frames_aside,
 )
+from data_sets.splits import fold_rows, held_out_rows
 from data_sets.static import read_image
 from load_settings import Checkpoint
 from quantization import codes_of
@@ -64,8 +64,6 @@ from settings import OPTIONS, Settings, check_settings, data_set_of, input_step_
 CPU = torch.device("cpu")
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
-HELD_OUT = 1  # beside the seed: other random numbers than an epoch's
-FOLDS = 5  # parts of a split of --fold
 
 
 class ImageSet(Dataset):
@@ -131,43 +129,6 @@ def input_text(train: ImageSet) -> str | None:
     return f"input step {train.step:.4g}: {', '.join(text)}" if text else None
 
 
-def held_out_rows(labels: Tensor, share: float, seed: int) -> np.ndarray:
-    """Whether each of N training images is held out, (N,) bool: the same ones for a seed on every
-    machine, round(share·N) of them and of each class share·n, rounded up or down.
-
-    A class keeps an image for the training, as `share` is at most a half: one with a single image
-    has it there.
-    """
-    labels = labels.numpy()
-    # NumPy promises that a bit generator's raw numbers stay the same in all its versions.
-    order = np.lexsort((np.random.PCG64([seed, HELD_OUT]).random_raw(len(labels)), labels))
-    order = order[np.bincount(labels)[labels[order]] > 1]  # class by class
-    marks = np.floor(np.arange(len(order) + 1) * share + 0.5)
-    chosen = np.zeros(len(labels), bool)
-    chosen[order[np.diff(marks) > 0]] = True
-    return chosen
-
-
-def fold_rows(labels: Tensor, fold: int, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """(training rows, test rows) of images with these labels, sorted: stratified parts, of which
-    each image is a test image once in the FOLDS folds of a split. Raises UserError where a class
-    has too few images for that."""
-    # Imported here because it takes more than a second.
-    from sklearn.model_selection import StratifiedKFold
-
-    for label, number in enumerate(labels.bincount().tolist()):
-        if 0 < number < FOLDS:
-            name = [*classes, *map(str, range(len(classes), label + 1))][label]
-            raise UserError(
-                f"--fold needs {FOLDS} images of every class, one for the test of each fold: "
-                f"{name} has {number}"
-            )
-    split, part = divmod(fold, FOLDS)
-    parts = StratifiedKFold(FOLDS, shuffle=True, random_state=split).split(labels, labels)
-    train, test = next(islice(parts, part, None))
-    return torch.from_numpy(train), torch.from_numpy(test)
-
-
 def seed_of(*entropy: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
@@ -206,8 +167,8 @@ def load_data_sets(
         chosen = torch.from_numpy(chosen)
         rows, held_out = rows[~chosen], rows[chosen]
     found = samples.input
-    if found is not None and rows is not None:
-        found = input_of(train.numpy(), rows.numpy())
+    if request.about.events and (found is None or rows is not None):
+        found = input_of(train.numpy(), None if rows is None else rows.numpy())
     step, clipped = found or (None, 0.0)
     if found is not None and input_step not in (None, step):
         if is_main_process():
@@ -460,7 +421,7 @@ def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
         frames = path
         if suffix == ".bin":
             frames = Path(folder) / "frames.npz"
-            convert_file(path, frames, T, EVENT_DATA[settings.data].sensor)
+            convert_file(path, frames, T, data_set.recordings.sensor)
         return read_frames(frames, T, data_set.image_size).astype(np.float32)
 
 
@@ -469,7 +430,7 @@ def _settings_of(args: argparse.Namespace) -> Settings:
     wrong, or has no meaning."""
     if args.image_size is not None and not DATA_SETS[args.data].any_size:
         raise UserError(f"--image_size: the images of {args.data} have a size of their own")
-    if args.skip_damaged and args.data not in EVENT_DATA:
+    if args.skip_damaged and DATA_SETS[args.data].recordings is None:
         raise UserError("--skip_damaged goes with raw events")
     given = {name: value for name, value in vars(args).items() if name in OPTIONS}
     settings = Settings.of(**given)
@@ -500,7 +461,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
         settings = _settings_of(args)
         request, skipped = request_of(settings), []
-        if request.about.events and not event_cache(request).exists():
+        if request.about.recordings and not event_cache(request).exists():
             skipped = convert_events(request, args.skip_damaged)
         if args.skip_damaged:
             skipped += set_damaged_frames_aside(request)

@@ -6,15 +6,14 @@ from data_sets.sources import DataSet, Request, Samples
 
 __all__ = ["DATA_SETS", "DataSet", "Request", "Samples"]
 
-EVENTS = {"image_step": 1.0, "time_window": 10, "events": True, "any_size": True}
 DATA_SETS = {
     "CIFAR10": DataSet(static.cifar, 10, 3, (32, 32)),
     "CIFAR100": DataSet(static.cifar, 100, 3, (32, 32)),
     "TinyImagenet": DataSet(static.tiny_imagenet, 200, 3, (64, 64)),
-    "ncaltech101": DataSet(events.events, 101, 2, (48, 48), batch_size=32, **EVENTS),
-    "nmnist": DataSet(events.events, 10, 2, (34, 34), batch_size=64, **EVENTS),
+    "ncaltech101": events.frames_of(events.N_CALTECH101, 101, (48, 48), batch_size=32),
+    "nmnist": events.frames_of(events.N_MNIST, 10, (34, 34), batch_size=64),
     "digits": DataSet(static.digits, 10, 1, (16, 16), batch_size=64, augmented=False),
-    "digits-dvs": DataSet(events.events, 10, 2, (24, 24), batch_size=32, **EVENTS),
+    "digits-dvs": events.frames_of(events.DIGITS_DVS, 10, (24, 24), batch_size=32),
     # As many classes as there are folders: they are in Settings.classes.
     "folder": DataSet(static.folder, 0, 3, (64, 64), any_size=True),
 }

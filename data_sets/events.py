@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +14,9 @@ from data_sets.cache import Source, packed
 from data_sets.event_camera import SENSOR, write_digit_events
 from data_sets.sources import (
     Archive,
+    DataSet,
     Input,
+    Recordings,
     Request,
     Samples,
     files_below,
@@ -36,52 +37,29 @@ class DamagedError(UserError):
     """A file of events or frames that cannot be used; --skip_damaged goes on without it."""
 
 
-class EventData(NamedTuple):
-    """Events CLASS/*.bin of five bytes each, below one folder or two."""
-
-    folder: str
-    sensor: tuple[int, int]  # height and width of the camera, pixels
-    # The folders of classes, of all files or of the training and of the test files, and what each
-    # is unpacked from; None: made here.
-    parts: dict[str, Archive | None]
-    one_in: int = 0  # of a class's files is for the test, where all are in one part
-    classes: tuple[str, ...] = ()  # that every part has; of none, those that are found
-
-    def test_share(self, files: int) -> int:
-        """How many of a class's files are for the test."""
-        return max(1, files // self.one_in) if self.one_in and files > 1 else 0
-
-    def frames(self, root: Path) -> dict[str, Path]:
-        """The folder of classes of each part's frames, below the folder of all frames: where there
-        are two, in lower case, as SpikingJelly names them."""
-        return {part: root / part.lower() if len(self.parts) > 1 else root for part in self.parts}
-
-
 SITE = "https://www.garrickorchard.com/datasets"
 CALTECH = Archive(
     "Caltech101.zip", "Caltech101", "66201824eabb0239c7ab992480b50ba3", f"{SITE}/n-caltech101"
 )
-EVENT_DATA = {
-    "ncaltech101": EventData("N-Caltech101", (180, 240), {CALTECH.top: CALTECH}, one_in=10),
-    "nmnist": EventData(
-        "N-MNIST",
-        (34, 34),
-        {
-            top: Archive(f"{top}.zip", top, md5, f"{SITE}/n-mnist")
-            for top, md5 in (
-                ("Train", "20959b8e626244a1b502305a9e6e2031"),
-                ("Test", "69ca8762b2fe404d9b9bad1103e97832"),
-            )
-        },
-        classes=tuple("0123456789"),
-    ),
-    "digits-dvs": EventData("Digits-DVS", SENSOR, {"Caltech101": None}, one_in=5),
-}
+N_CALTECH101 = Recordings("N-Caltech101", (180, 240), {CALTECH.top: CALTECH}, one_in=10)
+N_MNIST = Recordings(
+    "N-MNIST",
+    (34, 34),
+    {
+        top: Archive(f"{top}.zip", top, md5, f"{SITE}/n-mnist")
+        for top, md5 in (
+            ("Train", "20959b8e626244a1b502305a9e6e2031"),
+            ("Test", "69ca8762b2fe404d9b9bad1103e97832"),
+        )
+    },
+    classes=tuple("0123456789"),
+)
+DIGITS_DVS = Recordings("Digits-DVS", SENSOR, {"Caltech101": None}, one_in=5)
 
 
 def frames_folder(request: Request) -> Path:
     """The folder of the frames: beside the data where they are there, else where they are made."""
-    folder = EVENT_DATA[request.name].folder
+    folder = request.about.recordings.folder
     name = f"{folder}/frames_number_{request.time_window}_split_by_number"
     places = (root / name for root in (request.data, request.caches))
     return next(filter(Path.is_dir, places), request.caches / name)
@@ -90,7 +68,7 @@ def frames_folder(request: Request) -> Path:
 def event_cache(request: Request) -> Path:
     frames = f"frames_number_{request.time_window}_split_by_number"
     name = "{}-{}x{}.json".format(frames, *request.about.image_size)
-    return request.caches / EVENT_DATA[request.name].folder / name
+    return request.caches / request.about.recordings.folder / name
 
 
 def events(request: Request) -> Samples:
@@ -102,48 +80,65 @@ def events(request: Request) -> Samples:
     them training files; a class with a single file has it in the training set. Label = place of the
     class's folder name in code-point order.
     """
-    kind, frames, index = EVENT_DATA[request.name], frames_folder(request), event_cache(request)
-    size = request.about.image_size
+    frames, index = frames_folder(request), event_cache(request)
     if not frames.is_dir() and not index.exists():
-        if any(kind.parts.values()):
-            beside = (x / kind.folder for x in dict.fromkeys((request.data, request.caches)))
-            found = sorted(x.name for y in beside for x in y.glob("frames_number_*_by_number"))
-            raise UserError(
-                f"{request.name} with --time_window {request.time_window} is expected in {frames}, "
-                f"which is missing (found there: {', '.join(found) or 'no frames'}): "
-                + _remedy(request)
-            )
+        if any(request.about.recordings.parts.values()):
+            raise UserError(_missing(request, frames))
         convert_events(request)
-
-    def training(labels: Tensor) -> int:
-        """How many samples are for the training: the first ones."""
-        if not kind.one_in:  # the last class of the training files, then the first of the others
-            return int(labels.diff().argmin()) + 1
-        tests = sum(kind.test_share(n) for n in labels.bincount().tolist())
-        if not tests:
-            raise UserError(f"{frames} holds no class of two files or more")
-        return len(labels) - tests
-
-    def measure(images: np.ndarray, labels: Tensor) -> Input:
-        train = images[: training(labels)]
-        if not any(part.any() for part in _parts(train, np.arange(len(train)))):
-            raise UserError(
-                f"the training frames in {frames} are all 0 (at --image_size {size[0]}x{size[1]}): "
-                "convert the events again, or take a larger --image_size"
-            )
-        return input_of(train)
-
+    T, size = request.time_window, request.about.image_size
     images, labels, classes, found = packed(
         index,
         frames,
         partial(_find_frames, request),
-        partial(read_frames, time_window=request.time_window, size=size),
-        (request.time_window, 2, *size),
-        measure,
+        partial(read_frames, time_window=T, size=size),
+        (T, 2, *size),
+        partial(_measure, request),
     )
-    n = training(labels)
+    n = _training_samples(request, labels)
     parts = (images[:n], labels[:n]), (images[n:], labels[n:])
     return Samples(*parts, classes, whole=(images, labels), input=found)
+
+
+def _training_samples(request: Request, labels: Tensor) -> int:
+    """How many of the samples are for the training: the first ones."""
+    kind = request.about.recordings
+    if not kind.one_in:  # the last class of the training files, then the first of the others
+        return int(labels.diff().argmin()) + 1
+    tests = sum(kind.test_share(n) for n in labels.bincount().tolist())
+    if not tests:
+        raise UserError(f"{frames_folder(request)} holds no class of two files or more")
+    return len(labels) - tests
+
+
+def _measure(request: Request, images: np.ndarray, labels: Tensor) -> Input:
+    """The 8-bit input of the training frames. Raises UserError where these are all 0."""
+    train = images[: _training_samples(request, labels)]
+    if not any(part.any() for part in _parts(train, np.arange(len(train)))):
+        size = "{}x{}".format(*request.about.image_size)
+        raise UserError(
+            f"the training frames in {frames_folder(request)} are all 0 (at --image_size {size}): "
+            "convert the events again, or take a larger --image_size"
+        )
+    return input_of(train)
+
+
+def _missing(request: Request, frames: Path) -> str:
+    folder, T = request.about.recordings.folder, request.time_window
+    beside = (x / folder for x in dict.fromkeys((request.data, request.caches)))
+    found = sorted(x.name for y in beside for x in y.glob("frames_number_*_by_number"))
+    return (
+        f"{request.name} with --time_window {T} is expected in {frames}, which is missing (found "
+        f"there: {', '.join(found) or 'no frames'}): {_remedy(request)}"
+    )
+
+
+def frames_of(
+    recordings: Recordings, num_classes: int, image_size: tuple[int, int], batch_size: int
+) -> DataSet:
+    """The data set of a camera's recordings, by default as 10 frames."""
+    about = {"image_step": 1.0, "time_window": 10, "batch_size": batch_size}
+    about |= {"events": True, "any_size": True, "recordings": recordings}
+    return DataSet(events, num_classes, 2, image_size, **about)
 
 
 def _remedy(request: Request) -> str:
@@ -154,14 +149,16 @@ def _remedy(request: Request) -> str:
     )
 
 
-def _classes_of(data: str, root: Path, remedy: str) -> list[str]:
+def _classes_of(request: Request, root: Path, remedy: str) -> list[str]:
     """The names of the folders of classes in `root`, sorted. Raises UserError where one is missing
     that the data set has."""
-    classes = EVENT_DATA[data].classes
+    classes = request.about.recordings.classes
     missing = [name for name in classes if not (root / name).is_dir()]
     if missing:
         what = "is missing" if not root.is_dir() else f"lacks {', '.join(missing)}"
-        raise UserError(f"{data} is expected in {root}/CLASS/*, but {root} {what}: {remedy}")
+        raise UserError(
+            f"{request.name} is expected in {root}/CLASS/*, but {root} {what}: {remedy}"
+        )
     below = (path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     return list(classes) or sorted(below)
 
@@ -185,12 +182,12 @@ def _files_of_classes(
 
 def _find_frames(request: Request) -> Source:
     """All training files, then all test files."""
-    data, kind, root = request.name, EVENT_DATA[request.name], frames_folder(request)
+    data, kind, root = request.name, request.about.recordings, frames_folder(request)
     _refuse_unfinished(root)
     again = f"remove {root} and " + _remedy(request)
     train, test = [], []
     for of_test, folder in enumerate(kind.frames(root).values()):  # where there are two parts
-        classes = _classes_of(data, folder, again)
+        classes = _classes_of(request, folder, again)
         most = request.about.num_classes
         if not 1 <= len(classes) <= most:
             raise UserError(f"{folder} holds {len(classes)} classes, {data} has {most}")
@@ -253,7 +250,7 @@ def convert_events(request: Request, skip_damaged: bool = False) -> list[str]:
     A conversion that was stopped goes on where it was. Returns the damaged files that were skipped;
     without `skip_damaged` the first one raises UserError.
     """
-    kind, T, frames = EVENT_DATA[request.name], request.time_window, frames_folder(request)
+    kind, T, frames = request.about.recordings, request.time_window, frames_folder(request)
     _refuse_unfinished(frames)
     if frames.is_dir():
         print(f"{frames} is there already: remove it to convert its events again")
@@ -294,7 +291,7 @@ def convert_events(request: Request, skip_damaged: bool = False) -> list[str]:
 
 def set_damaged_frames_aside(request: Request) -> list[str]:
     """Rename frames that cannot be read to *.npz.damaged, which nobody reads; what was wrong."""
-    kind, aside = EVENT_DATA[request.name], []
+    kind, aside = request.about.recordings, []
 
     def check(path: Path) -> None:
         try:
@@ -312,7 +309,7 @@ def set_damaged_frames_aside(request: Request) -> list[str]:
 
 def _find_events(request: Request) -> list[tuple[str, Path]]:
     """(part, file CLASS/*.bin) of all parts, unpacked or made first where they are missing."""
-    data, kind = request.name, EVENT_DATA[request.name]
+    data, kind = request.name, request.about.recordings
     root, made = request.data / kind.folder, request.caches / kind.folder / "extract"
     sources = {}  # all are looked for before one is unpacked: that takes long
     for part, archive in kind.parts.items():
@@ -338,7 +335,7 @@ def _find_events(request: Request) -> list[tuple[str, Path]]:
                     with whole_folder(extracted) as unfinished:
                         write_digit_events(unfinished)
         remedy = f"unpack {archive.name} of {archive.url} again" if archive else "remove it"
-        classes = _classes_of(data, extracted, remedy)
+        classes = _classes_of(request, extracted, remedy)
         for name, files in _files_of_classes(data, extracted, classes, ".bin").items():
             if not files:
                 do = remedy if kind.classes else "fill or remove it"

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ class DataSet:
     events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
     any_size: bool = False  # --image_size may say another one
     augmented: bool = True  # --augment has a meaning
+    # What frames of events are made of.
+    recordings: "Recordings | None" = field(default=None, hash=False)
 
 
 class Request(NamedTuple):
@@ -65,7 +67,7 @@ class Samples(NamedTuple):
     test: Labelled
     classes: list[str]  # the labels' names
     whole: Labelled | None = None  # all samples, where they have an order or an array of their own
-    input: Input | None = None  # of events
+    input: Input | None = None  # of events; None: the one that fits the training frames
 
 
 class Archive(NamedTuple):
@@ -91,6 +93,27 @@ class Archive(NamedTuple):
                 if not (unfinished / name).resolve().is_relative_to(unfinished.resolve()):
                     raise UserError(f"{archive} holds {name!r}, which leads out of {folder}")
                 files.extract(name, unfinished)
+
+
+class Recordings(NamedTuple):
+    """Events CLASS/*.bin of five bytes each, below one folder or two."""
+
+    folder: str
+    sensor: tuple[int, int]  # height and width of the camera, pixels
+    # The folders of classes, of all files or of the training and of the test files, and what each
+    # is unpacked from; None: made here.
+    parts: dict[str, Archive | None]
+    one_in: int = 0  # of a class's files is for the test, where all are in one part
+    classes: tuple[str, ...] = ()  # that every part has; of none, those that are found
+
+    def test_share(self, files: int) -> int:
+        """How many of a class's files are for the test."""
+        return max(1, files // self.one_in) if self.one_in and files > 1 else 0
+
+    def frames(self, root: Path) -> dict[str, Path]:
+        """The folder of classes of each part's frames, below the folder of all frames: where there
+        are two, in lower case, as SpikingJelly names them."""
+        return {part: root / part.lower() if len(self.parts) > 1 else root for part in self.parts}
 
 
 @contextmanager

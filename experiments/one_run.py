@@ -42,7 +42,8 @@ from models import MSResNet
 from models.neuron import count_spikes
 from runtime.errors import UserError
 from runtime.files import digest
-from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.chip import Chip
+from spikesim_eval.estimate import estimate
 from spikesim_eval.trace import describe
 
 COMMITS = "commits.txt"

@@ -21,7 +21,7 @@ from load_settings import Checkpoint, load_checkpoint
 from runtime.errors import UserError
 from runtime.files import digest
 from settings import Settings
-from spikesim_eval.report import markdown_table
+from spikesim_eval.render import markdown_table
 
 two_digits = "{:.2f}".format
 

@@ -26,7 +26,7 @@ from engine.run_folder import best_row, read_metrics
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
 from runtime.command import HelpFormatter, Parser
 from runtime.errors import UserError
-from spikesim_eval.quantities import QUANTITIES, shown
+from spikesim_eval.render import QUANTITIES, shown
 
 COSTS = ("energy", "delay", "area", "edap")
 FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)

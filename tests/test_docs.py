@@ -26,7 +26,7 @@ from conftest import REPOSITORY
 from load_settings import parse_settings
 from runtime.errors import UserError
 from settings import IMAGE_SIDES, LIMITS
-from spikesim_eval.estimate import Chip
+from spikesim_eval.chip import Chip
 
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
 

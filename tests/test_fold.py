@@ -15,8 +15,9 @@ from torchvision.datasets import CIFAR10
 
 import main
 import stand_in_data
-from data_loader import FOLDS, ImageSet, data_of, held_out_rows
+from data_loader import ImageSet, data_of
 from data_sets import static
+from data_sets.splits import FOLDS, held_out_rows
 from load_settings import load_checkpoint, parse_settings
 from loading import data_sets_of
 from spikesim_eval.__main__ import main as spikesim_eval

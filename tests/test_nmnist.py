@@ -10,12 +10,12 @@ from spikingjelly.datasets import NMNIST
 
 import main
 from data_loader import read_sample
-from data_sets.events import EVENT_DATA
+from data_sets import DATA_SETS
 from load_settings import load_checkpoint
 from loading import data_sets_of
 from stand_in_data import write_nmnist
 from test_fold import images_of
-from test_prepare import cut, empty, files_below, prepare, refused, zipped
+from test_prepare import cut, empty, expect_archives, files_below, prepare, refused, zipped
 
 T = 3
 PREPARE = ["prepare", "--data", "nmnist", "--time_window", T, "--data_path"]
@@ -95,13 +95,12 @@ def test_the_cache_alone_is_enough_and_keeps_the_two_parts_apart(raw):
 @pytest.mark.parametrize("where", ["", "download/"])
 def test_the_published_archives_become_frames_and_stay(where, tmp_path, monkeypatch):
     folder, parts = write_nmnist(tmp_path / "events"), {}
-    for part, archive in EVENT_DATA["nmnist"].parts.items():
+    for part, archive in DATA_SETS["nmnist"].recordings.parts.items():
         path = tmp_path / part / archive.name
         parts[part] = archive._replace(md5=zipped(folder / part, path))
         (tmp_path / "N-MNIST" / where).mkdir(parents=True, exist_ok=True)
         shutil.move(path, tmp_path / "N-MNIST" / where / archive.name)
-    kind = EVENT_DATA["nmnist"]._replace(parts=parts)
-    monkeypatch.setitem(EVENT_DATA, "nmnist", kind)
+    expect_archives(monkeypatch, "nmnist", parts)
     test = tmp_path / "N-MNIST" / where / "Test.zip"
     away = shutil.move(test, tmp_path / "Test.zip")
     assert prepare(*PREPARE, tmp_path) == 2  # before the first is unpacked

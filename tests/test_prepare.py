@@ -27,7 +27,7 @@ import main
 from conftest import REPOSITORY
 from data_sets import DATA_SETS, cache, event_camera, events, static
 from data_sets.event_camera import as_atis, digit_events
-from data_sets.events import EVENT_DATA
+from data_sets.sources import Archive
 from data_sets.static import read_image
 from loading import data_sets_of
 from runtime.errors import UserError
@@ -105,11 +105,14 @@ def zipped(folder: Path, archive: Path) -> str:
     return hashlib.md5(archive.read_bytes()).hexdigest()
 
 
+def expect_archives(monkeypatch, data: str, parts: dict[str, Archive]) -> None:
+    recordings = DATA_SETS[data].recordings._replace(parts=parts)
+    monkeypatch.setitem(DATA_SETS, data, replace(DATA_SETS[data], recordings=recordings))
+
+
 def expect_md5(monkeypatch, md5: str) -> None:
-    kind = EVENT_DATA["ncaltech101"]
-    archive = kind.parts["Caltech101"]._replace(md5=md5)
-    changed = kind._replace(parts={"Caltech101": archive})
-    monkeypatch.setitem(EVENT_DATA, "ncaltech101", changed)
+    archive = DATA_SETS["ncaltech101"].recordings.parts["Caltech101"]._replace(md5=md5)
+    expect_archives(monkeypatch, "ncaltech101", {"Caltech101": archive})
 
 
 def test_the_downloaded_zip_becomes_frames_and_stays(tmp_path, monkeypatch):
@@ -286,10 +289,8 @@ def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(tmp_path, mon
     md5 = zipped(write_events(tmp_path / "events"), archive)
     code = (
         "import sys, data_loader as d\n"
-        "from data_sets.events import EVENT_DATA\n"
-        "kind = EVENT_DATA['ncaltech101']\n"
-        f"archive = kind.parts['Caltech101']._replace(md5={md5!r})\n"
-        "EVENT_DATA['ncaltech101'] = kind._replace(parts={'Caltech101': archive})\n"
+        "from test_prepare import expect_md5, pytest\n"
+        f"expect_md5(pytest.MonkeyPatch(), {md5!r})\n"
         "sys.exit(d.main(sys.argv[1:]))"
     )
     started = [
@@ -298,6 +299,7 @@ def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(tmp_path, mon
             stdout=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"},
         )
         for time_window in "332"
     ]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import main
-from data_loader import ImageSet, Share, data_of, evaluation_loader, held_out_rows, training_loader
+from data_loader import ImageSet, Share, data_of, evaluation_loader, training_loader
+from data_sets.splits import held_out_rows
 from load_settings import (
     build_scheduler,
     load_checkpoint,
