@@ -20,13 +20,15 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data_loader import data_of, evaluation_loader
+from data_loader import Share, data_of, evaluation_loader
 from display import COLOURS, legend_below, new_figure, save_picture
 from distiller import distance_to_teacher, membrane_kl
-from load_settings import UserError, check_writable, load_checkpoint, load_network
+from load_settings import load_checkpoint, load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
 from quantization import integer_codes, signed_range
+from runtime.errors import UserError
+from runtime.files import check_writable
 
 ROUNDED = "rounded teacher"
 NETWORK_COLOURS = COLOURS | {ROUNDED: "#000000"}
@@ -163,7 +165,7 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"--layer {layer}: the LIF layers are {', '.join(names)}")
     check_writable(args.out)
     _, test_set = data_of(settings, args.data_path)
-    batches = evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
+    batches = evaluation_loader(test_set, Share(settings.batch_size, workers=settings.workers))
 
     teacher = networks["teacher"]
     teacher.time_window = settings.time_window

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from checkpoints import best_row
-from command_line import HelpFormatter, Parser, UserError
-from data_loader import data_of, evaluation_loader
+from data_loader import Share, data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
+from engine.run_folder import best_row, read_metrics
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
-from run_folder import read_metrics
-from spikesim_eval.quantities import QUANTITIES, shown
+from runtime.command import HelpFormatter, Parser
+from runtime.errors import UserError
+from spikesim_eval.render import QUANTITIES, shown
 
 COSTS = ("energy", "delay", "area", "edap")
 FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)
@@ -86,7 +86,7 @@ def find_runs(folder: Path) -> list[Run]:
 
 def test_batches(settings: Settings):
     _, test_set = data_of(settings, settings.data_path)
-    return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
+    return evaluation_loader(test_set, Share(settings.batch_size))
 
 
 def table(

@@ -14,12 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from quantization import GRID, BatchNormQuantizer, at_least_float32, from_rows
+from runtime.processes import world_size
 
 ROWS = 256  # values that are added up one after the other
-
-
-def several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def as_pixels(x: Tensor) -> Tensor:
@@ -78,7 +75,7 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
     """
     dtype, count = torch.promote_types(x.dtype, torch.float32), x.numel() // x.shape[1]
     first, second = moments(x)
-    if several_processes():
+    if world_size() > 1:
         count = torch.full_like(first[:1], count)
         sums = torch.cat([count * first, count * second, count])
         dist.all_reduce(sums)
@@ -121,7 +118,7 @@ class _BatchNorm(torch.autograd.Function):
         pixels, grad_pixels = as_pixels(x), as_pixels(grad)
         grad_bias, sum_products = gradient_sums(grad_pixels, pixels, mean)
         sums = torch.stack([grad_bias, sum_products]).double()
-        if several_processes():
+        if world_size() > 1:
             dist.all_reduce(sums)
         mean_grad, mean_product = (sums / ctx.count).to(mean)
         slope = mean_product * inverse_std.square()
@@ -167,7 +164,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
         """Normalize x (N, C, H, W), each image standing for `repeats` equal timesteps."""
         on_grid = self.quantizer is not None
-        plain = not on_grid and repeats == 1 and not several_processes()
+        plain = not on_grid and repeats == 1 and world_size() == 1
         if not on_grid and (not self.training or (plain and x.device.type != "cpu")):
             return super().forward(x)
         if not self.training:

@@ -8,7 +8,8 @@ import torch
 
 from distiller import distance_to_teacher
 from experiments.membrane_report import RoundedTeacher, membrane_report
-from load_settings import UserError, load_checkpoint, load_network
+from load_settings import load_checkpoint, load_network
+from runtime.errors import UserError
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

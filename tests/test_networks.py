@@ -7,10 +7,11 @@ import torch.nn.functional as F
 import reference
 from models import MSResNet, Quan_MS_ResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
+from models.integer_network import IntegerNetwork
 from models.MS_ResNet import Conv2d, folded
 from models.neuron import LIF
 from models.Quan_MS_ResNet import QuanConv2d, QuanLinear, spikes_convolve_in_integers
-from quantization import GRID, BatchNormQuantizer, IntegerNetwork
+from quantization import GRID, BatchNormQuantizer
 from spikesim_eval.trace import trace_network
 
 T = 3
