@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from experiments.one_run import hardware
-from spikesim_eval.report import markdown_table
+from spikesim_eval.render import markdown_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEED = 1234
