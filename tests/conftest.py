@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import kernels
 import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,6 +48,7 @@ class Fast:
         if event == "subprocess.Popen" and self.testing:
             name = os.path.basename(os.fsdecode(about[0]))
             if SLOW_PROGRAMS.match(name):
+                kernels.fused.clear()  # where it is the compiler
                 pytest.skip(f"starts {name}: not with --fast")
 
     def on_step(self, *_) -> None:
