@@ -57,7 +57,8 @@ from data_loader import (
     training_batches,
 )
 from display import percent
-from distiller import Distiller, softmax_kl_forward
+from distiller import Distiller
+from kernels import at_least_float32
 from last_word import leave_for_launcher, say_last
 from load_settings import (
     DATA_SETS,
@@ -92,7 +93,6 @@ from models.compiling import compile_regions
 from models.integer_network import IntegerNetwork
 from models.neuron import LIF, THRESHOLD, count_spikes
 from models.numerics import first_bad_gradient, watch_numbers
-from quantization import at_least_float32
 from run_folder import check_save_path
 from settings import SHARED_GPU
 
@@ -353,7 +353,7 @@ def compile_for(
     if FIRST_PROCESS:
         print("compiling, which takes up to a minute ...", flush=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        error = compile_regions(use, softmax_kl_forward, every_size=device.type == "cpu")
+        error = compile_regions(use, every_size=device.type == "cpu")
     if FIRST_PROCESS and error is None:
         print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
     elif FIRST_PROCESS:
