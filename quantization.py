@@ -19,8 +19,6 @@ from torch.autograd.function import once_differentiable
 import kernels
 from kernels import as_rows, from_rows, integer_codes
 
-OFF = 32  # bits of a network that is not quantized
-
 # Every real-valued stream of a quantized network (batch norm outputs, residual sums, membrane
 # potentials) is a multiple of GRID, so that float32 adds them exactly below 2^24 · GRID = 1024 and
 # a chip computes the same with integers. Steps are multiples of 4 · GRID, so that a leak of 1/4
