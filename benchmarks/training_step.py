@@ -32,11 +32,11 @@ from benchmarks.timing import (
     table,
     with_spread,
 )
-from cuda_graphs import ReplayedGradients
 from display import percent
+from engine.compile import compile_regions
+from engine.cuda_graphs import ReplayedGradients
 from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet
-from models.compiling import compile_regions
 from models.neuron import NEURON
 
 LIMIT, CONVOLUTIONS = "ReLU limit", "convolutions alone"

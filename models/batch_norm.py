@@ -16,12 +16,9 @@ from torch.autograd.function import once_differentiable
 import kernels
 from kernels import as_pixels, at_least_float32, from_rows
 from quantization import GRID, BatchNormQuantizer
+from runtime.processes import world_size
 
 ROWS = 256  # values that are added up one after the other
-
-
-def several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @torch.no_grad()
@@ -65,7 +62,7 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
     """
     dtype, count = torch.promote_types(x.dtype, torch.float32), x.numel() // x.shape[1]
     first, second = moments(x)
-    if several_processes():
+    if world_size() > 1:
         count = torch.full_like(first[:1], count)
         sums = torch.cat([count * first, count * second, count])
         dist.all_reduce(sums)
@@ -96,7 +93,7 @@ class _BatchNorm(torch.autograd.Function):
         pixels, grad_pixels = as_pixels(x), as_pixels(grad)
         grad_bias, sum_products = kernels.gradient_sums(grad_pixels, pixels, mean)
         sums = torch.stack([grad_bias, sum_products]).double()
-        if several_processes():
+        if world_size() > 1:
             dist.all_reduce(sums)
         mean_grad, mean_product = (sums / ctx.count).to(mean)
         slope = mean_product * inverse_std.square()
@@ -142,7 +139,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
         """Normalize x (N, C, H, W), each image standing for `repeats` equal timesteps."""
         grid = None if self.quantizer is None else GRID
-        plain = grid is None and repeats == 1 and not several_processes()
+        plain = grid is None and repeats == 1 and world_size() == 1
         if grid is None and (not self.training or (plain and x.device.type != "cpu")):
             return super().forward(x)
         if not self.training:

@@ -16,19 +16,22 @@ from torch import Tensor, nn
 
 import kernels
 import main
-from checkpoints import random_state
 from conftest import DIGITS, REPOSITORY
-from cuda_graphs import ReplayedGradients
-from data_loader import CropAndFlip, ImageSet, set_epoch, training_batches
+from data_loader import ImageSet, Share, set_epoch, training_loader
+from data_sets.augment import CropAndFlip
 from distiller import Distiller
-from load_settings import UserError, load_checkpoint, parse_settings
-from models import MSResNet, QuanMSResNet, compiling
+from engine import compile as compiling
+from engine.cuda_graphs import ReplayedGradients
+from engine.run import random_state
+from load_settings import load_checkpoint, parse_settings
+from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
 from models.integer_network import IntegerNetwork
 from models.MS_ResNet import Conv2d
 from models.neuron import LIF, THRESHOLD
 from models.Quan_MS_ResNet import QuanConv2d
 from one_step import SETTINGS, networks, results
+from runtime.errors import UserError
 from settings import SHARED_GPU
 from stand_in_data import write_ncaltech101
 
@@ -233,7 +236,7 @@ def test_augmented_batches_are_the_cpus(gpu):
     )
     batches = []
     for device in (gpu, torch.device("cpu")):
-        loader = training_batches(data_set, 16, 0, 1, 0, 5, device)
+        loader = training_loader(data_set, Share(16), device)
         set_epoch(loader, 1)
         batches.append([(x.cpu(), labels.cpu()) for x, labels in loader])
     for ours, theirs in zip(*batches, strict=True):
