@@ -135,6 +135,13 @@ def scripts_clone(clone, tmp_path_factory) -> Path:
     return folder
 
 
+def write_programs(folder: Path, **bodies: str) -> None:
+    """Scripts in `folder`, by their names."""
+    for name, body in bodies.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}")
+        (folder / name).chmod(0o755)
+
+
 def run_script(script: str, *arguments: str, folder: Path) -> str:
     result = subprocess.run(
         ["bash", f"scripts/{script}", *arguments], cwd=folder, capture_output=True, text=True

@@ -20,7 +20,7 @@ from matplotlib.colors import same_color
 
 import main
 import stand_in_data
-from conftest import DIGITS, REPOSITORY
+from conftest import DIGITS, REPOSITORY, write_programs
 from display import COLOURS
 from engine.log import git_commit
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
@@ -344,12 +344,6 @@ def test_slurm_runs_teachers_then_students_and_then_the_table(
     assert (
         "| digits | 4 | 3 | student |" in (folder / "experiments/results/jobs/table.md").read_text()
     )
-
-
-def write_programs(folder: Path, **bodies: str) -> None:
-    for name, body in bodies.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}")
-        (folder / name).chmod(0o755)
 
 
 SBATCH = """\
