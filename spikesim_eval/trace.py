@@ -167,19 +167,9 @@ class _Description:
             found[shape[0]] = shape[1:]
         if neuron.step_mode == "s" or neuron.calls > 1 or len(shape) < 2:
             return found
-        if T == 1:
-            rows: dict[int, frozenset[int]] = {0: frozenset(), 1: frozenset()}
-        else:
-            rows = neuron.rows
-        if (
-            0 in rows
-            and not rest
-            and (
-                T == 1
-                or rows[0] <= set(range(folded, shape[0], folded))
-                or rows[0] <= set(range(T))
-            )
-        ):
+        rows = neuron.rows if T > 1 else dict.fromkeys((0, 1), frozenset())
+        steps = set(range(folded, shape[0], folded)), set(range(T))
+        if 0 in rows and not rest and any(rows[0] <= step for step in steps):
             found[folded] = shape[1:]
         if 1 in rows and shape[1] == T:
             found[shape[0]] = shape[2:]

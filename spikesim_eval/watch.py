@@ -9,9 +9,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 
 import torch
@@ -149,7 +149,6 @@ class _Frame:
     name: str
     module: nn.Module
     state: list[tuple[Tensor, int]]
-    version: int  # of its input
     has_neuron: bool = False  # that keeps a membrane
     activations: list[str] = field(default_factory=list)
     products: int = 0
@@ -188,37 +187,36 @@ class Watcher:
             self._find()
             handles = []
             for name, module in self.network.named_modules():
-                enter, leave = self._hooks(name)
+                enter = partial(self._enter, name)
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(leave, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
             try:
                 for self._pass in PASSES:
                     torch.manual_seed(0)
                     reset(self.network)
-                    if self._pass == "origins":
-                        with self._origins:
-                            self.network(self.sample)
-                    else:
+                    with self._origins if self._pass == "origins" else nullcontext():
                         self.network(self.sample)
                     if self._pass == "origins":
-                        self.problems += [
-                            f"module {name} holds what an earlier sample has left, and has no "
-                            "method reset(): give it one, or make the network anew"
-                            for name, neuron in self.neurons.items()
-                            if neuron.keeps_membrane and self._left[name]
-                        ]
-                        self.problems += [
-                            f"layer {name} reads something that was not computed from the sample "
-                            "by torch: numbers that are the same for every sample, or that went "
-                            "through numpy"
-                            for name, read in self.reads.items()
-                            if read.origin.is_constant
-                        ]
+                        self._find_problems()
                     if self.problems or self.outside:
                         return
             finally:
                 for handle in handles:
                     handle.remove()
+
+    def _find_problems(self) -> None:
+        self.problems += [
+            f"module {name} holds what an earlier sample has left, and has no method reset(): give "
+            "it one, or make the network anew"
+            for name, neuron in self.neurons.items()
+            if neuron.keeps_membrane and self._left[name]
+        ]
+        self.problems += [
+            f"layer {name} reads something that was not computed from the sample by torch: numbers "
+            "that are the same for every sample, or that went through numpy"
+            for name, read in self.reads.items()
+            if read.origin.is_constant
+        ]
 
     def _find(self) -> None:
         """Which modules are layers, which may be neurons, and whose the weights are."""
@@ -252,21 +250,13 @@ class Watcher:
 
     # Hooks.
 
-    def _hooks(self, name: str):
-        return (
-            lambda module, args, kwargs: self._enter(name, module, args, kwargs),
-            lambda module, args, kwargs, y: self._leave(module, args, kwargs, y),
-        )
-
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         if self._paused:
             return None
         if self._pass == "sample" and name in self._maybe_neurons and not self._calls[name]:
             self._left[name] = self._membranes_before(name, module, _first((args, kwargs)))
         watched = self._pass == "origins" and name in self._maybe_neurons
-        state = _state(module) if watched else []
-        version = _version(_first((args, kwargs))) if watched else 0
-        self._stack.append(_Frame(name, module, state, version))
+        self._stack.append(_Frame(name, module, _state(module) if watched else []))
         if self._pass in ("low", "high") and name in self.neurons and self.neurons[name].spikes:
             x = _first((args, kwargs))
             far = 1e4 + 1e3 * x.double().abs().max().item()
@@ -545,16 +535,12 @@ def reset(network: nn.Module) -> None:
 
 
 def _reset_of(module: nn.Module) -> Callable[[], object] | None:
-    methods = (getattr(module, name, None) for name in RESETS)
-    return next((x for x in methods if callable(x) and _takes_nothing(x)), None)
-
-
-def _takes_nothing(function: Callable) -> bool:
-    try:
-        inspect.signature(function).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
+    for name in RESETS:
+        method = getattr(module, name, None)
+        with suppress(TypeError, ValueError):  # it is no function, or takes arguments
+            inspect.signature(method).bind()
+            return method
+    return None
 
 
 @contextmanager
@@ -587,9 +573,9 @@ def _state(module: nn.Module) -> list[tuple[Tensor, int]]:
     return found
 
 
-def _version(x: Tensor | None) -> int:
+def _version(x: Tensor) -> int:
     """How often it was written to."""
-    return 0 if x is None or x.is_inference() else x._version
+    return 0 if x.is_inference() else x._version
 
 
 def _kept(frame: _Frame, x: Tensor, y: Tensor, result: object) -> list[Tensor]:
