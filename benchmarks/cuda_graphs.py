@@ -29,8 +29,8 @@ from benchmarks.training_step import (
     work_of,
 )
 from distiller import softmax_kl_forward
+from engine import compile as compiling
 from main import keep_freed_memory
-from models import compiling
 
 Step = Callable[[], object]
 EAGER, COMPILED = "eager", "--compile"

@@ -26,8 +26,8 @@ from benchmarks.timing import (
     with_spread,
 )
 from benchmarks.training_step import NUM_CLASSES, Regions, set_precision
-from cuda_graphs import ReplayedGradients
 from distiller import ALPHA, BETA, TAU, Distiller, softmax_kl_forward, within_reach
+from engine.cuda_graphs import ReplayedGradients
 from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics

@@ -26,10 +26,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoints import Run
 from data_loader import load_data_sets
 from data_sets.events import read_frames
 from data_sets.sources import Archive
+from engine.run import Run
 from load_settings import (
     build_network,
     build_optimizer,

@@ -31,10 +31,11 @@ from benchmarks.timing import (
     table,
     with_spread,
 )
-from cuda_graphs import ReplayedGradients
 from display import percent
+from engine import compile as compiling
+from engine.cuda_graphs import ReplayedGradients
 from main import keep_freed_memory
-from models import MSResNet, QuanMSResNet, compiling
+from models import MSResNet, QuanMSResNet
 from models.neuron import lif_backward, lif_forward
 
 LIMIT, CONVOLUTIONS = "ReLU limit", "convolutions alone"

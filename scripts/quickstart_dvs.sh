@@ -11,7 +11,7 @@ out=runs/quickstart_dvs seed=1234
 options=(--data digits-dvs --data_path data --model_depth 18 --width 8 --seed "$seed" --workers 1)
 
 # Where the options are right, what is there of before moves to a numbered folder.
-python run_folder.py "$out" "${options[@]}" --paper_setting original "$@"
+python -m engine.run_folder "$out" "${options[@]}" --paper_setting original "$@"
 python data_loader.py prepare --data digits-dvs --data_path data
 python main.py "${options[@]}" --paper_setting original --epochs 20 \
     --save_path "$out/teacher" "$@"

@@ -19,12 +19,11 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from checkpoints import best_row
 from data_loader import Share, data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
+from engine.run_folder import best_row, read_metrics
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
-from run_folder import read_metrics
 from runtime.command import HelpFormatter, Parser
 from runtime.errors import UserError
 from spikesim_eval.render import QUANTITIES, shown

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import main
-from checkpoints import Run
 from conftest import DIGITS
 from distiller import Distiller
+from engine.run import Run
 from load_settings import Settings, build_optimizer, load_checkpoint, parse_settings
 from models import MSResNet, QuanMSResNet
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from distiller import softmax_kl_forward
-from models import compiling
+from engine import compile as compiling
 from models.neuron import LIF
 from one_step import SETTINGS, results
 

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 import main
-from checkpoints import random_state
 from conftest import DIGITS, REPOSITORY
-from cuda_graphs import ReplayedGradients
 from data_loader import ImageSet, Share, set_epoch, training_loader
 from data_sets.augment import CropAndFlip
 from distiller import Distiller, softmax_kl_forward
+from engine import compile as compiling
+from engine.cuda_graphs import ReplayedGradients
+from engine.run import random_state
 from load_settings import load_checkpoint, parse_settings
-from models import MSResNet, QuanMSResNet, compiling
+from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
 from models.integer_network import IntegerNetwork
 from models.MS_ResNet import Conv2d

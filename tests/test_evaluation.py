@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluation
 import main
 from conftest import DIGITS
 from data_loader import ImageSet, read_sample
 from data_sets.event_camera import as_atis
+from engine import evaluation
 from load_settings import class_names, load_checkpoint, load_network
 from loading import data_sets_of
 from models import MSResNet

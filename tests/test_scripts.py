@@ -259,7 +259,7 @@ def test_the_quickstart_s_table_has_a_help_and_names_what_is_missing(argument, c
 @pytest.mark.parametrize("script", ["quickstart.sh", "quickstart_dvs.sh"])
 def test_a_quickstart_asks_for_its_options_before_it_moves_or_prepares_anything(script, recorder):
     first, *rest = started(script, "--epochs", "3", folder=recorder)
-    assert first.startswith(f"python run_folder.py runs/{script[:-3]} --data digits")
+    assert first.startswith(f"python -m engine.run_folder runs/{script[:-3]} --data digits")
     assert first.endswith("--paper_setting original --epochs 3")
     trainings = [command for command in rest if "main.py" in command]
     assert len(trainings) == {"quickstart.sh": 3, "quickstart_dvs.sh": 4}[script]

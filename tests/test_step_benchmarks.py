@@ -62,7 +62,7 @@ def test_the_distillation_step_benchmark_measures_time_and_memory(tmp_path, caps
 
 
 def test_the_regions_are_eager_again_after_a_benchmark():
-    from models import compiling
+    from engine import compile as compiling
 
     assert all(compiling.current(function) is function for function in compiling.REGIONS)
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 import main
 from benchmarks.membrane_report import membrane_report
-from checkpoints import Run
 from conftest import DIGITS
+from engine.run import Run
 from experiments.runs import main as runs
 from load_settings import load_checkpoint, load_network, parse_settings, time_window_of
 from loading import data_sets_of
