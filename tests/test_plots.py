@@ -21,8 +21,8 @@ from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject
 from spikesim_eval.report import build_report, totals_text
 from spikesim_eval.sweep import MOST_SHOWN, front_lines, pareto_front, shown_front, sweep
-from test_reports import full_precision, network
-from test_spikesim import as_json
+from test_reports import network
+from test_spikesim import as_json, full_precision
 
 
 def legend_of(figure: Figure) -> list[str]:

@@ -29,20 +29,11 @@ from spikesim_eval.nonideal import nonideal_report
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
 from spikesim_eval.trace import trace_checkpoint, trace_module
-from test_spikesim import as_json, one_error_line, residual_block
+from test_spikesim import as_json, full_precision, one_error_line, residual_block
 
 
 def network(**changes) -> LayerList:
     return LayerList.from_json(residual_block() | changes)
-
-
-def full_precision() -> LayerList:
-    """The same in 32-bit fixed point."""
-    data = residual_block() | {"weight_bits": 32, "membrane_bits": 32}
-    for layer in data["layers"]:
-        layer.pop("weight_bits", None)
-    data["layers"][3]["input_bits"] = 32
-    return LayerList.from_json(data)
 
 
 @pytest.fixture
@@ -486,43 +477,40 @@ def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsy
     assert again["accuracies"] == report["accuracies"]  # seeded
 
 
-BAD = [
-    "compare BASE --out OUT",
-    "compare BASE no.pth --out OUT",
-    "compare BASE NET --max_drop -1 --out OUT",
-    "sweep --out OUT",
-    "sweep --layers NET --xbar_size 64,60 --out OUT",
-    "sweep --layers NET --cell_bits 1,x --out OUT",
-    "sweep --layers NET --cell_bits , --out OUT",
-    "sweep --layers NET --bits 0 --out OUT",
-    "sweep --layers NET --time_steps 0 --out OUT",
-    "report --module a:b --bits 4 --time_steps 0 --out OUT",
-    f"compare BASE {'a' * 300} --out OUT",
-    "report --module a:b --bits 4 --out OUT",
-    "report --module json --bits 4 --time_steps 2 --out OUT",
-    "report --layers NET --bits 4 --out OUT",
-    "report --layers NET --time_steps 0 --out OUT",
-    "nonideal --checkpoint QAMD --adc_range half --out OUT",
-    "nonideal --checkpoint QAMD --time_steps 0 --out OUT",
-    "nonideal --checkpoint QAMD --adc_bits many --out OUT",
-    "nonideal --checkpoint QAMD --sigma -1 --out OUT",
-    "nonideal --checkpoint QAMD --on_off_ratio nan --out OUT",
-    "nonideal --checkpoint QAMD --trials 0 --out OUT",
-    "nonideal --checkpoint QAMD --seed -1 --out OUT",
-    "nonideal --checkpoint FP --out OUT",
-    "nonideal --checkpoint no.pth --out OUT",
-    "report --checkpoint QAMD --time_steps 0 --out OUT",
-]
+MISTAKES = {  # a command: what makes each a mistake
+    "": "; estimate; compat; compat no; compat NET; sweep --out OUT; report --layers NET",
+    "report --out OUT": "; --layers NET --checkpoint NET; --layers no; --checkpoint no; "
+    "--layers FOLDER; --checkpoint FOLDER; --checkpoint QAMD --time_steps 0; "
+    "--module a:b --bits 4 --time_steps 0; --module a:b --bits 4; "
+    "--module json --bits 4 --time_steps 2",
+    "report --layers NET": "--out NET; --out NET/out",
+    "report --layers NET --out OUT": "--baseline_layers NET; --baseline no.json; "
+    "--baseline no.pth; --data_path FOLDER; --bits 4; --time_steps 0; --cell sram; "
+    "--periphery none; --xbar_size big; --xbar_size 0; --xbar_size 60; --xbar_size=-64; "
+    "--pe_per_tile 0; --cell_bits 0; --adc_bits 13; --clk_mhz 0; --clk_mhz nan; --clk_mhz inf",
+    "compare --out OUT": f"BASE; BASE no.pth; BASE NET --max_drop -1; BASE {'a' * 300}",
+    "sweep --layers NET --out OUT": "--xbar_size 64,60; --cell_bits 1,x; --cell_bits ,; --bits 0; "
+    "--time_steps 0",
+    "nonideal --out OUT --checkpoint": "FP; no.pth",
+    "nonideal --checkpoint QAMD --out OUT": "--adc_range half; --time_steps 0; --adc_bits many; "
+    "--sigma -1; --on_off_ratio nan; --trials 0; --seed -1",
+}
 
 
-@pytest.mark.parametrize("line", BAD)
+@pytest.mark.parametrize(
+    "line", [f"{x} {y}" for x, mistakes in MISTAKES.items() for y in mistakes.split("; ")]
+)
 def test_a_mistake_is_one_line_and_writes_nothing(line, files, trained, tmp_path, capsys):
     names = files | {"OUT": tmp_path / "out", "QAMD": trained["qamd"], "FP": trained["original"]}
+    names |= {"FOLDER": tmp_path, "NET/out": files["NET"] / "out"}
+    before = files["NET"].read_bytes()
     capsys.readouterr()
     assert main([str(names.get(word, word)) for word in line.split()]) == 2
     captured = capsys.readouterr()
     assert one_error_line(captured.err), captured.err
+    assert captured.out == ""
     assert not (tmp_path / "out").exists()
+    assert files["NET"].read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["report", "sweep", "nonideal"])

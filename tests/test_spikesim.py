@@ -342,6 +342,15 @@ def test_a_layer_list_written_and_read_back_is_the_same_network(network):
 # The report command.
 
 
+def full_precision() -> LayerList:
+    """The same network in 32-bit fixed point."""
+    data = residual_block() | {"weight_bits": 32, "membrane_bits": 32}
+    for layer in data["layers"]:
+        layer.pop("weight_bits", None)
+    data["layers"][3]["input_bits"] = 32
+    return LayerList.from_json(data)
+
+
 @pytest.fixture
 def layer_file(tmp_path) -> Path:
     path = tmp_path / "net.json"
@@ -351,13 +360,8 @@ def layer_file(tmp_path) -> Path:
 
 @pytest.fixture
 def baseline_file(tmp_path) -> Path:
-    """The same network in 32-bit fixed point."""
-    data = residual_block() | {"weight_bits": 32, "membrane_bits": 32}
-    for layer in data["layers"]:
-        layer.pop("weight_bits", None)
-    data["layers"][3]["input_bits"] = 32
     path = tmp_path / "baseline.JSON"
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(as_json(full_precision())))
     return path
 
 
@@ -578,61 +582,6 @@ def test_the_error_names_what_is_wrong():
     ):
         with pytest.raises(UserError, match=words):
             LayerList.from_json(changed(*where, value))
-
-
-BAD_COMMANDS = [
-    "",
-    "estimate",
-    "report --out OUT",
-    "report --layers NET --checkpoint NET --out OUT",
-    "report --layers NET",
-    "report --layers NET --out OUT --baseline_layers NET",
-    "report --layers MISSING --out OUT",
-    "report --checkpoint MISSING --out OUT",
-    "report --layers FOLDER --out OUT",
-    "report --checkpoint FOLDER --out OUT",
-    "report --layers NET --baseline MISSING.json --out OUT",
-    "report --layers NET --baseline MISSING.pth --out OUT",
-    "report --layers NET --data_path FOLDER --out OUT",
-    "report --layers NET --out NET/OUT",
-    "report --layers NET --out NET",
-    "report --layers NET --out OUT --cell sram",
-    "report --layers NET --out OUT --periphery none",
-    "report --layers NET --out OUT --xbar_size big",
-    "report --layers NET --out OUT --xbar_size 0",
-    "report --layers NET --out OUT --xbar_size 60",
-    "report --layers NET --out OUT --xbar_size=-64",
-    "report --layers NET --out OUT --pe_per_tile 0",
-    "report --layers NET --out OUT --cell_bits 0",
-    "report --layers NET --out OUT --adc_bits 13",
-    "report --layers NET --out OUT --clk_mhz 0",
-    "report --layers NET --out OUT --clk_mhz nan",
-    "report --layers NET --out OUT --clk_mhz inf",
-    "compat",
-    "compat MISSING",
-    "compat NET",
-]
-
-
-def filled(line: str, net_file: Path, tmp_path: Path) -> list[str]:
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    names = {"NET": net_file, "OUT": tmp_path / "out", "MISSING": tmp_path / "no", "FOLDER": folder}
-    line = line.replace("NET/OUT", f"{net_file}/out")
-    return [str(names.get(word, word.replace("MISSING", "no"))) for word in line.split()]
-
-
-@pytest.mark.parametrize("line", BAD_COMMANDS)
-def test_a_bad_command_line_gives_one_error_line_and_writes_nothing(
-    line, layer_file, tmp_path, capsys
-):
-    before = layer_file.read_bytes()
-    assert main(filled(line, layer_file, tmp_path)) == 2
-    captured = capsys.readouterr()
-    assert one_error_line(captured.err), captured.err
-    assert captured.out == ""
-    assert not (tmp_path / "out").exists()
-    assert layer_file.read_bytes() == before
 
 
 def test_the_command_itself_ends_with_code_2_and_one_line(tmp_path):
