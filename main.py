@@ -50,7 +50,7 @@ from data_loader import (
     training_loader,
 )
 from display import percent
-from distiller import Distiller, softmax_kl_forward
+from distiller import Distiller
 from engine import evaluation
 from engine.compile import compile_regions
 from engine.cuda_graphs import WARM_UP, Gradients, ReplayedGradients
@@ -69,6 +69,7 @@ from engine.metrics import EpochSums
 from engine.numerics import first_bad_gradient, watch_numbers
 from engine.run import Run, how_to_go_on, not_finite
 from engine.run_folder import check_save_path, deciding
+from kernels import at_least_float32
 from load_settings import (
     DATA_SETS,
     Checkpoint,
@@ -87,7 +88,6 @@ from models import MSResNet
 from models.batch_norm import estimate_statistics
 from models.integer_network import IntegerNetwork
 from models.neuron import LIF, THRESHOLD, count_spikes
-from quantization import at_least_float32
 from runtime.command import cannot_print, run_command
 from runtime.errors import UserError
 from runtime.files import digest
@@ -259,7 +259,7 @@ def compile_for(
     if is_main_process():
         print("compiling, which takes up to a minute ...", flush=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        error = compile_regions(use, softmax_kl_forward, every_size=device.type == "cpu")
+        error = compile_regions(use, every_size=device.type == "cpu")
     if is_main_process() and error is None:
         print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
     elif is_main_process():

@@ -25,4 +25,4 @@ for run in student/student mdsnn/qamd; do
     python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
         --out "$out/${run%/*}/edap" > /dev/null
 done
-python scripts/quickstart_table.py "$out"
+python -m experiments.quickstart_table "$out"

@@ -30,4 +30,4 @@ for run in student-4bit/student mdsnn-8bit/qamd mdsnn-4bit/qamd; do
     python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
         --data_path data --out "$out/${run%/*}/edap" > /dev/null
 done
-python scripts/quickstart_table.py "$out"
+python -m experiments.quickstart_table "$out"
