@@ -52,24 +52,38 @@ CSV_COLUMNS = {  # key of a layer's row: its column, with the unit
 }
 
 
-def assumptions(chip: Chip) -> list[str]:
-    """What the figures rest on, one sentence each."""
-    periphery = {
+BY_CHOICE = {  # what the figures rest on, by an option of the chip
+    "periphery": {
         "per_group": "H-tree, fetch, neuron and tile buffer are charged once per group of PEs that "
         "hold the bit slices of the same weights, in each of the groups whose sums are added up "
         "(the published tool has no slices and charges every PE: --periphery per_pe).",
         "per_pe": "H-tree, fetch, neuron and tile buffer are charged for every PE, bit slices "
         "included, as the published tool does.",
-    }
-    delay = {
+    },
+    "delay": {
         "element_serial": "A PE cycle gives one channel of one output pixel, as published.",
         "pixel_serial": "A PE cycle gives all channels of one output pixel; the published tool "
         "takes one cycle per channel (--delay element_serial).",
-    }
+    },
+    "adc_law": {
+        "doubling": "Energy and area of an ADC double with every bit above the published 4 and "
+        "halve with every bit below.",
+        "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
+    },
+    "buffers": {
+        "own": "with their own bit widths (the published tool: 22 bits, membranes of five layers).",
+        "published": "of 22 bits a value, as published (there: membranes of five layers).",
+    },
+}
+
+
+def assumptions(chip: Chip) -> list[str]:
+    """What the figures rest on, one sentence each."""
+    chosen = {option: texts[getattr(chip, option)] for option, texts in BY_CHOICE.items()}
     return [
         "Component figures are those of the published SpikeSim tool; nothing is measured on a "
         "chip.",
-        periphery[chip.periphery],
+        chosen["periphery"],
         "Inputs are fed bit by bit, one PE cycle a bit: 1 bit for spikes, 8 for the image, the "
         "quantized stream's own width for a shortcut convolution.",
         "The stem reads the 8-bit image at every timestep and is charged at every timestep, "
@@ -89,25 +103,16 @@ def assumptions(chip: Chip) -> list[str]:
         "energy and time for every run.",
         "A layer's sums are shifted and added in an accumulator wide enough for the worst case; "
         "batch norm multiplies them by an integer scale, and its products are shifted onto the "
-        "residual stream of 24 bits and a sign, 14 of them behind the point (quantization.py, "
-        "IntegerNetwork). These widths are stated; the published tool has no digital "
+        "residual stream of 24 bits and a sign, 14 of them behind the point "
+        "(models/integer_network.py). These widths are stated; the published tool has no digital "
         "multiplier to charge.",
         "Only crossbar energy scales with the spike rate; where no rate was measured it is 1.",
-        {
-            "doubling": "Energy and area of an ADC double with every bit above the published 4 and "
-            "halve with every bit below.",
-            "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
-        }[chip.adc_law]
-        + " Those of a crossbar grow with its cells.",
-        delay[chip.delay],
+        f"{chosen['adc_law']} Those of a crossbar grow with its cells.",
+        chosen["delay"],
         "A layer starts when every layer it waits for is 75 % done, so an addition waits for both "
         "branches.",
         "Area counts an input buffer per layer and a membrane memory for every LIF neuron, "
-        + {
-            "own": "with their own bit widths (the published tool: 22 bits, membranes of five "
-            "layers).",
-            "published": "of 22 bits a value, as published (there: membranes of five layers).",
-        }[chip.buffers],
+        + chosen["buffers"],
         "A floating-point network enters as 32-bit fixed point (weights, membranes, shortcut "
         "inputs) on the same chip, because crossbars hold no floating-point numbers.",
         "The published ratios (N-Caltech101, against floating point) are printed as information "
