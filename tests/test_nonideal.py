@@ -1,7 +1,6 @@
 """Crossbars: exact where they are ideal, and the right distance away where they are not."""
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from models import QuanMSResNet
 from runtime.errors import UserError
 from spikesim_eval.chip import Crossbar
 from spikesim_eval.crossbar import CrossbarLayer, ladder, slices_of
-from spikesim_eval.nonideal import nonideal_text, on_crossbars
+from spikesim_eval.nonideal import on_crossbars
 from spikesim_eval.trace import trace_network
 
 COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
@@ -298,21 +297,3 @@ def test_negative_conductances_set_to_0_raise_the_mean_as_the_formula_says(sigma
     crossbar = Crossbar(sigma=sigma)
     layer = CrossbarLayer(codes, 4, 1, False, (1, 1), (1, 1), crossbar, generator)
     assert layer.cells[0].double().mean() / 7 - 1 == pytest.approx(bias, abs=5 * sigma / 768)
-
-
-@pytest.mark.parametrize(("sigma", "is_said"), [(0.4, False), (0.45, True), (1.0, True)])
-def test_the_report_says_so_where_the_mean_is_off(sigma, is_said):
-    report = {
-        "crossbar": asdict(Crossbar(sigma=sigma)),
-        "variation_bias": Crossbar(sigma=sigma).variation_bias,
-        "time_steps": 4,
-        "trained_time_steps": (4,),
-        "digital_accuracy": 0.9,
-        "accuracy_mean": 0.9,
-        "accuracy_std": 0.0,
-        "accuracies": [0.9],
-        "layers": [],
-    }
-    text = nonideal_text(report)
-    assert ("raises the mean conductance" in text) == is_said
-    assert ("by 8.3 %" in text) == (sigma == 1.0)
