@@ -170,9 +170,10 @@ class _Description:
         if neuron.step_mode == "s" or neuron.calls > 1 or len(shape) < 2:
             return found
         rows = neuron.rows if T > 1 else dict.fromkeys((0, 1), frozenset())
-        steps = set(range(folded, shape[0], folded)), set(range(T))
-        if 0 in rows and not rest and any(rows[0] <= step for step in steps):
-            found[folded] = shape[1:]
+        if 0 in rows and not rest:
+            steps = set(range(folded, shape[0], folded)), set(range(T))
+            if any(rows[0] <= step for step in steps):
+                found[folded] = shape[1:]
         if 1 in rows and shape[1] == T:
             found[shape[0]] = shape[2:]
         if 0 in rows and shape[0] == T:
