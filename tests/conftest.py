@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = ["--data", "digits", "--width", "2", "--epochs", "1", "--workers", "0"]
 QUICK = ["--epochs", "1", "--width", "2"]  # for scripts, which set the rest
 SLOW_PROGRAMS = re.compile("python|bash|torchrun|gcc|g[+][+]|c[+][+]")
-FEW_STEPS = 10  # of an optimizer: more are a training
+FEW_STEPS = 2  # of an optimizer: more are a training
 
 
 class Fast:
