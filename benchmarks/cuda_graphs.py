@@ -30,7 +30,7 @@ from benchmarks.training_step import (
 )
 from distiller import softmax_kl_forward
 from engine import compile as compiling
-from main import keep_freed_memory
+from engine.start import keep_freed_memory
 
 Step = Callable[[], object]
 EAGER, COMPILED = "eager", "--compile"

@@ -18,7 +18,7 @@ from benchmarks.timing import in_turn, ratios, report, table, with_spread
 from benchmarks.training_step import COMPILED, COMPILED_STUDENT, Regions, Work, network_of
 from distiller import softmax_kl_forward
 from engine import compile as compiling
-from main import keep_freed_memory
+from engine.start import keep_freed_memory
 from models import MS_ResNet, Quan_MS_ResNet, batch_norm
 from models.neuron import lif_backward, lif_forward
 

@@ -34,7 +34,7 @@ from benchmarks.timing import (
 from display import percent
 from engine import compile as compiling
 from engine.cuda_graphs import ReplayedGradients
-from main import keep_freed_memory
+from engine.start import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.neuron import lif_backward, lif_forward
 
