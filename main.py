@@ -43,6 +43,7 @@ from engine.numerics import first_bad_gradient, watch_numbers
 from engine.run import Run, parameters_of
 from engine.run_folder import check_save_path
 from engine.start import explain, leave, make_deterministic, start_processes
+from kernels import at_least_float32
 from load_settings import (
     build_network,
     build_optimizer,
@@ -54,7 +55,6 @@ from load_settings import (
 )
 from models import MSResNet
 from models.batch_norm import estimate_statistics
-from quantization import at_least_float32
 from runtime.command import run_command
 from runtime.launcher import check_launcher, interrupt_at_once, launcher_variable
 from runtime.processes import is_main_process, of_first_process, world_size

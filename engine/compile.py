@@ -1,9 +1,8 @@
 """`--compile`: the hot functions as fused kernels of torch.compile.
 
-The neuron, the quantizers, batch norm and the membrane loss are plain functions of flat tensors. On
-a CPU each is compiled for tensors of every size; on a GPU for each size, since how a sum is shared
-out over its many threads depends on that. The eager functions stay the reference, and what runs
-where there is no compiler.
+On a CPU each region of `kernels` is compiled for tensors of every size; on a GPU for each size,
+since how a sum is shared out over its many threads depends on that. The eager functions stay the
+reference, and what runs where there is no compiler.
 """
 
 import sys
@@ -13,41 +12,16 @@ from contextlib import suppress
 
 import torch
 
-import quantization
+import kernels
 from data_loader import ImageSet
-from distiller import softmax_kl_forward
 from load_settings import Checkpoint, build_network
-from models import batch_norm, neuron
 from models.batch_norm import estimate_statistics
 from runtime.processes import all_or_none, is_main_process, rank, world_size
 from settings import Settings
 
-REGIONS = (
-    neuron.lif_forward,
-    neuron.lif_backward,
-    batch_norm.affine,
-    batch_norm.gradient_sums,
-    batch_norm.gradient_of_input,
-    quantization.integers_forward,
-    quantization.integers_backward,
-)
 
-
-def current(function: Callable) -> Callable:
-    """What stands in the place of a module-level function now."""
-    return getattr(sys.modules[function.__module__], function.__name__)
-
-
-def set_regions(functions: tuple[Callable, ...], replace: Callable[[Callable], Callable]) -> None:
-    """Put `replace(function)` in the place of each module-level function."""
-    for function in functions:
-        setattr(sys.modules[function.__module__], function.__name__, replace(function))
-
-
-def compile_regions(
-    work: Callable[[], object], *functions: Callable, every_size: bool = True
-) -> str | None:
-    """Compile REGIONS and more module-level functions, for the rest of the process.
+def compile_regions(work: Callable[[], object], every_size: bool = True) -> str | None:
+    """Compile the hot functions, for the rest of the process.
 
     `work` is run at once and has to call them as the program will, with tensors of its sizes, so
     that all compiling is done when this returns. Where compiling fails, everything stays eager and
@@ -59,12 +33,12 @@ def compile_regions(
     with suppress(AttributeError):  # torch before 2.10
         # Triton's own division is off by the last bit, and membranes lie on ties: halves of a step.
         torch._inductor.config.eager_numerics.division_rounding = True
-    regions = (*REGIONS, *functions)
-    set_regions(regions, lambda f: torch.compile(f, dynamic=every_size, fullgraph=True))
+    for name, function in kernels.REGIONS.items():
+        kernels.fused[name] = torch.compile(function, dynamic=every_size, fullgraph=True)
     try:
         work()
     except Exception as error:  # a compiler that is missing or broken raises anything
-        set_regions(regions, lambda f: f)
+        kernels.fused.clear()
         return next(line for line in (*str(error).splitlines(), repr(error)) if line.strip())
     return None
 
@@ -119,7 +93,7 @@ def compile_for(
     if is_main_process():
         print("compiling, which takes up to a minute ...", flush=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        error = compile_regions(use, softmax_kl_forward, every_size=device.type == "cpu")
+        error = compile_regions(use, every_size=device.type == "cpu")
     if is_main_process() and error is None:
         print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
     elif is_main_process():
