@@ -311,7 +311,6 @@ class Run:
                 "epoch": len(self.rows),
                 "accuracy": last_row["test_accuracy"],  # of the last evaluation
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": {"last_epoch": self.steps_done},  # all that it depends on
                 "random_states": [state for state, _ in processes],
                 "sums": [sums for _, sums in processes],
                 "rows": self.rows,
