@@ -191,6 +191,22 @@ def _identity(folder: Path) -> tuple[int, int]:
     return stat.st_dev, stat.st_ino
 
 
+def files_of_classes(
+    data: str, root: Path, classes: Sequence[str], endings: Sequence[str], deep: bool = False
+) -> dict[str, list[str]]:
+    """Sorted names, relative to `root`, of each class's files CLASS/* (`deep`: anywhere below
+    CLASS) with one of the endings; says how many others there are."""
+    of_class: dict[str, list[str]] = {name: [] for name in classes}
+    files, other = files_below(root)
+    unused = []
+    for path in files:
+        folder, _, name = path.partition("/")
+        belongs = name and (deep or "/" not in name) and name.lower().endswith(tuple(endings))
+        (of_class.get(folder, unused) if belongs else unused).append(path)
+    say_unused(data, root, unused, other)
+    return of_class
+
+
 def say_unused(data: str, root: Path, files: Iterable[str], other: Counter[str]) -> None:
     """Print, once, how many `files` and other things in `root` are there and not used."""
     kinds = other + Counter(Path(name).suffix.lower()[:12] or "no ending" for name in files)

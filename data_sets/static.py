@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from data_sets.cache import Source, packed
-from data_sets.sources import Archive, Request, Samples, downloading, files_below, say_unused
+from data_sets.sources import (
+    Archive,
+    Request,
+    Samples,
+    downloading,
+    files_below,
+    files_of_classes,
+    say_unused,
+)
 from runtime.command import similar_path
 from runtime.errors import UserError
 
@@ -290,13 +298,8 @@ def classes_of_folder(data_path: str | Path) -> list[str]:
 def _find_images(root: Path, classes: list[str]) -> Source:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    files, other = files_below(root)
-    of_class: dict[str, list[str]] = {name: [] for name in classes}
-    found, unused = [], []
-    for name in files:
-        folder, inside, _ = name.partition("/")
-        is_image = inside and Path(name).suffix.lower() in IMG_EXTENSIONS
-        (of_class.get(folder, unused) if is_image else unused).append(name)
+    found = []
+    of_class = files_of_classes("folder", root, classes, IMG_EXTENSIONS, deep=True)
     for label, (name, images) in enumerate(of_class.items()):
         if not images:
             kinds = " ".join(IMG_EXTENSIONS)
@@ -304,7 +307,6 @@ def _find_images(root: Path, classes: list[str]) -> Source:
                 f"{root / name} holds no image ({kinds}) of its own: add some or remove it"
             )
         found += [(image, label) for image in images]
-    say_unused("folder", root, unused, other)
     return Source(classes, found, READING)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -22,9 +23,10 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import v2
 
 import data_loader
+import main
 import stand_in_data
 from data_loader import DeviceLoader, ImageSet, Share, evaluation_loader, set_epoch, training_loader
-from data_sets import static
+from data_sets import DATA_SETS, DataSet, static
 from data_sets.augment import CropAndFlip, augmentation
 from loading import data_sets_of, one_by_one
 from runtime.errors import UserError
@@ -796,6 +798,40 @@ def test_a_file_found_damaged_while_packing_is_named_and_leaves_no_cache(
     left = {path.name for path in data_path.rglob("*") if path.is_file()}
     assert not any(name.endswith((".tmp", ".building")) for name in left)
     assert not any(name.startswith(cache) and name.endswith((".json", ".npy")) for name in left)
+
+
+def test_a_data_set_of_one_s_own_is_the_function_and_the_line_of_the_docs(
+    tmp_path, capsys, monkeypatch
+):
+    """Trained, distilled and tested, with samples held out and in folds; a mistake is one line."""
+    page = (Path(__file__).parent.parent / "docs/data.md").read_text().split("## A data set of")[1]
+    names = {"DataSet": DataSet}
+    exec(re.search("```python\n(.*?)```", page, re.DOTALL)[1], names)
+    line = re.search('    "shapes": (DataSet.*),', page)[1]
+    monkeypatch.setitem(DATA_SETS, "shapes", eval(line, names))
+
+    images = torch.randint(100, (60, 1, 12, 12), dtype=torch.uint8)
+    labels = torch.arange(60) % 3
+    images[torch.arange(60), 0, :, 4 * labels] += 150
+    np.savez(tmp_path / "shapes.npz", images=images.numpy(), labels=labels.numpy())
+    where = ["--data", "shapes", "--data_path", str(tmp_path)]
+    teacher = tmp_path / "teacher"
+    how = [*where, "--width", "1", "--epochs", "1", "--workers", "0", "--paper_setting"]
+    assert main.main([*how, "original", "--val_share", "0.25", "--save_path", str(teacher)]) == 0
+    qamd = ["qamd", "--bits", "4", "--teacher_path", str(teacher / "original-best.pth")]
+    assert main.main([*how, *qamd, "--save_path", str(tmp_path / "student")]) == 0
+    student = str(tmp_path / "student" / "qamd-best.pth")
+    assert main.main(["--eval_only", student, "--data_path", str(tmp_path), "--per_class"]) == 0
+    output = capsys.readouterr().out
+    assert "of 12 test images" in output
+    assert "cross" in output
+    train, test = data_sets_of("shapes", tmp_path, fold=3)
+    assert (len(train), len(test), test.classes) == (48, 12, ["disc", "ring", "cross"])
+    assert data_loader.main(["prepare", *where]) == 0
+    assert "48 training and 12 test samples of 3 classes" in capsys.readouterr().out
+    (tmp_path / "shapes.npz").unlink()
+    assert data_loader.main(["prepare", *where]) == 2
+    assert f"cannot prepare shapes in {tmp_path}: " in capsys.readouterr().err
 
 
 PREPARE = """
