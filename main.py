@@ -38,9 +38,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-import evaluation
-from checkpoints import Run, deciding, how_to_go_on, not_finite
-from cuda_graphs import WARM_UP, Gradients, ReplayedGradients
 from data_loader import (
     ImageSet,
     Share,
@@ -53,7 +50,26 @@ from data_loader import (
     training_loader,
 )
 from display import percent
-from distiller import Distiller, softmax_kl_forward
+from distiller import Distiller
+from engine import evaluation
+from engine.compile import compile_regions
+from engine.cuda_graphs import WARM_UP, Gradients, ReplayedGradients
+from engine.log import (
+    Log,
+    ProgressBar,
+    ending,
+    expectation,
+    expectation_text,
+    figure,
+    header,
+    macs_of_image,
+    speed,
+)
+from engine.metrics import EpochSums
+from engine.numerics import first_bad_gradient, watch_numbers
+from engine.run import Run, how_to_go_on, not_finite
+from engine.run_folder import check_save_path, deciding
+from kernels import at_least_float32
 from load_settings import (
     DATA_SETS,
     Checkpoint,
@@ -68,25 +84,10 @@ from load_settings import (
     refuse_single_values,
     time_window_of,
 )
-from log import (
-    Log,
-    ProgressBar,
-    ending,
-    expectation,
-    expectation_text,
-    figure,
-    header,
-    macs_of_image,
-    speed,
-)
 from models import MSResNet
 from models.batch_norm import estimate_statistics
-from models.compiling import compile_regions
 from models.integer_network import IntegerNetwork
 from models.neuron import LIF, THRESHOLD, count_spikes
-from models.numerics import first_bad_gradient, watch_numbers
-from quantization import at_least_float32
-from run_folder import check_save_path
 from runtime.command import cannot_print, run_command
 from runtime.errors import UserError
 from runtime.files import digest
@@ -110,7 +111,6 @@ LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor
 # What may differ between the nodes of a run.
 PER_PROCESS = {"data_path", "cache_path", "save_path", "teacher_path", "workers"}
 RUN_STARTED = "run started"  # in the launcher's store: an attempt has taken the save path
-NO_TERMS = ("loss", "train_accuracy", "images")  # among an epoch's sums
 SHARE_OF_STATISTICS = 0.05  # of an epoch's batches, without gradients: under 2 % of its time
 MOST_OF_STATISTICS = 20  # batches: they stay in memory, and are little beside what a step takes
 READ_EVERY = 10  # steps: reading a number waits for the GPU
@@ -259,7 +259,7 @@ def compile_for(
     if is_main_process():
         print("compiling, which takes up to a minute ...", flush=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        error = compile_regions(use, softmax_kl_forward, every_size=device.type == "cpu")
+        error = compile_regions(use, every_size=device.type == "cpu")
     if is_main_process() and error is None:
         print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
     elif is_main_process():
@@ -524,56 +524,6 @@ def train_epoch(
 
 def progress_bar(batches: Iterable, name: str, total: int, done: int = 0) -> ProgressBar:
     return ProgressBar(batches, name, total, done, is_main_process())
-
-
-class EpochSums:
-    """This process's sums over the images of an epoch: the loss, its terms and the accuracy.
-
-    They stay on the device, and so does the first step in which one was NaN or infinite: all in one
-    tensor each, since a GPU is asked for every sum in turn.
-    """
-
-    def __init__(self, run: Run, device: torch.device):
-        self.run, self.gradient = run, "the gradient"
-        self.names = list(run.sums)
-        self.sums = torch.tensor(list(run.sums.values()), dtype=torch.float64, device=device)
-        self.first_bad: Tensor | None = None
-
-    def add(self, means: dict[str, Tensor], gradient_norm: Tensor, images: int) -> None:
-        """Add a batch's means; `gradient_norm` is only looked at."""
-        means = means | {"images": torch.ones_like(means["loss"])}
-        values = torch.stack([*means.values(), gradient_norm.double()])
-        if not self.names:
-            self.names, self.sums = list(means), torch.zeros_like(values[:-1])
-        self.sums.add_(values[:-1], alpha=images)
-        bad_step = torch.full_like(values, math.inf).where(values.isfinite(), self.run.step + 1)
-        before = bad_step if self.first_bad is None else self.first_bad
-        self.first_bad = torch.minimum(before, bad_step)
-
-    def check(self) -> None:
-        """Raise UserError, in all processes, where a number was not finite in one."""
-        if self.first_bad is not None:
-            first = sum_over_processes(self.first_bad.clone(), dist.ReduceOp.MIN).tolist()
-            steps = dict(zip((*self.names, "gradient"), first, strict=True))
-            # Of those that go wrong in the same step, terms are named before their sum.
-            terms = [name for name in self.names if name not in NO_TERMS]
-            name = min((*terms, "loss", "gradient"), key=steps.__getitem__)
-            if steps[name] < math.inf:
-                what = self.gradient if name == "gradient" else f"the loss term {name}"
-                raise UserError(not_finite(what, self.run, int(steps[name])))
-
-    def read(self) -> dict[str, float]:
-        """The sums of this process."""
-        self.check()
-        return dict(zip(self.names, self.sums.tolist(), strict=True))
-
-    def means(self) -> dict[str, float]:
-        """Means over the images of all processes."""
-        self.check()
-        totals = sum_over_processes(self.sums.clone()).tolist()
-        means = dict(zip(self.names, totals, strict=True))
-        images = means.pop("images")
-        return {name: total / images for name, total in means.items()}
 
 
 def gradients_of(

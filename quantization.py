@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-OFF = 32  # bits of a network that is not quantized
+import kernels
+from kernels import as_rows, from_rows, integer_codes
 
 # Every real-valued stream of a quantized network (batch norm outputs, residual sums, membrane
 # potentials) is a multiple of GRID, so that float32 adds them exactly below 2^24 · GRID = 1024 and
@@ -37,68 +38,6 @@ def symmetric_range(bits: int) -> tuple[int, int]:
     return -high, high
 
 
-def integer_codes(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """clamp(round(x / step), low, high), halves rounded to even; the dtype of x."""
-    return torch.round(x / step).clamp_(low, high)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 where its dtype is narrower."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def is_above(x: Tensor, bound: float, out: Tensor | None = None) -> Tensor:
-    """1 where x > bound, else 0, in the dtype of x: on a CPU several times faster than a bool."""
-    return torch.gt(x, bound, out=torch.empty_like(x) if out is None else out)
-
-
-def is_below(x: Tensor, bound: float) -> Tensor:
-    """1 where x < bound, else 0, in the dtype of x."""
-    return torch.lt(x, bound, out=torch.empty_like(x))
-
-
-def inside(scaled: Tensor, low: int, high: int) -> Tensor:
-    """1 where low < scaled < high, else 0, in the dtype of `scaled`."""
-    return is_above(scaled, low).mul_(is_below(scaled, high))
-
-
-def fake_quantize_backward(
-    grad: Tensor, x: Tensor, step: Tensor, low: int, high: int
-) -> tuple[Tensor, Tensor]:
-    """LSQ gradients of `step · integer_codes(x)` with respect to x and to the step (arXiv
-    1902.08153, eq. 3 and 5). The second is per element: sum it over the values of each step."""
-    scaled = x / step
-    passes = inside(scaled, low, high)
-    codes = torch.round(scaled).clamp_(low, high)
-    return grad * passes, grad * (codes - scaled * passes)
-
-
-def integers_forward(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """`integer_codes` of (rows, values), the step () or (rows, 1), under a name of its own: it is
-    what --compile replaces, and those who need codes of other shapes should not be compiled."""
-    return integer_codes(x, step, low, high)
-
-
-def integers_backward(
-    grad: Tensor, x: Tensor, step: Tensor, low: int, high: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `integer_codes` with respect to x and to the step that give step · codes LSQ's:
-    x and grad are (rows, values), the step () or (rows, 1)."""
-    scaled = x / step
-    grad_x = grad * inside(scaled, low, high) / step
-    return grad_x, -(grad_x * scaled).sum(dim=1, keepdim=True).sum_to_size(step.shape)
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """(N, C, ...) as (N, values), channels last: a view where x lies so in memory."""
-    return x.movedim(1, -1).flatten(1)
-
-
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """`as_rows` undone, for a tensor of the shape of `like`."""
-    return rows.view(like.movedim(1, -1).shape).movedim(-1, 1)
-
-
 class _Integers(torch.autograd.Function):
     """`integer_codes`, differentiated so that codes · step has LSQ's gradients."""
 
@@ -107,14 +46,16 @@ class _Integers(torch.autograd.Function):
         ctx.save_for_backward(x, step)
         ctx.range = low, high
         rows, step = as_rows(x), step.flatten(1) if step.dim() else step
-        return from_rows(integers_forward(rows, step, low, high), x)
+        return from_rows(kernels.integers_forward(rows, step, low, high), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, step = ctx.saved_tensors
         flat_step = step.flatten(1) if step.dim() else step
-        grad_x, grad_step = integers_backward(as_rows(grad), as_rows(x), flat_step, *ctx.range)
+        grad_x, grad_step = kernels.integers_backward(
+            as_rows(grad), as_rows(x), flat_step, *ctx.range
+        )
         return from_rows(grad_x, x), grad_step.view(step.shape), None, None
 
 

@@ -13,9 +13,9 @@ from benchmarks.timing import in_turn, quartiles, resident_peak
 from data_loader import Share, evaluation_loader, load_data_sets
 from models import QuanMSResNet
 from settings import Settings
-from spikesim_eval.crossbar import Crossbar
-from spikesim_eval.estimate import Chip, estimate
-from spikesim_eval.layers import Subject
+from spikesim_eval.chip import Chip, Crossbar
+from spikesim_eval.estimate import estimate
+from spikesim_eval.layer_list import Subject
 from spikesim_eval.nonideal import accuracy_of, on_crossbars
 from spikesim_eval.sweep import sweep
 from spikesim_eval.trace import trace_network

@@ -26,10 +26,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoints import Run
 from data_loader import load_data_sets
 from data_sets.events import read_frames
 from data_sets.sources import Archive
+from engine.run import Run
 from load_settings import (
     build_network,
     build_optimizer,
@@ -40,7 +40,7 @@ from load_settings import (
 from runtime.errors import UserError
 from settings import OPTIONS as DECLARED
 from settings import Settings
-from spikesim_eval.layers import InputError, load_layer_list
+from spikesim_eval.layer_list import load_layer_list
 
 OPTIONS = (*(f"--{name}" for name in DECLARED), "--config", "--no_amp", "--local-rank")
 OPTIONS += ("--help", "--", "-", "--no_such")
@@ -178,7 +178,7 @@ def try_arguments(count: int) -> None:
 
 def try_layer_lists(count: int, folder: Path) -> None:
     def read(path: Path) -> None:
-        with suppress(InputError):
+        with suppress(UserError):
             load_layer_list(path)
 
     try_json(count, folder / "net.json", LAYER_LIST, read)
@@ -299,7 +299,7 @@ def try_cut_files(count: int, readers: dict[Path, Callable[[Path], object]]) -> 
             path.write_bytes(whole[: generator.randrange(len(whole))])
             try:
                 read(path)
-            except (UserError, InputError):
+            except UserError:
                 continue
             raise AssertionError(f"{path}, cut off, was read")
         path.write_bytes(whole)

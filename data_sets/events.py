@@ -369,7 +369,7 @@ def input_of(train: np.ndarray, rows: np.ndarray | None = None) -> Input:
     not exceed and 64 times their median: a hot pixel of 60,000 events shall not round the others
     to nothing. Whole numbers never get a step below 1. Quantiles are actual values of the data, of
     evenly spaced samples where all are more than MOST_VALUES; whether values are whole, and the
-    largest, are found from all. `python -m benchmarks.input_step` compares such rules.
+    largest, are found from all. `python -m experiments.input_step` compares such rules.
     """
     if train.dtype == np.uint8:
         return Input(1.0, 0.0)

@@ -26,9 +26,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import main as training
-from checkpoints import best_row
 from data_loader import Share, data_of, evaluation_loader
 from distiller import distance_to_teacher
+from engine.log import git_commit
+from engine.run_folder import best_row, checkpoints_of
 from experiments.run_plan import MEASURED, RUN, write_whole
 from load_settings import (
     Checkpoint,
@@ -37,13 +38,12 @@ from load_settings import (
     load_network,
     parse_settings,
 )
-from log import git_commit
 from models import MSResNet
 from models.neuron import count_spikes
-from run_folder import checkpoints_of
 from runtime.errors import UserError
 from runtime.files import digest
-from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.chip import Chip
+from spikesim_eval.estimate import estimate
 from spikesim_eval.trace import describe
 
 COMMITS = "commits.txt"

@@ -8,8 +8,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
+from engine.run_folder import checkpoints_of
 from load_settings import parse_settings
-from run_folder import checkpoints_of
 from runtime.errors import UserError
 from settings import OPTIONS, TYPES, Settings, build_parser, complete, is_flag
 

@@ -15,9 +15,9 @@ from types import FrameType
 from typing import Any
 
 from display import percent
+from engine.log import duration
+from engine.run_folder import is_locked, move_aside, read_metrics, trained_in
 from experiments.plan import Planned, is_taught
-from log import duration
-from run_folder import is_locked, move_aside, read_metrics, trained_in
 from runtime.errors import UserError
 
 HERE = Path(__file__).resolve().parent.parent

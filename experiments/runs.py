@@ -13,11 +13,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from checkpoints import deciding
 from display import percent, printable, text_table
+from engine.log import duration
+from engine.run_folder import deciding
 from experiments.found_runs import Run, find_runs, names_of
 from experiments.table import FORMATS, table_text
-from log import duration
 from runtime.command import Parser
 from runtime.errors import UserError
 

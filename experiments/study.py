@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from display import printable
+from engine.log import count, duration
+from engine.run_folder import lock
 from experiments.plan import (
     CHANGE_NO_NUMBER,
     METHODS,
@@ -43,8 +45,6 @@ from experiments.run_plan import (
     why_missing,
 )
 from experiments.slurm import write_jobs
-from log import count, duration
-from run_folder import lock
 from runtime.command import HelpFormatter, Parser
 from runtime.errors import UserError
 from runtime.files import check_writable

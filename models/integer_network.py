@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from models.neuron import LEAK
+from models.Quan_MS_ResNet import QuanMSResNet
 from quantization import GRID, Quantizer
 
 
@@ -34,13 +35,9 @@ class IntegerNetwork:
     Weights, accumulators, membrane codes and the residual stream (in units of GRID) are int64;
     batch norm is an integer multiply and add, and a shift with rounding. Only the classifier's
     scales and bias, after its integer sums, are float64.
-
-    Raises ValueError where a batch norm of the network is not quantized.
     """
 
-    def __init__(self, network: nn.Module):
-        if network.stem.bn.quantizer is None:
-            raise ValueError("the network's batch norms are not quantized")
+    def __init__(self, network: QuanMSResNet):
         self.network = network.eval()
         self.leak_divisor = round(1 / LEAK)  # exact: steps are multiples of 4 · GRID
 

@@ -5,8 +5,8 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtime.errors import UserError
@@ -53,6 +53,43 @@ def check_writable(folder: str | Path, option: str = "--save_path") -> None:
     except OSError as error:
         raise UserError(
             f"cannot write into {folder} ({error.strerror}): choose another {option}"
+        ) from None
+
+
+def write_files(
+    folder: str | Path, contents: Mapping[str, str | bytes], option: str = "--out"
+) -> None:
+    """Write files into `folder`, all of them or none.
+
+    Each is written beside its target and moved there once all are complete. Raises UserError
+    where the folder cannot be made or written to.
+    """
+    if not str(folder):
+        raise UserError(f"{option} names no folder")
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    complete: dict[Path, Path] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            target = folder / name
+            if target.is_dir():  # found out now, not after its neighbours have been replaced
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
+            temporary = folder / f".{name}.{os.getpid()}"
+            complete[temporary] = target
+            content = content.encode() if isinstance(content, str) else content
+            temporary.write_bytes(content)
+        for temporary, target in complete.items():
+            os.replace(temporary, target)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        for temporary in complete:
+            temporary.unlink(missing_ok=True)
+        for path in made:
+            with suppress(OSError, ValueError):
+                path.rmdir()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"cannot write into {str(folder)!r} ({reason}): choose another {option}"
         ) from None
 
 

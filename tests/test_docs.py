@@ -26,7 +26,7 @@ from conftest import REPOSITORY
 from load_settings import parse_settings
 from runtime.errors import UserError
 from settings import IMAGE_SIDES, LIMITS
-from spikesim_eval.estimate import Chip
+from spikesim_eval.chip import Chip
 
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
 
@@ -145,6 +145,9 @@ def check(words: list[str], complete: bool) -> None:
     elif program in ("bash", "sbatch"):
         script, *arguments = arguments
         assert (REPOSITORY / script).is_file(), f"{script} does not exist"
+        if script == "scripts/test.sh":
+            assert arguments in ([], ["--all"])
+            return
         parser = parser_of(SCRIPTS_PARSER.get(script, "main")) if arguments else None
         complete = complete and script == "benchmarks/gpu.sh"
     else:

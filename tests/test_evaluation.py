@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluation
 import main
 from conftest import DIGITS
 from data_loader import ImageSet, read_sample
 from data_sets.event_camera import as_atis
+from engine import evaluation
 from load_settings import class_names, load_checkpoint, load_network
 from loading import data_sets_of
 from models import MSResNet
@@ -125,7 +125,7 @@ def test_what_per_class_has_not_written_itself_is_not_overwritten(
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     inside = [*arguments[:-1], str(tmp_path / "file" / "x")]
-    assert "choose another with --out" in refusal(inside, capfd)
+    assert "choose another --out" in refusal(inside, capfd)
 
 
 def test_with_json_nothing_else_is_on_stdout(checkpoint, capfd, monkeypatch):

@@ -29,9 +29,16 @@ from torch import nn
 
 import main
 from conftest import DIGITS, REPOSITORY
+from engine.log import (
+    ProgressBar,
+    amount,
+    duration,
+    epoch_line,
+    macs_of_image,
+    next_commands,
+)
 from load_settings import build_network, data_set_of, load_checkpoint, load_network, parse_settings
 from loading import data_sets_of
-from log import ProgressBar, amount, duration, epoch_line, macs_of_image, next_commands
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]
 FIVE_STEPS = ["--batch_size", "240"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.membrane_report import RoundedTeacher, membrane_report
 from distiller import distance_to_teacher
+from experiments.membrane_report import RoundedTeacher, membrane_report
 from load_settings import load_checkpoint, load_network
 from runtime.errors import UserError
 

@@ -19,9 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data_loader
 import main
-from checkpoints import Run
 from conftest import REPOSITORY
 from data_loader import ImageSet, Share, set_epoch, training_loader
+from engine.run import Run
 from load_settings import load_checkpoint
 from runtime.files import write_whole
 from stand_in_data import write_ncaltech101
@@ -144,7 +144,7 @@ def last_change(folder: Path) -> float:
 
 KILLED_WHILE_SAVING = """\
 import os, pathlib, signal, sys
-import checkpoints, main
+import main
 
 class HalfWritten:
     saves = 0

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import main
-import run_folder
+from engine import run_folder
 from load_settings import load_checkpoint
 from runtime.errors import UserError
 

@@ -22,10 +22,10 @@ import main
 import stand_in_data
 from conftest import DIGITS, REPOSITORY
 from display import COLOURS
+from engine.log import git_commit
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
 from experiments.plan import OWN, Planned, telling
 from load_settings import load_checkpoint
-from log import git_commit
 from runtime.errors import UserError
 from settings import OPTIONS
 
@@ -653,26 +653,25 @@ def test_a_run_names_every_commit_that_has_trained_it(tmp_path, monkeypatch):
     assert one_run.note_commit(path, anew=True) == "c3"
 
 
-def test_the_commit_of_a_run_is_the_program_s_and_not_that_of_its_results(tmp_path, monkeypatch):
+def test_the_commit_of_a_run_is_the_program_s_and_not_that_of_its_results(tmp_path):
     def commit(name: str, content: str) -> None:
         (tmp_path / name).write_text(content)
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
         for words in (["add", "-A"], [*who, "commit", "-qm", name]):
             subprocess.run(["git", "-C", tmp_path, *words], check=True)
 
-    monkeypatch.setattr("log.__file__", str(tmp_path / "log.py"))
-    assert git_commit() is None
+    assert git_commit(tmp_path) is None
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     commit("log.py", "1")
-    first = git_commit()
+    first = git_commit(tmp_path)
     assert re.fullmatch("[0-9a-f]{40}", first)
     commit("rows.csv", "a")
     (tmp_path / "rows.csv").write_text("b")
-    assert git_commit() == first
+    assert git_commit(tmp_path) == first
     (tmp_path / "log.py").write_text("2")
-    assert git_commit() == f"{first}-dirty"
+    assert git_commit(tmp_path) == f"{first}-dirty"
     commit("log.py", "3")
-    assert git_commit() not in (first, f"{first}-dirty")
+    assert git_commit(tmp_path) not in (first, f"{first}-dirty")
 
 
 def test_the_runs_of_a_kind_take_equally_long_and_are_measured_once(tmp_path):

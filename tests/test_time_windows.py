@@ -8,15 +8,16 @@ import torch
 from PIL import Image
 
 import main
-from benchmarks.membrane_report import membrane_report
-from checkpoints import Run
 from conftest import DIGITS
+from engine.run import Run
+from experiments.membrane_report import membrane_report
 from experiments.runs import main as runs
 from load_settings import load_checkpoint, load_network, parse_settings, time_window_of
 from loading import data_sets_of
 from models.neuron import LIF
 from runtime.errors import UserError
-from spikesim_eval.estimate import Chip, estimate
+from spikesim_eval.chip import Chip
+from spikesim_eval.estimate import estimate
 from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint
 from stand_in_data import write_ncaltech101

@@ -1,6 +1,6 @@
-"""What distillation changed in the membranes, drawn: python -m benchmarks.membrane_report
+"""What distillation changed in the membranes, drawn: python -m experiments.membrane_report
 
-    python -m benchmarks.membrane_report --teacher original-best.pth --student student-last.pth \
+    python -m experiments.membrane_report --teacher original-best.pth --student student-last.pth \
         --mdsnn qamd-last.pth --out report/
 
 Over the test set of the checkpoints: each student's distance to the teacher's membrane potentials
@@ -23,10 +23,11 @@ from torch.utils.data import DataLoader
 from data_loader import Share, data_of, evaluation_loader
 from display import COLOURS, legend_below, new_figure, save_picture
 from distiller import distance_to_teacher, membrane_kl
+from kernels import integer_codes
 from load_settings import load_checkpoint, load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
-from quantization import integer_codes, signed_range
+from quantization import signed_range
 from runtime.errors import UserError
 from runtime.files import check_writable
 

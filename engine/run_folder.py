@@ -1,6 +1,6 @@
 """The folder of a run: what it holds, one run at a time, and moved aside instead of overwritten.
 
-python run_folder.py FOLDER renames it to the first of FOLDER.1, FOLDER.2, … that is free, as
+python -m engine.run_folder FOLDER renames it to the first of FOLDER.1, FOLDER.2, … that is free, as
 --overwrite does; nothing is ever deleted. Options of a training after it are checked before; with
 --resume among them the folder stays.
 """
@@ -23,6 +23,7 @@ from runtime.errors import UserError
 from runtime.files import check_writable
 from settings import PAPER_SETTINGS, Settings
 
+PROGRAM = Path(__file__).resolve().parent.parent
 EVENTS = "events.out.tfevents.md-snn"
 EMPTY_EVENTS = 40  # bytes of an events file without an epoch
 BEGIN_OF_SETTINGS = b'{\n  "data": '  # of a settings.json
@@ -144,7 +145,7 @@ def first_free(folder: Path) -> Path:
 def place_aside(folder: Path, settings: Settings | None = None) -> Path:
     """Where `folder` can be moved to. Raises UserError where it cannot be moved."""
     real, place = Path(os.path.realpath(folder)), first_free(folder)
-    in_use = {"the current folder": ".", "this program": __file__}
+    in_use = {"the current folder": ".", "this program": PROGRAM}
     if settings is not None:
         for name in ("data_path", "cache_path", "teacher_path"):
             in_use[f"--{name}"] = getattr(settings, name)
@@ -226,6 +227,16 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return False
     return struct.unpack(flock, answer)[0] != fcntl.F_UNLCK
+
+
+def deciding(row: dict[str, Any]) -> str:
+    """The accuracy that decides which epoch is the best: where a share of the training images was
+    set apart for that, theirs."""
+    return "val_accuracy" if row.get("val_accuracy") is not None else "test_accuracy"
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: row[deciding(row)])  # the first of equal ones
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

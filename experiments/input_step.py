@@ -5,7 +5,7 @@ non-zero ones where that is less (data_sets.events.input_of). Made-up frames of 
 kinds that are hard for one rule or another; of a 4-bit student on each, the accuracy in the last
 epochs.
 
-    python -m benchmarks.input_step        # 4 minutes on 1 core; prints the table
+    python -m experiments.input_step        # 4 minutes on 1 core; prints the table
 """
 
 import csv
