@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 from contextlib import nullcontext
 from functools import partial
 from http.client import HTTPException
@@ -34,15 +33,10 @@ def cifar(request: Request) -> Samples:
 
     data_path, kind = request.data, getattr(datasets, request.name)
     folder, archive = data_path / kind.base_folder, data_path / kind.filename
-    downloads = not folder.exists()
+    getting = nullcontext() if folder.exists() else downloading(data_path, folder, archive)
     try:
-        with downloading(data_path, folder, archive) if downloads else nullcontext():
-            try:
-                parts = kind(data_path, train=True, download=True), kind(data_path, train=False)
-            except BaseException:
-                if downloads:
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
+        with getting:
+            parts = kind(data_path, train=True, download=True), kind(data_path, train=False)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
         reason = " ".join(str(error).split())
         raise UserError(
