@@ -201,8 +201,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None, gray: bool = Fal
             image = _upright(image)
             if image.mode.startswith("I"):  # 16 bits: convert would clip them
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            if image.mode in ("La", "RGBa"):  # colours multiplied by their opacity
-                image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+            if image.mode == "La":  # multiplied by its opacity
+                image = image.convert("LA")
             image = image.convert("RGB")
             if gray:
                 image = image.convert("L")
