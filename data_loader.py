@@ -29,7 +29,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -66,6 +66,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not 
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
 
 
+@dataclass(eq=False)
 class ImageSet(Dataset):
     """Pairs (image, label): an augmented image in torch's default dtype, an int.
 
@@ -81,24 +82,21 @@ class ImageSet(Dataset):
     generator only, as torchvision's v2 transforms do.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Sequence[int],
-        augment: Callable[[Tensor], Tensor] | None = None,
-        seed: int = 0,
-        step: float | None = None,
-        clipped: float = 0.0,
-        rows: Tensor | None = None,
-        classes: Sequence[str] | None = None,
-    ):
-        self.images, self.rows, self.labels = images, rows, torch.as_tensor(labels)
-        if rows is not None:
-            self.labels = self.labels[rows]
-        self.held_out: ImageSet | None = None
-        self.augment, self.step, self.clipped = augment, step, clipped
-        self.classes = None if classes is None else list(classes)
-        self.seed, self.epoch = seed, 0
+    images: Tensor
+    labels: Tensor | Sequence[int]
+    augment: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+    step: float | None = None
+    clipped: float = 0.0
+    rows: Tensor | None = None
+    classes: Sequence[str] | None = None
+    held_out: "ImageSet | None" = None
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.labels = torch.as_tensor(self.labels)
+        if self.rows is not None:
+            self.labels = self.labels[self.rows]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -181,15 +179,11 @@ def load_data_sets(
     transform, about = None, request.about
     if about.augmented:
         transform = augmentation(settings.augment, about.events, about.image_size)
-    sets = (
-        ImageSet(
-            train, train_labels, transform, settings.seed, step, clipped, rows, samples.classes
-        ),
-        ImageSet(test, test_labels, step=step, rows=test_rows, classes=samples.classes),
-    )
+    test_set = ImageSet(test, test_labels, step=step, rows=test_rows, classes=samples.classes)
     if held_out is not None:
-        sets[0].held_out = ImageSet(train, train_labels, step=step, rows=held_out)
-    return sets
+        held_out = ImageSet(train, train_labels, step=step, rows=held_out)
+    how = transform, settings.seed, step, clipped, rows, samples.classes, held_out
+    return ImageSet(train, train_labels, *how), test_set
 
 
 def _read(request: Request) -> Samples:

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -221,9 +220,9 @@ def _unclear(image: Image.Image) -> str | None:
     if image.mode == "F":
         return "floating-point numbers"
     tags = getattr(image, "tag_v2", {})  # of a TIFF
-    if set(_numbers(tags.get(339, 1))) - {1, 4}:  # SampleFormat: unsigned, unspecified
+    if set(np.ravel(tags.get(339, 1))) - {1, 4}:  # SampleFormat: unsigned, unspecified
         return "signed numbers"
-    bits = max(_numbers(tags.get(258, 1)))  # BitsPerSample
+    bits = np.max(tags.get(258, 1))  # BitsPerSample
     if bits > 16 or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         return "numbers of 32 bits"  # of PNG and PPM, older Pillows give 16 bits as these
     if 8 < bits < 16:
@@ -231,10 +230,6 @@ def _unclear(image: Image.Image) -> str | None:
     if bits == 16 and image.mode.startswith("I") and tags.get(262) == 0:
         return "16-bit numbers with 0 for white"  # which Pillow does not turn round
     return None
-
-
-def _numbers(tag: Any) -> tuple:
-    return tag if isinstance(tag, tuple) else (tag,)
 
 
 def _upright(image: Image.Image) -> Image.Image:
