@@ -215,17 +215,6 @@ def test_training_frames_without_any_event_are_refused(kind, tmp_path, capsys):
     assert text.count("\n") == 1
 
 
-@pytest.mark.filterwarnings("error")
-def test_half_precision_frames_are_read_as_any_others(tmp_path):
-    for factor in (1, 1000):
-        root = write(tmp_path / str(factor), "fractional")
-        for path in root.rglob("*.npz"):
-            frames = np.load(path)["frames"]
-            np.savez(path, frames=(frames * factor).astype(np.float16))
-        train, _ = data_sets_of("ncaltech101", root, T, image_size=(SIDE, SIDE))
-        assert train.step == float(train.images.max()) / 255
-
-
 def test_an_array_larger_than_is_read_at_once_gives_the_same_step(monkeypatch):
     frames = np.random.default_rng(0).exponential(1, (50, 2, 5, 5)).astype(np.float32)
     frames[49, 1, 4, 4] = 1000  # the largest is looked for everywhere
