@@ -1,15 +1,6 @@
 """The data sets as pairs (train, test), and the loaders that share them out over processes.
 
-| name | read from (below --data_path) | image, float32 | classes |
-|---|---|---|---|
-| CIFAR10 | cifar-10-batches-py, downloaded when missing | (3, 32, 32) | 10 |
-| CIFAR100 | cifar-100-python, downloaded when missing | (3, 32, 32) | 100 |
-| TinyImagenet | tiny-imagenet-200, downloaded when missing | (3, 64, 64) | 200 |
-| ncaltech101 | N-Caltech101/frames_number_T_split_by_number | (T, 2, 48, 48) | 101 |
-| nmnist | N-MNIST/frames_number_T_split_by_number | (T, 2, 34, 34) | 10 |
-| digits | scikit-learn itself | (1, 16, 16) | 10 |
-| digits-dvs | Digits-DVS, made from scikit-learn's digits when missing | (T, 2, 24, 24) | 10 |
-| folder | train/CLASS/*, val/CLASS/* | (3, 64, 64) | as many as there are |
+Which there are, `data_sets.DATA_SETS` says, and how they lie on the disk, docs/data.md.
 
 Static images are pixel values / 255, so they lie in [0, 1] and are **not** normalised by a mean and
 a standard deviation: the network's first batch norm does that, and the image that enters the
