@@ -6,6 +6,7 @@ each function here is as short as it can be.
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from runtime.errors import UserError
 from runtime.launcher import check_launcher, is_launched, launcher_variable
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 PATIENCE = timedelta(minutes=10)  # with another process, or a loader
 STARTED = "run started"  # in the launcher's store
 _launcher_store: dist.Store | None = None  # all attempts of a launcher share it

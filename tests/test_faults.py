@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+import hostile_input
 import main
-from benchmarks import hostile_input
 from conftest import DIGITS, REPOSITORY
 from data_loader import load_data_sets
 from engine.numerics import watch_numbers
