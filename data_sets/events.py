@@ -363,7 +363,7 @@ def _refuse_unfinished(frames: Path) -> None:
 def input_of(
     train: np.ndarray,
     rows: np.ndarray | None = None,
-    bounds: Sequence[tuple[int, int]] = BOUNDS,
+    bounds: tuple[tuple[int, int], ...] = BOUNDS,
 ) -> Input:
     """The 8-bit input that fits training frames (N, …), of which `rows` are used (None: all), and
     them alone: nothing of a test is seen.
