@@ -21,7 +21,7 @@ the training, in a cosine: membranes first, classes later.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ import kernels
 from kernels import as_rows, at_least_float32
 from models.MS_ResNet import MSResNet, folded
 from models.neuron import LIF, THRESHOLD
+
+# (images, labels) -> (logits, loss, unweighted terms of the loss)
+LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
 
 class _SoftmaxKL(torch.autograd.Function):
@@ -263,3 +266,15 @@ def distance_to_teacher(
             sums[name] = sums.get(name, 0) + batch * len(images)
         images_seen += len(images)
     return {name: total / images_seen for name, total in sums.items()}
+
+
+def cross_entropy(network: nn.Module, label_smoothing: float = 0.0) -> LossFunction:
+    """The loss of a network trained without a teacher."""
+
+    def loss_function(images: Tensor, labels: Tensor):
+        logits = network(images)
+        logits32 = at_least_float32(logits)
+        loss = F.cross_entropy(logits32, labels, label_smoothing=label_smoothing)
+        return logits, loss, {"ce": loss}
+
+    return loss_function

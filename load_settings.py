@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from data_sets.static import classes_of_folder
-from distiller import BETA_SCHEDULES, MEMBRANE_LOSSES
+from distiller import BETA_SCHEDULES, MEMBRANE_LOSSES, Distiller, LossFunction, cross_entropy
 from models import MSResNet, QuanMSResNet
 from runtime.command import did_you_mean, similar_path, wrong_choice
 from runtime.errors import UserError
@@ -559,6 +559,15 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     if not (isinstance(names, list | tuple) and all(type(name) is str for name in names)):
         names = []
     return [*names[:number], *map(str, range(len(names), number))]
+
+
+def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
+    """What is minimized: cross-entropy, and of an MD-SNN the distance to its teacher too."""
+    if settings.paper_setting != "qamd":
+        return cross_entropy(student, settings.label_smoothing)
+    weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
+    how = settings.label_smoothing, settings.teacher_logits
+    return Distiller(teacher, student, settings.loss, *weights, *how)
 
 
 def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:

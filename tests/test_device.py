@@ -19,7 +19,7 @@ import main
 from conftest import DIGITS, REPOSITORY
 from data_loader import ImageSet, Share, set_epoch, training_loader
 from data_sets.augment import CropAndFlip
-from distiller import Distiller
+from distiller import Distiller, cross_entropy
 from engine import compile as compiling
 from engine import start
 from engine.cuda_graphs import ReplayedGradients
@@ -203,7 +203,7 @@ def test_a_step_as_a_cuda_graph_is_the_step(setting, gpu, measured):
     for compiled in (False, True):
         teacher, student = (network.to(gpu) for network in networks())
         network = teacher if setting == "original" else student
-        loss_function = main.cross_entropy(network)
+        loss_function = cross_entropy(network)
         if setting == "qamd":
             loss_function = Distiller(teacher, student)
         options = ["--data", "digits", "--paper_setting", "original", "--seed", "1"]
