@@ -16,8 +16,7 @@ import torch
 
 import kernels
 from benchmarks import distillation_step
-from benchmarks.distillation_step import parser_of_steps
-from benchmarks.timing import in_turn, quartiles, ratios, report, table, with_spread
+from benchmarks.timing import DEVICE, in_turn, quartiles, ratios, report, table, with_spread
 from benchmarks.training_step import (
     LIMIT,
     OURS,
@@ -26,7 +25,7 @@ from benchmarks.training_step import (
     Work,
     network_of,
     number_of_kernels,
-    set_precision,
+    parser_of_steps,
     work_of,
 )
 from main import keep_freed_memory
@@ -52,13 +51,13 @@ def as_graph(step: Step) -> Step:
     return graph.replay
 
 
-def difference_of_graph(device: torch.device) -> float:
+def difference_of_graph() -> float:
     """Largest relative difference between the weights after five steps as they are, and after
     WARM_UP of these and the rest as a graph, in float64. Raises AssertionError above 1e-9."""
     found = []
     for replayed in (False, True):
         torch.manual_seed(1)
-        work = Work(network_of(OURS, 18, 4, width=8).double(), 4, "float32", device)
+        work = Work(network_of(OURS, 18, 4, width=8).double(), 4, "float32", DEVICE)
         work.images = work.images.double()
         step = as_graph(work.step) if replayed else work.step
         for _ in range(5 - WARM_UP if replayed else 5):
@@ -82,11 +81,11 @@ def reduced(step: Step) -> Step:
     return run
 
 
-def ways(step: Step, regions: Regions, device: torch.device) -> tuple[dict[str, Step], list[str]]:
+def ways(step: Step, regions: Regions) -> tuple[dict[str, Step], list[str]]:
     """(ways to do the same step, by name; what could not be done, and why)"""
     found = {EAGER: regions.using(False, step), COMPILED: regions.using(True, step)}
     failed = []
-    if device.type == "cpu":
+    if DEVICE.type == "cpu":
         return found, ["without a GPU there are no CUDA graphs"]
     for name in (EAGER, COMPILED):
         regions.use(name == COMPILED)
@@ -101,14 +100,14 @@ def ways(step: Step, regions: Regions, device: torch.device) -> tuple[dict[str, 
     return found, failed
 
 
-def table_of(step: Step, args: argparse.Namespace, regions: Regions, device: torch.device) -> str:
+def table_of(step: Step, args: argparse.Namespace, regions: Regions) -> str:
     """Markdown of one network's step."""
-    functions, failed = ways(step, regions, device)
-    times, repeated = in_turn(functions, args.rounds, device)
+    functions, failed = ways(step, regions)
+    times, repeated = in_turn(functions, args.rounds, DEVICE)
     rows = []
     for name, function in functions.items():
         count = "-"
-        if device.type == "cuda" and name in (EAGER, COMPILED):
+        if DEVICE.type == "cuda" and name in (EAGER, COMPILED):
             count = number_of_kernels(function)
         ratio = with_spread(ratios(times[name], times[EAGER]), 3)
         rows.append((name, f"{1e3 * quartiles(times[name])[1]:.2f}", ratio, count))
@@ -118,35 +117,31 @@ def table_of(step: Step, args: argparse.Namespace, regions: Regions, device: tor
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of_steps(__doc__.splitlines()[0], rounds=9)
+    parser = parser_of_steps(__doc__, rounds=9)
     parser.add_argument("--precision", choices=("float32", "tf32", "bf16"), default="bf16")
     args = parser.parse_args(arguments)
     keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     regions = Regions()
-    how = args.width, args.T, args.batch
+    how = args.width, args.T, args.batch, args.precision
 
     def parts() -> Iterator[str]:
-        if device.type == "cuda":
-            worst = difference_of_graph(device)
+        if DEVICE.type == "cuda":
+            worst = difference_of_graph()
             yield f"float64: a step and its graph leave weights that agree within {worst:.0e}"
-        set_precision(args.precision)
         steps = {
             name: work_of(name, 18, args.T, args.width, args.batch, args.precision).step
             for name in (LIMIT, OURS, STUDENT)
         }
-        amp = args.precision == "bf16"
-        taught = distillation_step.step_of(distillation_step.OURS, *how, amp, device)
-        steps["MD-SNN, CLK, 4 bits"] = taught
+        steps["MD-SNN, CLK, 4 bits"] = distillation_step.step_of(distillation_step.OURS, *how)
         seconds = regions.compile(lambda: [step() for step in steps.values()])
         yield (
             f"MS-ResNet-18, width {args.width}, 32×32, T = {args.T}, batch {args.batch}, "
             f"{args.precision}; compiling took {seconds:.0f} s"
         )
         for name, step in steps.items():
-            yield f"### {name}\n\n{table_of(step, args, regions, device)}"
+            yield f"### {name}\n\n{table_of(step, args, regions)}"
 
-    report("cuda_graphs", arguments, device, parts(), args.out)
+    report("cuda_graphs", arguments, DEVICE, parts(), args.out)
 
 
 if __name__ == "__main__":

@@ -14,21 +14,7 @@ from torch import Tensor, nn
 
 from models import MSResNet
 from models.MS_ResNet import BLOCKS, Layers
-from models.neuron import LEAK, THRESHOLD, WINDOW
-
-
-class _Rectangle(torch.autograd.Function):
-    """A spike with the rectangular surrogate derivative."""
-
-    @staticmethod
-    def forward(ctx, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
-        return (u > THRESHOLD).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (u,) = ctx.saved_tensors
-        return grad * ((u - THRESHOLD).abs() < WINDOW) / (2 * WINDOW)
+from models.neuron import LEAK, THRESHOLD, Spike
 
 
 class LoopedLIF(nn.Module):
@@ -36,7 +22,7 @@ class LoopedLIF(nn.Module):
         spikes, u, fired = torch.zeros_like(x), None, None
         for t, x_t in enumerate(x):
             u = x_t if u is None else LEAK * u * (1 - fired.detach()) + x_t
-            fired = _Rectangle.apply(u)
+            fired = Spike.apply(u, u)
             spikes[t] = fired
         return spikes
 

@@ -1,7 +1,6 @@
 """bash benchmarks/gpu.sh, in miniature on the CPU."""
 
 import csv
-import os
 import re
 import subprocess
 import time
@@ -155,17 +154,6 @@ def test_a_program_that_has_no_time_left_is_not_started(tmp_path):
     assert stage(tmp_path, 1 / 60).run("-c", "print('started')", grace=2) is None
     assert not (tmp_path / "cifar10.log").exists()
     assert stage(tmp_path, 1).run("-c", "import sys; sys.exit(3)") == 3
-
-
-def test_wheels_are_installed_without_a_network_for_the_programs_of_a_stage(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(gpu.subprocess, "run", lambda command, check: calls.append(command))
-    (tmp_path / "a.whl").write_bytes(b"")
-    arguments = Namespace(stage="speed", out=tmp_path, dry_run=True, data=None, wheels=tmp_path)
-    made = gpu.Stage(Namespace(**vars(arguments), minutes=1, epochs=1), tmp_path)
-    (command,) = calls
-    assert {"--no-index", "--no-deps", str(tmp_path / "a.whl")} < set(command)
-    assert made.environment["PYTHONPATH"].split(os.pathsep)[0] == str(tmp_path / "site")
 
 
 def test_ratios_over_precisions_are_of_medians():

@@ -257,11 +257,6 @@ def test_narrow_networks_train_on_large_planes(network):
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
 
-def test_weights_load_from_a_plain_dict():
-    network = small()
-    assert not network.load_state_dict(dict(network.state_dict())).missing_keys
-
-
 def test_under_autocast_a_quantized_network_still_adds_integers(device):
     torch.manual_seed(0)
     network = QuanMSResNet(18, 5, T, 2, 4, bits=4).eval().to(device)
