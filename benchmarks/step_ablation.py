@@ -6,6 +6,7 @@ All but two save time: statistics in sums of 256 values are there to be exact (b
 window bits to save memory, which is measured beside them.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from unittest import mock
@@ -33,10 +34,11 @@ from models.neuron import LIF, lif, unfold_time
 FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"
 
 
-def autograd_kl(student: Tensor, teacher: Tensor, anchor: Tensor | None = None) -> Tensor:
-    log_student, log_teacher = (x.logsumexp(1, keepdim=True) for x in (student, teacher))
-    if anchor is not None:
-        log_student, log_teacher = (x.logaddexp(anchor) for x in (log_student, log_teacher))
+def autograd_kl(student: Tensor, teacher: Tensor, anchor: float = -math.inf) -> Tensor:
+    last = student.new_full((), anchor)
+    log_student, log_teacher = (
+        x.logsumexp(1, keepdim=True).logaddexp(last) for x in (student, teacher)
+    )
     products = (teacher - log_teacher).exp() * (teacher - student)
     return (products.sum(1, keepdim=True) + log_student - log_teacher).mean()
 
