@@ -1,6 +1,5 @@
 """The benchmarks of training and distillation steps, in their smallest form."""
 
-import os
 import shutil
 
 import pytest
@@ -62,29 +61,6 @@ def test_a_round_on_a_noisy_machine_is_repeated_but_not_for_ever(monkeypatch):
         assert 0 < repeated <= repeated_at_most
         assert len(runs) == 2 + 5 + repeated  # two to warm up
         assert times["a"] == [0.1] * 5 or noisy_until == 10**6
-
-
-class Counter:
-    def __init__(self, file):
-        self.file = file
-
-    def step(self):
-        self.file.write_text(self.file.read_text() + f"{os.getpid()}\n")
-
-    def fail(self):
-        raise RuntimeError
-
-
-def test_a_method_runs_in_a_process_of_its_own_and_its_end_is_noticed(tmp_path):
-    file = tmp_path / "calls"
-    file.write_text("")
-    apart = timing.OwnProcess(Counter, file)
-    apart.call("step")
-    apart.call("step")
-    first, second = file.read_text().split()
-    assert first == second != str(os.getpid())
-    with pytest.raises(EOFError):
-        apart.call("fail")
 
 
 def test_ratios_are_taken_within_a_round():
