@@ -70,9 +70,9 @@ def our_batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float
 ) -> Tensor:
     scale = weight.detach() * (inverse_std := torch.rsqrt(var + eps))
-    shift, count = bias.detach() - mean * scale, x.numel() // len(mean)
-    folded = scale, shift, mean, inverse_std
-    return batch_norm._BatchNorm.apply(x, weight, bias, *folded, count, None)
+    folded = scale, bias.detach() - mean * scale
+    statistics = mean, inverse_std, x.numel() // len(mean)
+    return batch_norm._BatchNorm.apply(x, weight, bias, folded, statistics, None)
 
 
 def without_window_bits(*variant: object) -> Callable[[], None]:
