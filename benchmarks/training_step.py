@@ -65,7 +65,8 @@ def network_of(name: str, depth: int, time_window: int, width: int) -> nn.Module
     }[name]
     network = reference_networks.copy_parameters(reference, build(*shape))
     # channels_last is spikingjelly's faster layout, and the slower one of the loops.
-    return network if name == "loops" else network.to(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if name == "loops" else torch.channels_last
+    return network.to(memory_format=layout)
 
 
 OTHERS = "loops", "spikingjelly Rect", "spikingjelly ATan"
