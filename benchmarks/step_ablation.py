@@ -27,7 +27,7 @@ from benchmarks.training_step import (
     step_of,
     work_of,
 )
-from main import keep_freed_memory
+from engine.start import keep_freed_memory
 from models import MS_ResNet, Quan_MS_ResNet, batch_norm
 from models.neuron import LIF, lif, unfold_time
 
