@@ -29,11 +29,9 @@ from distiller import BETA_SCHEDULES, MEMBRANE_LOSSES
 from models import MSResNet, QuanMSResNet
 from settings import (
     DATA_SETS,
-    MAY_CHANGE,
     OPTIONS,
     TYPES,
     Settings,
-    as_text,
     build_parser,
     check_settings,
     check_value,
@@ -42,12 +40,14 @@ from settings import (
     describes_a_network,
     input_step_of,
     is_flag,
+    name_of,
     parse_image_size,
 )
 
 MOST_TUPLES = 20_000  # in a checkpoint: four a tensor, and few besides
 TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
 MOST_CONFIG = 2**20  # bytes of a settings.json
+OF_EVALUATION = [name for name, x in OPTIONS.items() if x.has("own") or x.has("only")]
 RECORDED = {  # what a settings.json holds beside options: what was found, and where it ran
     *("world_size", "git_commit", "versions"),
     *("classes", "input_step", "num_classes"),  # the last one in those of older versions
@@ -110,7 +110,7 @@ def _training_settings(given: dict[str, Any]) -> Settings:
     config = given.pop("config", None)
     taken = {} if config is None else _of_config(config, given)
     for name in given:
-        if OPTIONS[name].evaluation == "only" and not (name == "json" and "dry_run" in given):
+        if OPTIONS[name].has("only") and not (name == "json" and "dry_run" in given):
             or_dry_run = " or --dry_run" * (name == "json")
             raise UserError(f"--{name} goes with --eval_only CKPT{or_dry_run}")
     for required in ("data", "paper_setting"):
@@ -118,14 +118,12 @@ def _training_settings(given: dict[str, Any]) -> Settings:
             raise UserError(f"--{required} is required")
     values = complete(taken | given, may_drop=taken.keys() - given.keys())
     for name, value in given.items():
-        where = OPTIONS[name].where
-        if where is not None and value is not False and (refusal := where(values)):
+        if value is not False and (refusal := OPTIONS[name].refusal(values)):
             raise UserError(f"--{name} {refusal}")
-    setting, data = values["paper_setting"], values["data"]
-    if setting != "original" and values["bits"] is None:
-        raise UserError(f"--paper_setting {setting} needs --bits, 2 to 8")
-    if (setting == "qamd" or values["init_from_teacher"]) and values["teacher_path"] is None:
-        raise UserError("--teacher_path is required: the original-best.pth of an original run")
+    for name, about in OPTIONS.items():
+        if about.needed and values[name] is None and not about.refusal(values):
+            raise UserError(about.needed.format(**values))
+    data = values["data"]
     if values["augment"] == "auto" and DATA_SETS[data].in_channels != 3:
         raise UserError(f"--augment auto is made for colour images: {data} has none")
     if values["resume"] and values["overwrite"]:
@@ -141,8 +139,7 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         values["image_size"] = None
     values["image_size"] = _other_image_size(values["image_size"], data)
     values["save_path"] = values["save_path"] or ""  # the default needs the teacher
-    is_folder = data == "folder"
-    classes = tuple(classes_of_folder(values["data_path"])) if is_folder else None
+    classes = tuple(classes_of_folder(values["data_path"])) if data == "folder" else None
     return Settings(**values, classes=classes)
 
 
@@ -163,10 +160,13 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
                     f"--image_size {value} does not fit {path}: it was trained with "
                     "{}x{}".format(*size)
                 )
-        elif about.evaluation == "fit" and value != theirs:
+        elif about.has("fit") and value != theirs:
             how = "without it" if theirs is None else f"with {theirs}"
             raise UserError(f"--{name} {value} does not fit {path}: it was trained {how}")
-        elif about.evaluation is None and value not in (about.constant_default, theirs):
+        elif not (about.has("fit") or name in OF_EVALUATION) and value not in (
+            about.constant_default,
+            theirs,
+        ):
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if given.get("integer") and trained.bits is None:
         raise UserError(f"--integer: {path} is a full-precision network")
@@ -175,11 +175,7 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
     for name in ("integer", "per_class", "compile") if "predict" in given else ():
         if name in given:
             raise UserError(f"--predict looks at its files alone: leave --{name} out")
-    own = {
-        name: given.get(name, about.constant_default)
-        for name, about in OPTIONS.items()
-        if about.evaluation in ("own", "only")
-    }
+    own = {name: given.get(name, OPTIONS[name].constant_default) for name in OF_EVALUATION}
     for name in ("batch_size", "time_window"):
         own[name] = given.get(name, getattr(trained, name))
     if own["predict"] is None:
@@ -196,11 +192,7 @@ def _of_config(path: str, given: dict[str, Any]) -> dict[str, Any]:
     if not {"data", "paper_setting"} <= run.keys():
         return found  # the caller says what is missing
     values = complete(run)
-    return {
-        name: value
-        for name, value in found.items()
-        if OPTIONS[name].where is None or OPTIONS[name].where(values) is None
-    }
+    return {name: value for name, value in found.items() if not OPTIONS[name].refusal(values)}
 
 
 def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
@@ -233,7 +225,7 @@ def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
         if name not in OPTIONS and name not in RECORDED:
             meant = did_you_mean(name, OPTIONS)
             raise UserError(f"{option}{path}: there is no option {reprlib.repr(name)}{meant}")
-        if name not in OPTIONS or not OPTIONS[name].config or value is None:
+        if name not in OPTIONS or OPTIONS[name].has("alone") or value is None:
             continue
         try:
             found[name] = _checked(name, value)
@@ -299,34 +291,10 @@ def _other_image_size(text: str | None, data: str) -> str | None:
 def run_name(settings: Settings) -> str:
     """Name of the default save path: the network, its teacher's file, and every other setting that
     is no default."""
-    # One's own images are told apart by the name of their folder.
-    folder = Path(settings.data_path).resolve().name if settings.data == "folder" else None
-    teacher = settings.teacher_path and f"teacher{digest(settings.teacher_path)[:6]}"
-    parts = [
-        settings.data,
-        folder,
-        settings.paper_setting,
-        settings.loss,
-        settings.bits and f"{settings.bits}bit",
-        teacher and ("from-" if settings.init_from_teacher else "") + teacher,
-        f"depth{settings.model_depth}",
-        f"width{settings.width}",
-        f"T{settings.time_window}",
-        settings.image_size,
-        settings.amp and "amp",
-    ]
-    # In this order since the first version, so that --resume finds the runs of older ones; what
-    # was added later comes after.
-    order = ["bn_bits", "alpha", "beta", "tau", "beta_schedule", "clip_grad", "batch_size"]
-    order += ["accumulate", "augment", "epochs", "lr", "weight_decay"]
-    named = {"data", "paper_setting", "loss", "bits", "init_from_teacher", "model_depth", "width"}
-    named |= {"time_window", "image_size", "amp", "seed", *order}
-    order += [name for name in OPTIONS if name not in named | MAY_CHANGE]
-    values = asdict(settings)
-    for name in order:
-        if values[name] not in (None, OPTIONS[name].default_with(values)):
-            parts.append(f"{name.replace('_', '-')}{as_text(values[name]).replace(' ', '-')}")
-    return "-".join([*(part for part in parts if part), f"seed{settings.seed}"])
+    found = {"data_path": Path(settings.data_path).resolve().name}
+    if settings.teacher_path is not None:
+        found["teacher_path"] = digest(settings.teacher_path)[:6]
+    return name_of(asdict(settings) | found)
 
 
 def refuse_single_values(
