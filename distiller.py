@@ -29,44 +29,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
+import kernels
+from kernels import as_rows, at_least_float32
 from models.MS_ResNet import MSResNet, folded
 from models.neuron import LIF, THRESHOLD
-from quantization import as_rows, at_least_float32
-
-
-def softmax_kl_forward(
-    student: Tensor, teacher: Tensor, anchor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean over rows of KL(softmax(teacher) ‖ softmax(student)), both (rows, values), and its
-    gradient with respect to the student: (p_S - p_T) / rows. With an `anchor`, (), every row of
-    both has one more value, this.
-
-    KL = Σ p_T·(teacher - student) + log Σ exp(student) - log Σ exp(teacher): one exp per value.
-    """
-    rows = len(student)
-    highest_student, highest_teacher = student.amax(1, True), teacher.amax(1, True)
-    if anchor is not None:
-        highest_student = torch.maximum(highest_student, anchor)
-        highest_teacher = torch.maximum(highest_teacher, anchor)
-    exp_student = (student - highest_student).exp_()
-    exp_teacher = (teacher - highest_teacher).exp_()
-    sum_student, sum_teacher = exp_student.sum(1, True), exp_teacher.sum(1, True)
-    if anchor is not None:
-        sum_student = sum_student + (anchor - highest_student).exp()
-        sum_teacher = sum_teacher + (anchor - highest_teacher).exp()
-    products = (teacher - student).mul_(exp_teacher).sum(1, True)
-    kl = products / sum_teacher + (sum_student / sum_teacher).log()
-    kl = (kl + highest_student - highest_teacher).sum() / rows
-    gradient = exp_student.div_(sum_student * rows).sub_(exp_teacher.div_(sum_teacher * rows))
-    return kl, gradient
 
 
 class _SoftmaxKL(torch.autograd.Function):
-    """`softmax_kl_forward`: keeps one tensor for backward, where autograd would keep four."""
+    """Keeps one tensor for backward, where autograd would keep four."""
 
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, anchor: Tensor | None) -> Tensor:
-        kl, gradient = softmax_kl_forward(student, teacher, anchor)
+        kl, gradient = kernels.softmax_kl_forward(student, teacher, anchor)
         ctx.save_for_backward(gradient)
         return kl
 

@@ -4,7 +4,6 @@ Every mistake in the arguments is found here, before data or networks are touche
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -12,7 +11,6 @@ import pickletools
 import reprlib
 import stat
 import sys
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -24,9 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from command_line import UserError, did_you_mean, similar_path, wrong_choice
+from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, MEMBRANE_LOSSES
 from models import MSResNet, QuanMSResNet
+from runtime.command import did_you_mean, similar_path, wrong_choice
+from runtime.errors import UserError
+from runtime.files import check_writable, digest
 from settings import (
     DATA_SETS,
     OPTIONS,
@@ -328,32 +329,6 @@ def refuse_single_values(
     )
 
 
-def classes_of_folder(data_path: str | Path) -> list[str]:
-    """The classes of --data folder: the names of the folders in train/, in code-point order."""
-    root = Path(data_path)
-    expected = f"--data folder expects {root}/train/CLASS/* and {root}/val/CLASS/*"
-    names = {}
-    for part in ("train", "val"):
-        try:
-            folders = [x.name for x in (root / part).iterdir() if x.is_dir()]
-        except OSError as error:
-            meant = similar_path(root, folder=True) if not root.exists() else ""
-            raise UserError(
-                f"{expected}: cannot read {root / part} ({error.strerror}){meant}"
-            ) from None
-        names[part] = sorted(name for name in folders if not name.startswith("."))
-    for part, other in (("train", "val"), ("val", "train")):
-        missing = sorted(set(names[other]) - set(names[part]))
-        if missing:
-            raise UserError(
-                f"{root / part} lacks {len(missing)} of the classes of {root / other}: "
-                f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
-            )
-    if len(names["train"]) < 2:
-        raise UserError(f"{expected} with two classes or more, found {len(names['train'])}")
-    return names["train"]
-
-
 def _check_teacher(settings: Settings, teacher: Settings) -> None:
     if teacher.paper_setting != "original":
         raise UserError(
@@ -388,32 +363,6 @@ def check_classes(trained: Settings, data_path: str | Path, path: str | Path) ->
             f"{path} was trained on {len(trained.classes)} classes, {data_path} has {len(here)}: "
             f"{name!r} is only in {'the folder' if name in here else 'the checkpoint'}"
         )
-
-
-def check_writable(folder: str | Path, option: str = "--save_path") -> None:
-    """Raises UserError where `folder` cannot be made and written into; leaves nothing behind."""
-    existing = Path(folder).absolute()
-    try:
-        while not os.path.lexists(existing):
-            existing = existing.parent
-        longest = max(len(os.fsencode(part)) for part in Path(folder).absolute().parts)
-        if longest > os.pathconf(existing, "PC_NAME_MAX"):
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"cannot write into {folder} ({error.strerror}): choose another {option}"
-        ) from None
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
 
 
 def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:

@@ -10,15 +10,13 @@ On several devices: torchrun --nproc_per_node=2 main.py … (or python -m torch.
 if __name__ == "__main__":
     import signal
 
-    from last_word import interrupt_at_once
+    from runtime.launcher import interrupt_at_once
 
     # The imports below take seconds. A job in the background has Ctrl-C ignored.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt_at_once)
 
 import ctypes
-import errno
-import gc
 import math
 import multiprocessing
 import os
@@ -26,7 +24,6 @@ import random
 import signal
 import sys
 import time
-import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -38,44 +35,26 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-import evaluation
-from checkpoints import Run, Stopped, deciding, how_to_go_on, not_finite, of_first_process
-from cuda_graphs import WARM_UP, Gradients, ReplayedGradients
 from data_loader import (
-    PATIENCE,
     ImageSet,
-    evaluation_batches,
+    Share,
+    evaluation_loader,
     input_step_of,
     input_text,
     load_data_sets,
     refuse_another_fold,
     set_epoch,
-    training_batches,
+    training_loader,
 )
 from display import percent
-from distiller import Distiller, softmax_kl_forward
-from last_word import leave_for_launcher, say_last
-from load_settings import (
-    DATA_SETS,
-    Checkpoint,
-    Settings,
-    UserError,
-    build_network,
-    build_optimizer,
-    build_scheduler,
-    data_set_of,
-    digest,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-    refuse_single_values,
-    time_window_of,
-)
-from log import (
+from distiller import Distiller
+from engine import evaluation
+from engine.compile import compile_regions
+from engine.cuda_graphs import WARM_UP, Gradients, ReplayedGradients
+from engine.log import (
     Log,
     ProgressBar,
     ending,
@@ -86,39 +65,52 @@ from log import (
     macs_of_image,
     speed,
 )
+from engine.metrics import EpochSums
+from engine.numerics import first_bad_gradient, watch_numbers
+from engine.run import Run, how_to_go_on, not_finite
+from engine.run_folder import check_save_path, deciding
+from kernels import at_least_float32
+from load_settings import (
+    DATA_SETS,
+    Checkpoint,
+    Settings,
+    build_network,
+    build_optimizer,
+    build_scheduler,
+    data_set_of,
+    load_checkpoint,
+    load_network,
+    parse_settings,
+    refuse_single_values,
+    time_window_of,
+)
 from models import MSResNet
 from models.batch_norm import estimate_statistics
-from models.compiling import compile_regions
+from models.integer_network import IntegerNetwork
 from models.neuron import LIF, THRESHOLD, count_spikes
-from models.numerics import first_bad_gradient, watch_numbers
-from quantization import IntegerNetwork, at_least_float32
-from run_folder import check_save_path
+from runtime.command import cannot_print, run_command
+from runtime.errors import UserError
+from runtime.files import digest
+from runtime.launcher import check_launcher, is_launched, launcher_variable
+from runtime.processes import (
+    all_agree,
+    all_or_none,
+    init_distributed,
+    is_main_process,
+    of_all_processes,
+    of_first_process,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 from settings import SHARED_GPU
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
-LAUNCHED = "RANK" in os.environ  # by torchrun or torch.distributed.launch
-
-
-def of_launcher(name: str, default: int, smallest: int = 0) -> int:
-    """A number of the environment, which a launcher has set; a mistake in it ends the program."""
-    text = os.environ.get(name, str(default)) if LAUNCHED else str(default)
-    if text.isascii() and text.isdigit() and int(text) >= smallest:
-        return int(text)
-    print(f"main.py: error: the launcher's {name} makes no sense: {text!r}", file=sys.stderr)
-    sys.exit(2)
-
-
-RANK, WORLD_SIZE = of_launcher("RANK", 0), of_launcher("WORLD_SIZE", 1, smallest=1)
-LOCAL_RANK, LOCAL_WORLD_SIZE = of_launcher("LOCAL_RANK", 0), of_launcher("LOCAL_WORLD_SIZE", 1)
-FIRST_PROCESS = RANK == 0
 # What may differ between the nodes of a run.
 PER_PROCESS = {"data_path", "cache_path", "save_path", "teacher_path", "workers"}
-# What writing to stdout may meet: a full disk, a reader that has gone.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
 RUN_STARTED = "run started"  # in the launcher's store: an attempt has taken the save path
-NO_TERMS = ("loss", "train_accuracy", "images")  # among an epoch's sums
 SHARE_OF_STATISTICS = 0.05  # of an epoch's batches, without gradients: under 2 % of its time
 MOST_OF_STATISTICS = 20  # batches: they stay in memory, and are little beside what a step takes
 READ_EVERY = 10  # steps: reading a number waits for the GPU
@@ -128,56 +120,25 @@ TIMED = 2  # batches of a dry run, after those in which all warms up
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for what the user has to know of, and
     128 + its number after a signal."""
-    settings = None
-    try:
-        settings = parse_settings(argv, WORLD_SIZE)
+    settings: Settings | None = None
+
+    def work() -> None:
+        nonlocal settings
+        check_launcher()
+        settings = parse_settings(argv, launcher_variable("WORLD_SIZE"))
         with evaluation.output(settings) as out, processes(settings) as (device, store):
             if settings.eval_only is None:
                 expected = train(settings, device, store)
-                if settings.json and FIRST_PROCESS:
+                if settings.json and is_main_process():
                     print(evaluation.as_json(expected), end="", file=out)
             else:
                 found = (measure if settings.predict is None else evaluation.predict)(
                     settings, device
                 )
-                if FIRST_PROCESS:
+                if is_main_process():
                     print(evaluation.result_text(found, settings), file=out)
-        sys.stdout.flush()
-    except (Stopped, KeyboardInterrupt) as stop:
-        text, code = str(stop) or "interrupted", 128 + getattr(stop, "signal_number", signal.SIGINT)
-        leave_for_launcher(text)
-        if FIRST_PROCESS:
-            say_last(f"main.py: {text}", code)
-        return code
-    except Exception as error:
-        text = what_to_say(error, settings)
-        if text is None:
-            leave_for_launcher(repr(error), traceback.format_exc())
-            raise
-        if isinstance(error, OSError):
-            discard_output()
-        if speaks(error):
-            text = " ".join(text.split())
-            leave_for_launcher(text)
-            say_last(f"main.py: error: {text}", 2)
-        return 2
-    return 0
 
-
-def speaks(error: Exception) -> bool:
-    """Whether this process, of all that end with an error, is the one that tells the user.
-
-    A launcher ends all with the first that ends, so the silent ones wait until one has spoken.
-    """
-    if hasattr(error, "said_first"):
-        if not error.said_first:
-            time.sleep(1)
-        return error.said_first
-    # Before the processes have met, all of a node meet the same mistake, and the first says it. One
-    # that nobody has ended by now has made one of its own.
-    if LOCAL_RANK > 0:
-        time.sleep(10)
-    return True
+    return run_command("main.py", work, lambda error: what_to_say(error, settings))
 
 
 def what_to_say(error: Exception, settings: Settings | None) -> str | None:
@@ -185,8 +146,6 @@ def what_to_say(error: Exception, settings: Settings | None) -> str | None:
     text, go_on = str(error), "start it again"
     if settings is not None and settings.eval_only is None:
         go_on = how_to_go_on(settings, f"{settings.paper_setting}-last.pth")
-    if isinstance(error, UserError):
-        return text
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
         return f"{text.splitlines()[0]} (killed, or no memory left?): {go_on}"
     if isinstance(error, RuntimeError) and text.startswith("DataLoader timed out"):
@@ -194,16 +153,11 @@ def what_to_say(error: Exception, settings: Settings | None) -> str | None:
     if isinstance(error, torch.OutOfMemoryError):
         less = "take a smaller --batch_size, or --accumulate N (a batch in N parts)"
         return f"the GPU has no memory left ({text.splitlines()[0]}): {less}"
-    if isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM:
+    if cannot_print(error):
         return f"cannot print ({error.strerror}): {go_on}"
-    if LAUNCHED and (isinstance(error, dist.DistError) or "gloo" in text):
+    if is_launched() and (isinstance(error, dist.DistError) or "gloo" in text):
         return f"another process of this run has died or is silent: {go_on}"
     return None
-
-
-def discard_output() -> None:
-    """Python would try to print the rest when it ends, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextmanager
@@ -216,7 +170,9 @@ def processes(settings: Settings) -> Iterator[tuple[torch.device, dist.Store | N
     device, backend = torch.device("cpu"), "gloo"
     if use_cuda:
         gpus, backend = torch.cuda.device_count(), "nccl"
-        here = max(LOCAL_WORLD_SIZE, LOCAL_RANK + 1)  # not every launcher says the first
+        local_rank = launcher_variable("LOCAL_RANK")
+        # Not every launcher says the first.
+        here = max(launcher_variable("LOCAL_WORLD_SIZE"), local_rank + 1)
         if gpus < here and settings.device != SHARED_GPU:
             raise UserError(
                 f"{here} processes need as many GPUs, this machine shows {gpus}: start "
@@ -224,52 +180,16 @@ def processes(settings: Settings) -> Iterator[tuple[torch.device, dist.Store | N
             )
         if settings.device == SHARED_GPU:
             backend = "gloo"  # NCCL refuses two processes on one GPU
-            if FIRST_PROCESS:
+            if is_main_process():
                 print(f"processes: {here}, GPUs: {gpus}: they talk by gloo, slowly", flush=True)
-        device = torch.device("cuda", LOCAL_RANK % gpus)
+        device = torch.device("cuda", local_rank % gpus)
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic
     else:
         keep_freed_memory()
-    if not LAUNCHED:
-        yield device, None
-        return
-    store = meet(backend)
-    try:
+    with init_distributed(backend) as store:
         refuse_different_settings(settings)
-        yield device, store.underlying_store
-    except Exception as error:
-        # Of all processes one tells the user, the one that meets the trouble first. The group
-        # stays: while a DistributedDataParallel is alive, destroying it may abort.
-        error.said_first = LOCAL_RANK == 0
-        with suppress(RuntimeError):  # the store has gone with the process that kept it
-            error.said_first = store.add("said", 1) == 1
-        raise
-    # gloo's threads abort now and then if a DistributedDataParallel outlives the group.
-    gc.collect()
-    with suppress(RuntimeError):  # the store has gone with the first process: all are done
-        # No connection shall end beneath a process that still waits for its last message.
-        store.set(f"done {RANK}", "")
-        store.wait([f"done {rank}" for rank in range(WORLD_SIZE)], PATIENCE)
-    dist.destroy_process_group()
-
-
-def meet(backend: str) -> dist.Store:
-    """Start the process group; returns the store that all processes of this attempt share."""
-    # After a restart torchrun's store still holds what the processes of before have told each
-    # other, and the new ones would wait for those.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    try:
-        if RANK >= WORLD_SIZE:
-            raise ValueError(f"RANK is {RANK}")
-        store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-        store = dist.PrefixStore(f"attempt {attempt}", store)
-        dist.init_process_group(
-            backend, store=store, rank=RANK, world_size=WORLD_SIZE, timeout=PATIENCE
-        )
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"the {WORLD_SIZE} processes cannot meet: {error}") from None
-    return store
+        yield device, store
 
 
 def refuse_different_settings(settings: Settings) -> None:
@@ -277,20 +197,7 @@ def refuse_different_settings(settings: Settings) -> None:
     ours = {name: x for name, x in asdict(settings).items() if name not in PER_PROCESS}
     ours["teacher's file"] = settings.teacher_path and digest(settings.teacher_path)
     ours["eval_only"] = settings.eval_only and digest(settings.eval_only)
-    refuse_differences(ours, "was started", "start all with the same options")
-
-
-def refuse_differences(ours: dict[str, Any], how: str, remedy: str) -> None:
-    """Raises UserError, in all processes, where one has other values than the first."""
-    of_all: list[dict[str, Any]] = [ours] * WORLD_SIZE
-    dist.all_gather_object(of_all, ours)
-    for rank, theirs in enumerate(of_all):
-        for name, value in theirs.items():
-            if value != of_all[0][name]:
-                raise UserError(
-                    f"process {rank} {how} with {name} {value}, process 0 with "
-                    f"{of_all[0][name]}: {remedy}"
-                )
+    all_agree(ours, "was started", "start all with the same options")
 
 
 def keep_freed_memory() -> None:
@@ -312,14 +219,14 @@ def compile_for(
 ) -> None:
     """--compile: compile the hot functions by using throwaway networks as the run will use its
     own; where that fails, warn and stay eager. `train_set`: none in an evaluation."""
-    batch = max(1, settings.batch_size // WORLD_SIZE)
+    batch = max(1, settings.batch_size // world_size())
     training_images = 0 if train_set is None else len(train_set)
-    share = min(batch, -(-training_images // WORLD_SIZE))
+    share = min(batch, -(-training_images // world_size()))
     trained = -(-share // settings.accumulate)
     evaluated = [test_set]
     if train_set is not None and train_set.held_out is not None:
         evaluated.append(train_set.held_out)
-    shares = [len(range(RANK, len(data_set), WORLD_SIZE)) for data_set in evaluated]
+    shares = [len(range(rank(), len(data_set), world_size())) for data_set in evaluated]
     batches_tested = {size for n in shares for size in (min(batch, n), n % batch)} - {0}
 
     def use() -> None:
@@ -329,7 +236,7 @@ def compile_for(
         labels = torch.zeros(len(images), dtype=torch.int64, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), torch.no_grad():
             network.eval()
-            with same_failure():
+            with all_or_none():
                 for size in batches_tested:
                     network(images[:size])
                     if settings.integer:
@@ -349,31 +256,14 @@ def compile_for(
             estimate_statistics(network, [images[:share]], settings.trained_at)
 
     start = time.perf_counter()
-    if FIRST_PROCESS:
+    if is_main_process():
         print("compiling, which takes up to a minute ...", flush=True)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        error = compile_regions(use, softmax_kl_forward, every_size=device.type == "cpu")
-    if FIRST_PROCESS and error is None:
+        error = compile_regions(use, every_size=device.type == "cpu")
+    if is_main_process() and error is None:
         print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
-    elif FIRST_PROCESS:
+    elif is_main_process():
         print(f"main.py: warning: --compile: going on without it: {error}", file=sys.stderr)
-
-
-@contextmanager
-def same_failure() -> Iterator[None]:
-    """What fails in one process fails in all: alone it would go on, and the others wait for it."""
-    failure = None
-    try:
-        yield
-    except Exception as error:
-        failure = error
-    if WORLD_SIZE > 1:
-        of_all: list[str | None] = [None] * WORLD_SIZE
-        dist.all_gather_object(of_all, failure and (str(failure) or repr(failure)))
-        text = next(filter(None, of_all), None)
-        failure = None if text is None else RuntimeError(text)
-    if failure is not None:
-        raise failure
 
 
 def make_deterministic(settings: Settings) -> None:
@@ -386,21 +276,11 @@ def make_deterministic(settings: Settings) -> None:
 
 def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
     """Training and test data; for an evaluation as the checkpoint's network reads them."""
-    train_set, test_set = load_data_sets(
-        settings.data,
-        settings.data_path,
-        settings.time_window,
-        settings.seed,
-        settings.augment,
-        data_set_of(settings).image_size,
-        settings.cache_path,
-        None if settings.eval_only is None else input_step_of(settings),
-        settings.val_share,
-        settings.fold,
-    )
-    if WORLD_SIZE > 1:
+    input_step = None if settings.eval_only is None else input_step_of(settings)
+    train_set, test_set = load_data_sets(settings, input_step)
+    if world_size() > 1:
         # With other numbers of batches the processes would wait for each other for ever.
-        refuse_differences(
+        all_agree(
             {
                 "training images": len(train_set),
                 "test images": len(test_set),
@@ -413,7 +293,7 @@ def data_sets(settings: Settings) -> tuple[ImageSet, ImageSet]:
             "found data",
             "give all the same --data_path, or copies of it",
         )
-    if FIRST_PROCESS and (text := input_text(train_set)) is not None:
+    if is_main_process() and (text := input_text(train_set)) is not None:
         print(text, flush=True)
     return train_set, test_set
 
@@ -447,9 +327,9 @@ def train(
         settings = replace(settings, resume=True, overwrite=False)
     of_first_process(lambda: check_save_path(settings))
     make_deterministic(settings)
-    shard = (settings.batch_size // WORLD_SIZE, RANK, WORLD_SIZE, settings.workers)
+    share = Share(settings.batch_size // world_size(), rank(), world_size(), settings.workers)
     train_set, test_set = data_sets(settings)
-    refuse_single_values(settings, WORLD_SIZE, len(train_set))
+    refuse_single_values(settings, world_size(), len(train_set))
     if train_set.held_out is not None and len(train_set.held_out) == 0:
         raise UserError(
             f"--val_share {settings.val_share} holds out none of the {len(train_set)} training "
@@ -460,12 +340,12 @@ def train(
         taught_by = load_checkpoint(settings.teacher_path)
         refuse_another_fold(taught_by, settings.teacher_path, settings, train_set)
     settings = with_input_step(settings, train_set.step, taught_by)
-    train_batches = training_batches(train_set, *shard, settings.seed, device)
-    test_batches = evaluation_batches(test_set, *shard, device)
+    train_batches = training_loader(train_set, share, device)
+    test_batches = evaluation_loader(test_set, share, device)
     val_batches = None
     if train_set.held_out is not None:
-        val_batches = evaluation_batches(train_set.held_out, *shard, device)
-    if FIRST_PROCESS:  # before --compile: it would compile for the one image of this, too
+        val_batches = evaluation_loader(train_set.held_out, share, device)
+    if is_main_process():  # before --compile: it would compile for the one image of this, too
         of_data = data_set_of(settings)
         macs = macs_of_image(settings.model_depth, settings.width, settings.time_window, of_data)
     images_of_statistics = first_images(train_batches, device)
@@ -479,7 +359,7 @@ def train(
     network.to(device)
     optimizer = build_optimizer(network, settings)
     student = network
-    if WORLD_SIZE > 1:
+    if world_size() > 1:
         # Batch norm statistics are already the same on all processes: nothing to broadcast.
         student = DistributedDataParallel(network, broadcast_buffers=False)
     loss_function = build_loss(settings, student, teacher)
@@ -490,10 +370,12 @@ def train(
     with Run(settings, network, optimizer, len(train_set), steps, test_set.classes) as run:
         if run.steps_done == 0 or settings.dry_run:
             run.save()  # finds out now whether a checkpoint can be written
-        if store is not None and FIRST_PROCESS:
+        if store is not None and is_main_process():
             store.set(RUN_STARTED, "")
-        if FIRST_PROCESS:
-            print(header(run, train_set, test_set, taught_by, macs, device, WORLD_SIZE), flush=True)
+        if is_main_process():
+            print(
+                header(run, train_set, test_set, taught_by, macs, device, world_size()), flush=True
+            )
         del taught_by  # with its optimizer's state, as large as its weights
         warmup = settings.warmup * steps
         scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done, warmup)
@@ -509,10 +391,10 @@ def train(
             evaluate(network, few_tests, device, settings.amp)
             evaluation = (len(test_batches) + len(val_batches or ())) * few_tests.seconds()
             expected = expectation(run, left, few.seconds(), evaluation, device)
-            if FIRST_PROCESS:
+            if is_main_process():
                 print(expectation_text(expected), flush=True)
             return expected
-        log = Log(settings, run.rows, WORLD_SIZE) if FIRST_PROCESS else None
+        log = Log(settings, run.rows, world_size()) if is_main_process() else None
         for epoch in range(run.epoch, settings.epochs + 1):
             set_epoch(train_batches, epoch, run.step)
             if isinstance(loss_function, Distiller):
@@ -625,7 +507,7 @@ def train_epoch(
             scheduler.step()
 
             sums.add(means, norm, len(labels))
-            images_seen += len(labels) * WORLD_SIZE
+            images_seen += len(labels) * world_size()
             if run.step % READ_EVERY == 0 or settings.check_numerics:
                 sums.check()
                 bar.show(
@@ -641,57 +523,7 @@ def train_epoch(
 
 
 def progress_bar(batches: Iterable, name: str, total: int, done: int = 0) -> ProgressBar:
-    return ProgressBar(batches, name, total, done, FIRST_PROCESS)
-
-
-class EpochSums:
-    """This process's sums over the images of an epoch: the loss, its terms and the accuracy.
-
-    They stay on the device, and so does the first step in which one was NaN or infinite: all in one
-    tensor each, since a GPU is asked for every sum in turn.
-    """
-
-    def __init__(self, run: Run, device: torch.device):
-        self.run, self.gradient = run, "the gradient"
-        self.names = list(run.sums)
-        self.sums = torch.tensor(list(run.sums.values()), dtype=torch.float64, device=device)
-        self.first_bad: Tensor | None = None
-
-    def add(self, means: dict[str, Tensor], gradient_norm: Tensor, images: int) -> None:
-        """Add a batch's means; `gradient_norm` is only looked at."""
-        means = means | {"images": torch.ones_like(means["loss"])}
-        values = torch.stack([*means.values(), gradient_norm.double()])
-        if not self.names:
-            self.names, self.sums = list(means), torch.zeros_like(values[:-1])
-        self.sums.add_(values[:-1], alpha=images)
-        bad_step = torch.full_like(values, math.inf).where(values.isfinite(), self.run.step + 1)
-        before = bad_step if self.first_bad is None else self.first_bad
-        self.first_bad = torch.minimum(before, bad_step)
-
-    def check(self) -> None:
-        """Raise UserError, in all processes, where a number was not finite in one."""
-        if self.first_bad is not None:
-            first = add_over_processes(self.first_bad.clone(), dist.ReduceOp.MIN).tolist()
-            steps = dict(zip((*self.names, "gradient"), first, strict=True))
-            # Of those that go wrong in the same step, terms are named before their sum.
-            terms = [name for name in self.names if name not in NO_TERMS]
-            name = min((*terms, "loss", "gradient"), key=steps.__getitem__)
-            if steps[name] < math.inf:
-                what = self.gradient if name == "gradient" else f"the loss term {name}"
-                raise UserError(not_finite(what, self.run, int(steps[name])))
-
-    def read(self) -> dict[str, float]:
-        """The sums of this process."""
-        self.check()
-        return dict(zip(self.names, self.sums.tolist(), strict=True))
-
-    def means(self) -> dict[str, float]:
-        """Means over the images of all processes."""
-        self.check()
-        totals = add_over_processes(self.sums.clone()).tolist()
-        means = dict(zip(self.names, totals, strict=True))
-        images = means.pop("images")
-        return {name: total / images for name, total in means.items()}
+    return ProgressBar(batches, name, total, done, is_main_process())
 
 
 def gradients_of(
@@ -704,7 +536,7 @@ def gradients_of(
         return add_gradients(student, loss_function, images, labels, settings)
 
     # Processes that exchange gradients, and hooks that look at numbers, are in no graph.
-    if not settings.compile or device.type == "cpu" or WORLD_SIZE > 1 or settings.check_numerics:
+    if not settings.compile or device.type == "cpu" or world_size() > 1 or settings.check_numerics:
         return gradients
     return ReplayedGradients(gradients, student)
 
@@ -776,17 +608,11 @@ def evaluate(
     layers = [name for name, layer in network.named_modules() if isinstance(layer, LIF)]
     zero = torch.zeros(2, network.time_window, dtype=torch.float64, device=device)
     by_layer = torch.stack([spikes.get(name, zero) for name in layers])
-    fired, neurons = add_over_processes(by_layer).sum(dim=2).unbind(dim=1)
+    fired, neurons = sum_over_processes(by_layer).sum(dim=2).unbind(dim=1)
     silent = [name for name, count in zip(layers, fired.tolist(), strict=True) if count == 0]
-    correct, total, loss = add_over_processes(counts).tolist()
+    correct, total, loss = sum_over_processes(counts).tolist()
     rate = (fired.sum() / neurons.sum()).item()
     return Evaluation(int(correct), int(total), rate, silent, loss / total)
-
-
-def add_over_processes(x: Tensor, how: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
-    if WORLD_SIZE > 1:
-        dist.all_reduce(x, how)
-    return x
 
 
 def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -799,8 +625,9 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     refuse_another_fold(checkpoint, settings.eval_only, settings, train_set)
     if settings.compile:
         compile_for(settings, device, test_set)
-    batch_size = max(1, settings.batch_size // WORLD_SIZE)
-    batches = evaluation_batches(test_set, batch_size, RANK, WORLD_SIZE, settings.workers, device)
+    batch_size = max(1, settings.batch_size // world_size())
+    share = Share(batch_size, rank(), world_size(), settings.workers)
+    batches = evaluation_loader(test_set, share, device)
     pairs: list[Tensor] | None = [] if settings.per_class else None
     tested = evaluate(network, batches, device, settings.amp, pairs)
     found = evaluation.about(settings, checkpoint) | {
@@ -819,12 +646,9 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
 
 def add_classes(settings: Settings, found: dict[str, Any], pairs: Tensor, names: list[str]) -> None:
     """Add the accuracy of each class to what was found, and write the files of --per_class."""
-    of_all = [pairs] * WORLD_SIZE
-    if WORLD_SIZE > 1:
-        dist.all_gather_object(of_all, pairs)
     number = data_set_of(settings).num_classes
     names = [*names, *map(str, range(len(names), number))]
-    confusion = evaluation.confusion_of(torch.cat(of_all, dim=1), number)
+    confusion = evaluation.confusion_of(torch.cat(of_all_processes(pairs), dim=1), number)
     found["classes"] = evaluation.rows_of(confusion, names)
     of_first_process(lambda: evaluation.write_classes(settings, found, confusion, names))
 
@@ -850,7 +674,7 @@ def measure_integers(
         correct = (logits.argmax(1) == labels).sum()
         seen = counts.new_tensor([len(labels), sum(s.numel() for s in spikes)])
         counts += torch.stack([correct, seen[0], differing, seen[1]])
-    correct, total, differing, neurons = add_over_processes(counts).tolist()
+    correct, total, differing, neurons = sum_over_processes(counts).tolist()
     return {
         "images": total,
         "correct": correct,
@@ -864,7 +688,7 @@ def leave(code: int) -> NoReturn:
     """End the program."""
     for worker in multiprocessing.active_children():
         worker.kill()  # one that hangs would be waited for
-    if LAUNCHED and code != 0:
+    if is_launched() and code != 0:
         # The process group is still there, and taking it down may hang or abort.
         sys.stdout.flush()
         os._exit(code)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
-from command_line import HelpFormatter, Parser, UserError
+from data_sets import DATA_SETS, DataSet
 from distiller import (
     ALPHA,
     BETA,
@@ -25,33 +25,9 @@ from distiller import (
     TEACHER_LOGITS,
 )
 from models.MS_ResNet import BLOCKS
+from runtime.command import HelpFormatter, Parser
+from runtime.errors import UserError
 
-
-@dataclass(frozen=True)
-class DataSet:
-    """What a network must know of a data set, and its recipe's defaults."""
-
-    num_classes: int
-    in_channels: int
-    image_size: tuple[int, int]  # pixels, height and width
-    image_step: float  # what one code of the 8-bit input stands for to the network
-    time_window: int
-    batch_size: int
-    events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
-    any_size: bool = False  # --image_size may say another one
-
-
-DATA_SETS = {
-    "CIFAR10": DataSet(10, 3, (32, 32), 1 / 255, time_window=4, batch_size=256),
-    "CIFAR100": DataSet(100, 3, (32, 32), 1 / 255, time_window=4, batch_size=256),
-    "TinyImagenet": DataSet(200, 3, (64, 64), 1 / 255, time_window=4, batch_size=256),
-    "ncaltech101": DataSet(101, 2, (48, 48), 1.0, 10, 32, events=True, any_size=True),
-    "nmnist": DataSet(10, 2, (34, 34), 1.0, 10, 64, events=True, any_size=True),
-    "digits": DataSet(10, 1, (16, 16), 1 / 255, time_window=4, batch_size=64),
-    "digits-dvs": DataSet(10, 2, (24, 24), 1.0, 10, 32, events=True, any_size=True),
-    # The classes are those of the folder, in Settings.classes.
-    "folder": DataSet(0, 3, (64, 64), 1 / 255, time_window=4, batch_size=256, any_size=True),
-}
 PAPER_SETTINGS = ("original", "student", "qamd")
 SHARED_GPU = "cuda-shared"
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
@@ -394,6 +370,11 @@ class Settings:
     classes: tuple | None = None  # names, of a folder; None: the data set's own
     # What one code of event frames stands for, found from the training data; None: they are codes.
     input_step: float | None = None
+
+    @classmethod
+    def of(cls, data: str, paper_setting: str = "original", **given: Any) -> "Settings":
+        """Settings with the default of every other option, not checked."""
+        return cls(**complete({"data": data, "paper_setting": paper_setting} | given))
 
     @property
     def trained_at(self) -> tuple[int, ...]:

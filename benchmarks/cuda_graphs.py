@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+import kernels
 from benchmarks import distillation_step
 from benchmarks.distillation_step import parser_of_steps
 from benchmarks.timing import in_turn, quartiles, ratios, report, table, with_spread
@@ -23,14 +24,12 @@ from benchmarks.training_step import (
     STUDENT,
     Regions,
     Work,
-    kernels,
     network_of,
+    number_of_kernels,
     set_precision,
     work_of,
 )
-from distiller import softmax_kl_forward
 from main import keep_freed_memory
-from models import compiling
 
 Step = Callable[[], object]
 EAGER, COMPILED = "eager", "--compile"
@@ -70,13 +69,13 @@ def difference_of_graph(device: torch.device) -> float:
     return worst
 
 
-def reduced(functions: Sequence[Callable], step: Step) -> Step:
+def reduced(step: Step) -> Step:
     """`step` with the hot functions under mode="reduce-overhead"."""
     options = {"mode": "reduce-overhead", "dynamic": False, "fullgraph": True}
-    compiled = {f: torch.compile(f, **options) for f in functions}
+    compiled = {name: torch.compile(f, **options) for name, f in kernels.REGIONS.items()}
 
     def run() -> None:
-        compiling.set_regions(tuple(functions), compiled.__getitem__)
+        kernels.fused.update(compiled)
         torch.compiler.cudagraph_mark_step_begin()
         step()
 
@@ -92,7 +91,7 @@ def ways(step: Step, regions: Regions, device: torch.device) -> tuple[dict[str, 
     for name in (EAGER, COMPILED):
         regions.use(name == COMPILED)
         found[name + AS_GRAPH] = as_graph(step)
-    reduce_overhead = reduced(regions.functions, step)
+    reduce_overhead = reduced(step)
     try:
         for _ in range(WARM_UP):
             reduce_overhead()
@@ -110,7 +109,7 @@ def table_of(step: Step, args: argparse.Namespace, regions: Regions, device: tor
     for name, function in functions.items():
         count = "-"
         if device.type == "cuda" and name in (EAGER, COMPILED):
-            count = kernels(function)
+            count = number_of_kernels(function)
         ratio = with_spread(ratios(times[name], times[EAGER]), 3)
         rows.append((name, f"{1e3 * quartiles(times[name])[1]:.2f}", ratio, count))
     regions.use(compiled=False)
@@ -124,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    regions = Regions(softmax_kl_forward)
+    regions = Regions()
     how = args.width, args.T, args.batch
 
     def parts() -> Iterator[str]:

@@ -20,15 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import timing
-from data_loader import (
-    CropAndFlip,
-    ImageSet,
-    augmentation,
-    load_data_sets,
-    read_frames,
-    train_loader,
-    training_batches,
-)
+from data_loader import ImageSet, Share, load_data_sets, training_loader
+from data_sets.augment import CropAndFlip, augmentation
+from data_sets.events import read_frames
+from settings import Settings
 
 SIZE = 48, 48
 EVENTS = 115_000  # of a sample of N-Caltech101, about
@@ -36,6 +31,8 @@ EVENTS = 115_000  # of a sample of N-Caltech101, about
 
 class FrameFiles(Dataset):
     """As ImageSet, but every sample is read from its own file."""
+
+    step, seed = 1.0, 0
 
     def __init__(self, files: list[Path], time_window: int, augment: Callable[[Tensor], Tensor]):
         self.files, self.time_window, self.augment = files, time_window, augment
@@ -131,13 +128,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_frames(root, args.samples, args.time_window)
-        train, _ = load_data_sets("ncaltech101", root, args.time_window)
+        train, _ = load_data_sets(
+            Settings.of("ncaltech101", data_path=str(root), time_window=args.time_window)
+        )
         files = sorted(root.glob("N-Caltech101/*/*/*.npz"))[: len(train)]
         from_files = FrameFiles(files, args.time_window, augmentation("basic", True, SIZE))
-        share = (args.batch_size // 4, 0, 1, args.workers, 0)
+        share = Share(args.batch_size // 4, workers=args.workers)
         events = {
-            ".npz files": (train_loader(from_files, *share), len(files)),
-            "packed cache": (train_loader(train, *share), len(train)),
+            ".npz files": (training_loader(from_files, share), len(files)),
+            "packed cache": (training_loader(train, share), len(train)),
         }
         events_rows, events_repeated = speed(events, args.rounds, device)
 
@@ -146,9 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     pixels = torch.randint(256, (args.images, 3, 32, 32), dtype=torch.uint8)
     data_set = ImageSet(pixels, torch.randint(10, (args.images,)), CropAndFlip((32, 32)))
-    share = (args.batch_size, 0, 1)
-    on_device = training_batches(data_set, *share, 0, 0, device)
-    in_workers = train_loader(data_set, *share, args.workers, 0, device.type == "cuda")
+    share = Share(args.batch_size, workers=args.workers)
+    on_device = training_loader(data_set, share, device)
+    one_by_one = ImageSet(pixels, data_set.labels, CropAndFlip((32, 32)).of_one)
+    in_workers = training_loader(one_by_one, share, device)
     images = {
         "torchvision's transforms in workers": (in_workers, args.images),
         f"on the device ({device.type})": (on_device, args.images),

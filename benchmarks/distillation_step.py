@@ -26,8 +26,8 @@ from benchmarks.timing import (
     with_spread,
 )
 from benchmarks.training_step import NUM_CLASSES, Regions, set_precision
-from cuda_graphs import ReplayedGradients
-from distiller import ALPHA, BETA, TAU, Distiller, softmax_kl_forward, within_reach
+from distiller import ALPHA, BETA, TAU, Distiller, within_reach
+from engine.cuda_graphs import ReplayedGradients
 from main import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     how = args.width, args.T, args.batch, args.amp
-    regions = Regions(softmax_kl_forward)
+    regions = Regions()
     difference = difference_of_losses(device)
     steps = {name: step_of(name, *how, device) for name in (PLAIN, NAIVE, OURS)}
     seconds = regions.compile(lambda: [steps[name]() for name in (PLAIN, OURS)])

@@ -109,7 +109,7 @@ def kills(count: int, folder: Path, expected: list[bytes]) -> Row:
 
 KILLED_WHILE_SAVING = """\
 import os, random, signal, sys
-import checkpoints, main
+import main
 
 def killed(file):
     saves[0] += 1

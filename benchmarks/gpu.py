@@ -33,7 +33,7 @@ from PIL import Image
 
 from benchmarks.timing import machine, table
 from benchmarks.training_step import COMPILED, LIMIT, OURS
-from data_loader import whole_folder
+from data_sets.sources import whole_folder
 from display import percent
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -84,7 +84,7 @@ def ways_to_step(network: MSResNet, batch: int) -> dict[str, Callable[[], None]]
             step()
 
     def as_one_process() -> None:
-        with mock.patch.object(batch_norm, "several_processes", return_value=False):
+        with mock.patch.object(batch_norm, "world_size", return_value=1):
             step()
 
     def messages_alone() -> None:

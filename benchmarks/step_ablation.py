@@ -6,20 +6,19 @@ All but one save time: statistics in sums of 256 values are there to be exact (b
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 import distiller
+import kernels
 from benchmarks.distillation_step import OURS, parser_of_steps, step_of
 from benchmarks.timing import in_turn, ratios, report, table, with_spread
 from benchmarks.training_step import COMPILED, COMPILED_STUDENT, Regions, Work, network_of
-from distiller import softmax_kl_forward
 from main import keep_freed_memory
-from models import MS_ResNet, Quan_MS_ResNet, batch_norm, compiling
-from models.neuron import lif_backward, lif_forward
+from models import MS_ResNet, Quan_MS_ResNet, batch_norm
 
 FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"
 
@@ -50,17 +49,12 @@ def pick(x: Tensor, stride: int) -> Tensor:
     return x[:, :, ::stride, ::stride].contiguous(memory_format=torch.channels_last)
 
 
-def ideas(regions: Regions) -> list[tuple[str, str, Callable[[], AbstractContextManager]]]:
+def ideas() -> list[tuple[str, str, Callable[[], AbstractContextManager]]]:
     """(idea, the work that it speeds up, what takes it back while open)"""
 
-    def eager(*functions: Callable) -> Callable[[], AbstractContextManager]:
-        @contextmanager
-        def all_but():
-            compiling.set_regions(functions, lambda f: f)
-            yield
-            regions.use(compiled=True)
-
-        return all_but
+    def eager(*names: str) -> Callable[[], AbstractContextManager]:
+        functions = {name: kernels.REGIONS[name] for name in names}
+        return lambda: mock.patch.dict(kernels.fused, functions)
 
     def patch(owner: object, name: str, value: object) -> Callable[[], AbstractContextManager]:
         return lambda: mock.patch.object(owner, name, value)
@@ -68,10 +62,10 @@ def ideas(regions: Regions) -> list[tuple[str, str, Callable[[], AbstractContext
     in_integers = patch(Quan_MS_ResNet, "spikes_convolve_in_integers", lambda: False)
     unfolded = patch(distiller, "folded", lambda teacher: teacher.eval().requires_grad_(False))
     return [
-        ("fused kernels of the LIF", FULL_PRECISION, eager(lif_forward, lif_backward)),
-        ("fused kernels of all functions", STUDENT, eager(*regions.functions)),
-        ("fused kernels of all functions", OURS, eager(*regions.functions)),
-        ("fused kernel of the membrane KL", OURS, eager(softmax_kl_forward)),
+        ("fused kernels of the LIF", FULL_PRECISION, eager("lif_forward", "lif_backward")),
+        ("fused kernels of all functions", STUDENT, eager(*kernels.REGIONS)),
+        ("fused kernels of all functions", OURS, eager(*kernels.REGIONS)),
+        ("fused kernel of the membrane KL", OURS, eager("softmax_kl_forward")),
         ("KL with its gradient in one pass", OURS, patch(distiller, "softmax_kl", autograd_kl)),
         ("teacher's batch norms folded", OURS, unfolded),
         ("spikes convolved in 8-bit integers", STUDENT, in_integers),
@@ -103,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser_of_steps(__doc__.splitlines()[0], rounds=5).parse_args(arguments)
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    regions = Regions(softmax_kl_forward)
+    regions = Regions()
 
     plain, student = (
         Work(network_of(name, 18, args.T, args.width), args.batch, "float32", device)
@@ -116,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         OURS: step_of(OURS, args.width, args.T, args.batch, False, device),
     }
     regions.compile(lambda: [work() for work in functions.values()])
-    todo = ideas(regions)
+    todo = ideas()
     for number, (_, work, without) in enumerate(todo):
         run = functions[work]
         if work == OURS:

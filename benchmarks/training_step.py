@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import kernels
 from benchmarks import reference_networks
 from benchmarks.timing import (
     OwnProcess,
@@ -31,11 +32,12 @@ from benchmarks.timing import (
     table,
     with_spread,
 )
-from cuda_graphs import ReplayedGradients
 from display import percent
+from engine.compile import compile_regions
+from engine.cuda_graphs import ReplayedGradients
 from main import keep_freed_memory
-from models import MSResNet, QuanMSResNet, compiling
-from models.neuron import lif_backward, lif_forward
+from models import MSResNet, QuanMSResNet
+from models.neuron import NEURON
 
 LIMIT, CONVOLUTIONS = "ReLU limit", "convolutions alone"
 OURS, COMPILED = "MD-SNN", "MD-SNN --compile"
@@ -73,26 +75,23 @@ AS_IT_COMES = ", as it comes"  # in a process of its own, which keeps no freed m
 
 
 class Regions:
-    """Switches the hot functions, and more of them, between eager and compiled in one process."""
+    """Switches the hot functions between eager and compiled in one process."""
 
-    def __init__(self, *more: Callable):
-        self.functions = (*compiling.REGIONS, *more)
-        self.compiled: dict[Callable, Callable] = {}
+    def __init__(self):
+        self.compiled: dict[str, Callable] = {}
 
     def compile(self, work: Callable[[], object]) -> float:
         """Compile by running `work`; returns the seconds that it took."""
         start = time.perf_counter()
-        more = self.functions[len(compiling.REGIONS) :]
-        on_cpu = not torch.cuda.is_available()
-        error = compiling.compile_regions(work, *more, every_size=on_cpu)
+        error = compile_regions(work, every_size=not torch.cuda.is_available())
         if error is not None:
             raise SystemExit(f"no compiler: {error}")
-        self.compiled = {f: compiling.current(f) for f in self.functions}
+        self.compiled = dict(kernels.fused)
         return time.perf_counter() - start
 
     def use(self, compiled: bool) -> None:
-        replace = self.compiled.__getitem__ if compiled else lambda f: f
-        compiling.set_regions(self.functions, replace)
+        kernels.fused.clear()
+        kernels.fused.update(self.compiled if compiled else {})
 
     def using(self, compiled: bool, function: Callable[[], object]) -> Callable[[], None]:
         """`function`, run with the compiled or with the eager functions."""
@@ -286,14 +285,14 @@ def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Re
     x = torch.randn(args.T, args.batch * args.width * 32 * 32, device=device)
     x = x.to(torch.bfloat16) if on_gpu else x
     spikes, grad_x = torch.empty_like(x), torch.empty_like(x)
-    saved = x.new_empty(-(-args.T // 8), x.shape[1], dtype=torch.uint8)
+    saved = x.new_empty(-(-args.T // kernels.PER_BYTE), x.shape[1], dtype=torch.uint8)
     moved = x.nbytes
 
     def forward() -> None:
-        compiling.current(lif_forward)(x, spikes.unbind(), None, saved.unbind(), None, None)
+        kernels.lif_forward(x, spikes.unbind(), None, saved.unbind(), NEURON, None)
 
     def backward() -> None:
-        compiling.current(lif_backward)(x, None, spikes, saved, None, None, grad_x.unbind())
+        kernels.lif_backward((x, None), spikes, saved, grad_x.unbind(), NEURON, None, False)
 
     functions = {"copy": lambda: grad_x.copy_(x), "LIF forward": forward, "LIF backward": backward}
     repeated = {n: lambda f=f: [f() for _ in range(calls)] for n, f in functions.items()}
@@ -311,7 +310,7 @@ def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Re
     return table(("", "GB/s", "of the copy"), rows)
 
 
-def kernels(step: Callable[[], object]) -> int:
+def number_of_kernels(step: Callable[[], object]) -> int:
     """Kernels, copies and fillings that a GPU is asked for in one run of `step`."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         step()
@@ -378,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             regions.use(name in (COMPILED, COMPILED_STUDENT))
             tried = work_of(name, args.depth, args.T, args.width, args.batch, "bf16")
             tried.step()
-            yield f"{name}, bf16: {kernels(tried.step)} kernels a step"
+            yield f"{name}, bf16: {number_of_kernels(tried.step)} kernels a step"
         if args.sweep:
             yield "### Timesteps\n\n" + sweep_of_time(args, device, regions)
 

@@ -26,24 +26,24 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import main as training
-from checkpoints import best_row
-from command_line import UserError
-from data_loader import data_of, evaluation_loader
+from data_loader import Share, data_of, evaluation_loader
 from distiller import distance_to_teacher
+from engine.log import git_commit
+from engine.run_folder import best_row, checkpoints_of
 from experiments.run_plan import MEASURED, RUN, write_whole
 from load_settings import (
     Checkpoint,
     build_network,
-    digest,
     load_checkpoint,
     load_network,
     parse_settings,
 )
-from log import git_commit
 from models import MSResNet
 from models.neuron import count_spikes
-from run_folder import checkpoints_of
-from spikesim_eval.estimate import Chip, estimate
+from runtime.errors import UserError
+from runtime.files import digest
+from spikesim_eval.chip import Chip
+from spikesim_eval.estimate import estimate
 from spikesim_eval.trace import describe
 
 COMMITS = "commits.txt"
@@ -84,7 +84,7 @@ def measure(path: Path, teacher_path: Path | None, commit: str | None = None) ->
     device = torch.device("cuda" if use_cuda else "cpu")
     _, test_set = data_of(settings, settings.data_path)
     workers = min(settings.workers, os.cpu_count() or 1)
-    batches = evaluation_loader(test_set, min(BATCH, settings.batch_size), 0, 1, workers)
+    batches = evaluation_loader(test_set, Share(min(BATCH, settings.batch_size), workers=workers))
     about = {
         "seconds": round(sum(row.get("seconds") or 0.0 for row in rows), 1),
         "commit": commit,

@@ -8,9 +8,9 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
-from command_line import UserError
+from engine.run_folder import checkpoints_of
 from load_settings import parse_settings
-from run_folder import checkpoints_of
+from runtime.errors import UserError
 from settings import OPTIONS, TYPES, Settings, build_parser, complete, is_flag
 
 METHODS = {  # a run's name in a study: options of main.py

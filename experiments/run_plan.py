@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from command_line import UserError
 from display import percent
+from engine.log import duration
+from engine.run_folder import is_locked, move_aside, read_metrics, trained_in
 from experiments.plan import Planned, is_taught
-from log import duration
-from run_folder import is_locked, move_aside, read_metrics, trained_in
+from runtime.errors import UserError
 
 HERE = Path(__file__).resolve().parent.parent
 RUN, MEASURED, LOG = "run.json", "measured.json", "log.txt"

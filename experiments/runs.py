@@ -13,12 +13,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from checkpoints import deciding
-from command_line import Parser, UserError
 from display import percent, printable, text_table
+from engine.log import duration
+from engine.run_folder import deciding
 from experiments.found_runs import Run, find_runs, names_of
 from experiments.table import FORMATS, table_text
-from log import duration
+from runtime.command import Parser
+from runtime.errors import UserError
 
 
 def list_text(runs: Sequence[Run]) -> str:

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from command_line import HelpFormatter, Parser, UserError
 from display import printable
+from engine.log import count, duration
+from engine.run_folder import lock
 from experiments.plan import (
     CHANGE_NO_NUMBER,
     METHODS,
@@ -44,9 +45,9 @@ from experiments.run_plan import (
     why_missing,
 )
 from experiments.slurm import write_jobs
-from load_settings import check_writable
-from log import count, duration
-from run_folder import lock
+from runtime.command import HelpFormatter, Parser
+from runtime.errors import UserError
+from runtime.files import check_writable
 from settings import DATA_SETS, OPTIONS, is_flag
 
 OF_TEACHER = "of teacher: "  # main.py has options that begin with teacher_

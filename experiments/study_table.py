@@ -15,15 +15,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from command_line import UserError
-from display import COLOURS, legend_below, new_figure, picture_files, significant, styles
+from display import COLOURS, legend_below, new_figure, picture_files, plain, significant, styles
 from experiments.plan import METHODS, STARTS, TEACHER
 from experiments.rows import ROWS, Row, read_rows
 from experiments.table import cell, latex, markdown, mean_and_error
+from runtime.errors import UserError
+from runtime.files import write_files
 from settings import OPTIONS, complete
-from spikesim_eval.layers import InputError
-from spikesim_eval.plots import plain
-from spikesim_eval.report import write_files
 
 two_digits, signed = "{:.2f}".format, "{:+.2f}".format
 # Accuracies of MD-SNN, %, as public digests of arXiv 2512.04443 give them.
@@ -418,9 +416,6 @@ def write_tables(
     }
     if any(group.about["method"] != TEACHER for group in groups):
         contents |= picture_files(picture(groups), "picture")
-    try:
-        write_files(folder, contents)
-    except InputError as error:
-        raise UserError(str(error)) from None
+    write_files(folder, contents, "--results")
     print(text, flush=True)
     print(f"{', '.join(contents)} are in {folder}", flush=True)

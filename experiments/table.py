@@ -14,14 +14,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from checkpoints import deciding
-from command_line import UserError
 from display import significant
+from engine.run_folder import checkpoints_of, deciding
 from experiments.found_runs import Run, compared, names_of, place_of, warn
-from load_settings import Checkpoint, digest, load_checkpoint
-from run_folder import checkpoints_of
+from load_settings import Checkpoint, load_checkpoint
+from runtime.errors import UserError
+from runtime.files import digest
 from settings import Settings
-from spikesim_eval.report import markdown_table
+from spikesim_eval.render import markdown_table
 
 two_digits = "{:.2f}".format
 

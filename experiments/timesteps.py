@@ -17,8 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from command_line import Parser
-from display import legend_below, new_figure, styles
+from display import legend_below, new_figure, plain, styles
 from experiments.plan import NOT_GIVEN, TEACHER, Planned, plan
 from experiments.rows import Row
 from experiments.study import axes_of, base_parser, command, of_teacher
@@ -32,8 +31,8 @@ from experiments.study_table import (
     write_tables,
 )
 from experiments.table import cell, mean_and_error
+from runtime.command import Parser
 from settings import DATA_SETS
-from spikesim_eval.plots import plain
 
 METHOD = "CLK"
 PLAIN, ONE, OWN_T, EVERY = (

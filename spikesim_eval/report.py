@@ -1,27 +1,24 @@
 """An estimate as report.json, report.csv (a row a layer), report.md and report.html."""
 
-import csv
-import errno
-import io
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import fsum
 from pathlib import Path
 from typing import Any
 
 from display import component_name, percent, short_names, significant, text_table
+from runtime.files import write_files
 
+from .chip import Chip
 from .compare import check_same_classes, notes, sensitivity
 from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE
-from .estimate import Chip, Estimate, estimate, ratios
-from .layers import InputError, Network, Subject
-from .page import page
+from .estimate import Estimate, estimate, ratios
+from .layer_list import LayerList, Subject
 from .plots import PARTS, report_plots
-from .quantities import QUANTITIES, RATIO_NAMES, RATIOS, shown
+from .render import QUANTITIES, RATIO_NAMES, RATIOS, Section, csv_text, markdown, page, shown
 
+TITLE = "SpikeSim estimate"
 COUNTS = {"pes": "PEs", "tiles": "tiles"}
 UNITS = {  # of the figures in report.json
     "energy_pj": "pJ",
@@ -126,7 +123,7 @@ def assumptions(chip: Chip) -> list[str]:
     ]
 
 
-def summary(network: Network) -> dict[str, int]:
+def summary(network: LayerList) -> dict[str, int]:
     return {
         "time_steps": network.time_steps,
         "weight_bits": network.weight_bits,
@@ -185,32 +182,20 @@ def constants() -> list[dict[str, Any]]:
     ]
 
 
-def csv_text(report: Mapping[str, Any]) -> str:
+def layers_csv(report: Mapping[str, Any]) -> str:
     """A row a layer; every column's name ends in its unit or in what it counts."""
     energies, areas = (
         list(report["layers"][0][key]) for key in ("energy_by_component", "area_by_component")
     )
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     by_component = [*(f"{name}_energy_pj" for name in energies)]
     by_component += [f"{name}_area_um2" for name in areas]
-    writer.writerow([*CSV_COLUMNS, *by_component])
+    rows = []
     for row in report["layers"]:
         for key in ("rate_is_measured", "on_critical_path", "has_lif"):
             row = row | {key: "yes" if row[key] else "no"}
         parts = [*row["energy_by_component"].values(), *row["area_by_component"].values()]
-        writer.writerow([*(row[key] for key in CSV_COLUMNS.values()), *parts])
-    return out.getvalue()
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, sentences, and a table where there is a header."""
-
-    title: str
-    sentences: list[str] = field(default_factory=list)
-    header: list[str] = field(default_factory=list)
-    rows: list[list[Any]] = field(default_factory=list)
+        rows.append([*(row[key] for key in CSV_COLUMNS.values()), *parts])
+    return csv_text([*CSV_COLUMNS, *by_component], rows)
 
 
 def names_of(report: Mapping[str, Any], width: int | None = None) -> list[str]:
@@ -331,46 +316,6 @@ def _sentence(note: str) -> str:
     return f"{note[0].upper()}{note[1:]}."
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def markdown_table(header: list[str], rows: list[list[Any]]) -> list[str]:
-    cells = (
-        [_cell(value).replace("\\", "\\\\").replace("|", "\\|") for value in line]
-        for line in [header, ["---"] * len(header), *rows]
-    )
-    return [f"| {' | '.join(line)} |" for line in cells]
-
-
-def markdown_text(report: Mapping[str, Any]) -> str:
-    lines = ["# SpikeSim estimate", ""]
-    for section in sections(report):
-        lines += [f"## {section.title}", ""]
-        bullet = "- " if len(section.sentences) > 1 else ""
-        lines += [*(bullet + sentence for sentence in section.sentences)]
-        lines += [""] if section.sentences else []
-        if section.header:
-            lines += [*markdown_table(section.header, section.rows), ""]
-    return "\n".join(lines)
-
-
-def html_text(report: Mapping[str, Any]) -> str:
-    """One file, plots inside, that opens offline."""
-    shown = [
-        (
-            section.title,
-            section.sentences,
-            section.header,
-            [[_cell(x) for x in r] for r in section.rows],
-        )
-        for section in sections(report)
-    ]
-    return page("SpikeSim estimate", shown, report_plots(report))
-
-
 def totals_text(report: Mapping[str, Any]) -> str:
     """The totals, beside those of the baseline and the published ratios where there is one, and
     what to know, for the terminal."""
@@ -388,55 +333,13 @@ def totals_text(report: Mapping[str, Any]) -> str:
 
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
     """Write report.json, .csv, .md and .html into `folder`; raises as `write_files`."""
+    found = sections(report)
     write_files(
         folder,
         {
             "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
-            "report.csv": csv_text(report),
-            "report.md": markdown_text(report),
-            "report.html": html_text(report),
+            "report.csv": layers_csv(report),
+            "report.md": markdown(TITLE, found),
+            "report.html": page(TITLE, found, report_plots(report)),
         },
     )
-
-
-def check_folder(folder: str | Path) -> None:
-    """Raise InputError where nothing can be written into `folder`: before hours of work for it."""
-    folder = Path(folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(
-            f"cannot write to {str(folder)!r}: {str(there)!r} is no folder that can be written to"
-        )
-
-
-def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write files into `folder`, all of them or none.
-
-    Each is written beside its target and moved there once all are complete. Raises InputError
-    where the folder cannot be made or written to.
-    """
-    if not str(folder):
-        raise InputError("the folder of the report has no name")
-    folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    complete: dict[Path, Path] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            target = folder / name
-            if target.is_dir():  # found out now, not after its neighbours have been replaced
-                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
-            temporary = folder / f".{name}.{os.getpid()}"
-            complete[temporary] = target
-            content = content.encode() if isinstance(content, str) else content
-            temporary.write_bytes(content)
-        for temporary, target in complete.items():
-            os.replace(temporary, target)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        for temporary in complete:
-            temporary.unlink(missing_ok=True)
-        for path in made:
-            with suppress(OSError, ValueError):
-                path.rmdir()
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot write to {str(folder)!r}: {reason}") from None

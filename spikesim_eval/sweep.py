@@ -3,8 +3,6 @@
 The formulas are those of `estimate`, called with arrays: one entry a grid point.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
@@ -12,11 +10,12 @@ from math import prod
 import numpy as np
 
 from display import percent, room_for_names, short_names, text_table
+from runtime.errors import UserError
 
-from .crossbar import weights_per_row
-from .estimate import CHOICES, Chip, ChipGrid, check_cell, layer_cost, start_times, totals
-from .layers import MAX_BITS, InputError, Subject, check_int
-from .quantities import QUANTITIES, shown
+from .chip import CHOICES, Chip, ChipGrid, weights_per_row
+from .estimate import layer_cost, start_times, totals
+from .layer_list import MAX_BITS, Subject, check_int
+from .render import QUANTITIES, csv_text, shown
 
 # Of the chip.
 AXES = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile", "crossbars_per_pe", "clk_mhz")
@@ -46,10 +45,9 @@ def sweep(
 ) -> dict[str, np.ndarray]:
     """Columns of the results: every candidate on every chip that differs from `chip` in `axes`.
 
-    Points where a weight has more cells than a crossbar row are left out. Raises InputError where a
-    value makes no chip, where no point is left, and for SRAM cells.
+    Points where a weight has more cells than a crossbar row are left out. Raises UserError where a
+    value makes no chip, and where no point is left.
     """
-    check_cell(chip)
     values = {name: axes.get(name) or [getattr(chip, name)] for name in AXES}
     fixed = {name: getattr(chip, name) for name in CHOICES}
     for name, axis in values.items():
@@ -86,7 +84,7 @@ def sweep(
         parts.append(flat if everywhere else {name: x[kept] for name, x in flat.items()})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not len(columns["network"]):
-        raise InputError(
+        raise UserError(
             "on every chip of the grid a weight has more cells than a crossbar row: raise "
             "cell_bits or xbar_size"
         )
@@ -137,10 +135,10 @@ def _not_beaten(
 
 
 def check_size(networks: int, axes: Mapping[str, Sequence[float]], force: bool) -> int:
-    """Points of the grid; raises InputError for more than anyone means."""
+    """Points of the grid; raises UserError for more than anyone means."""
     points = networks * prod(max(1, len(axis)) for axis in axes.values())
     if points > LARGEST_GRID and not force:
-        raise InputError(
+        raise UserError(
             f"the grid has {points} points, more than {LARGEST_GRID}: leave values out, or --force"
         )
     return points
@@ -156,18 +154,16 @@ COLUMN_NAMES = {  # columns whose name alone does not say the unit
 }
 
 
-def csv_text(columns: Mapping[str, np.ndarray]) -> str:
+def sweep_csv(columns: Mapping[str, np.ndarray]) -> str:
     """A row a grid point."""
     whole = set(AXES) - {"clk_mhz"}
     shown = {name: x.astype(int) if name in whole else x for name, x in columns.items()}
     shown["pareto"] = np.where(columns["pareto"], "yes", "no")
     accuracy = columns["accuracy"]
     shown["accuracy"] = np.where(np.isnan(accuracy), "", accuracy.astype(str))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([COLUMN_NAMES.get(name, name) for name in shown])
-    writer.writerows(zip(*(column.tolist() for column in shown.values()), strict=True))
-    return out.getvalue()
+    header = [COLUMN_NAMES.get(name, name) for name in shown]
+    rows = zip(*(column.tolist() for column in shown.values()), strict=True)
+    return csv_text(header, rows)
 
 
 MOST_SHOWN = 20  # points of a front that are printed and numbered

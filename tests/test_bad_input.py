@@ -15,14 +15,10 @@ import torch
 
 import main
 from conftest import REPOSITORY
-from data_loader import ImageSet, training_batches
-from load_settings import (
-    UserError,
-    check_writable,
-    load_checkpoint,
-    parse_settings,
-    refuse_single_values,
-)
+from data_loader import ImageSet, Share, training_loader
+from load_settings import load_checkpoint, parse_settings, refuse_single_values
+from runtime.errors import UserError
+from runtime.files import check_writable
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet
 
 QAMD = ["--data", "digits", "--width", "2", "--paper_setting", "qamd", "--bits", "4"]
@@ -155,7 +151,7 @@ def test_what_batch_norm_is_given_is_foreseen(world_size):
         data_set = ImageSet(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), [0] * images)
         parts = []
         for rank in range(world_size):
-            loader = training_batches(data_set, share, rank, world_size, 0, 0, torch.device("cpu"))
+            loader = training_loader(data_set, Share(share, rank, world_size))
             batches = [batch for batch, _ in loader]
             parts.append([len(part) for x in batches for part in x.chunk(accumulate)])
         smallest = min(map(sum, zip(*parts, strict=True)))
@@ -312,8 +308,10 @@ def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, capfd, monkey
 
 def test_a_process_with_a_mistake_of_its_own_says_so(tmp_path, monkeypatch, capsys):
     waited = []
-    monkeypatch.setattr(main, "LOCAL_RANK", 1)
-    monkeypatch.setattr(main.time, "sleep", waited.append)  # nobody ends it
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("time.sleep", waited.append)  # nobody ends it
     assert main.main([*ORIGINAL, "--epochs", "0"]) == 2
     assert waited == [10]
     assert capsys.readouterr().err.startswith("main.py: error: --epochs must be")

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distiller import softmax_kl_forward
-from models import compiling
+import kernels
+from engine import compile as compiling
 from models.neuron import LIF
 from one_step import SETTINGS, results
 
 ROOT = Path(__file__).parent.parent
-REGIONS = (*compiling.REGIONS, softmax_kl_forward)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
@@ -30,8 +29,8 @@ def eager_and_compiled(device):
         compiled.update({setting: results(setting, device) for setting in SETTINGS})
 
     every_size = device.type == "cpu"
-    reason = compiling.compile_regions(work, softmax_kl_forward, every_size=every_size)
-    compiling.set_regions(REGIONS, lambda f: f)
+    reason = compiling.compile_regions(work, every_size=every_size)
+    kernels.fused.clear()
     return eager, compiled, reason
 
 
@@ -53,7 +52,7 @@ def test_one_compilation_serves_tensors_of_all_sizes():
     found: list[torch.Tensor] = []
     torch._dynamo.utils.counters.clear()
     reason = compiling.compile_regions(lambda: found.extend(LIF()(x, 2) for x in currents))
-    compiling.set_regions(REGIONS, lambda f: f)
+    kernels.fused.clear()
     assert reason is None
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other)
@@ -64,15 +63,15 @@ def test_a_failing_compiler_leaves_the_eager_functions_and_says_why():
     def fail() -> None:
         raise RuntimeError("\nno compiler\nhere is a long story")
 
-    assert compiling.compile_regions(fail, softmax_kl_forward) == "no compiler"
-    assert all(compiling.current(function) is function for function in REGIONS)
+    assert compiling.compile_regions(fail) == "no compiler"
+    assert not kernels.fused
 
 
 def test_kernels_are_told_to_divide_exactly():
     # What that is for is seen on a GPU alone: test_device.py.
     torch._inductor.config.eager_numerics.division_rounding = False
     assert compiling.compile_regions(lambda: None) is None
-    compiling.set_regions(REGIONS, lambda f: f)
+    kernels.fused.clear()
     assert torch._inductor.config.eager_numerics.division_rounding
 
 

@@ -23,18 +23,11 @@ from torchvision.transforms import v2
 
 import data_loader
 import stand_in_data
-from data_loader import (
-    CropAndFlip,
-    DeviceLoader,
-    ImageSet,
-    evaluation_batches,
-    evaluation_loader,
-    load_data_sets,
-    set_epoch,
-    train_loader,
-    training_batches,
-)
-from load_settings import UserError
+from data_loader import DeviceLoader, ImageSet, Share, evaluation_loader, set_epoch, training_loader
+from data_sets import static
+from data_sets.augment import CropAndFlip, augmentation
+from loading import data_sets_of, one_by_one
+from runtime.errors import UserError
 
 T = 4
 CIFAR = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
@@ -72,7 +65,7 @@ def data_path(originals, tmp_path, monkeypatch) -> Path:
 
 def one_line_error(data: str, data_path: Path, time_window: int = T) -> str:
     with pytest.raises(UserError) as caught:
-        load_data_sets(data, data_path, time_window)
+        data_sets_of(data, data_path, time_window)
     text = str(caught.value)
     assert text.isprintable()  # so it is a single line
     return text
@@ -104,7 +97,7 @@ def indices(data_set: ImageSet) -> ImageSet:
     ],
 )
 def test_every_item_is_a_float_image_and_an_int_label(data, shape, classes, sizes, data_path):
-    for part, size in zip(load_data_sets(data, data_path, T), sizes, strict=True):
+    for part, size in zip(data_sets_of(data, data_path, T), sizes, strict=True):
         assert len(part) == size
         items = [part[i] for i in range(size)]
         assert {image.shape for image, _ in items} == {shape}
@@ -124,7 +117,7 @@ def test_every_item_is_a_float_image_and_an_int_label(data, shape, classes, size
 
 @pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100"])
 def test_cifar_images_are_the_pixels_of_the_files_in_order(data, data_path):
-    train, test = load_data_sets(data, data_path, T)
+    train, test = data_sets_of(data, data_path, T)
     folder = data_path / CIFAR[data].base_folder
     for part, files in ((train, CIFAR[data].train_list), (test, CIFAR[data].test_list)):
         batches = [pickle.loads((folder / file).read_bytes()) for file, _ in files]
@@ -137,7 +130,7 @@ def test_cifar_images_are_the_pixels_of_the_files_in_order(data, data_path):
 
 
 def test_tiny_imagenet_labels_are_the_places_of_sorted_wnids(data_path):
-    train, test = load_data_sets("TinyImagenet", data_path, T)
+    train, test = data_sets_of("TinyImagenet", data_path, T)
     root = data_path / "tiny-imagenet-200"
     wnids = sorted((root / "wnids.txt").read_text().split())
     names = sources(data_path / "tiny-imagenet-200-train.json")
@@ -152,7 +145,7 @@ def test_tiny_imagenet_labels_are_the_places_of_sorted_wnids(data_path):
 @pytest.mark.parametrize("below", ["images", "."])
 @pytest.mark.parametrize("left", ["nothing", "annotations", "an empty folder"])
 def test_a_rearranged_val_folder_gives_the_same_test_set(below, left, data_path, tmp_path):
-    _, official = load_data_sets("TinyImagenet", data_path, T)
+    _, official = data_sets_of("TinyImagenet", data_path, T)
     val = data_path / "tiny-imagenet-200" / "val"
     for line in (val / "val_annotations.txt").read_text().splitlines():
         name, wnid = line.split("\t")[:2]
@@ -162,7 +155,7 @@ def test_a_rearranged_val_folder_gives_the_same_test_set(below, left, data_path,
         (val / "images").rmdir()
     if left != "annotations":
         (val / "val_annotations.txt").unlink()
-    _, rearranged = load_data_sets("TinyImagenet", data_path, T)
+    _, rearranged = data_sets_of("TinyImagenet", data_path, T)
 
     def content(part):
         rows = zip(part.labels.tolist(), part.images, strict=True)
@@ -172,7 +165,7 @@ def test_a_rearranged_val_folder_gives_the_same_test_set(below, left, data_path,
 
 
 def test_a_grayscale_jpeg_is_read_as_three_equal_channels(data_path):
-    _, test = load_data_sets("TinyImagenet", data_path, T)
+    _, test = data_sets_of("TinyImagenet", data_path, T)
     name, _ = sources(data_path / "tiny-imagenet-200-val.json")[0]
     assert Image.open(data_path / "tiny-imagenet-200" / name).mode == "L"
     red, green, blue = test[0][0]
@@ -185,7 +178,7 @@ def test_ncaltech101_holds_out_the_last_tenth_of_each_class_in_sorted_order(tmp_
     folder = stand_in_data.write_ncaltech101(tmp_path, 1, classes=2, per_class=20)
     stand_in_data.write_ncaltech101(tmp_path / "few", 1, classes=3, per_class=3)
     (tmp_path / "few/N-Caltech101" / folder.name / "accordion").rename(folder / "accordion")
-    train, test = load_data_sets("ncaltech101", tmp_path, 1)
+    train, test = data_sets_of("ncaltech101", tmp_path, 1)
 
     names = [(label, Path(name).stem) for name, label in sources(cache_of(folder))]
     assert names[len(train) :] == [
@@ -201,7 +194,7 @@ def test_ncaltech101_holds_out_the_last_tenth_of_each_class_in_sorted_order(tmp_
 
 
 def test_ncaltech101_test_frames_are_event_counts_of_the_file(data_path):
-    _, test = load_data_sets("ncaltech101", data_path, T)
+    _, test = data_sets_of("ncaltech101", data_path, T)
     folder = data_path / "N-Caltech101" / f"frames_number_{T}_split_by_number"
     name, _ = sources(cache_of(folder))[-len(test)]
     frames = np.load(folder / name)["frames"]
@@ -211,7 +204,7 @@ def test_ncaltech101_test_frames_are_event_counts_of_the_file(data_path):
 
 
 def test_digits_are_enlarged_bilinearly_and_split_by_class():
-    train, test = load_data_sets("digits", "unused", T)
+    train, test = data_sets_of("digits", "unused", T)
     share = [torch.bincount(part.labels) for part in (train, test)]
     assert torch.allclose(share[1] / (share[0] + share[1]), torch.tensor(0.2), atol=0.01)
     # A corner pixel of the enlarged image is the corner of the 8×8 one, for align_corners=False.
@@ -224,10 +217,10 @@ def test_digits_are_enlarged_bilinearly_and_split_by_class():
 
 @pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
 def test_augmentation_is_the_same_for_any_number_of_workers_and_new_in_each_epoch(data, data_path):
-    train, _ = load_data_sets(data, data_path, T, seed=3)
+    train, _ = data_sets_of(data, data_path, T, seed=3)
 
     def epoch_images(workers, epoch):
-        loader = train_loader(train, 4, 0, 1, workers, seed=3)
+        loader = training_loader(train, Share(4, workers=workers))
         set_epoch(loader, epoch)
         return torch.cat([images for images, _ in loader])
 
@@ -237,13 +230,13 @@ def test_augmentation_is_the_same_for_any_number_of_workers_and_new_in_each_epoc
 
     assert torch.equal(epoch_images(0, 1), epoch_images(2, 1))
     assert not torch.equal(image(1, 0), image(2, 0))
-    other_seed, _ = load_data_sets(data, data_path, T, seed=4)
+    other_seed, _ = data_sets_of(data, data_path, T, seed=4)
     assert any(not torch.equal(image(0, i), other_seed[i][0]) for i in range(5))
 
 
 def test_set_epoch_reaches_the_workers_of_a_loader_that_was_used_before(data_path):
-    train, _ = load_data_sets("CIFAR10", data_path, T)
-    loader = train_loader(train, 100, 0, 1, 2, seed=0)
+    train, _ = data_sets_of("CIFAR10", data_path, T)
+    loader = training_loader(one_by_one(train), Share(100, workers=2))
     passes = {}
     for epoch in (0, 1, 0):
         set_epoch(loader, epoch)
@@ -258,14 +251,14 @@ def test_set_epoch_reaches_the_workers_of_a_loader_that_was_used_before(data_pat
 
 
 def test_reading_an_augmented_image_leaves_the_random_state_alone(data_path):
-    train, _ = load_data_sets("CIFAR10", data_path, T)
+    train, _ = data_sets_of("CIFAR10", data_path, T)
     before = torch.get_rng_state()
     _ = train[0]
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_augmentation_treats_all_frames_of_a_sample_alike(data_path):
-    train, _ = load_data_sets("ncaltech101", data_path, T)
+    train, _ = data_sets_of("ncaltech101", data_path, T)
     first = train.images[0, :1]
     train.images = first.expand(len(train), T, -1, -1, -1)
     for index in range(len(train)):
@@ -274,7 +267,7 @@ def test_augmentation_treats_all_frames_of_a_sample_alike(data_path):
 
 
 def test_ncaltech101_is_rolled_rotated_or_sheared_by_what_the_recipe_says(data_path):
-    train, _ = load_data_sets("ncaltech101", data_path, T)
+    train, _ = data_sets_of("ncaltech101", data_path, T)
     point = torch.zeros(1, 1, 48, 48)
     point[..., 24, 40] = 1  # right of the centre, on its row
     seen = {"rolled": 0, "rotated": 0, "sheared": 0}
@@ -300,7 +293,7 @@ def test_ncaltech101_is_rolled_rotated_or_sheared_by_what_the_recipe_says(data_p
 
 
 def test_cifar_crops_move_by_at_most_four_pixels_and_half_are_flipped(data_path):
-    train, _ = load_data_sets("CIFAR10", data_path, T)
+    train, _ = data_sets_of("CIFAR10", data_path, T)
     image = torch.zeros(3, 32, 32, dtype=torch.uint8)
     image[:, 10, 10] = 255
     places = []
@@ -315,7 +308,7 @@ def test_cifar_crops_move_by_at_most_four_pixels_and_half_are_flipped(data_path)
 
 @pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
 def test_test_images_are_not_augmented(data, data_path):
-    _, test = load_data_sets(data, data_path, T)
+    _, test = data_sets_of(data, data_path, T)
     first = test[0][0]
     test.epoch = 5
     assert torch.equal(first, test[0][0])
@@ -323,10 +316,10 @@ def test_test_images_are_not_augmented(data, data_path):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_evaluation_covers_every_test_image_exactly_once(world_size, data_path):
-    test = indices(load_data_sets("CIFAR10", data_path, T)[1])
+    test = indices(data_sets_of("CIFAR10", data_path, T)[1])
     seen = []
     for rank in range(world_size):
-        for _, labels in evaluation_loader(test, 6, rank, world_size, workers=0):
+        for _, labels in evaluation_loader(test, Share(6, rank, world_size)):
             seen += labels.tolist()
     assert sorted(seen) == list(range(len(test)))
 
@@ -338,7 +331,7 @@ def test_a_global_batch_is_the_same_set_of_images_on_1_2_or_4_processes(size):
     def global_batches(world_size):
         shares = []
         for rank in range(world_size):
-            loader = train_loader(data_set, 16 // world_size, rank, world_size, 0, seed=1234)
+            loader = training_loader(data_set, Share(16 // world_size, rank, world_size))
             set_epoch(loader, 2)
             shares.append([labels.tolist() for _, labels in loader])
         return [sorted(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)]
@@ -354,7 +347,7 @@ def test_a_data_set_below_one_global_batch_is_kept_as_one_partial_batch():
     for world_size in (1, 2, 4):
         seen = []
         for rank in range(world_size):
-            (batch,) = train_loader(data_set, 16, rank, world_size, 0, seed=0)
+            (batch,) = training_loader(data_set, Share(16, rank, world_size))
             seen.append(batch[1].tolist())
         assert set(chain.from_iterable(seen)) == set(range(10))
         assert len({len(share) for share in seen}) == 1
@@ -364,7 +357,8 @@ def test_training_order_depends_on_seed_and_epoch_only():
     data_set = ImageSet(torch.zeros(64, 1, 1, 1), range(64))
 
     def order(seed, epoch):
-        loader = train_loader(data_set, 64, 0, 1, 0, seed)
+        data_set.seed = seed
+        loader = training_loader(data_set, Share(64))
         set_epoch(loader, epoch)
         return next(iter(loader))[1].tolist()
 
@@ -375,9 +369,9 @@ def test_training_order_depends_on_seed_and_epoch_only():
 
 def both_loaders(data_set, device, batch_size=16, rank=0, world_size=1, epoch=1):
     """(the reference, the one on the device) for training."""
-    share = (batch_size, rank, world_size)
-    reference = train_loader(data_set, *share, 0, seed=5)
-    on_device = training_batches(data_set, *share, 0, 5, device)
+    share = Share(batch_size, rank, world_size)
+    reference = training_loader(one_by_one(data_set), share)
+    on_device = training_loader(data_set, share, device)
     assert isinstance(on_device, DeviceLoader)
     for loader in (reference, on_device):
         set_epoch(loader, epoch)
@@ -390,11 +384,12 @@ def both_loaders(data_set, device, batch_size=16, rank=0, world_size=1, epoch=1)
 def test_on_the_device_evaluation_is_exactly_that_of_torchvisions_loader(
     data, world_size, data_path, device
 ):
-    _, test = load_data_sets(data, data_path, T)
+    _, test = data_sets_of(data, data_path, T)
     for rank in range(world_size):
-        on_device = evaluation_batches(test, 7, rank, world_size, 0, device)
+        share = Share(7, rank, world_size)
+        on_device = evaluation_loader(test, share, device)
         assert isinstance(on_device, DeviceLoader)
-        reference = evaluation_loader(test, 7, rank, world_size, workers=0)
+        reference = evaluation_loader(one_by_one(test), share)
         assert len(on_device) == len(reference)
         for ours, theirs in zip(on_device, reference, strict=True):
             assert all(x.device.type == device.type for x in ours)
@@ -414,8 +409,8 @@ def test_on_the_device_training_batches_hold_the_same_images(size, world_size, d
 
 @pytest.mark.parametrize("data", ["CIFAR10", "ncaltech101"])
 def test_an_epoch_can_be_gone_on_with_at_any_batch(data, data_path):
-    train, _ = load_data_sets(data, data_path, T)
-    loader = training_batches(train, 8, 0, 1, 0, 5, torch.device("cpu"))
+    train, _ = data_sets_of(data, data_path, T)
+    loader = training_loader(train, Share(8))
     set_epoch(loader, 1)
     whole = list(loader)
     assert len(whole) == len(loader)
@@ -482,7 +477,7 @@ def test_augmentation_on_the_device_is_the_same_on_any_number_of_processes_and_n
 
 
 def test_auto_is_autoaugment_and_a_grey_square(data_path):
-    train, _ = load_data_sets("CIFAR10", data_path, T, augment="auto")
+    train, _ = data_sets_of("CIFAR10", data_path, T, augment="auto")
     crop, policy, cutout = train.augment.transforms
     assert isinstance(crop, CropAndFlip)
     assert policy.policy == v2.AutoAugmentPolicy.CIFAR10
@@ -496,10 +491,10 @@ def test_auto_is_autoaugment_and_a_grey_square(data_path):
     assert max(areas) == 16 * 16
     assert 8 * 8 <= min(areas) < 12 * 12  # squares reach over the border
     assert torch.equal(image, torch.zeros_like(image))
-    *_, small = data_loader.augmentation("auto", False, (8, 8)).transforms
+    *_, small = augmentation("auto", False, (8, 8)).transforms
     assert small.side == 4
     # Images of their own transforms: from a loader with workers.
-    on_workers = training_batches(train, 4, 0, 1, 2, 0, torch.device("cpu"))
+    on_workers = training_loader(train, Share(4, workers=2))
     assert isinstance(on_workers, torch.utils.data.DataLoader)
     first = next(iter(on_workers))[0]
     assert torch.equal(first, next(iter(on_workers))[0])
@@ -507,7 +502,7 @@ def test_auto_is_autoaugment_and_a_grey_square(data_path):
 
 @pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
 def test_none_is_no_augmentation(data, data_path):
-    train, _ = load_data_sets(data, data_path, T, augment="none")
+    train, _ = data_sets_of(data, data_path, T, augment="none")
     assert torch.equal(train[3][0], train.images[3].float() / (255 if train.step is None else 1))
 
 
@@ -548,7 +543,7 @@ def test_a_damaged_cifar_file_is_an_error_that_leaves_the_copy_alone(data, data_
         assert str(folder) in one_line_error(data, data_path)
         assert tree(data_path) == before
         (folder / file).write_bytes(whole)
-    load_data_sets(data, data_path, T)
+    data_sets_of(data, data_path, T)
 
 
 @pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100"])
@@ -575,8 +570,8 @@ def test_a_command_in_the_cifar_environment_accepts_stand_ins(tmp_path):
         stand_in_data.write_cifar(tmp_path, data)
     code = (
         "import sys; assert 'torchvision' not in sys.modules\n"
-        "from data_loader import load_data_sets\n"
-        "print([len(p) for d in ('CIFAR10', 'CIFAR100') for p in load_data_sets(d, '.', 4)])"
+        "from loading import data_sets_of\n"
+        "print([len(p) for d in ('CIFAR10', 'CIFAR100') for p in data_sets_of(d)])"
     )
     environment = stand_in_data.cifar_environment(tmp_path)
     environment["PYTHONPATH"] += os.pathsep + str(Path(data_loader.__file__).parent)
@@ -597,11 +592,11 @@ def tiny_archive(data_path: Path) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("there", [True, False], ids=["archive there", "downloaded"])
 def test_tiny_imagenet_is_unpacked_from_the_archive_with_its_md5(there, data_path, monkeypatch):
-    expected = [part.labels.tolist() for part in load_data_sets("TinyImagenet", data_path, T)]
+    expected = [part.labels.tolist() for part in data_sets_of("TinyImagenet", data_path, T)]
     archive, md5 = tiny_archive(data_path)
     for path in [*data_path.glob("tiny-imagenet-200-*.json")]:
         path.unlink()
-    monkeypatch.setattr(data_loader, "TINY_IMAGENET", data_loader.TINY_IMAGENET._replace(md5=md5))
+    monkeypatch.setattr(static, "TINY_IMAGENET", static.TINY_IMAGENET._replace(md5=md5))
     if not there:
         elsewhere = archive.rename(data_path.with_name(f"{data_path.name}.zip"))
 
@@ -609,8 +604,8 @@ def test_tiny_imagenet_is_unpacked_from_the_archive_with_its_md5(there, data_pat
             assert md5_ == md5
             shutil.copy(elsewhere, Path(root) / filename)
 
-        monkeypatch.setattr(data_loader, "download_url", download)
-    found = [part.labels.tolist() for part in load_data_sets("TinyImagenet", data_path, T)]
+        monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    found = [part.labels.tolist() for part in data_sets_of("TinyImagenet", data_path, T)]
     assert found == expected
 
 
@@ -803,15 +798,11 @@ def test_a_file_found_damaged_while_packing_is_named_and_leaves_no_cache(
     assert not any(name.startswith(cache) and name.endswith((".json", ".npy")) for name in left)
 
 
-def test_an_unknown_name_is_refused(tmp_path):
-    assert "MNIST" in one_line_error("MNIST", tmp_path)
-
-
 PREPARE = """
 import sys
 import torch.distributed as dist
-from data_loader import first_process_first
-from load_settings import UserError
+from runtime.processes import first_process_first
+from runtime.errors import UserError
 
 rank, address = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)

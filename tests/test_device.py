@@ -14,20 +14,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import kernels
 import main
-from checkpoints import random_state
 from conftest import DIGITS, REPOSITORY
-from cuda_graphs import ReplayedGradients
-from data_loader import CropAndFlip, ImageSet, set_epoch, training_batches
-from distiller import Distiller, softmax_kl_forward
-from load_settings import UserError, load_checkpoint, parse_settings
-from models import MSResNet, QuanMSResNet, compiling
+from data_loader import ImageSet, Share, set_epoch, training_loader
+from data_sets.augment import CropAndFlip
+from distiller import Distiller
+from engine import compile as compiling
+from engine.cuda_graphs import ReplayedGradients
+from engine.run import random_state
+from load_settings import load_checkpoint, parse_settings
+from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
+from models.integer_network import IntegerNetwork
 from models.MS_ResNet import Conv2d
 from models.neuron import LIF, THRESHOLD
 from models.Quan_MS_ResNet import QuanConv2d
 from one_step import SETTINGS, networks, results
-from quantization import IntegerNetwork, integers_forward
+from runtime.errors import UserError
 from settings import SHARED_GPU
 from stand_in_data import write_ncaltech101
 
@@ -172,22 +176,21 @@ def test_compiled_quantizers_round_ties_as_the_eager_ones(gpu):
     x = (torch.arange(-9, 9, device=gpu) + 0.5) * steps  # x / step is a half, rounded or not
     found = []
     reason = compiling.compile_regions(
-        lambda: found.append(compiling.current(integers_forward)(x, steps, -8, 7)),
+        lambda: found.append(kernels.integers_forward(x, steps, -8, 7)),
         every_size=False,
     )
-    compiling.set_regions(compiling.REGIONS, lambda f: f)
+    kernels.fused.clear()
     assert reason is None
-    assert torch.equal(found[0], integers_forward(x, steps, -8, 7))
+    assert torch.equal(found[0], kernels.integers_forward(x, steps, -8, 7))
 
 
 def test_a_compiled_student_fires_every_spike_of_the_integer_network(gpu):
     network, found = network_of("student").to(gpu), []
     reason = compiling.compile_regions(
         lambda: found.append(membranes_of(network, images().to(gpu))[1]),
-        softmax_kl_forward,
         every_size=False,
     )
-    compiling.set_regions((*compiling.REGIONS, softmax_kl_forward), lambda f: f)
+    kernels.fused.clear()
     assert reason is None
     _, spikes = IntegerNetwork(network)(images().to(gpu))
     assert torch.equal(found[0], torch.cat([s.cpu().flatten() for s in spikes]))
@@ -233,7 +236,7 @@ def test_augmented_batches_are_the_cpus(gpu):
     )
     batches = []
     for device in (gpu, torch.device("cpu")):
-        loader = training_batches(data_set, 16, 0, 1, 0, 5, device)
+        loader = training_loader(data_set, Share(16), device)
         set_epoch(loader, 1)
         batches.append([(x.cpu(), labels.cpu()) for x, labels in loader])
     for ours, theirs in zip(*batches, strict=True):

@@ -19,12 +19,13 @@ from distiller import (
     teacher_steps,
     within_reach,
 )
+from kernels import as_rows, integer_codes
 from load_settings import build_network, parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
 from models.MS_ResNet import folded
 from models.neuron import LIF, THRESHOLD
-from quantization import MembraneQuantizer, as_rows, integer_codes
+from quantization import MembraneQuantizer
 
 LOG3 = math.log(3)
 

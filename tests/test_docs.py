@@ -22,11 +22,11 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from command_line import UserError
 from conftest import REPOSITORY
 from load_settings import parse_settings
+from runtime.errors import UserError
 from settings import IMAGE_SIDES, LIMITS
-from spikesim_eval.estimate import Chip
+from spikesim_eval.chip import Chip
 
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
 
@@ -145,6 +145,9 @@ def check(words: list[str], complete: bool) -> None:
     elif program in ("bash", "sbatch"):
         script, *arguments = arguments
         assert (REPOSITORY / script).is_file(), f"{script} does not exist"
+        if script == "scripts/test.sh":
+            assert arguments in ([], ["--all"])
+            return
         parser = parser_of(SCRIPTS_PARSER.get(script, "main")) if arguments else None
         complete = complete and script == "benchmarks/gpu.sh"
     else:
@@ -299,7 +302,7 @@ def test_the_page_of_the_code_names_every_file_of_the_program():
     named = set(inline_code(REPOSITORY / "docs/code.md"))
     for path in SOURCES:
         name = str(path.relative_to(REPOSITORY))
-        if re.fullmatch(r"((models|experiments|spikesim_eval)/)?[A-Za-z]\w+\.py", name):
+        if re.fullmatch(r"((data_sets|models|experiments|spikesim_eval)/)?[A-Za-z]\w+\.py", name):
             assert name in named, name
 
 

@@ -12,18 +12,20 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluation
 import main
 from conftest import DIGITS
-from data_loader import ImageSet, as_atis, load_data_sets, read_sample
+from data_loader import ImageSet, read_sample
+from data_sets.event_camera import as_atis
+from engine import evaluation
 from load_settings import class_names, load_checkpoint, load_network
+from loading import data_sets_of
 from models import MSResNet
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet
 
 
 @pytest.fixture(scope="module")
 def test_set() -> ImageSet:
-    return load_data_sets("digits", ".", 4)[1]
+    return data_sets_of("digits", ".", 4)[1]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,7 @@ def test_what_per_class_has_not_written_itself_is_not_overwritten(
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     inside = [*arguments[:-1], str(tmp_path / "file" / "x")]
-    assert "choose another with --out" in refusal(inside, capfd)
+    assert "choose another --out" in refusal(inside, capfd)
 
 
 def test_with_json_nothing_else_is_on_stdout(checkpoint, capfd, monkeypatch):
@@ -212,7 +214,7 @@ def test_predict_scales_images_and_names_the_classes_of_a_folder(tmp_path, capfd
     options += ["--paper_setting", "original", "--epochs", "1", "--workers", "0"]
     assert main.main([*options, "--save_path", str(tmp_path / "run")]) == 0
     last = tmp_path / "run" / "original-last.pth"
-    test = load_data_sets("folder", data, 4, image_size=(16, 16))[1]
+    test = data_sets_of("folder", data, 4, image_size=(16, 16))[1]
     file = sorted((data / "val").glob("*/*"))[0]
     settings = load_checkpoint(last).settings
     assert np.array_equal(read_sample(file, settings), test.images[0].numpy())
@@ -247,7 +249,7 @@ def test_predict_reads_frames_and_raw_events(tmp_path, capfd, monkeypatch):
     assert main.main(options) == 0
     last = tmp_path / "run" / "original-last.pth"
     settings, network = load_checkpoint(last).settings, load_network(last)
-    test = load_data_sets("ncaltech101", tmp_path, 2, image_size=(18, 24))[1]
+    test = data_sets_of("ncaltech101", tmp_path, 2, image_size=(18, 24))[1]
     frames = sorted((tmp_path / "N-Caltech101").glob("frames_number_2*/*/*.npz"))
     (file,) = [
         path for path in frames if np.array_equal(read_sample(path, settings), test.images[0])
@@ -340,7 +342,7 @@ def test_tiny_imagenet_s_classes_have_their_words(tmp_path):
     root = write_tiny_imagenet(tmp_path, classes=2, per_class=2, val_per_class=1)
     wnids = sorted((root / "wnids.txt").read_text().split())
     (root / "words.txt").write_text(f"{wnids[0]}\tgoldfish, Carassius auratus\nn1\tother\n")
-    for part in load_data_sets("TinyImagenet", tmp_path, 4):
+    for part in data_sets_of("TinyImagenet", tmp_path, 4):
         assert part.classes == ["goldfish", wnids[1]]
 
 

@@ -18,9 +18,9 @@ import torch
 import main
 from benchmarks import hostile_input
 from conftest import DIGITS, REPOSITORY
+from engine.numerics import watch_numbers
 from load_settings import load_checkpoint
 from models.batch_norm import BatchNorm
-from models.numerics import watch_numbers
 from stand_in_data import write_ncaltech101
 
 WORKER = Path(__file__).with_name("train_in_float64.py")

@@ -15,8 +15,11 @@ from torchvision.datasets import CIFAR10
 
 import main
 import stand_in_data
-from data_loader import FOLDS, ImageSet, data_of, digits_of, held_out_rows, load_data_sets
+from data_loader import ImageSet, data_of
+from data_sets import static
+from data_sets.splits import FOLDS, held_out_rows
 from load_settings import load_checkpoint, parse_settings
+from loading import data_sets_of
 from spikesim_eval.__main__ import main as spikesim_eval
 from test_bad_input import ORIGINAL, complaint
 from test_input_step import SIDE, T
@@ -36,8 +39,9 @@ def images_of(data_set: ImageSet) -> Counter:
 def test_the_folds_of_digits_are_those_of_the_committed_studies(fold):
     labels = load_digits().target
     parts = StratifiedKFold(5, shuffle=True, random_state=fold // 5).split(labels, labels)
-    expected = digits_of(*list(parts)[fold % 5])
-    for found, wanted in zip(load_data_sets("digits", ".", 4, fold=fold), expected, strict=True):
+    images, of_image = static.digits(None).whole
+    expected = (ImageSet(images[part], of_image[part]) for part in list(parts)[fold % 5])
+    for found, wanted in zip(data_sets_of("digits", ".", 4, fold=fold), expected, strict=True):
         assert len(found) == len(wanted)
         assert torch.equal(found.labels, wanted.labels)
         pairs = (torch.equal(found[i][0], wanted[i][0]) for i in range(len(found)))
@@ -45,7 +49,7 @@ def test_the_folds_of_digits_are_those_of_the_committed_studies(fold):
 
 
 def test_a_fold_is_the_same_on_every_machine():
-    train, test = load_data_sets("digits", ".", 4, fold=7)
+    train, test = data_sets_of("digits", ".", 4, fold=7)
     assert (len(train), len(test)) == (1438, 359)
     assert test.rows[:8].tolist() == [2, 11, 15, 21, 29, 31, 39, 40]
 
@@ -69,14 +73,14 @@ def test_every_image_is_tested_once_in_a_split_and_never_by_a_network_that_saw_i
 ):
     write(data, tmp_path, monkeypatch)
     where = {"time_window": T, "augment": "none"}
-    sets = load_data_sets(data, tmp_path, **where)
+    sets = data_sets_of(data, tmp_path, **where)
     everything = images_of(sets[0]) + images_of(sets[1])
     caches = {x: x.stat().st_mtime_ns for x in tmp_path.rglob("*.npy")}
     splits = []
     for split in (0, 1):
         tested = []
         for fold in range(split * FOLDS, (split + 1) * FOLDS):
-            train, test = load_data_sets(data, tmp_path, **where, fold=fold)
+            train, test = data_sets_of(data, tmp_path, **where, fold=fold)
             assert images_of(train) + images_of(test) == everything
             assert train.classes == test.classes == sets[0].classes
             for label, number in Counter(y for _, y in everything.elements()).items():
@@ -89,8 +93,8 @@ def test_every_image_is_tested_once_in_a_split_and_never_by_a_network_that_saw_i
 
 
 def test_a_share_is_held_out_of_the_training_images_of_the_fold():
-    whole, test = load_data_sets("digits", ".", 4, fold=3)
-    train, same_test = load_data_sets("digits", ".", 4, 9, fold=3, val_share=0.25)
+    whole, test = data_sets_of("digits", ".", 4, fold=3)
+    train, same_test = data_sets_of("digits", ".", 4, 9, fold=3, val_share=0.25)
     assert images_of(same_test) == images_of(test)
     assert images_of(train) + images_of(train.held_out) == images_of(whole)
     assert len(train.held_out) == math.floor(0.25 * len(whole) + 0.5)
@@ -100,11 +104,11 @@ def test_a_share_is_held_out_of_the_training_images_of_the_fold():
 def test_the_input_step_is_that_of_the_training_images_of_the_fold(tmp_path):
     data = write_frames(tmp_path, "fractional")
     where = {"augment": "none", "image_size": (SIDE, SIDE)}
-    sets = load_data_sets("ncaltech101", data, T, **where)
+    sets = data_sets_of("ncaltech101", data, T, **where)
     frames = np.concatenate([part.images.numpy() for part in sets])
     steps = set()
     for fold in range(5):
-        train, test = load_data_sets("ncaltech101", data, T, **where, fold=fold)
+        train, test = data_sets_of("ncaltech101", data, T, **where, fold=fold)
         assert train.step == test.step == float(frames[train.rows].max()) / 255
         steps.add(train.step)
     assert len(steps) > 1
@@ -128,7 +132,7 @@ def test_a_run_on_a_fold_is_taught_tested_and_told_of_on_that_fold(teacher, tmp_
         right = round(360 * checkpoint.accuracy)
         assert f"({right} of 360 test images of fold 6)" in capsys.readouterr().out
     _, test = data_of(checkpoint.settings, ".")
-    assert images_of(test) == images_of(load_data_sets("digits", ".", 4, fold=6)[1])
+    assert images_of(test) == images_of(data_sets_of("digits", ".", 4, fold=6)[1])
     config = parse_settings(["--config", str(tmp_path / "settings.json")])
     assert config.fold == 6
     assert "-fold6-" in config.save_path

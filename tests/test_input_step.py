@@ -13,9 +13,12 @@ from hypothesis.extra.numpy import arrays
 
 import data_loader
 import main
-from data_loader import codes_of, data_of, input_of, load_data_sets
+from data_loader import data_of
+from data_sets import events
+from data_sets.events import input_of
 from load_settings import load_checkpoint, load_network
-from quantization import ImageQuantizer
+from loading import data_sets_of
+from quantization import ImageQuantizer, codes_of
 from spikesim_eval.__main__ import main as spikesim_eval
 
 T, SIDE = 2, 12
@@ -71,7 +74,7 @@ def networks(request, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
 
 def test_teacher_and_students_learn_frames_that_are_no_small_counts(networks, tmp_path, capsys):
     data, paths = networks
-    train, _ = load_data_sets("ncaltech101", data, T, augment="none", image_size=(SIDE, SIDE))
+    train, _ = data_sets_of("ncaltech101", data, T, augment="none", image_size=(SIDE, SIDE))
     assert train.step == float(train.images.float().max()) / 255
     codes = train[5][0]
     assert len(codes.unique()) > 40
@@ -227,7 +230,7 @@ def test_half_precision_frames_are_read_as_any_others(tmp_path):
         for path in root.rglob("*.npz"):
             frames = np.load(path)["frames"]
             np.savez(path, frames=(frames * factor).astype(np.float16))
-        train, _ = load_data_sets("ncaltech101", root, T, image_size=(SIDE, SIDE))
+        train, _ = data_sets_of("ncaltech101", root, T, image_size=(SIDE, SIDE))
         assert train.step == float(train.images.max()) / 255
 
 
@@ -235,7 +238,7 @@ def test_an_array_larger_than_is_read_at_once_gives_the_same_step(monkeypatch):
     frames = np.random.default_rng(0).exponential(1, (50, 2, 5, 5)).astype(np.float32)
     frames[49, 1, 4, 4] = 1000  # the largest is looked for everywhere
     whole = input_of(frames)
-    monkeypatch.setattr(data_loader, "MOST_VALUES", 50 * 25)
+    monkeypatch.setattr(events, "MOST_VALUES", 50 * 25)
     in_parts = input_of(frames)  # the quantile of every other sample
     values = np.sort(frames[::2].ravel())
     assert in_parts.step == 2 * float(values[-(-99 * values.size // 100) - 1]) / 255

@@ -29,9 +29,16 @@ from torch import nn
 
 import main
 from conftest import DIGITS, REPOSITORY
-from data_loader import load_data_sets
+from engine.log import (
+    ProgressBar,
+    amount,
+    duration,
+    epoch_line,
+    macs_of_image,
+    next_commands,
+)
 from load_settings import build_network, data_set_of, load_checkpoint, load_network, parse_settings
-from log import ProgressBar, amount, duration, epoch_line, macs_of_image, next_commands
+from loading import data_sets_of
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]
 FIVE_STEPS = ["--batch_size", "240"]
@@ -316,7 +323,7 @@ def test_in_the_program_s_folder_the_next_commands_are_short_and_say_how_it_ran(
 
 
 def test_the_test_loss_is_the_mean_cross_entropy_over_all_test_images(trained):
-    _, test_set = load_data_sets("digits", ".", 4)
+    _, test_set = data_sets_of("digits", ".", 4)
     images = torch.stack([test_set[i][0] for i in range(360)])
     for setting, path in trained.items():
         network = load_network(load_checkpoint(path.with_name(f"{setting}-last.pth")))
@@ -431,7 +438,7 @@ def test_a_dry_run_expects_what_the_run_takes_and_leaves_nothing(tmp_path, monke
 
 def test_a_dry_run_times_batches_after_those_in_which_all_warms_up(monkeypatch):
     now = itertools.accumulate([100.0, 9.0, 2.0, 4.0])
-    monkeypatch.setattr(main.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
     batches = main.FirstBatches(range(50), warm_up=1, device=torch.device("cpu"))
     assert list(batches) == [0, 1, 2]
     assert batches.seconds() == 3.0

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.membrane_report import RoundedTeacher, membrane_report
 from distiller import distance_to_teacher
-from load_settings import UserError, load_checkpoint, load_network
+from experiments.membrane_report import RoundedTeacher, membrane_report
+from load_settings import load_checkpoint, load_network
+from runtime.errors import UserError
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -9,11 +9,13 @@ import torch
 from spikingjelly.datasets import NMNIST
 
 import main
-from data_loader import EVENT_DATA, load_data_sets, read_sample
+from data_loader import read_sample
+from data_sets import DATA_SETS
 from load_settings import load_checkpoint
+from loading import data_sets_of
 from stand_in_data import write_nmnist
 from test_fold import images_of
-from test_prepare import cut, empty, files_below, prepare, refused, zipped
+from test_prepare import cut, empty, expect_archives, files_below, prepare, refused, zipped
 
 T = 3
 PREPARE = ["prepare", "--data", "nmnist", "--time_window", T, "--data_path"]
@@ -41,7 +43,7 @@ def test_training_and_test_files_are_the_published_ones_and_every_event_is_count
     assert "30 training and 20 test samples of 10 classes, (3, 2, 34, 34) uint8" in (
         capsys.readouterr().out
     )
-    for part, data_set in zip(("Train", "Test"), load_data_sets("nmnist", raw, T), strict=True):
+    for part, data_set in zip(("Train", "Test"), data_sets_of("nmnist", raw, T), strict=True):
         files = sorted((raw / "N-MNIST" / part).glob("*/*.bin"))
         assert data_set.labels.tolist() == [int(path.parent.name) for path in files]
         assert data_set.classes == list("0123456789")
@@ -70,7 +72,7 @@ def test_frames_are_those_of_spikingjelly_and_its_own_are_used_as_they_are(raw):
         assert mine.dtype == reference.dtype
         assert np.array_equal(mine, reference)
     before = {x: x.stat().st_mtime_ns for x in theirs.rglob("*.npz")}
-    both = (load_data_sets("nmnist", root, T) for root in (raw, raw / "other"))
+    both = (data_sets_of("nmnist", root, T) for root in (raw, raw / "other"))
     for ours_of_part, theirs_of_part in zip(*both, strict=True):
         assert torch.equal(ours_of_part.images, theirs_of_part.images)
         assert torch.equal(ours_of_part.labels, theirs_of_part.labels)
@@ -79,12 +81,12 @@ def test_frames_are_those_of_spikingjelly_and_its_own_are_used_as_they_are(raw):
 
 def test_the_cache_alone_is_enough_and_keeps_the_two_parts_apart(raw):
     assert prepare(*PREPARE, raw) == 0
-    before = [images_of(part) for part in load_data_sets("nmnist", raw, T, augment="none")]
+    before = [images_of(part) for part in data_sets_of("nmnist", raw, T, augment="none")]
     for name in ("Train", "Test", Path(FRAMES).name):
         shutil.rmtree(raw / "N-MNIST" / name)
-    after = [images_of(part) for part in load_data_sets("nmnist", raw, T, augment="none")]
+    after = [images_of(part) for part in data_sets_of("nmnist", raw, T, augment="none")]
     assert before == after
-    folds = [load_data_sets("nmnist", raw, T, augment="none", fold=k) for k in range(5)]
+    folds = [data_sets_of("nmnist", raw, T, augment="none", fold=k) for k in range(5)]
     for train, test in folds:
         assert images_of(train) + images_of(test) == before[0] + before[1]
         assert test.labels.bincount().tolist() == [1] * 10
@@ -93,13 +95,12 @@ def test_the_cache_alone_is_enough_and_keeps_the_two_parts_apart(raw):
 @pytest.mark.parametrize("where", ["", "download/"])
 def test_the_published_archives_become_frames_and_stay(where, tmp_path, monkeypatch):
     folder, parts = write_nmnist(tmp_path / "events"), {}
-    for part, archive in EVENT_DATA["nmnist"].parts.items():
+    for part, archive in DATA_SETS["nmnist"].recordings.parts.items():
         path = tmp_path / part / archive.name
         parts[part] = archive._replace(md5=zipped(folder / part, path))
         (tmp_path / "N-MNIST" / where).mkdir(parents=True, exist_ok=True)
         shutil.move(path, tmp_path / "N-MNIST" / where / archive.name)
-    kind = EVENT_DATA["nmnist"]._replace(parts=parts)
-    monkeypatch.setitem(EVENT_DATA, "nmnist", kind)
+    expect_archives(monkeypatch, "nmnist", parts)
     test = tmp_path / "N-MNIST" / where / "Test.zip"
     away = shutil.move(test, tmp_path / "Test.zip")
     assert prepare(*PREPARE, tmp_path) == 2  # before the first is unpacked

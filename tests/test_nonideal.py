@@ -12,15 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import QuanMSResNet
-from spikesim_eval.crossbar import Crossbar
-from spikesim_eval.layers import InputError
-from spikesim_eval.nonideal import (
-    CrossbarLayer,
-    ladder,
-    nonideal_text,
-    on_crossbars,
-    slices_of,
-)
+from runtime.errors import UserError
+from spikesim_eval.chip import Crossbar
+from spikesim_eval.crossbar import CrossbarLayer, ladder, slices_of
+from spikesim_eval.nonideal import nonideal_text, on_crossbars
 from spikesim_eval.trace import trace_network
 
 COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
@@ -257,7 +252,7 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
     ],
 )
 def test_a_crossbar_that_cannot_be_is_one_line(options):
-    with pytest.raises(InputError, match=next(iter(options))):
+    with pytest.raises(UserError, match=next(iter(options))):
         Crossbar(**options)
 
 
@@ -316,7 +311,7 @@ def test_the_cells_of_a_weight_lie_in_one_crossbar_of_wires():
     arrays = (digits[:, :6], digits[:, 6:12], digits[:, 12:])
     expected = torch.cat([ladder(x / 19139, 1 / 100) * 19139 for x in arrays], dim=1)
     torch.testing.assert_close(layer.cells[0][0].double(), expected, rtol=1e-6, atol=1e-6)
-    with pytest.raises(InputError, match="of a crossbar row"):
+    with pytest.raises(UserError, match="of a crossbar row"):
         CrossbarLayer(codes, 16, 1, False, (1, 1), (0, 0), crossbar)
 
 

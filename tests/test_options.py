@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import data_loader
 import main
 from conftest import DIGITS
-from load_settings import UserError, load_checkpoint, parse_settings
+from load_settings import load_checkpoint, parse_settings
+from runtime.errors import UserError
 from settings import DATA_SETS, GROUPS, MAY_CHANGE, OPTIONS, build_parser, is_flag
 from spikesim_eval.__main__ import main as spikesim_eval
 from test_bad_input import ORIGINAL, STUDENT, complaint

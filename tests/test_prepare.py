@@ -25,14 +25,13 @@ from spikingjelly.datasets.utils import load_ATIS_bin
 import data_loader
 import main
 from conftest import REPOSITORY
-from data_loader import EVENT_DATA, load_data_sets
-from load_settings import UserError
-from stand_in_data import (
-    write_events,
-    write_image_folder,
-    write_ncaltech101,
-    write_tiny_imagenet,
-)
+from data_sets import DATA_SETS, cache, event_camera, events, static
+from data_sets.event_camera import as_atis, digit_events
+from data_sets.sources import Archive
+from data_sets.static import read_image
+from loading import data_sets_of
+from runtime.errors import UserError
+from stand_in_data import write_events, write_image_folder, write_ncaltech101, write_tiny_imagenet
 
 T = 3
 FRAMES = f"N-Caltech101/frames_number_{T}_split_by_number"
@@ -80,7 +79,7 @@ def test_frames_are_those_of_spikingjelly_and_are_packed_without_loss(raw):
         assert mine.dtype == reference.dtype
         assert np.array_equal(mine, reference)
     # The size of the camera: nothing is left out.
-    train, test = load_data_sets("ncaltech101", raw, T, image_size=(180, 240))
+    train, test = data_sets_of("ncaltech101", raw, T, image_size=(180, 240))
     name = json.loads((raw / f"{FRAMES}-180x240.json").read_text())["files"][0][0]
     assert np.array_equal(train.images[0].numpy(), np.load(ours / name)["frames"])
     assert (len(train), len(test)) == (8, 2)
@@ -106,11 +105,14 @@ def zipped(folder: Path, archive: Path) -> str:
     return hashlib.md5(archive.read_bytes()).hexdigest()
 
 
+def expect_archives(monkeypatch, data: str, parts: dict[str, Archive]) -> None:
+    recordings = DATA_SETS[data].recordings._replace(parts=parts)
+    monkeypatch.setitem(DATA_SETS, data, replace(DATA_SETS[data], recordings=recordings))
+
+
 def expect_md5(monkeypatch, md5: str) -> None:
-    kind = EVENT_DATA["ncaltech101"]
-    archive = kind.parts["Caltech101"]._replace(md5=md5)
-    changed = kind._replace(parts={"Caltech101": archive})
-    monkeypatch.setitem(EVENT_DATA, "ncaltech101", changed)
+    archive = DATA_SETS["ncaltech101"].recordings.parts["Caltech101"]._replace(md5=md5)
+    expect_archives(monkeypatch, "ncaltech101", {"Caltech101": archive})
 
 
 def test_the_downloaded_zip_becomes_frames_and_stays(tmp_path, monkeypatch):
@@ -186,7 +188,7 @@ def test_skip_damaged_leaves_the_named_file_out(raw, capsys):
     output = capsys.readouterr()
     assert f"warning: skipped: {events[0]} is damaged" in output.err
     assert "7 training and 2 test samples of 2 classes" in output.out
-    train, _ = load_data_sets("ncaltech101", raw, T)
+    train, _ = data_sets_of("ncaltech101", raw, T)
     assert len(train) == 7
 
 
@@ -274,7 +276,7 @@ def test_an_interrupted_prepare_is_one_line(raw, capsys, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(data_loader, "_convert", interrupt)
+    monkeypatch.setattr(events, "convert_file", interrupt)
     assert prepare(*PREPARE, raw) == 130
     assert capsys.readouterr().err.strip() == (
         "data_loader.py: interrupted: the same command goes on"
@@ -287,9 +289,8 @@ def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(tmp_path, mon
     md5 = zipped(write_events(tmp_path / "events"), archive)
     code = (
         "import sys, data_loader as d\n"
-        "kind = d.EVENT_DATA['ncaltech101']\n"
-        f"archive = kind.parts['Caltech101']._replace(md5={md5!r})\n"
-        "d.EVENT_DATA['ncaltech101'] = kind._replace(parts={'Caltech101': archive})\n"
+        "from test_prepare import expect_md5, pytest\n"
+        f"expect_md5(pytest.MonkeyPatch(), {md5!r})\n"
         "sys.exit(d.main(sys.argv[1:]))"
     )
     started = [
@@ -298,6 +299,7 @@ def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(tmp_path, mon
             stdout=subprocess.PIPE,
             text=True,
             cwd=REPOSITORY,
+            env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"},
         )
         for time_window in "332"
     ]
@@ -317,29 +319,29 @@ def packed_array(index: Path) -> Path:
 def cached(tmp_path) -> Path:
     """The index of a cache beside its frames."""
     write_ncaltech101(tmp_path, T, classes=2, per_class=3)
-    load_data_sets("ncaltech101", tmp_path, T)
+    data_sets_of("ncaltech101", tmp_path, T)
     return tmp_path / f"{FRAMES}-48x48.json"
 
 
 def test_the_cache_is_made_once_and_anew_where_its_source_has_changed(cached, tmp_path):
     before = packed_array(cached)
     made = before.stat().st_mtime_ns
-    load_data_sets("ncaltech101", tmp_path, T)
+    data_sets_of("ncaltech101", tmp_path, T)
     assert packed_array(cached).stat().st_mtime_ns == made
     file = min((tmp_path / FRAMES).rglob("*.npz"))
     np.savez_compressed(file, frames=np.load(file)["frames"] + 1)
-    train, _ = load_data_sets("ncaltech101", tmp_path, T)
+    train, _ = data_sets_of("ncaltech101", tmp_path, T)
     assert train.images[0].min() == 1
     assert packed_array(cached) != before
     max((tmp_path / FRAMES).rglob("*.npz")).unlink()
-    train, test = load_data_sets("ncaltech101", tmp_path, T)
+    train, test = data_sets_of("ncaltech101", tmp_path, T)
     assert len(train) + len(test) == 5
 
 
 def test_the_cache_alone_is_enough(cached, tmp_path):
-    with_source = load_data_sets("ncaltech101", tmp_path, T)
+    with_source = data_sets_of("ncaltech101", tmp_path, T)
     shutil.rmtree(tmp_path / FRAMES)
-    for part, other in zip(with_source, load_data_sets("ncaltech101", tmp_path, T), strict=True):
+    for part, other in zip(with_source, data_sets_of("ncaltech101", tmp_path, T), strict=True):
         assert np.array_equal(part.images, other.images)
         assert part.labels.tolist() == other.labels.tolist()
 
@@ -351,7 +353,7 @@ def test_counts_are_kept_exactly_in_the_smallest_type(peak, dtype, code, tmp_pat
     folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
     file = max(folder.rglob("*.npz"))
     np.savez_compressed(file, frames=np.full((T, 2, 180, 240), float(peak)))
-    _, test = load_data_sets("ncaltech101", tmp_path, T)
+    _, test = data_sets_of("ncaltech101", tmp_path, T)
     assert str(test.images.dtype) == f"torch.{dtype}"
     assert test.images[-1].float().unique().tolist() == [peak]
     image, _ = test[len(test) - 1]  # of a test file: the step is the training files', 1
@@ -367,7 +369,7 @@ def test_numbers_that_are_no_counts_are_refused(where, value, tmp_path, capsys):
     frames[slice(None) if where == "everywhere" else (0, 0, 179, 239)] = value
     np.savez_compressed(file, frames=frames)
     with pytest.raises(UserError, match=f"{file} holds negative, infinite or undefined"):
-        load_data_sets("ncaltech101", tmp_path, T)
+        data_sets_of("ncaltech101", tmp_path, T)
     assert f"{file} holds negative" in refused(capsys, *PREPARE, tmp_path)
     assert prepare(*PREPARE, tmp_path, "--skip_damaged") == 0
     assert "(3, 2, 48, 48)" in capsys.readouterr().out
@@ -400,7 +402,7 @@ def test_frames_of_any_dtype_are_the_same_codes(dtype, tmp_path):
         return np.minimum(counts(label, i), 1 if dtype == "?" else 100)
 
     write_frames(tmp_path, lambda *which: frames(*which).astype(dtype))
-    train, test = load_data_sets("ncaltech101", tmp_path, T, augment="none", image_size=(9, 9))
+    train, test = data_sets_of("ncaltech101", tmp_path, T, augment="none", image_size=(9, 9))
     assert (train.step, train.clipped) == (1, 0)
     for part, which in ((train[1], (0, 1)), (test[1], (1, 11))):
         assert np.array_equal(part[0].numpy(), frames(*which))
@@ -415,7 +417,7 @@ def test_the_largest_training_value_is_the_highest_code(scale, step, tmp_path, c
     write_frames(tmp_path, lambda label, i: counts(label, i) * (scale if i < 11 else 1000 * scale))
     largest = max(counts(label, i).max() for label in (0, 1) for i in range(11))
     expected = float(np.float32(largest * scale)) / 255 if step is None else step
-    train, test = load_data_sets("ncaltech101", tmp_path, T, augment="none", image_size=(9, 9))
+    train, test = data_sets_of("ncaltech101", tmp_path, T, augment="none", image_size=(9, 9))
     assert train.step == test.step == expected
     assert train.clipped == 0
     for part, index, which, factor in ((train, 1, (0, 1), 1), (test, 1, (1, 11), 1000)):
@@ -430,7 +432,7 @@ def test_the_step_is_kept_in_the_cache_and_found_for_one_that_lacks_it(tmp_path,
     write_frames(tmp_path, lambda *which: counts(*which) * 0.01)
 
     def load() -> tuple:
-        train, test = load_data_sets("ncaltech101", tmp_path, T, image_size=(9, 9))
+        train, test = data_sets_of("ncaltech101", tmp_path, T, image_size=(9, 9))
         return train.step, train.clipped, test.step
 
     first = load()
@@ -441,9 +443,9 @@ def test_the_step_is_kept_in_the_cache_and_found_for_one_that_lacks_it(tmp_path,
     for name in ("crc32", "input"):
         del contents[name]
     with monkeypatch.context() as patch:
-        patch.setattr(data_loader, "input_of", lambda images: 1 / 0)
+        patch.setattr(events, "input_of", lambda images: 1 / 0)
         assert load() == first
-    crc = data_loader._checksum(contents, zlib.crc32(np.load(array)))
+    crc = cache._checksum(contents, zlib.crc32(np.load(array)))
     index.write_text(json.dumps({"crc32": crc, **contents}))
     array.rename(array.with_name(f"{index.stem}-{crc:08x}.npy"))
     assert load() == first
@@ -460,14 +462,14 @@ def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
             for content in (whole[:offset], bytes(altered)):
                 path.write_bytes(content)
                 with pytest.raises(UserError) as caught:
-                    load_data_sets("ncaltech101", tmp_path, T)
+                    data_sets_of("ncaltech101", tmp_path, T)
                 assert str(cached) in str(caught.value)
         for content in (b"", b"PK\x03\x04"):
             path.write_bytes(content)
             with pytest.raises(UserError, match="is damaged: remove it"):
-                load_data_sets("ncaltech101", tmp_path, T)
+                data_sets_of("ncaltech101", tmp_path, T)
         path.write_bytes(whole)
-    load_data_sets("ncaltech101", tmp_path, T)
+    data_sets_of("ncaltech101", tmp_path, T)
 
 
 @pytest.mark.parametrize(
@@ -484,15 +486,15 @@ def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
 def test_a_hostile_index_is_one_line(content, cached, tmp_path):
     cached.write_text(content)
     with pytest.raises(UserError, match="is damaged: remove it"):
-        load_data_sets("ncaltech101", tmp_path, T)
+        data_sets_of("ncaltech101", tmp_path, T)
 
 
 def test_a_label_that_the_data_set_lacks_is_refused(cached, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / FRAMES)
-    with_one_class = replace(data_loader.DATA_SETS["ncaltech101"], num_classes=1)
-    monkeypatch.setitem(data_loader.DATA_SETS, "ncaltech101", with_one_class)
+    with_one_class = replace(DATA_SETS["ncaltech101"], num_classes=1)
+    monkeypatch.setitem(DATA_SETS, "ncaltech101", with_one_class)
     with pytest.raises(UserError, match=r"has 1 classes, .* a label 1: remove the cache"):
-        load_data_sets("ncaltech101", tmp_path, T)
+        data_sets_of("ncaltech101", tmp_path, T)
 
 
 def test_an_empty_folder_of_frames_is_refused(tmp_path, capsys):
@@ -618,7 +620,7 @@ def test_images_of_a_folder_are_scaled_and_cropped_in_the_middle(tmp_path):
     image = np.zeros((20, 60, 3), np.uint8)
     image[:, 20:40] = 200
     Image.fromarray(image).save(tmp_path / "val" / "kind 0" / "0.png")
-    _, test = load_data_sets("folder", tmp_path, 4, image_size=(10, 10))
+    _, test = data_sets_of("folder", tmp_path, 4, image_size=(10, 10))
     assert test.images[0, :, 2:8, 2:8].unique().tolist() == [200]
 
 
@@ -628,7 +630,7 @@ def test_sixteen_bits_become_eight_and_what_is_no_image_is_not_seen(tmp_path):
     Image.fromarray(ramp).save(tmp_path / "val" / "kind 0" / "0.png")
     (tmp_path / "val" / "kind 0" / "._0.png").write_bytes(b"of a Mac")
     (tmp_path / "val" / "kind 0" / "thumbs.png").mkdir()
-    _, test = load_data_sets("folder", tmp_path, 4, image_size=(64, 64))
+    _, test = data_sets_of("folder", tmp_path, 4, image_size=(64, 64))
     assert len(test) == 4
     assert test.images[0, 0, 0].tolist() == (ramp[0] // 256).tolist()
 
@@ -755,7 +757,7 @@ def test_images_are_turned_as_their_exif_orientation_says(ending, tmp_path):
         options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
         path = tmp_path / f"{number}.{ending}"
         Image.fromarray(HALVES).save(path, exif=exif, **options.get(ending, {}))
-        read = data_loader.read_image(path).astype(int)
+        read = read_image(path).astype(int)
         tolerance = 2 if ending == "jpg" else 0
         assert np.allclose(read, upright.transpose(2, 0, 1), rtol=0, atol=tolerance), number
 
@@ -767,11 +769,11 @@ def test_tiffs_of_every_mode_are_turned_whole(mode, tmp_path):
     else:
         image = Image.fromarray(HALVES).convert(mode)
     image.save(tmp_path / "as_it_lies.tif")
-    lying = data_loader.read_image(tmp_path / "as_it_lies.tif").transpose(1, 2, 0)
+    lying = read_image(tmp_path / "as_it_lies.tif").transpose(1, 2, 0)
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.tif", exif=exif)
-    read = data_loader.read_image(tmp_path / "turned.tif")
+    read = read_image(tmp_path / "turned.tif")
     assert np.array_equal(read, np.rot90(lying, -1).transpose(2, 0, 1))
 
 
@@ -780,10 +782,10 @@ def test_sixteen_bits_are_turned_too_and_a_damaged_orientation_is_none(tmp_path)
     exif[0x0112] = 6
     ramp = (np.arange(24) * 1000).astype(np.uint16).reshape(4, 6)
     Image.fromarray(ramp).save(tmp_path / "16.png", exif=exif)
-    read = data_loader.read_image(tmp_path / "16.png")
+    read = read_image(tmp_path / "16.png")
     assert np.array_equal(read[0], np.rot90(ramp // 256, -1))
     Image.fromarray(HALVES).save(tmp_path / "damaged.png", exif=b"Exif\0\0XX*\0\xff\xff\xff\xff")
-    read = data_loader.read_image(tmp_path / "damaged.png")
+    read = read_image(tmp_path / "damaged.png")
     assert np.array_equal(read, HALVES.transpose(2, 0, 1))
 
 
@@ -794,11 +796,11 @@ def test_a_cache_made_before_images_were_turned_is_made_anew(tmp_path, monkeypat
     path = tmp_path / "val" / "kind 0" / "0.png"
     Image.fromarray(HALVES).save(path, exif=exif)
     with monkeypatch.context() as before:
-        before.setattr(data_loader, "READING", 1)
-        before.setattr(data_loader, "_upright", lambda image: image)
-        _, test = load_data_sets("folder", tmp_path, 4, image_size=(8, 8))
+        before.setattr(static, "READING", 1)
+        before.setattr(static, "_upright", lambda image: image)
+        _, test = data_sets_of("folder", tmp_path, 4, image_size=(8, 8))
         assert "reading" not in json.loads((tmp_path / "val-8x8.json").read_text())
-    _, now = load_data_sets("folder", tmp_path, 4, image_size=(8, 8))
+    _, now = data_sets_of("folder", tmp_path, 4, image_size=(8, 8))
     assert np.array_equal(now.images[0], test.images[0].flip(1, 2))
 
 
@@ -855,7 +857,7 @@ def multiplied_by_opacity(path):
 def test_images_of_every_kind_are_the_colours_they_show(write, first, second, tmp_path):
     path = tmp_path / "image.png"  # what it is, its first bytes say
     write(path)
-    assert data_loader.read_image(path)[:, 0].T.tolist() == [list(first), list(second)]
+    assert read_image(path)[:, 0].T.tolist() == [list(first), list(second)]
 
 
 def tiff(dtype, **tags):
@@ -915,9 +917,9 @@ def test_what_is_made_goes_to_the_cache_path_and_the_data_stay_as_they_are(
     kinds = ("train-64x64", "val-64x64", "tiny-imagenet-200-train", f"{FRAMES}-48x48")
     assert all((caches / f"{name}.json").exists() for name in kinds)
     monkeypatch.setenv("MD_SNN_CACHE_PATH", str(caches))  # what every command looks at
-    monkeypatch.setattr(data_loader, "_write_packed", lambda *_: 1 / 0)
+    monkeypatch.setattr(cache, "_write_packed", lambda *_: 1 / 0)
     for name, path in (("folder", data), ("TinyImagenet", tiny), ("ncaltech101", raw)):
-        load_data_sets(name, path, T)
+        data_sets_of(name, path, T)
 
 
 def test_a_folder_that_cannot_be_written_says_where_caches_can_go(tmp_path, capsys):
@@ -978,12 +980,12 @@ def test_a_bad_folder_is_one_line(damage, named, tmp_path, capsys):
 def test_a_digit_s_events_are_the_log_intensity_that_the_camera_sees(tmp_path):
     from sklearn.datasets import load_digits
 
-    t, x, y, p = data_loader.digit_events(load_digits().images[3])
+    t, x, y, p = digit_events(load_digits().images[3])
     assert (np.diff(t) >= 0).all()
     assert 0 <= t[0] <= t[-1] <= 300_000
     assert abs(p.mean() - 0.5) < 0.01  # the camera is back where it started
     for path, part in ((tmp_path / "whole.bin", slice(None)), (tmp_path / "cut.bin", slice(100))):
-        path.write_bytes(data_loader.as_atis(t[part], x[part], y[part], p[part]))
+        path.write_bytes(as_atis(t[part], x[part], y[part], p[part]))
         read = load_ATIS_bin(path)
         for name, column in (("t", t), ("x", x), ("y", y), ("p", p)):
             assert np.array_equal(read[name], column[part])
@@ -995,8 +997,8 @@ def test_a_digit_s_events_are_the_log_intensity_that_the_camera_sees(tmp_path):
     half = np.zeros((180, 240), int)
     first = t <= 100_000
     np.add.at(half, (y[first], x[first]), np.where(p[first], 1, -1))
-    assert half.max() * data_loader.THRESHOLD <= np.log(1 / data_loader.DARK)
-    assert half.max() * data_loader.THRESHOLD > 0.5 * np.log(1 / data_loader.DARK)
+    assert half.max() * event_camera.THRESHOLD <= np.log(1 / event_camera.DARK)
+    assert half.max() * event_camera.THRESHOLD > 0.5 * np.log(1 / event_camera.DARK)
 
 
 def test_digits_dvs_is_made_converted_and_trained_on(clone, shell_environment, tmp_path):

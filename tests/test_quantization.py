@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from models.integer_network import round_shift
 from models.neuron import LIF, THRESHOLD
 from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
 from quantization import (
@@ -17,7 +18,6 @@ from quantization import (
     MembraneQuantizer,
     StreamQuantizer,
     WeightQuantizer,
-    round_shift,
     signed_range,
     symmetric_range,
 )

@@ -16,31 +16,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_loader import evaluation_loader, load_data_sets
+from data_loader import Share, evaluation_loader
 from load_settings import load_checkpoint, load_network
+from loading import data_sets_of
+from runtime.errors import UserError
 from spikesim_eval.__main__ import main
+from spikesim_eval.chip import Chip, Crossbar
 from spikesim_eval.compare import cheapest, sensitivity
-from spikesim_eval.crossbar import Crossbar
-from spikesim_eval.estimate import Chip, estimate, ratios
-from spikesim_eval.layers import InputError, Network, Subject, network_from_json
+from spikesim_eval.estimate import estimate, ratios
+from spikesim_eval.layer_list import LayerList, Subject
 from spikesim_eval.nonideal import nonideal_report
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
 from spikesim_eval.trace import trace_checkpoint, trace_module
-from test_spikesim import one_error_line, residual_block
+from test_spikesim import as_json, one_error_line, residual_block
 
 
-def network(**changes) -> Network:
-    return network_from_json(residual_block() | changes)
+def network(**changes) -> LayerList:
+    return LayerList.from_json(residual_block() | changes)
 
 
-def full_precision() -> Network:
+def full_precision() -> LayerList:
     """The same in 32-bit fixed point."""
     data = residual_block() | {"weight_bits": 32, "membrane_bits": 32}
     for layer in data["layers"]:
         layer.pop("weight_bits", None)
     data["layers"][3]["input_bits"] = 32
-    return network_from_json(data)
+    return LayerList.from_json(data)
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def files(tmp_path) -> dict[str, Path]:
     found = {}
     for name, net in {"NET": network(), "BASE": full_precision()}.items():
         found[name] = tmp_path / f"{name}.json"
-        found[name].write_text(json.dumps(net.to_json()))
+        found[name].write_text(json.dumps(as_json(net)))
     return found
 
 
@@ -211,7 +213,7 @@ def test_of_a_chip_with_other_adcs_only_the_law_is_changed():
 def test_the_critical_path_is_in_order_whatever_the_order_of_the_list():
     data = residual_block()
     data["layers"].reverse()
-    report = build_report(Subject("net", network_from_json(data)), Chip())
+    report = build_report(Subject("net", LayerList.from_json(data)), Chip())
     assert (
         report["critical_path"] == build_report(Subject("net", network()), Chip())["critical_path"]
     )
@@ -520,10 +522,10 @@ def test_fewer_timesteps_are_measured_again(trained):
     subject = trace_checkpoint(str(trained["qamd"]), time_steps=2)
     network = load_network(load_checkpoint(trained["qamd"]))
     network.time_window = 2
-    _, test_set = load_data_sets("digits", ".", 4)
+    _, test_set = data_sets_of("digits", ".", 4)
     correct = sum(
         (network(images).argmax(1) == labels).sum().item()
-        for images, labels in evaluation_loader(test_set, 64, 0, 1, 0)
+        for images, labels in evaluation_loader(test_set, Share(64))
     )
     assert subject.accuracy == correct / len(test_set)
     assert subject.network.time_steps == 2
@@ -587,38 +589,36 @@ def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsy
     assert again["accuracies"] == report["accuracies"]  # seeded
 
 
-BAD = {
-    "compare of one": "compare BASE --out OUT",
-    "compare of a missing file": "compare BASE no.pth --out OUT",
-    "negative max_drop": "compare BASE NET --max_drop -1 --out OUT",
-    "sweep of nothing": "sweep --out OUT",
-    "sweep of a bad size": "sweep --layers NET --xbar_size 64,60 --out OUT",
-    "sweep of no number": "sweep --layers NET --cell_bits 1,x --out OUT",
-    "sweep of an empty axis": "sweep --layers NET --cell_bits , --out OUT",
-    "sweep of no bits": "sweep --layers NET --bits 0 --out OUT",
-    "sweep of no timesteps": "sweep --layers NET --time_steps 0 --out OUT",
-    "sram sweep": "sweep --layers NET --cell sram --out OUT",
-    "module at T = 0": "report --module a:b --bits 4 --time_steps 0 --out OUT",
-    "name too long": f"compare BASE {'a' * 300} --out OUT",
-    "module without T": "report --module a:b --bits 4 --out OUT",
-    "module without a function": "report --module json --bits 4 --time_steps 2 --out OUT",
-    "bits of a list": "report --layers NET --bits 4 --out OUT",
-    "no timesteps": "report --layers NET --time_steps 0 --out OUT",
-    "unknown range": "nonideal --checkpoint QAMD --adc_range half --out OUT",
-    "nonideal at T = 0": "nonideal --checkpoint QAMD --time_steps 0 --out OUT",
-    "text adc": "nonideal --checkpoint QAMD --adc_bits many --out OUT",
-    "negative sigma": "nonideal --checkpoint QAMD --sigma -1 --out OUT",
-    "NaN ratio": "nonideal --checkpoint QAMD --on_off_ratio nan --out OUT",
-    "no trials": "nonideal --checkpoint QAMD --trials 0 --out OUT",
-    "negative seed": "nonideal --checkpoint QAMD --seed -1 --out OUT",
-    "full precision": "nonideal --checkpoint FP --out OUT",
-    "missing": "nonideal --checkpoint no.pth --out OUT",
-    "sram of a checkpoint": "report --checkpoint QAMD --cell sram --out OUT",
-    "time_steps 0": "report --checkpoint QAMD --time_steps 0 --out OUT",
-}
+BAD = [
+    "compare BASE --out OUT",
+    "compare BASE no.pth --out OUT",
+    "compare BASE NET --max_drop -1 --out OUT",
+    "sweep --out OUT",
+    "sweep --layers NET --xbar_size 64,60 --out OUT",
+    "sweep --layers NET --cell_bits 1,x --out OUT",
+    "sweep --layers NET --cell_bits , --out OUT",
+    "sweep --layers NET --bits 0 --out OUT",
+    "sweep --layers NET --time_steps 0 --out OUT",
+    "report --module a:b --bits 4 --time_steps 0 --out OUT",
+    f"compare BASE {'a' * 300} --out OUT",
+    "report --module a:b --bits 4 --out OUT",
+    "report --module json --bits 4 --time_steps 2 --out OUT",
+    "report --layers NET --bits 4 --out OUT",
+    "report --layers NET --time_steps 0 --out OUT",
+    "nonideal --checkpoint QAMD --adc_range half --out OUT",
+    "nonideal --checkpoint QAMD --time_steps 0 --out OUT",
+    "nonideal --checkpoint QAMD --adc_bits many --out OUT",
+    "nonideal --checkpoint QAMD --sigma -1 --out OUT",
+    "nonideal --checkpoint QAMD --on_off_ratio nan --out OUT",
+    "nonideal --checkpoint QAMD --trials 0 --out OUT",
+    "nonideal --checkpoint QAMD --seed -1 --out OUT",
+    "nonideal --checkpoint FP --out OUT",
+    "nonideal --checkpoint no.pth --out OUT",
+    "report --checkpoint QAMD --time_steps 0 --out OUT",
+]
 
 
-@pytest.mark.parametrize("line", BAD.values(), ids=BAD.keys())
+@pytest.mark.parametrize("line", BAD)
 def test_a_mistake_is_one_line_and_writes_nothing(line, files, trained, tmp_path, capsys):
     names = files | {"OUT": tmp_path / "out", "QAMD": trained["qamd"], "FP": trained["original"]}
     capsys.readouterr()
@@ -634,7 +634,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_first(command, files, capsy
     assert main(line.split()) == 2
     error = capsys.readouterr().err
     assert one_error_line(error)
-    assert f"{str(files['NET'])!r} is no folder" in error
+    assert f"cannot write into {files['NET']}/below/a/file (Not a directory)" in error
 
 
 def test_a_grid_beyond_a_million_points_needs_force(files, tmp_path, capsys):
@@ -649,5 +649,5 @@ def test_a_list_of_nonsense_lengths_does_not_overflow():
     huge = network(time_steps=10**9, weight_bits=32)
     columns = sweep([Subject("huge", huge)], Chip(), {"adc_bits": [12], "cell_bits": [1]})
     assert np.isfinite(columns["edap_pj_ns_um2"]).all()
-    with pytest.raises(InputError, match="xbar_size"):
+    with pytest.raises(UserError, match="xbar_size"):
         sweep([Subject("a", network())], Chip(), {"xbar_size": [10]})

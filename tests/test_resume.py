@@ -19,10 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data_loader
 import main
-from checkpoints import Run, save_whole
 from conftest import REPOSITORY
-from data_loader import ImageSet, set_epoch, train_loader
+from data_loader import ImageSet, Share, set_epoch, training_loader
+from engine.run import Run
 from load_settings import load_checkpoint
+from runtime.files import write_whole
 from stand_in_data import write_ncaltech101
 
 # Five steps an epoch.
@@ -143,7 +144,7 @@ def last_change(folder: Path) -> float:
 
 KILLED_WHILE_SAVING = """\
 import os, pathlib, signal, sys
-import checkpoints, main
+import main
 
 class HalfWritten:
     saves = 0
@@ -437,7 +438,7 @@ def test_a_full_disk_under_a_log_is_one_line(name, uninterrupted, tmp_path, capf
 
 def test_a_save_that_fails_half_way_leaves_the_checkpoint_of_before(tmp_path, monkeypatch):
     path = tmp_path / "net.pth"
-    save_whole({"epoch": 1}, path)
+    write_whole(path, b"first")
     before = path.read_bytes()
 
     def fails(file: int) -> None:
@@ -445,7 +446,7 @@ def test_a_save_that_fails_half_way_leaves_the_checkpoint_of_before(tmp_path, mo
 
     monkeypatch.setattr(os, "fsync", fails)
     with pytest.raises(OSError, match="no space"):
-        save_whole({"epoch": 2}, path)
+        write_whole(path, b"second")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -493,7 +494,7 @@ def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
     assert train(tmp_path, "--workers", "1", "--resume") == 2
     assert "the same command goes on from student-last.pth" in capfd.readouterr().err
     last = str(tmp_path / "student-last.pth")
-    monkeypatch.setattr(main, "evaluation_batches", lambda *_: dead_loader())
+    monkeypatch.setattr(main, "evaluation_loader", lambda *_: dead_loader())
     assert main.main(["--eval_only", last]) == 2
     assert capfd.readouterr().err.endswith("start it again\n")
     monkeypatch.undo()
@@ -509,8 +510,8 @@ def test_a_loader_that_starts_later_reads_none_of_the_images_before():
             read.append(index)
             return super().__getitem__(index)
 
-    data_set = Noting(torch.arange(50).unsqueeze(1), [0] * 50)
-    loader = train_loader(data_set, 4, rank=1, world_size=2, workers=0, seed=3)
+    data_set = Noting(torch.arange(50).unsqueeze(1), [0] * 50, torch.nn.Identity())
+    loader = training_loader(data_set, Share(4, 1, 2))
     set_epoch(loader, 7)
     whole = [images for images, _ in loader]
     read.clear()

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import main
-import run_folder
-from load_settings import UserError, load_checkpoint
+from engine import run_folder
+from load_settings import load_checkpoint
+from runtime.errors import UserError
 
 TINY = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
 TINY += ["--epochs", "1"]

@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from display import COLOURS
+from engine.run_folder import is_locked, read_metrics
 from experiments import curves, runs
 from experiments.found_runs import find_runs
 from experiments.table import mean_and_error
-from load_settings import digest
-from run_folder import is_locked, read_metrics
+from runtime.files import digest
 from spikesim_eval.__main__ import main as spikesim_eval
 
 
@@ -110,7 +110,7 @@ def test_list_has_a_line_for_each_run_with_its_state_epochs_and_best(folder, cap
 def test_a_run_that_goes_on_is_told_from_one_that_was_stopped(copied, capfd):
     run = copied / "student-0"
     change(run, {"epochs": 3}, lambda rows: rows.append(rows[0] | {"epoch": 2, "seconds": 60.0}))
-    hold = "import sys; from pathlib import Path; from run_folder import lock; "
+    hold = "import sys; from pathlib import Path; from engine.run_folder import lock; "
     hold += "file = lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen(
         [sys.executable, "-c", hold, str(run)],

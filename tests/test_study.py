@@ -22,10 +22,11 @@ import main
 import stand_in_data
 from conftest import DIGITS, REPOSITORY
 from display import COLOURS
+from engine.log import git_commit
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
 from experiments.plan import OWN, Planned, telling
 from load_settings import load_checkpoint
-from log import git_commit
+from runtime.errors import UserError
 from settings import OPTIONS
 
 TINY = ["--width", "1", "--epochs", "1", "--workers", "0", "--device", "cpu"]
@@ -581,7 +582,7 @@ def test_a_value_that_no_run_has_left_is_refused_with_its_line(
     path.write_text(path.read_text().replace(written, instead, 1))
     before = path.read_bytes()
     for use in (rows.read_rows, lambda path: rows.append(path, [row("CLM", 0, 0.5)])):
-        with pytest.raises(rows.UserError, match=re.escape(expected)):
+        with pytest.raises(UserError, match=re.escape(expected)):
             use(path)
     assert path.read_bytes() == before
 
@@ -593,7 +594,7 @@ def test_a_run_is_in_the_rows_once(tmp_path):
     assert [x["accuracy"] for x in rows.read_rows(path)] == ["0.5", "0.6", "0.6"]
     with path.open("a") as file:  # of two machines, put together by hand
         file.write(path.read_text().splitlines()[1] + "\n")
-    with pytest.raises(rows.UserError, match="line 5: a run that is there before"):
+    with pytest.raises(UserError, match="line 5: a run that is there before"):
         rows.read_rows(path)
 
 
@@ -616,7 +617,7 @@ def test_a_disk_that_is_full_leaves_the_rows_as_they_were(tmp_path, monkeypatch)
         return write(file, content[:10], at)
 
     monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(rows.UserError, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         rows.append(path, [row("CLK", 0, 0.5)])
     assert path.read_bytes() == before
 
@@ -652,26 +653,25 @@ def test_a_run_names_every_commit_that_has_trained_it(tmp_path, monkeypatch):
     assert one_run.note_commit(path, anew=True) == "c3"
 
 
-def test_the_commit_of_a_run_is_the_program_s_and_not_that_of_its_results(tmp_path, monkeypatch):
+def test_the_commit_of_a_run_is_the_program_s_and_not_that_of_its_results(tmp_path):
     def commit(name: str, content: str) -> None:
         (tmp_path / name).write_text(content)
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
         for words in (["add", "-A"], [*who, "commit", "-qm", name]):
             subprocess.run(["git", "-C", tmp_path, *words], check=True)
 
-    monkeypatch.setattr("log.__file__", str(tmp_path / "log.py"))
-    assert git_commit() is None
+    assert git_commit(tmp_path) is None
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
     commit("log.py", "1")
-    first = git_commit()
+    first = git_commit(tmp_path)
     assert re.fullmatch("[0-9a-f]{40}", first)
     commit("rows.csv", "a")
     (tmp_path / "rows.csv").write_text("b")
-    assert git_commit() == first
+    assert git_commit(tmp_path) == first
     (tmp_path / "log.py").write_text("2")
-    assert git_commit() == f"{first}-dirty"
+    assert git_commit(tmp_path) == f"{first}-dirty"
     commit("log.py", "3")
-    assert git_commit() not in (first, f"{first}-dirty")
+    assert git_commit(tmp_path) not in (first, f"{first}-dirty")
 
 
 def test_the_runs_of_a_kind_take_equally_long_and_are_measured_once(tmp_path):

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
+from data_loader import ImageSet
+from runtime import processes
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import main
-from data_loader import ImageSet
 
 load_data_sets = main.load_data_sets
 
@@ -41,7 +43,7 @@ add = main.EpochSums.add
 def add_and_meet_fault(sums: main.EpochSums, *arguments) -> None:
     add(sums, *arguments)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if (main.RANK, sums.run.steps_done + 1, attempt) == (int(rank), int(step), "0"):
+    if (processes.rank(), sums.run.steps_done + 1, attempt) == (int(rank), int(step), "0"):
         os.kill(os.getpid(), signal.Signals[name])
 
 

@@ -16,12 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import UserError
 from data_loader import read_sample
-from display import SHADING, new_figure, percent, picture_files, printable, run_at, text_table
+from display import (
+    SHADING,
+    new_figure,
+    percent,
+    picture_files,
+    plain,
+    printable,
+    run_at,
+    text_table,
+)
 from load_settings import Checkpoint, load_checkpoint, load_network
+from runtime.errors import UserError
+from runtime.files import check_writable, write_files
 from settings import Settings, data_set_of
-from spikesim_eval.layers import InputError
 
 FEW = 3  # classes that are named of a file
 SHOWN = 20  # classes, in a terminal and with numbers in the picture
@@ -59,8 +68,6 @@ def folder_of(settings: Settings) -> Path:
 def check_files(settings: Settings) -> None:
     """Raises UserError, before any work, where --per_class cannot write, or would replace what it
     has not written about this checkpoint."""
-    from spikesim_eval.report import check_folder  # matplotlib takes a second
-
     if not settings.per_class:
         return
     if data_set_of(settings).num_classes > MOST_CLASSES:
@@ -72,10 +79,7 @@ def check_files(settings: Settings) -> None:
             f"{folder} holds {taken} of something else than {settings.eval_only} at T "
             f"{settings.time_window}: choose another folder with --out"
         )
-    try:
-        check_folder(folder)
-    except InputError as error:
-        raise UserError(f"{error}: choose another with --out") from None
+    check_writable(folder, "--out")
 
 
 def _is_of(settings: Settings, path: Path) -> bool:
@@ -121,8 +125,6 @@ def write_classes(
     settings: Settings, found: dict[str, Any], confusion: np.ndarray, names: Sequence[str]
 ) -> None:
     """Write FILES, all or none. Raises UserError where that fails."""
-    from spikesim_eval.report import write_files
-
     contents = {
         FILES[0]: as_json(found),
         "classes.csv": csv_of([[*found["classes"][0]], *(x.values() for x in found["classes"])]),
@@ -132,10 +134,7 @@ def write_classes(
         ),
         **picture_files(picture(confusion, names), "confusion"),
     }
-    try:
-        write_files(folder_of(settings), contents)
-    except InputError as error:
-        raise UserError(f"{error}: choose another with --out") from None
+    write_files(folder_of(settings), contents)
 
 
 def csv_of(rows: Sequence[Sequence[Any]]) -> bytes:
@@ -148,8 +147,6 @@ def picture(confusion: np.ndarray, names: Sequence[str]) -> Any:
     """The figure of a confusion matrix: shares of each true class, so scaled that rare confusions
     are seen too."""
     from matplotlib.colors import PowerNorm
-
-    from spikesim_eval.plots import plain
 
     number = len(names)
     side = min(12.0, max(4.0, 0.42 * number + 1.5))  # inches

@@ -1,6 +1,6 @@
-"""What distillation changed in the membranes, drawn: python -m benchmarks.membrane_report
+"""What distillation changed in the membranes, drawn: python -m experiments.membrane_report
 
-    python -m benchmarks.membrane_report --teacher original-best.pth --student student-last.pth \
+    python -m experiments.membrane_report --teacher original-best.pth --student student-last.pth \
         --mdsnn qamd-last.pth --out report/
 
 Over the test set of the checkpoints: each student's distance to the teacher's membrane potentials
@@ -20,13 +20,16 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from data_loader import data_of, evaluation_loader
+from data_loader import Share, data_of, evaluation_loader
 from display import COLOURS, legend_below, new_figure, save_picture
 from distiller import distance_to_teacher, membrane_kl
-from load_settings import UserError, check_writable, load_checkpoint, load_network
+from kernels import integer_codes
+from load_settings import load_checkpoint, load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
-from quantization import integer_codes, signed_range
+from quantization import signed_range
+from runtime.errors import UserError
+from runtime.files import check_writable
 
 ROUNDED = "rounded teacher"
 NETWORK_COLOURS = COLOURS | {ROUNDED: "#000000"}
@@ -163,7 +166,7 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"--layer {layer}: the LIF layers are {', '.join(names)}")
     check_writable(args.out)
     _, test_set = data_of(settings, args.data_path)
-    batches = evaluation_loader(test_set, settings.batch_size, 0, 1, settings.workers)
+    batches = evaluation_loader(test_set, Share(settings.batch_size, workers=settings.workers))
 
     teacher = networks["teacher"]
     teacher.time_window = settings.time_window

@@ -22,13 +22,13 @@ import torch
 from tqdm import tqdm
 from tqdm.std import Bar as Blocks
 
-from checkpoints import Run, best_row, deciding, disk_errors
 from data_loader import ImageSet
 from display import percent
 from distiller import teacher_steps
+from engine.run import Run, disk_errors
+from engine.run_folder import EVENTS, PROGRAM, best_row, deciding
 from load_settings import Checkpoint
 from models import MSResNet
-from run_folder import EVENTS
 from settings import MAY_CHANGE, DataSet, Settings, as_text, data_set_of
 
 COLUMNS = (
@@ -245,7 +245,7 @@ def ending(run: Run) -> str:
 
 def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
     """Commands for a shell in the current folder: the accuracy again, and the hardware report."""
-    here = Path(__file__).resolve().parent
+    here = PROGRAM
     program, module = ["main.py"], []
     if not os.path.samefile(here, os.curdir):
         program, module = [str(here / "main.py")], [f"PYTHONPATH={shlex.quote(str(here))}"]
@@ -430,13 +430,13 @@ def about_run(settings: Settings, processes: int) -> dict[str, Any]:
     }
 
 
-def git_commit() -> str | None:
+def git_commit(folder: Path = PROGRAM) -> str | None:
     """The last commit that has changed the program, and "-dirty" behind it where its files were
     changed since: results that are committed leave it the same. None where this is no git checkout,
     or there is no git."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", Path(__file__).parent, *words, "--", "*.py"]
+        command = ["git", "-C", folder, *words, "--", "*.py"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -1,10 +1,11 @@
 """Which rule finds the step of event frames that are no whole numbers of at most 255?
 
 The highest code stands for the largest training value, or for so many times a quantile of the
-non-zero ones where that is less (data_loader.input_of). Made-up frames of two classes, in kinds
-that are hard for one rule or another; of a 4-bit student on each, the accuracy in the last epochs.
+non-zero ones where that is less (data_sets.events.input_of). Made-up frames of two classes, in
+kinds that are hard for one rule or another; of a 4-bit student on each, the accuracy in the last
+epochs.
 
-    python -m benchmarks.input_step        # 4 minutes on 1 core; prints the table
+    python -m experiments.input_step        # 4 minutes on 1 core; prints the table
 """
 
 import csv
@@ -16,8 +17,8 @@ from statistics import mean
 
 import numpy as np
 
-import data_loader
 import main
+from data_sets import events
 
 T, SIDE, FILES = 4, 16, 120  # files of each class; the last 12 are for the test
 RULES = {  # name: pairs of percent and room
@@ -78,7 +79,7 @@ KINDS = (uniform, large, exponential, heavy_tail, bright, hot_pixel, sparse_hot_
 
 def accuracy(folder: Path, rule: str) -> float:
     """Of a 4-bit student, %: mean over the test set in its last four epochs."""
-    data_loader.BOUNDS = RULES[rule]
+    events.BOUNDS = RULES[rule]
     save_path, caches = (folder / f"{name} {rule}" for name in ("run", "caches"))
     options = f"--time_window {T} --image_size {SIDE} --width 4 --workers 0 --batch_size 16"
     command = ["--data", "ncaltech101", "--data_path", str(folder), *options.split()]
