@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from checkpoints import Checkpoint, build_network, load_checkpoint
 from data_loader import (
     ImageSet,
     Share,
@@ -49,6 +50,7 @@ from data_loader import (
     set_epoch,
     training_loader,
 )
+from data_sets import DATA_SETS
 from display import percent
 from distiller import Distiller
 from engine import evaluation
@@ -71,14 +73,8 @@ from engine.run import Run, how_to_go_on, not_finite
 from engine.run_folder import check_save_path, deciding
 from kernels import at_least_float32
 from load_settings import (
-    DATA_SETS,
-    Checkpoint,
-    Settings,
-    build_network,
     build_optimizer,
     build_scheduler,
-    data_set_of,
-    load_checkpoint,
     load_network,
     parse_settings,
     refuse_single_values,
@@ -103,7 +99,7 @@ from runtime.processes import (
     sum_over_processes,
     world_size,
 )
-from settings import SHARED_GPU
+from settings import SHARED_GPU, Settings, data_set_of
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from checkpoints import Checkpoint, load_checkpoint
 from data_loader import read_sample
 from display import (
     SHADING,
@@ -27,7 +28,7 @@ from display import (
     run_at,
     text_table,
 )
-from load_settings import Checkpoint, load_checkpoint, load_network
+from load_settings import load_network
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 from settings import Settings, data_set_of

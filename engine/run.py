@@ -22,15 +22,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from checkpoints import are_random_states, are_rows, are_sums, momentum_of
+from checkpoints import (
+    Checkpoint,
+    are_random_states,
+    are_rows,
+    are_sums,
+    load_checkpoint,
+    momentum_of,
+)
 from data_loader import SIGNALS, input_step_of
 from display import percent
 from engine.run_folder import best_row, checkpoints_of, deciding, lock, move_aside, must_move
-from load_settings import Checkpoint, Settings, load_checkpoint
 from runtime.errors import Stopped, UserError
 from runtime.files import digest, temporary, write_nowhere, write_whole
 from runtime.processes import PATIENCE, of_first_process
-from settings import MAY_CHANGE, as_text
+from settings import MAY_CHANGE, Settings, as_text
 
 
 class Run:
@@ -303,7 +309,6 @@ class Run:
                 "epoch": len(self.rows),
                 "accuracy": last_row["test_accuracy"],  # of the last evaluation
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": {"last_epoch": self.steps_done},  # all that it depends on
                 "random_states": [state for state, _ in processes],
                 "sums": [sums for _, sums in processes],
                 "rows": self.rows,

@@ -155,7 +155,8 @@ def check_same_data(checkpoints: Sequence[str]) -> None:
     paths = list(dict.fromkeys(checkpoints))
     if len(paths) < 2:
         return
-    from load_settings import data_set_of, load_checkpoint
+    from checkpoints import load_checkpoint
+    from settings import data_set_of
 
     def data_of(path: str) -> dict[str, Any]:
         settings = load_checkpoint(path).settings

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import main
+from checkpoints import load_checkpoint
 from conftest import REPOSITORY
 from data_loader import ImageSet, Share, training_loader
-from load_settings import load_checkpoint, parse_settings, refuse_single_values
+from load_settings import parse_settings, refuse_single_values
 from runtime.errors import UserError
 from runtime.files import check_writable
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet

@@ -22,10 +22,11 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
+import options_page
 from conftest import REPOSITORY
 from load_settings import parse_settings
 from runtime.errors import UserError
-from settings import IMAGE_SIDES, LIMITS
+from settings import OPTIONS
 from spikesim_eval.chip import Chip
 
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
@@ -318,32 +319,16 @@ def rows_of_options(page: str) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def test_the_page_of_options_has_a_row_for_every_option_in_the_groups_and_order_of_help():
-    shown = [
-        (group.title, action.option_strings[0])
-        for group in parser_of("main")._action_groups
-        for action in group._group_actions
-        if action.help != argparse.SUPPRESS and action.dest != "help"
-    ]
-    rows = [(heading.lower(), name) for heading, name, *_ in rows_of_options("options.md")]
-    assert rows == shown
+def test_the_tables_of_options_are_those_of_the_declarations():
+    text = options_page.PAGE.read_text()
+    assert options_page.with_tables(text) == text, "python tests/options_page.py writes them"
+    assert all(f"\n| `--{name}` | " in text for name in OPTIONS)
 
 
 def default_in(action: argparse.Action) -> str:
     """What the help of an option says, as the tables have it."""
     said = re.search(r"\(default (.+)\)$", action.help)
     return said[1] if said else "off" if action.nargs in (0, "?") else "-"
-
-
-def test_the_page_of_options_says_the_defaults_choices_and_limits_of_help():
-    for _, name, default, meaning in rows_of_options("options.md"):
-        (action,) = (x for x in parser_of("main")._actions if name in x.option_strings)
-        assert default == default_in(action), name
-        for choice in action.choices or ():
-            assert f"`{choice}`" in meaning or f"{choice} " in meaning, (name, choice)
-        for low, high in re.findall(r"([\d.]+) to (\d[\d.]*\d|\d)", meaning):
-            limits = LIMITS.get(name[2:], IMAGE_SIDES)
-            assert (float(low), float(high)) == limits, name
 
 
 def test_the_page_of_hardware_says_the_defaults_choices_and_limits_of_help():

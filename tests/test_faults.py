@@ -17,9 +17,9 @@ import torch
 
 import main
 from benchmarks import hostile_input
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
 from engine.numerics import watch_numbers
-from load_settings import load_checkpoint
 from models.batch_norm import BatchNorm
 from stand_in_data import write_ncaltech101
 

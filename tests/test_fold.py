@@ -15,10 +15,11 @@ from torchvision.datasets import CIFAR10
 
 import main
 import stand_in_data
+from checkpoints import load_checkpoint
 from data_loader import ImageSet, data_of
 from data_sets import static
 from data_sets.splits import FOLDS, held_out_rows
-from load_settings import load_checkpoint, parse_settings
+from load_settings import parse_settings
 from loading import data_sets_of
 from spikesim_eval.__main__ import main as spikesim_eval
 from test_bad_input import ORIGINAL, complaint

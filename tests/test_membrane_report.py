@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from checkpoints import load_checkpoint
 from distiller import distance_to_teacher
 from experiments.membrane_report import RoundedTeacher, membrane_report
-from load_settings import load_checkpoint, load_network
+from load_settings import load_network
 from runtime.errors import UserError
 
 

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 
 import data_loader
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS
-from load_settings import load_checkpoint, parse_settings
+from load_settings import parse_settings
 from runtime.errors import UserError
-from settings import DATA_SETS, GROUPS, MAY_CHANGE, OPTIONS, build_parser, is_flag
+from settings import DATA_SETS, MAY_CHANGE, OPTIONS, build_parser, is_flag
 from spikesim_eval.__main__ import main as spikesim_eval
 from test_bad_input import ORIGINAL, STUDENT, complaint
 
-OF_RUN_ALONE = {name for name, about in OPTIONS.items() if not about.config}
+OF_RUN_ALONE = {name for name, about in OPTIONS.items() if about.has("alone")}
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,13 @@ def paragraphs(help_text: str) -> dict[str, str]:
 
 def test_the_help_fits_80_columns_and_has_every_option_once_in_its_group(help_text):
     assert max(map(len, help_text.splitlines())) <= 80
-    starts = [help_text.index(f"\n{group}:\n") for group in GROUPS]
+    groups = list(dict.fromkeys(about.group for about in OPTIONS.values()))
+    starts = [help_text.index(f"\n{group}:\n") for group in groups]
     assert starts == sorted(starts)
     ends = [*starts[1:], help_text.index("\nexamples:")]
     for name, about in OPTIONS.items():
         assert len(re.findall(rf"^  --{name}\b", help_text, flags=re.M)) == 1, name
-        group = GROUPS.index(about.group)
+        group = groups.index(about.group)
         assert starts[group] < help_text.index(f"\n  --{name}") < ends[group], name
 
 
@@ -60,14 +62,11 @@ def test_the_help_states_each_default_once_and_it_is_the_one_that_is_used(help_t
     assert all(text.count("(default") <= 1 for text in said.values())
     used = asdict(parse_settings(["--data", "CIFAR10", "--paper_setting", "original"]))
     for name, about in OPTIONS.items():
-        if about.shown is None and about.constant_default not in (None, False):
-            assert said[name].endswith(
-                f"(default {used[name]:g})"
-                if not isinstance(used[name], str)
-                else f"(default {used[name]})"
-            ), name
-        if about.shown is None and about.constant_default is None:
-            assert "(default" not in said[name]
+        if about.shown is None and about.constant_default in (None, False):
+            assert about.constant_default is not None or "(default" not in said[name]
+        elif about.shown is None:
+            default = used[name] if isinstance(used[name], str) else f"{used[name]:g}"
+            assert said[name].endswith(f"(default {default})"), name
     assert said["batch_size"].endswith("(default 256; digits and nmnist 64, other events 32)")
     assert said["time_window"].endswith("(default 4; events 10)")
     for name, data_set in DATA_SETS.items():

@@ -16,14 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import main
+from checkpoints import load_checkpoint
 from data_loader import ImageSet, Share, data_of, evaluation_loader, training_loader
 from data_sets.splits import held_out_rows
-from load_settings import (
-    build_scheduler,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-)
+from load_settings import build_scheduler, load_network, parse_settings
 from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
 from stand_in_data import write_image_folder, write_tiny_imagenet

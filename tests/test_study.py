@@ -20,12 +20,12 @@ from matplotlib.colors import to_hex
 
 import main
 import stand_in_data
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
 from display import COLOURS
 from engine.log import git_commit
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
 from experiments.plan import OWN, Planned, telling
-from load_settings import load_checkpoint
 from runtime.errors import UserError
 from settings import OPTIONS
 
