@@ -60,29 +60,16 @@ def parse_settings(
     if "amp" in given:
         given["amp"] = bool(given["amp"])  # bf16 is the only narrow type there is
     given |= {name: tuple(x) for name, x in given.items() if isinstance(x, list)}
-    if given.get("eval_only") is None:
-        settings = _training_settings(given)
-    else:
-        settings = _evaluation_settings(given)
+    training = given.get("eval_only") is None
+    settings = _training_settings(given) if training else _evaluation_settings(given)
     check_settings(settings)
-    if settings.eval_only is None and settings.batch_size % world_size:
-        raise UserError(
-            f"--batch_size {settings.batch_size} is the global batch and does not divide evenly "
-            f"over {world_size} processes"
-        )
-    share = settings.batch_size // world_size
-    if settings.eval_only is None and share % settings.accumulate:
-        raise UserError(
-            f"--accumulate {settings.accumulate} does not divide the {share} images that each "
-            f"process takes of --batch_size {settings.batch_size}"
-        )
-    if settings.eval_only is None:
-        refuse_single_values(settings, world_size)
+    if training:
+        _refuse_batches(settings, world_size)
     if settings.device not in ("auto", "cpu") and not torch.cuda.is_available():
         raise UserError(
             f"--device {settings.device}: this machine has no usable GPU; use --device cpu"
         )
-    if settings.eval_only is None:
+    if training:
         if settings.teacher_path is not None:
             _check_teacher(settings, teacher or load_checkpoint(settings.teacher_path).settings)
         if not settings.save_path:
@@ -148,10 +135,7 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
         elif about.has("fit") and value != theirs:
             how = "without it" if theirs is None else f"with {theirs}"
             raise UserError(f"--{name} {value} does not fit {path}: it was trained {how}")
-        elif not (about.has("fit") or name in OF_EVALUATION) and value not in (
-            about.constant_default,
-            theirs,
-        ):
+        elif name not in OF_EVALUATION and value not in (about.constant_default, theirs):
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if given.get("integer") and trained.bits is None:
         raise UserError(f"--integer: {path} is a full-precision network")
@@ -280,6 +264,22 @@ def run_name(settings: Settings) -> str:
     if settings.teacher_path is not None:
         found["teacher_path"] = digest(settings.teacher_path)[:6]
     return name_of(asdict(settings) | found)
+
+
+def _refuse_batches(settings: Settings, world_size: int) -> None:
+    """Raises UserError for batches that the processes cannot share out or train on."""
+    share, rest = divmod(settings.batch_size, world_size)
+    if rest:
+        raise UserError(
+            f"--batch_size {settings.batch_size} is the global batch and does not divide evenly "
+            f"over {world_size} processes"
+        )
+    if share % settings.accumulate:
+        raise UserError(
+            f"--accumulate {settings.accumulate} does not divide the {share} images that each "
+            f"process takes of --batch_size {settings.batch_size}"
+        )
+    refuse_single_values(settings, world_size)
 
 
 def refuse_single_values(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from torch.distributed.run import get_args_parser
@@ -61,25 +62,12 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(R
 
 def prose_and_blocks(page: Path) -> tuple[str, list[tuple[str, str]]]:
     """The text without its code blocks, and the blocks as (language, code)."""
-    prose, blocks, fence = [], [], None
-    previous = ""
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if fence is not None:
-            if line.startswith("```"):
-                fence = None
-            else:
-                blocks[-1] = (fence, f"{blocks[-1][1]}{line}\n")
-        elif line.startswith("```"):
-            fence = line[3:].strip()
-            blocks.append((fence, ""))
-        elif line.startswith("    ") and (not previous or previous.startswith("    ")):
-            if not previous.startswith("    "):
-                blocks.append(("", ""))
-            blocks[-1] = ("", f"{blocks[-1][1]}{line[4:]}\n")
-        else:
-            prose.append(line)
-        previous = line
-    return "\n".join(prose), blocks
+    text, blocks = page.read_text(encoding="utf-8"), []
+    for block in (r"^```(\w*)\n(.*?)^```$", r"(?:(?<=\n\n)|\A)()((?:    .*\n)+)"):
+        found = re.compile(block, re.MULTILINE | re.DOTALL if "`" in block else 0)
+        blocks += [(language, dedent(code)) for language, code in found.findall(text)]
+        text = found.sub("", text)
+    return text, blocks
 
 
 def inline_code(page: Path) -> list[str]:
@@ -192,14 +180,9 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 @cache
 def options() -> set[str]:
     """The names of all options of all programs here, and torchrun's."""
-    programs = [
-        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__")
-        for path in SOURCES
-        if path.suffix == ".py" and path.parent.name != "tests"
-        if 'if __name__ == "__main__"' in path.read_text()
-    ]
-    parsers = map(parser_of, ["main", "torch.distributed.launch", *programs])
-    return OTHERS_OPTIONS.union(*(options_of(parser) for parser in parsers if parser))
+    parsers = map(parser_of, ("main", "torch.distributed.launch", "spikesim_eval"))
+    written = re.findall(r'"(--[a-z][\w-]*)"', code_text())
+    return OTHERS_OPTIONS.union(written, *map(options_of, parsers))
 
 
 def anchors(page: Path) -> set[str]:
