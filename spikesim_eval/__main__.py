@@ -9,7 +9,6 @@ A mistake of the user gives one line and exit code 2.
 import argparse
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from display import picture_files, short_names, text_table
-from runtime.command import Parser, run_command, similar_path
+from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
 from .chip import CHOICES, Chip, Crossbar
 from .compare import choice, compare, notes, published_ratios, tables
-from .layer_list import Subject, check_number, load_layer_list, read_json, show
+from .layer_list import Subject, check_number, load_layer_list, read_json
 from .plots import compare_plot, svg, sweep_plot
 from .published import estimate_published
 from .render import csv_text, markdown_table
@@ -142,49 +141,12 @@ def subject_of(path: str, data_path: str | None) -> Subject:
     return listed(path) if is_layer_list(path) else traced(path, data_path)
 
 
-def check_files(checkpoints: Sequence[str]) -> None:
-    """Raise UserError for the first that is missing: before the others are read and measured."""
-    for path in checkpoints:
-        if not os.path.isfile(path):
-            meant = similar_path(path)
-            raise UserError(f"no such checkpoint: {path!r}{meant}")
-
-
-def check_same_data(checkpoints: Sequence[str]) -> None:
-    """Raise UserError where two were trained on other data: before any is measured."""
-    paths = list(dict.fromkeys(checkpoints))
-    if len(paths) < 2:
-        return
-    from checkpoints import load_checkpoint
-    from settings import data_set_of
-
-    def data_of(path: str) -> dict[str, Any]:
-        settings = load_checkpoint(path).settings
-        data_set = data_set_of(settings)
-        return {
-            "data": settings.data,
-            "image size": data_set.image_size,
-            "classes": settings.classes or data_set.num_classes,
-            "fold": settings.fold,
-        }
-
-    first = data_of(paths[0])
-    for path in paths[1:]:
-        for what, value in data_of(path).items():
-            if value != first[what]:
-                raise UserError(
-                    f"{path} and {paths[0]} are not compared: {what} {show(value)} against "
-                    f"{show(first[what])}"
-                )
-
-
 def listed(path: str, time_steps: int | None = None) -> Subject:
     return Subject(path, load_layer_list(path).at(time_steps=time_steps))
 
 
 def traced(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
     """The network of a checkpoint; torch is needed here, and not for layer lists."""
-    check_files([path])
     from .trace import trace_checkpoint
 
     return trace_checkpoint(path, data_path, time_steps)
@@ -207,11 +169,13 @@ def reported(args: argparse.Namespace) -> Subject:
 
 def check_sources(args: argparse.Namespace, checkpoints: Sequence[str]) -> None:
     """Raise UserError for --data_path with nothing to measure, and for a missing checkpoint or one
-    of other data than the first."""
+    of other data than the first, before any is measured."""
     if args.data_path is not None and not checkpoints:
         raise UserError("--data_path measures spike rates of a checkpoint, and there is none")
-    check_files(checkpoints)
-    check_same_data(checkpoints)
+    if checkpoints:
+        from .trace import check_same_data
+
+        check_same_data(checkpoints)
 
 
 def run_compat(args: argparse.Namespace) -> None:
@@ -288,7 +252,6 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
-    check_files([args.checkpoint])
     from .nonideal import nonideal_report, nonideal_text
 
     report = nonideal_report(

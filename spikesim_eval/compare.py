@@ -9,7 +9,7 @@ from runtime.errors import UserError
 
 from .chip import CHOICES, Chip
 from .constants import PUBLISHED_RATIO
-from .estimate import SPENT, Estimate, estimate, ratios
+from .estimate import GAINED, SPENT, Estimate, estimate, ratios
 from .layer_list import Layer, LayerList, Subject
 from .render import QUANTITIES, RATIO_NAMES, shown
 
@@ -81,28 +81,13 @@ def _rates(network: LayerList) -> str:
     return "measured" if measured else "not measured and taken as 1"
 
 
-def change_layers(network: LayerList, change: Callable[[Layer], Layer]) -> LayerList:
-    return replace(network, layers=tuple(map(change, network.layers)))
-
-
 def other_assumptions(
     ours: LayerList, baseline: LayerList, chip: Chip
 ) -> Iterator[tuple[str, Case]]:
     """Each assumption that the claim rests on, changed alone."""
 
-    def as_spikes(which: Callable[[LayerList, Layer], bool]) -> Case:
-        changed = (
-            change_layers(
-                network,
-                lambda layer, network=network: (
-                    replace(layer, input_bits=1, lif=network.has_lif(layer))
-                    if which(network, layer)
-                    else layer
-                ),
-            )
-            for network in (ours, baseline)
-        )
-        return *changed, chip
+    def with_layers(which: Callable[[LayerList, Layer], bool], **values: Any) -> Case:
+        return ours.with_layers(which, **values), baseline.with_layers(which, **values), chip
 
     def reads_image(network: LayerList, layer: Layer) -> bool:
         return not layer.linear and layer.input_bits > 1 and not layer.after
@@ -111,13 +96,9 @@ def other_assumptions(
     for option in ("periphery", "delay", "buffers"):
         (other,) = set(CHOICES[option]) - {getattr(chip, option)}
         yield f"--{option} {other}", (ours, baseline, replace(chip, **{option: other}))
-    yield "shortcut inputs charged as spikes", as_spikes(LayerList.reads_stream)
-    yield "image charged as spikes", as_spikes(reads_image)
-    unmeasured = (
-        change_layers(network, lambda layer: replace(layer, spike_rate=None))
-        for network in (ours, baseline)
-    )
-    yield "spike rate 1 everywhere", (*unmeasured, chip)
+    yield "shortcut inputs charged as spikes", with_layers(LayerList.reads_stream, input_bits=1)
+    yield "image charged as spikes", with_layers(reads_image, input_bits=1)
+    yield "spike rate 1 everywhere", with_layers(lambda network, layer: True, spike_rate=None)
     # At 4 bits both laws say the same: there they are compared at 8.
     bits = 8 if chip.adc_bits == 4 else chip.adc_bits
     for adc_law in CHOICES["adc_law"]:
@@ -157,16 +138,10 @@ def compare(subjects: Sequence[Subject], chip: Chip) -> tuple[list[dict[str, Any
                 "network": subject.name,
                 "bits": subject.network.weight_bits,
                 "time_steps_count": subject.network.time_steps,
-                "digital_accuracy_percent": None
-                if subject.accuracy is None
-                else 100 * subject.accuracy,
+                "digital_accuracy_percent": subject.accuracy and 100 * subject.accuracy,
                 "drop_points": drop,
-                **{
-                    key: total[key]
-                    for key in ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2")
-                },
-                "tops_per_watt": total["tops_per_watt"],
-                "tops_per_mm2": total["tops_per_mm2"],
+                **{key: total[key] for key in ("energy_pj", "delay_ns", "area_um2")},
+                **{key: total[key] for key in ("edap_pj_ns_um2", *GAINED)},
                 **{
                     f"{name}_times_better": value for name, value in ratios(total, baseline).items()
                 },

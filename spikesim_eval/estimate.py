@@ -172,22 +172,15 @@ def start_times(network: LayerList, costs: dict[str, LayerCost]) -> dict[str, Va
     return starts
 
 
-def pe_area(chip: Chip) -> dict[str, Value]:
-    """Area of one PE by component, um^2."""
+def area_of(pes: Value, tiles: Value, chip: Chip) -> dict[str, Value]:
+    """Area of so many PEs, and of what so many tiles have beside theirs, by component, um^2."""
+    a = AREA_UM2
     return {
-        "crossbar": chip.crossbars_per_pe * AREA_UM2["crossbar_rram"] * chip.crossbar_scale,
-        "adc": chip.adcs * AREA_UM2["adc"] * chip.adc_scale,
-        "mux": chip.adcs * AREA_UM2["mux"],
-    }
-
-
-def tile_area(chip: Chip) -> dict[str, Value]:
-    """Area of what a tile has beside its PEs, by component, um^2."""
-    return {
-        "subtractor": chip.adcs * AREA_UM2["subtractor"],
-        "temp_buffer": AREA_UM2["temp_buffer"],
-        "tile_buffer": AREA_UM2["tile_buffer"],
-        "htree": AREA_UM2["htree"],
+        "crossbar": pes * (chip.crossbars_per_pe * a["crossbar_rram"] * chip.crossbar_scale),
+        "adc": pes * (chip.adcs * a["adc"] * chip.adc_scale),
+        "mux": pes * (chip.adcs * a["mux"]),
+        "subtractor": tiles * (chip.adcs * a["subtractor"]),
+        **{name: tiles * a[name] for name in ("temp_buffer", "tile_buffer", "htree")},
     }
 
 
@@ -198,29 +191,18 @@ def input_buffer_area(network: LayerList, layer: Layer, chip: Chip) -> float:
 
 def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
-    in_pes, in_tiles = pe_area(chip), tile_area(chip)
     bits = REFERENCE["state_bits"] if chip.buffers == "published" else network.membrane_bits
     membrane_bits = sum(prod(shape) for shape in network.lif) * bits
-    return (
-        {name: tiles * chip.pe_per_tile * area for name, area in in_pes.items()}
-        | {name: tiles * area for name, area in in_tiles.items()}
-        | {
-            "input_buffer": fsum(
-                input_buffer_area(network, layer, chip) for layer in network.layers
-            ),
-            "membrane": membrane_bits * AREA_UM2["memory_bit"],
-        }
-    )
+    return area_of(tiles * chip.pe_per_tile, tiles, chip) | {
+        "input_buffer": fsum(input_buffer_area(network, layer, chip) for layer in network.layers),
+        "membrane": membrane_bits * AREA_UM2["memory_bit"],
+    }
 
 
 def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[str, float]:
     """Area of a layer's PEs, its share of their tiles and its input buffer, um^2."""
-    in_pes, in_tiles = pe_area(chip), tile_area(chip)
-    return (
-        {name: pes * area for name, area in in_pes.items()}
-        | {name: pes / chip.pe_per_tile * area for name, area in in_tiles.items()}
-        | {"input_buffer": input_buffer_area(network, layer, chip)}
-    )
+    tiles = pes / chip.pe_per_tile
+    return area_of(pes, tiles, chip) | {"input_buffer": input_buffer_area(network, layer, chip)}
 
 
 def totals(

@@ -5,7 +5,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from graphlib import CycleError, TopologicalSorter
@@ -185,17 +185,17 @@ class LayerList:
         network = self if time_steps is None else replace(self, time_steps=time_steps)
         if bits is None:
             return network
-        layers = tuple(
-            replace(
-                layer,
-                input_bits=bits if self.reads_stream(layer) else layer.input_bits,
-                lif=self.has_lif(
-                    layer
-                ),  # with other widths it could be taken for a stream's reader
-            )
-            for layer in self.layers
-        )
-        return replace(network, weight_bits=bits, membrane_bits=bits, layers=layers)
+        network = network.with_layers(LayerList.reads_stream, input_bits=bits)
+        return replace(network, weight_bits=bits, membrane_bits=bits)
+
+    def with_layers(
+        self, which: "Callable[[LayerList, Layer], bool]", **values: Any
+    ) -> "LayerList":
+        """The same network with other values in these layers. Which layers update neurons stays as
+        it is: with other widths one could be taken for a reader of the stream."""
+        layers = (replace(layer, lif=self.has_lif(layer)) for layer in self.layers)
+        changed = (replace(x, **values) if which(self, x) else x for x in layers)
+        return replace(self, layers=tuple(changed))
 
     def accumulator_bits(self, layer: Layer) -> int:
         """Two's complement bits that hold every sum of k²·I/G products of weight and input codes.

@@ -7,9 +7,11 @@ A checkpoint of main.py, or any torch module of a user's. What its layers read i
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from runtime.errors import UserError
 from settings import Settings, data_set_of
 
 from .codes import code_bits, common_step, share_of_ones
-from .layer_list import MAX_BITS, Layer, LayerList, Subject, check_int
+from .layer_list import MAX_BITS, Layer, LayerList, Subject, check_int, show
 from .watch import Neuron, Read, Watcher
 
 FLOAT_BITS = 32  # full precision enters the estimate as 32-bit fixed point
@@ -162,20 +164,11 @@ class _Description:
             found[shape[0]] = shape[1:]
         if neuron.step_mode == "s" or neuron.calls > 1 or len(shape) < 2:
             return found
-        if T == 1:
-            rows: dict[int, frozenset[int]] = {0: frozenset(), 1: frozenset()}
-        else:
-            rows = neuron.rows
-        if (
-            0 in rows
-            and not rest
-            and (
-                T == 1
-                or rows[0] <= set(range(folded, shape[0], folded))
-                or rows[0] <= set(range(T))
-            )
-        ):
-            found[folded] = shape[1:]
+        rows = neuron.rows if T > 1 else dict.fromkeys((0, 1), frozenset())
+        if 0 in rows and not rest:
+            steps = set(range(folded, shape[0], folded)), set(range(T))
+            if any(rows[0] <= step for step in steps):
+                found[folded] = shape[1:]
         if 1 in rows and shape[1] == T:
             found[shape[0]] = shape[2:]
         if 0 in rows and shape[0] == T:
@@ -442,6 +435,22 @@ def trace_network(
     watcher = Watcher(network, sample, time_steps)
     watcher.run()
     return _Description(watcher, bits, bn_bits, rates).network()
+
+
+def check_same_data(checkpoints: Sequence[str]) -> None:
+    """Raise UserError where a checkpoint is missing, or not of the same data as the first."""
+    first: dict[str, Any] = {}
+    for path in dict.fromkeys(checkpoints):
+        settings = load_checkpoint(path, weights=False).settings
+        data_set = data_set_of(settings)
+        about = {"data": settings.data, "image size": data_set.image_size}
+        about |= {"classes": settings.classes or data_set.num_classes, "fold": settings.fold}
+        for what, value in about.items():
+            if value != first.setdefault(what, value):
+                raise UserError(
+                    f"{path} and {checkpoints[0]} are not compared: {what} {show(value)} against "
+                    f"{show(first[what])}"
+                )
 
 
 def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> LayerList:

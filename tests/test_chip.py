@@ -16,7 +16,6 @@ from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.report import assumptions, build_report
-from spikesim_eval.sweep import sweep
 from test_spikesim import by_name, changed, conv, net, networks, one_error_line, residual_block
 
 NUMBERS = [option for option in fields(Chip) if option.metadata["limits"]]
@@ -235,32 +234,6 @@ def test_a_weight_wider_than_a_crossbar_is_refused_and_left_out_of_a_sweep(tmp_p
     assert sizes == {("16", "2"), ("32", "1"), ("32", "2")}
 
 
-# Neurons.
-
-
-def test_a_neuron_is_charged_once_a_timestep_and_where_there_is_one():
-    layers = {
-        "stem": conv("stem", input_bits=8, in_channels=3),
-        "spikes": conv("spikes", after=("stem",)),
-        "shortcut": conv("shortcut", kernel=1, input_bits=4, after=("stem",)),
-        "fc": conv("fc", kernel=1, out_size=(1, 1), input_bits=None, linear=True, after=("stem",)),
-    }
-
-    def neurons(network: LayerList, **options) -> dict[str, float]:
-        rows = by_name(network, Chip(**options))
-        return {name: row["energy_by_component"]["neuron"] / 5.096 for name, row in rows.items()}
-
-    network = net(*layers.values(), time_steps=5, weight_bits=8)
-    once = 16 * 5  # pixels and timesteps
-    expected = {"stem": once, "spikes": once, "shortcut": 0, "fc": 0}
-    assert neurons(network) == pytest.approx(expected)
-    assert neurons(network, periphery="per_pe")["stem"] == pytest.approx(2 * once)  # two slices
-    assert neurons(network.at(1))["shortcut"] == 0  # still the stream's, though of one bit
-    wide = replace(layers["stem"], in_channels=65, runs=3, lif=True)
-    said = net(wide, replace(layers["shortcut"], lif=True), replace(layers["spikes"], lif=False))
-    assert neurons(said) == pytest.approx({"stem": 2 * 3 * 16, "shortcut": 16, "spikes": 0})
-
-
 # Grouped layers.
 
 
@@ -439,11 +412,8 @@ def test_networks_that_tell_other_classes_apart_are_not_compared(line, lists, tm
 
 @pytest.mark.parametrize("command", ["report", "compare", "sweep"])
 def test_checkpoints_of_other_data_are_refused_before_any_is_measured(
-    command, trained, tmp_path, capsys, monkeypatch
+    command, trained, tmp_path, capsys
 ):
-    import spikesim_eval.trace
-
-    monkeypatch.setattr(spikesim_eval.trace, "measure", None)
     checkpoint = torch.load(trained["original"], weights_only=True)
     checkpoint["settings"] |= {"data": "folder", "classes": tuple("abcdefghij")}
     checkpoint["settings"]["image_size"] = "16x16"
@@ -491,12 +461,3 @@ def test_every_command_says_whose_accuracy_it_prints(trained, tmp_path, capsys):
 def test_no_accuracy_no_word_about_it(lists, tmp_path, capsys):
     assert main(f"report --layers {lists['own']} --out {tmp_path}".split()) == 0
     assert "accuracy" not in capsys.readouterr().out.replace(str(tmp_path), "")
-
-
-def test_a_sweep_over_crossbars_per_pe_changes_nothing_else():
-    network = net(conv("a", kernel=5), weight_bits=8)
-    columns = sweep([Subject("a", network)], Chip(), {"crossbars_per_pe": [1, 9, 25]})
-    assert columns["crossbars_per_pe"].tolist() == [1, 9, 25]
-    for k, energy in zip((1, 9, 25), columns["energy_pj"], strict=True):
-        expected = estimate(network, Chip(crossbars_per_pe=k)).total["energy_pj"]
-        assert energy == pytest.approx(expected, rel=1e-12)
