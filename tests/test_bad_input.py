@@ -15,7 +15,7 @@ import torch
 
 import main
 from checkpoints import load_checkpoint
-from conftest import REPOSITORY
+from conftest import REPOSITORY, files_below
 from data_loader import ImageSet, Share, training_loader
 from load_settings import parse_settings, refuse_single_values
 from runtime.errors import UserError
@@ -32,24 +32,6 @@ TINY += ["--paper_setting", "original"]
 
 # Not at the launcher's usual port: another test may be there.
 TWO_PROCESSES = ["--standalone", "--nproc_per_node=2"]
-
-
-def files_below(folder: Path) -> set[Path]:
-    return set(folder.rglob("*"))
-
-
-def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
-    """The one line that main.py prints for wrong arguments, run in an otherwise empty folder."""
-    monkeypatch.chdir(folder)
-    before = files_below(folder)
-    code = main.main(arguments)
-    out, err = capfd.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.startswith("main.py: error: ")
-    assert err.count("\n") == 1
-    assert files_below(folder) == before
-    return err
 
 
 def named(base: list[str], *options: str) -> list[tuple[list[str], str]]:
@@ -100,8 +82,8 @@ def named(base: list[str], *options: str) -> list[tuple[list[str], str]]:
         ([*ORIGINAL, "--save_path", "a\udcff"], "is not in UTF-8"),
     ],
 )
-def test_a_wrong_argument_is_one_line(arguments, expected, tmp_path, capfd, monkeypatch):
-    assert expected in complaint(arguments, tmp_path, capfd, monkeypatch)
+def test_a_wrong_argument_is_one_line(arguments, expected, complaint):
+    assert expected in complaint(arguments)
 
 
 @pytest.mark.parametrize("setting", [["original"], ["student", "--bits", "4"]])
@@ -152,8 +134,8 @@ def test_what_batch_norm_is_given_is_foreseen(world_size):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda-shared"])
-def test_asking_for_a_gpu_where_there_is_none_is_one_line(device, tmp_path, capfd, monkeypatch):
-    line = complaint([*ORIGINAL, "--device", device], tmp_path, capfd, monkeypatch)
+def test_asking_for_a_gpu_where_there_is_none_is_one_line(device, complaint):
+    line = complaint([*ORIGINAL, "--device", device])
     assert f"--device {device}: this machine has no usable GPU" in line
 
 
@@ -197,7 +179,7 @@ def broken_teachers(trained: dict[str, Path]) -> dict[str, object]:
     }
 
 
-def test_a_broken_checkpoint_is_one_line(trained, tmp_path, capfd, monkeypatch):
+def test_a_broken_checkpoint_is_one_line(trained, tmp_path, complaint):
     path = tmp_path / "broken.pth"
     for expected, content in broken_teachers(trained).items():
         if isinstance(content, bytes):
@@ -205,7 +187,7 @@ def test_a_broken_checkpoint_is_one_line(trained, tmp_path, capfd, monkeypatch):
         else:
             torch.save(content, path)
         for arguments in ([*QAMD, "--teacher_path", "broken.pth"], ["--eval_only", "broken.pth"]):
-            line = complaint(arguments, tmp_path, capfd, monkeypatch)
+            line = complaint(arguments)
             assert "broken.pth" in line
             assert expected in line, line
 
@@ -235,11 +217,9 @@ def test_numbers_too_large_for_an_integer_evaluation_are_one_line(
         ("qamd", [], "holds a quantized"),
     ],
 )
-def test_a_teacher_of_another_network_is_one_line(
-    teacher, options, expected, trained, tmp_path, capfd, monkeypatch
-):
+def test_a_teacher_of_another_network_is_one_line(teacher, options, expected, trained, complaint):
     arguments = [*QAMD, *options, "--teacher_path", str(trained[teacher])]
-    assert expected in complaint(arguments, tmp_path, capfd, monkeypatch)
+    assert expected in complaint(arguments)
 
 
 @pytest.mark.parametrize(
@@ -255,14 +235,14 @@ def test_a_teacher_of_another_network_is_one_line(
     ],
 )
 def test_an_option_that_contradicts_the_evaluated_checkpoint_is_one_line(
-    evaluated, options, expected, trained, tmp_path, capfd, monkeypatch
+    evaluated, options, expected, trained, complaint
 ):
     arguments = ["--eval_only", str(trained[evaluated]), *options.split()]
-    assert expected in complaint(arguments, tmp_path, capfd, monkeypatch)
+    assert expected in complaint(arguments)
 
 
 @pytest.mark.parametrize("damage", ["other T", "other T inside", "no frames", "truncated"])
-def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, capfd, monkeypatch):
+def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, complaint):
     folder = write_ncaltech101(tmp_path, time_window=4, classes=2, per_class=3)
     file = sorted(folder.rglob("*.npz"))[-1]
     time_window = "10" if damage == "other T" else "4"
@@ -273,7 +253,7 @@ def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, capfd, monkey
     elif damage == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     arguments = ["--data", "ncaltech101", "--paper_setting", "original", "--data_path", "."]
-    line = complaint([*arguments, "--time_window", time_window], tmp_path, capfd, monkeypatch)
+    line = complaint([*arguments, "--time_window", time_window])
     expected = {"other T": "frames_number_4", "no frames": "named frames"}
     assert expected.get(damage, file.name) in line
 

@@ -22,7 +22,7 @@ from data_sets.splits import FOLDS, held_out_rows
 from load_settings import parse_settings
 from loading import data_sets_of
 from spikesim_eval.__main__ import main as spikesim_eval
-from test_bad_input import ORIGINAL, complaint
+from test_bad_input import ORIGINAL
 from test_input_step import SIDE, T
 from test_input_step import write as write_frames
 
@@ -141,19 +141,19 @@ def test_a_run_on_a_fold_is_taught_tested_and_told_of_on_that_fold(teacher, tmp_
 
 
 @pytest.mark.parametrize("fold", [None, "1", "5"])
-def test_a_teacher_of_another_fold_is_refused(fold, teacher, tmp_path, capfd, monkeypatch):
+def test_a_teacher_of_another_fold_is_refused(fold, teacher, complaint):
     options = ["student", "--init_from_teacher"] if fold == "1" else ["qamd"]
     options += ["--bits", "4", "--teacher_path", str(teacher)]
     options += [] if fold is None else ["--fold", fold]
-    line = complaint([*DIGITS, *options], tmp_path, capfd, monkeypatch)
+    line = complaint([*DIGITS, *options])
     assert "was trained with --fold 6" in line
     assert f"this run {'without --fold' if fold is None else f'with --fold {fold}'}" in line
 
 
-def test_a_teacher_without_a_fold_is_refused(trained, tmp_path, capfd, monkeypatch):
+def test_a_teacher_without_a_fold_is_refused(trained, complaint):
     options = ["--data", "digits", "--width", "2", "--paper_setting", "qamd", "--bits", "4"]
     options += ["--teacher_path", str(trained["original"]), "--fold", "0"]
-    line = complaint(options, tmp_path, capfd, monkeypatch)
+    line = complaint(options)
     assert "was trained without --fold" in line
 
 
@@ -226,5 +226,5 @@ def test_a_class_of_fewer_images_than_folds_is_one_line(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "1000001", "x"])
-def test_a_fold_that_makes_no_sense_is_one_line(value, tmp_path, capfd, monkeypatch):
-    assert "--fold" in complaint([*ORIGINAL, "--fold", value], tmp_path, capfd, monkeypatch)
+def test_a_fold_that_makes_no_sense_is_one_line(value, complaint):
+    assert "--fold" in complaint([*ORIGINAL, "--fold", value])

@@ -19,7 +19,7 @@ from load_settings import parse_settings
 from runtime.errors import UserError
 from settings import DATA_SETS, MAY_CHANGE, OPTIONS, build_parser, is_flag
 from spikesim_eval.__main__ import main as spikesim_eval
-from test_bad_input import ORIGINAL, STUDENT, complaint
+from test_bad_input import ORIGINAL, STUDENT
 
 OF_RUN_ALONE = {name for name, about in OPTIONS.items() if about.has("alone")}
 
@@ -94,30 +94,24 @@ def test_the_help_s_three_examples_are_command_lines(help_text):
         ([*ORIGINAL, "--qqq", "3"], "unrecognized arguments: --qqq 3\n"),
     ],
 )
-def test_a_misspelt_word_is_one_line_with_what_was_meant(
-    arguments, expected, tmp_path, capfd, monkeypatch
-):
-    assert expected in complaint(arguments, tmp_path, capfd, monkeypatch)
+def test_a_misspelt_word_is_one_line_with_what_was_meant(arguments, expected, complaint):
+    assert expected in complaint(arguments)
 
 
-def test_a_misspelt_path_is_one_line_with_the_file_that_is_there(
-    trained, tmp_path, capfd, monkeypatch
-):
+def test_a_misspelt_path_is_one_line_with_the_file_that_is_there(trained, tmp_path, complaint):
     folder = trained["original"].parent
     wrong = folder.with_name("orignal") / "original-bset.pth"
-    line = complaint(["--eval_only", str(wrong)], tmp_path, capfd, monkeypatch)
+    line = complaint(["--eval_only", str(wrong)])
     assert line.endswith(f"does not exist: did you mean {trained['original']}?\n")
-    line = complaint(["--config", str(folder / "setting.json")], tmp_path, capfd, monkeypatch)
+    line = complaint(["--config", str(folder / "setting.json")])
     assert line.endswith(f"does not exist: did you mean {folder / 'settings.json'}?\n")
     for name in ("train", "val"):
         (tmp_path / "cats" / name).mkdir(parents=True)
-    line = complaint(
-        ["--data", "folder", *ORIGINAL[2:], "--data_path", "cat"], tmp_path, capfd, monkeypatch
-    )
+    line = complaint(["--data", "folder", *ORIGINAL[2:], "--data_path", "cat"])
     assert line.endswith("did you mean cats?\n")
     # Nothing that would be refused, too, is recommended: a folder instead of a checkpoint.
     (tmp_path / "network").mkdir()
-    assert complaint(["--eval_only", "networks"], tmp_path, capfd, monkeypatch).endswith("exist\n")
+    assert complaint(["--eval_only", "networks"]).endswith("exist\n")
 
 
 @pytest.mark.parametrize(
@@ -138,36 +132,21 @@ def test_other_commands_say_what_was_meant(program, arguments, expected, trained
 
 # --config
 
-SETTINGS = {  # of runs that need no teacher: values that an option may have
-    "epochs": ["7", "200"],
-    "batch_size": ["32", "64"],
-    "lr": ["0.5", "0.1"],
-    "warmup": ["3"],
-    "label_smoothing": ["0.2"],
-    "val_share": ["0.25"],
-    "fold": ["3", "0"],
-    "clip_grad": ["0", "1"],
-    "time_window": ["2", "4"],
-    "width": ["3"],
-    "augment": ["none"],
-    "seed": ["5"],
-    "save_every": ["9"],
-    "device": ["cpu"],
-    "data_path": ["./data", "./elsewhere"],
-    "bn_bits": ["4", "8"],
-    "deterministic": [None],
-    "amp": [None],
-}
+SETTINGS = """epochs 7 200, batch_size 32 64, lr 0.5 0.1, warmup 3, label_smoothing 0.2,
+val_share 0.25, fold 3 0, clip_grad 0 1, time_window 2 4, width 3, augment none, seed 5,
+save_every 9, device cpu, data_path ./data ./elsewhere, bn_bits 4 8, deterministic, amp"""
+# Of runs that need no teacher: values that an option may have; of a flag none.
+SETTINGS = {name: values or [""] for name, *values in map(str.split, SETTINGS.split(","))}
 
 
 @st.composite
-def options(draw) -> dict[str, str | None]:
+def options(draw) -> dict[str, str]:
     names = draw(st.sets(st.sampled_from(sorted(SETTINGS)), max_size=6))
     return {name: draw(st.sampled_from(SETTINGS[name])) for name in sorted(names)}
 
 
-def as_arguments(options: dict[str, str | None]) -> list[str]:
-    pairs = ((f"--{name}", *(value or "").split()) for name, value in options.items())
+def as_arguments(options: dict[str, str]) -> list[str]:
+    pairs = ((f"--{name}", *value.split()) for name, value in options.items())
     return [x for pair in pairs for x in pair]
 
 
@@ -286,15 +265,15 @@ BROKEN = {
 }
 
 
-def test_a_broken_config_is_one_line(tmp_path, capfd, monkeypatch):
+def test_a_broken_config_is_one_line(tmp_path, complaint):
     for expected, content in BROKEN.items():
         (tmp_path / "broken.json").write_text(content)
         arguments = [] if expected == "--bits" else ORIGINAL[:2] + ORIGINAL[4:]
-        line = complaint(["--config", "broken.json", *arguments], tmp_path, capfd, monkeypatch)
+        line = complaint(["--config", "broken.json", *arguments])
         assert expected in line, line
 
 
-def test_what_is_no_config_at_all_is_one_line(trained, tmp_path, capfd, monkeypatch):
+def test_what_is_no_config_at_all_is_one_line(trained, complaint):
     folder = trained["original"].parent
     for path, expected in (
         ("absent.json", "--config absent.json does not exist"),
@@ -304,10 +283,10 @@ def test_what_is_no_config_at_all_is_one_line(trained, tmp_path, capfd, monkeypa
         ("a\0b", "cannot read --config"),
         (str(trained["original"]), "is no JSON"),
     ):
-        line = complaint(["--config", path, *ORIGINAL], tmp_path, capfd, monkeypatch)
+        line = complaint(["--config", path, *ORIGINAL])
         assert expected in line, path
     arguments = ["--config", str(folder / "settings.json"), "--eval_only", str(trained["original"])]
-    line = complaint(arguments, tmp_path, capfd, monkeypatch)
+    line = complaint(arguments)
     assert "--config has no meaning with --eval_only" in line
 
 
@@ -319,8 +298,8 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "bn_bits": "7", "alpha": "3", "beta": "3", "tau": "3", "beta_schedule": "constant",
         "loss": "CL", "batch_size": "32", "accumulate": "2", "epochs": "3", "lr": "1",
         "warmup": "1", "weight_decay": "1", "clip_grad": "3", "label_smoothing": "0.5",
-        "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": None,
-        "init_from_teacher": None, "teacher_logits": "student",
+        "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": "",
+        "init_from_teacher": "", "teacher_logits": "student",
         "time_windows": "1 4",
     }  # fmt: skip
     of_teacher = {"data", "paper_setting", "model_depth", "width", "time_window", "image_size"}
