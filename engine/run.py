@@ -30,13 +30,12 @@ from checkpoints import (
     load_checkpoint,
     momentum_of,
 )
-from data_loader import SIGNALS, input_step_of
 from display import percent
 from engine.run_folder import best_row, checkpoints_of, deciding, lock, move_aside, must_move
 from runtime.errors import Stopped, UserError
 from runtime.files import digest, temporary, write_nowhere, write_whole
-from runtime.processes import PATIENCE, of_first_process
-from settings import MAY_CHANGE, Settings, as_text
+from runtime.processes import PATIENCE, SIGNALS, mark_started, of_first_process
+from settings import MAY_CHANGE, Settings, as_text, input_step_of
 
 
 class Run:
@@ -243,6 +242,13 @@ class Run:
             raise KeyboardInterrupt
         self.received = number
 
+    def begin(self) -> None:
+        """Find out now whether a checkpoint can be written; from here on a launcher's next attempt
+        goes on with this run."""
+        if self.steps_done == 0 or self.settings.dry_run:
+            self.save()
+        mark_started()
+
     def step_is_done(self, sums: Callable[[], dict[str, float]]) -> None:
         """To be called after each step, by all processes: saves and stops where it is time to.
 
@@ -286,6 +292,7 @@ class Run:
     def epoch_is_done(self, row: dict[str, Any]) -> None:
         """Save after an epoch with these metrics, as the best too if it is."""
         is_best = row[deciding(row)] > self.best_accuracy or not self.rows
+        row["best_accuracy"] = max(self.best_accuracy, row[deciding(row)])
         self.rows.append(row | {"time": time.time(), "seconds": self.seconds})
         self.step, self.sums = 0, {}
         self.seconds_before, self.clock = 0.0, time.monotonic()
