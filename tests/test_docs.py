@@ -180,7 +180,9 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 @cache
 def options() -> set[str]:
     """The names of all options of all programs here, and torchrun's."""
-    parsers = map(parser_of, ("main", "torch.distributed.launch", "spikesim_eval"))
+    parsers = map(
+        parser_of, ("main", "torch.distributed.launch", "spikesim_eval", "experiments.study")
+    )
     written = re.findall(r'"(--[a-z][\w-]*)"', code_text())
     return OTHERS_OPTIONS.union(written, *map(options_of, parsers))
 
@@ -218,7 +220,9 @@ def is_there(path: str, page: Path) -> bool:
         return True
     ours = parts[0] in FOLDERS or path.endswith((".py", ".sh"))
     return not ours and all(
-        piece in code_text() for part in parts for piece in re.split(r"[A-Z]{2,}|\*|…", part)
+        piece in code_text()
+        for part in parts
+        for piece in re.split(r"(?<![a-z])[A-Z]+(?![a-z])|\*|…", part)
     )
 
 
