@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from checkpoints import load_checkpoint
 from display import percent, run_at
+from engine.evaluate import evaluate
 from load_settings import load_network
 from runtime.errors import UserError
 
@@ -80,14 +81,9 @@ def _place(
     return placed
 
 
-@torch.no_grad()
 def accuracy_of(network: nn.Module, batches: DataLoader, label: str) -> float:
     """Share of the test images."""
-    correct = total = 0
-    for images, labels in tqdm(batches, label, leave=False, disable=None):
-        correct += (network(images).argmax(1) == labels).sum().item()
-        total += len(labels)
-    return correct / total
+    return evaluate(network, batches, torch.device("cpu"), name=label).accuracy
 
 
 def nonideal_report(
