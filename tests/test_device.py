@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import kernels
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
 from data_loader import ImageSet, Share, set_epoch, training_loader
 from data_sets.augment import CropAndFlip
@@ -24,7 +25,7 @@ from engine import compile as compiling
 from engine import start
 from engine.cuda_graphs import ReplayedGradients
 from engine.run import random_state
-from load_settings import load_checkpoint, parse_settings
+from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
 from models.integer_network import IntegerNetwork

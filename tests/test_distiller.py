@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import reference
+from checkpoints import build_network
 from distiller import (
     MEMBRANE_LOSSES,
     Distiller,
@@ -19,7 +20,7 @@ from distiller import (
     within_reach,
 )
 from kernels import integer_codes
-from load_settings import build_network, parse_settings
+from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
 from models.neuron import LIF, THRESHOLD

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS
 from engine.run import Run
 from experiments.membrane_report import main as membrane_report
 from experiments.runs import main as runs
-from load_settings import load_checkpoint, load_network, parse_settings, time_window_of
+from load_settings import load_network, parse_settings, time_window_of
 from loading import data_sets_of
 from models.neuron import LIF
 from runtime.errors import UserError
