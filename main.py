@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from checkpoints import Checkpoint, build_network, load_checkpoint
 from data_loader import set_epoch
 from display import percent
 from distiller import Distiller, LossFunction
@@ -44,12 +45,9 @@ from engine.run import Run, parameters_of
 from engine.run_folder import check_save_path
 from engine.start import explain, leave, make_deterministic, start_processes
 from load_settings import (
-    Checkpoint,
     build_loss,
-    build_network,
     build_optimizer,
     build_scheduler,
-    load_checkpoint,
     load_network,
     parse_settings,
     time_window_of,

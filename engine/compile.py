@@ -13,8 +13,9 @@ from contextlib import suppress
 import torch
 
 import kernels
+from checkpoints import Checkpoint, build_network
 from data_loader import ImageSet
-from load_settings import Checkpoint, build_loss, build_network
+from load_settings import build_loss
 from models.batch_norm import estimate_statistics
 from runtime.processes import all_or_none, is_main_process, rank, world_size
 from settings import Settings

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from checkpoints import load_checkpoint
 from display import percent, run_at
 from engine.evaluate import evaluate
-from load_settings import load_checkpoint, load_network
+from load_settings import load_network
 from runtime.errors import UserError
 
 from .chip import Crossbar

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS
 from distiller import Distiller, LossFunction, cross_entropy
 from engine.run import Run
-from load_settings import Settings, build_optimizer, load_checkpoint, parse_settings
+from load_settings import build_optimizer, parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
+from settings import Settings
 
 
 def settings_with(parts: int) -> Settings:

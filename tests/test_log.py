@@ -28,6 +28,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 import main
+from checkpoints import build_network, load_checkpoint
 from conftest import DIGITS, REPOSITORY
 from engine.dry_run import FirstBatches
 from engine.log import (
@@ -37,8 +38,9 @@ from engine.log import (
     epoch_line,
     next_commands,
 )
-from load_settings import build_network, data_set_of, load_checkpoint, load_network, parse_settings
+from load_settings import load_network, parse_settings
 from loading import data_sets_of
+from settings import data_set_of
 from spikesim_eval.trace import macs_of_image
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import main
+from checkpoints import load_checkpoint
 from engine import run_folder
-from load_settings import load_checkpoint
 from runtime.errors import UserError
 
 TINY = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
