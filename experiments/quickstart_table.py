@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from checkpoints import Checkpoint, load_checkpoint
 from data_loader import Share, data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
 from engine.run_folder import best_row, read_metrics
 from experiments import as_command
-from load_settings import Checkpoint, load_checkpoint, load_network
+from load_settings import load_network
 from runtime.command import HelpFormatter, Parser
 from runtime.errors import UserError
 from spikesim_eval.render import QUANTITIES, shown

@@ -104,11 +104,11 @@ def has_started_before() -> bool:
     return _launcher_store is not None and _launcher_store.check([STARTED])
 
 
-def of_all_processes(value: Any) -> list[Any]:
+def of_all_processes(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """The `value` of each process, in order."""
     values = [value] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=group)
     return values
 
 

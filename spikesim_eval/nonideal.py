@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from checkpoints import load_checkpoint
 from display import percent, run_at
-from load_settings import load_checkpoint, load_network
+from engine.evaluate import evaluate
+from load_settings import load_network
 from runtime.errors import UserError
 
 from .chip import Crossbar
@@ -79,14 +81,9 @@ def _place(
     return placed
 
 
-@torch.no_grad()
 def accuracy_of(network: nn.Module, batches: DataLoader, label: str) -> float:
     """Share of the test images."""
-    correct = total = 0
-    for images, labels in tqdm(batches, label, leave=False, disable=None):
-        correct += (network(images).argmax(1) == labels).sum().item()
-        total += len(labels)
-    return correct / total
+    return evaluate(network, batches, torch.device("cpu"), name=label).accuracy
 
 
 def nonideal_report(

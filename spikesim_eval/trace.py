@@ -16,21 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from checkpoints import Checkpoint, load_checkpoint
 from data_loader import Share, data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
-from load_settings import (
-    Checkpoint,
-    Settings,
-    check_classes,
-    data_set_of,
-    load_checkpoint,
-    load_network,
-)
+from engine.evaluate import evaluate
+from load_settings import check_classes, load_network
 from models import MSResNet
-from models.neuron import LIF, count_spikes
+from models.neuron import LIF
 from runtime.errors import UserError
+from settings import Settings, data_set_of
 
 from .codes import code_bits, common_step, share_of_ones
 from .layer_list import MAX_BITS, Layer, LayerList, Subject, check_int, show
@@ -492,20 +487,13 @@ def evaluation_data(
     return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
 
 
-@torch.no_grad()
 def measure(network: MSResNet, batches: DataLoader) -> tuple[float, dict[str, Tensor]]:
     """(accuracy, spikes per neuron at each timestep, (T,), of every LIF layer by name)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.to(device)
-    correct = total = 0
-    with count_spikes(network) as counts:
-        for images, labels in tqdm(batches, "measuring spike rates", leave=False, disable=None):
-            correct += (network(images.to(device)).argmax(1).cpu() == labels).sum().item()
-            total += len(labels)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = evaluate(network.to(device), batches, device, name="measuring spike rates")
     network.cpu()
-    return correct / total, {
-        name: (fired / neurons).cpu() for name, (fired, neurons) in counts.items()
-    }
+    rates = {name: (fired / neurons).cpu() for name, (fired, neurons) in found.spikes.items()}
+    return found.accuracy, rates
 
 
 def macs_of_image(settings: Settings) -> int:
