@@ -1,428 +1,120 @@
-"""Nothing of a run is lost: checkpoints that are whole, --resume, --overwrite and signals.
+"""A checkpoint: what is in the file, the network that it describes, and the checks.
 
-SETTING-last.pth holds all that a training goes on from: it is written when the training starts,
-every --save_every steps, before and after every evaluation, and when a signal ends the run. What is
-read back from one may come from anywhere: all of it is checked, and a fault is one line: UserError.
+What is read back may come from anywhere: all of it is checked, and a fault is one line: UserError.
+Before anything is unpacked the armour at the end looks at the bytes.
 """
 
-import io
+import errno
 import math
 import os
+import pickletools
 import random
-import signal
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import reprlib
+import stat
+import warnings
+import zipfile
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from data_loader import PATIENCE, SIGNALS, input_step_of
-from display import percent
-from load_settings import (
-    Checkpoint,
+from distiller import MEMBRANE_LOSSES
+from models import MSResNet, QuanMSResNet
+from runtime.command import similar_path
+from runtime.errors import UserError
+from settings import (
+    TYPES,
     Settings,
-    UserError,
-    digest,
-    is_plain_tensor,
-    load_checkpoint,
+    check_settings,
+    data_set_of,
+    describes_a_network,
+    input_step_of,
 )
-from run_folder import checkpoints_of, lock, move_aside, must_move
-from settings import MAY_CHANGE, as_text
 
+MOST_TUPLES = 20_000  # four a tensor, and few besides
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal has ended the run, after a whole step and with everything saved."""
+class Checkpoint(NamedTuple):
+    """What `load_checkpoint` has read and checked; `model` fits `build_network(settings)`."""
 
-    def __init__(self, text: str, signal_number: int):
-        super().__init__(text)
-        self.signal_number = signal_number
+    settings: Settings
+    model: dict[str, Tensor]
+    epoch: int
+    accuracy: float
+    rest: dict[str, Any]  # all of the file, not checked: --resume does that
 
 
-class Run:
-    """A training between its start and its end, over all interruptions; used as a context.
+def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
+    """Read and check a checkpoint of main.py, on the CPU, executing nothing that is in it.
 
-    While it is open no other run can have the save path, and signals end it between two steps.
-
-    Attributes:
-        rows: metrics of the epochs that are done.
-        step: steps that are done of the next epoch.
-        sums: this process's sums over those steps.
-        seconds: time that the next epoch has taken so far, over all interruptions.
+    Without `weights` neither they nor the optimizer's state are read from the disk, and `model` is
+    empty: the rest comes many times faster. Raises UserError where the file is missing, unreadable,
+    truncated or another program's, or where its weights do not fit the network that its settings
+    describe.
     """
-
-    def __init__(
-        self,
-        settings: Settings,
-        network: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        training_images: int,
-        steps_per_epoch: int,
-        class_names: Sequence[str] | None = None,
-    ):
-        self.settings, self.network, self.optimizer = settings, network, optimizer
-        self.training_images, self.steps_per_epoch = training_images, steps_per_epoch
-        self.class_names = None if class_names is None else list(class_names)
-        self.teacher = None if settings.teacher_path is None else digest(settings.teacher_path)
-        self.last, self.best = checkpoints_of(Path(settings.save_path), settings.paper_setting)
-        self.rows: list[dict[str, Any]] = []
-        self.step = 0
-        self.sums: dict[str, float] = {}
-        self.seconds_before, self.clock = 0.0, time.monotonic()
-        self.received = 0
-        self.asked: tuple[Tensor, dist.Work] | None = None
-        self.group = None
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that runs or comes next, counted from 1."""
-        return len(self.rows) + 1
-
-    @property
-    def steps_done(self) -> int:
-        return len(self.rows) * self.steps_per_epoch + self.step
-
-    @property
-    def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.clock
-
-    @property
-    def best_accuracy(self) -> float:
-        return max((row[deciding(row)] for row in self.rows), default=0.0)
-
-    def __enter__(self) -> "Run":
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            # For numbers that lie in main memory, also where the tensors are on GPUs.
-            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
-        self.lock = None
-        try:
-            state = of_first_process(self._open_save_path, self.group)
-            if state is not None:
-                self._restore(state)
-        except BaseException:
-            self._unlock()
-            raise
-        self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
-        self.clock = time.monotonic()
-        return self
-
-    def __exit__(self, kind, *error) -> None:
-        for number, handler in self.handlers.items():
-            if signal.getsignal(number) != signal.SIG_IGN:  # see _receive
-                signal.signal(number, handler)
-        if kind is None and self.asked is not None:
-            self.asked[1].wait()
-        self._unlock()
-
-    def _unlock(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
-
-    def _open_save_path(self) -> dict[str, Any] | None:
-        """Take the save path; the checked contents of SETTING-last.pth where the run goes on. A dry
-        run only looks whether it could."""
-        folder = self.last.parent
-        if self.settings.dry_run:
-            must_move(self.settings)
-            return self._read() if self.settings.resume and os.path.lexists(self.last) else None
-        with disk_errors(folder, self.settings):
-            folder.mkdir(parents=True, exist_ok=True)
-            self.lock = lock(folder, warn=True)
-        if must_move(self.settings):
-            move_aside(folder, self.settings)
-            self.lock.close()
-            with disk_errors(folder, self.settings):
-                self.lock = lock(folder)
-        with disk_errors(folder, self.settings):
-            for path in (self.last, self.best):
-                temporary(path).unlink(missing_ok=True)  # of a run that was killed
-        if not (self.settings.resume and os.path.lexists(self.last)):
-            return None
-        state = self._read()
-        if state["rows"] and not self.best.exists():
-            best = best_row(state["rows"])
-            print(
-                f"main.py: warning: {self.best} is missing: it held the best network so far "
-                f"({percent(best[deciding(best)], 2)}), and comes back only with a better one",
-                file=sys.stderr,
-            )
-        return state
-
-    def _read(self) -> dict[str, Any]:
-        checkpoint = load_checkpoint(self.last)
-        rest = checkpoint.rest
-        if "rows" not in rest:
-            raise UserError(
-                f"{self.last} is of a version without --resume: it can be evaluated and taught "
-                "from, not gone on with"
-            )
-        self._refuse_another_run(checkpoint)
-        cannot = f"cannot go on from {self.last}: its"
-        rows, step, sums, random_states = (
-            rest.get(name) for name in ("rows", "step", "sums", "random_states")
-        )
-        if not are_rows(rows, self.settings.val_share > 0) or len(rows) != checkpoint.epoch:
-            raise UserError(f"{cannot} metrics of {checkpoint.epoch} epochs are damaged")
-        if len(rows) > self.settings.epochs:
-            raise UserError(
-                f"{self.last} has already trained for {len(rows)} epochs, more than --epochs "
-                f"{self.settings.epochs}"
-            )
-        if type(step) is not int or not 0 <= step <= self.steps_per_epoch:
-            raise UserError(f"{cannot} number of steps is damaged")
-        if not are_sums(sums) or (not sums[0] and step > 0):
-            raise UserError(f"{cannot} sums are damaged")
-        if not are_random_states(random_states) or len(random_states) != len(sums):
-            raise UserError(f"{cannot} random states are damaged")
-        seconds = rest.get("seconds", 0.0)  # not in a file of before
-        if type(seconds) is not float or not 0 <= seconds < math.inf:
-            raise UserError(f"{cannot} time is damaged")
-        momentum = momentum_of(rest.get("optimizer"), parameters_of(self.optimizer))
-        if momentum is None:
-            raise UserError(f"{cannot} optimizer does not fit its network, or is not finite")
-        return {
-            "model": checkpoint.model,
-            "momentum": momentum,
-            "rows": rows,
-            "step": step,
-            "sums": sums,
-            "seconds": seconds,
-            "random_states": random_states,
-        }
-
-    def _refuse_another_run(self, checkpoint: Checkpoint) -> None:
-        before, now = asdict(checkpoint.settings), asdict(self.settings)
-        differences = [
-            f"--{name} {as_text(now[name])} instead of {as_text(before[name])}"
-            for name in now
-            if name not in MAY_CHANGE | {"input_step"} and now[name] != before[name]
-        ]
-        theirs, ours = input_step_of(checkpoint.settings), input_step_of(self.settings)
-        if theirs != ours:  # found from the training data
-            differences.append(f"training data of input step {ours!r} instead of {theirs!r}")
-        for name, what in (
-            ("teacher", "another teacher's file"),
-            ("training_images", "another number of training images"),
-        ):
-            theirs, ours = checkpoint.rest.get(name), getattr(self, name)
-            if type(theirs) is not type(ours) or theirs != ours:
-                differences.append(what)
-        if differences:
-            raise UserError(
-                f"--resume: {self.last} is of a run with other settings, here are "
-                f"{', '.join(differences)}: use the same, --overwrite instead of --resume, or "
-                "another --save_path"
-            )
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.network.load_state_dict(state["model"])
-        parameters = parameters_of(self.optimizer)
-        for parameter, momentum in zip(parameters, state["momentum"], strict=True):
-            if momentum is not None:
-                buffer = torch.empty_like(parameter).copy_(momentum)
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
-        self.rows, self.step = state["rows"], state["step"]
-        self.seconds_before = state["seconds"]
-        rank, processes = 0, 1
-        if self.group is not None:
-            rank, processes = dist.get_rank(), dist.get_world_size()
-        sums = state["sums"]
-        if len(sums) != processes:  # the first process takes over all of them
-            names = sums[0] if rank == 0 else ()
-            total = {name: math.fsum(part[name] for part in sums) for name in names}
-            self.sums = dict.fromkeys(sums[0], 0.0) | total
-        else:
-            self.sums = sums[rank]
-        if rank < len(state["random_states"]):
-            set_random_state(state["random_states"][rank])
-
-    def _receive(self, number: int, frame: object) -> None:
-        if number == self.received == signal.SIGINT:
-            # Asked twice: whatever it waits for, it shall not; nor be disturbed while it ends.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            raise KeyboardInterrupt
-        self.received = number
-
-    def step_is_done(self, sums: Callable[[], dict[str, float]]) -> None:
-        """To be called after each step, by all processes: saves and stops where it is time to.
-
-        `sums` gives this process's sums of the epoch so far, or raises UserError where the state
-        is not worth saving. Raises Stopped after a signal.
-        """
-        self.step += 1
-        number = self._agreed_signal()
-        every = self.settings.save_every
-        # Also before an evaluation: no signal ends that, so a launcher may have to kill it.
-        if (
-            number
-            or self.step == self.steps_per_epoch
-            or (every is not None and self.steps_done % every == 0)
-        ):
-            self.sums = sums()
-            self.save()
-        if number:
-            raise Stopped(
-                f"stopped by {signal.Signals(number).name} after step {self.step} of epoch "
-                f"{self.epoch}: {how_to_go_on(self.settings, self.last)}",
-                number,
-            )
-
-    def _agreed_signal(self) -> int:
-        """The signal on which all processes stop after this step, or 0.
-
-        They may receive it in different steps, so each step asks all. The answer is taken a step
-        later: it has then long been there, and nobody has waited for it.
-        """
-        if self.group is None:
-            return self.received
-        before, flag = self.asked, torch.tensor(self.received)
-        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group, async_op=True)
-        self.asked = flag, work
-        if before is None:
-            return 0
-        before[1].wait()
-        return int(before[0])
-
-    def epoch_is_done(self, row: dict[str, Any]) -> None:
-        """Save after an epoch with these metrics, as the best too if it is."""
-        is_best = row[deciding(row)] > self.best_accuracy or not self.rows
-        self.rows.append(row | {"time": time.time(), "seconds": self.seconds})
-        self.step, self.sums = 0, {}
-        self.seconds_before, self.clock = 0.0, time.monotonic()
-        self.save(is_best)
-
-    def save(self, is_best: bool = False) -> None:
-        """Write SETTING-last.pth, and before it SETTING-best.pth; called by all processes. A dry
-        run only finds out whether there is room for one."""
-        tensors = [*self.network.state_dict().values(), *momentum_buffers(self.optimizer)]
-        if not torch.stack([x.isfinite().all() for x in tensors]).all():
-            raise UserError(not_finite("a weight", self, self.step))
-        processes = [(random_state(), self.sums)]
-        if self.group is not None:
-            processes *= dist.get_world_size()
-            dist.all_gather_object(processes, (random_state(), self.sums), group=self.group)
-        if self.group is None or dist.get_rank() == 0:
-            last_row = self.rows[-1] if self.rows else {"test_accuracy": 0.0}
-            content = {
-                "model": dict(self.network.state_dict()),
-                "settings": asdict(self.settings),
-                "epoch": len(self.rows),
-                "accuracy": last_row["test_accuracy"],  # of the last evaluation
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": {"last_epoch": self.steps_done},  # all that it depends on
-                "random_states": [state for state, _ in processes],
-                "sums": [sums for _, sums in processes],
-                "rows": self.rows,
-                "step": self.step,
-                "seconds": self.seconds,
-                "training_images": self.training_images,
-                "teacher": self.teacher,
-                "class_names": self.class_names,  # for whoever has the checkpoint alone
-            }
-            # The best one first: were it last, a run killed between the two would lack it.
-            for path in (self.best, self.last) if is_best else (self.last,):
-                with disk_errors(path, self.settings):
-                    if self.settings.dry_run:
-                        save_nowhere(content, path)
-                    else:
-                        save_whole(content, path)
-        if self.group is not None:
-            # The process that ends first ends the others: none before the checkpoint is there.
-            dist.barrier(group=self.group)
-
-
-def of_first_process(function: Callable[[], Any], group: dist.ProcessGroup | None = None) -> Any:
-    """What `function` returns in the first process; a UserError of it is raised in all."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return function()
-    outcome = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            outcome[0] = function()
-        except UserError as error:
-            outcome[1] = str(error)
-    dist.broadcast_object_list(outcome, src=0, group=group)
-    if outcome[1] is not None:
-        raise UserError(outcome[1])
-    return outcome[0]
-
-
-def temporary(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")
-
-
-def save_whole(content: dict[str, Any], path: Path) -> None:
-    """Replace the file at `path` or leave it as it was: a reader never sees half a checkpoint."""
-    buffer = io.BytesIO()  # torch.save into a file would hide why the disk refuses
-    torch.save(content, buffer)
+    not_ours = f"{path} is not a checkpoint of this program"
     try:
-        with temporary(path).open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary(path), path)
-    except BaseException:
-        temporary(path).unlink(missing_ok=True)
-        raise
-
-
-def save_nowhere(content: dict[str, Any], path: Path) -> None:
-    """Write as much as `save_whole` would, into a file without a name on the same disk."""
-    folder = next(x for x in path.absolute().parents if x.exists())
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(buffer.getbuffer())
-
-
-@contextmanager
-def disk_errors(path: Path, settings: Settings) -> Iterator[None]:
-    """A disk that is full or refuses to write ends the run with one line."""
-    try:
-        yield
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe may never end
+            raise OSError(errno.EINVAL, "it is no file")
+        _refuse_bombs(path)
+        with warnings.catch_warnings(action="ignore"):
+            content = _plain(
+                torch.load(path, map_location="cpu", weights_only=True, mmap=not weights)
+            )
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist{similar_path(path)}") from None
     except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}): what is already there is whole; "
-            f"with room on the disk {how_to_go_on(settings)}"
-        ) from None
+        raise UserError(f"cannot read checkpoint {path} ({error.strerror})") from None
+    except Exception:  # what torch.load raises depends on where the bytes stop making sense
+        raise UserError(f"{not_ours}, or it is truncated") from None
+
+    expected_types = {"settings": dict, "model": dict, "epoch": int, "accuracy": float}
+    for name, expected_type in expected_types.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), expected_type):
+            raise UserError(f"{not_ours}: it holds no {name}, or another type")
+    settings = _settings_from(content["settings"], not_ours)
+    if weights:
+        _check_weights(content["model"], settings, path)
+    model = content["model"] if weights else {}
+    return Checkpoint(settings, model, content["epoch"], content["accuracy"], content)
 
 
-def not_finite(what: str, run: Run, step: int) -> str:
-    settings = run.settings
-    remedies = ["a lower --lr", "a smaller --clip_grad" if settings.clip_grad else "--clip_grad 1"]
-    if not settings.check_numerics:
-        remedies.append("--check_numerics, which names the first layer")
-    *others, last = remedies
-    before = "" if settings.dry_run else f"{run.last} is from before; "
-    return (
-        f"{what}: not finite in step {step} of epoch {run.epoch}: {before}try "
-        f"{', '.join(others)}{',' * (len(others) > 1)} or {last}"
+def build_network(settings: Settings) -> MSResNet:
+    """The network of the settings, with fresh weights from torch's random state."""
+    data_set = data_set_of(settings)
+    shape = (
+        settings.model_depth,
+        data_set.num_classes,
+        settings.time_window,
+        data_set.in_channels,
+        settings.width,
     )
+    if settings.paper_setting == "original":
+        network = MSResNet(*shape)
+    else:
+        network = QuanMSResNet(
+            *shape,
+            bits=settings.bits,
+            bn_bits=settings.bn_bits,
+            image_step=data_set.image_step,
+            membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
+        )
+    steps = (settings.time_window,) if data_set.events else ()
+    network.input_shape = (*steps, data_set.in_channels, *data_set.image_size)
+    network.input_step = input_step_of(settings)
+    return network
 
 
-def how_to_go_on(settings: Settings, last: str | Path = "") -> str:
-    """What to do after the end of a run, whose checkpoint is `last`."""
-    if settings.dry_run:
-        return "start it again"
-    place = f" from {last}" if last else ""
-    return f"the same command {'' if settings.resume else 'with --resume '}goes on{place}"
-
-
-def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """In the order in which the optimizer's state_dict numbers them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def momentum_buffers(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [state["momentum_buffer"] for state in optimizer.state.values()]
+def class_names(checkpoint: Checkpoint) -> list[str]:
+    """The names that the data set had when it was trained on, else the labels' numbers."""
+    names = checkpoint.settings.classes or checkpoint.rest.get("class_names")
+    number = data_set_of(checkpoint.settings).num_classes
+    if not (isinstance(names, list | tuple) and all(type(name) is str for name in names)):
+        names = []
+    return [*names[:number], *map(str, range(len(names), number))]
 
 
 def momentum_of(state_dict: Any, parameters: list[Tensor]) -> list[Tensor | None] | None:
@@ -443,23 +135,6 @@ def momentum_of(state_dict: Any, parameters: list[Tensor]) -> list[Tensor | None
             return None
         momentum[number] = buffer
     return momentum
-
-
-def random_state() -> dict[str, Any]:
-    """Of this process. NumPy's global one is used nowhere."""
-    return {
-        "python": random.getstate(),
-        "torch": torch.get_rng_state(),
-        # Asked of a run on the CPU, it would open the GPU.
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    random.setstate(state["python"])
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_initialized():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def are_random_states(states: Any) -> bool:
@@ -493,16 +168,6 @@ def are_sums(sums: Any) -> bool:
     )
 
 
-def deciding(row: dict[str, Any]) -> str:
-    """The accuracy that decides which epoch is the best: where a share of the training images was
-    set apart for that, theirs."""
-    return "val_accuracy" if row.get("val_accuracy") is not None else "test_accuracy"
-
-
-def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return max(rows, key=lambda row: row[deciding(row)])  # the first of equal ones
-
-
 def are_rows(rows: Any, held_out: bool) -> bool:
     """A list of metrics, one dictionary of numbers an epoch; of held-out images too, or not."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -518,3 +183,80 @@ def are_rows(rows: Any, held_out: bool) -> bool:
         and 0 <= (row.get("seconds") or 0.0) < math.inf
         for epoch, row in enumerate(rows, 1)
     )
+
+
+def is_plain_tensor(x: Any) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and not x.is_nested
+        and x.layout == torch.strided
+        and x.device.type == "cpu"
+    )
+
+
+def _refuse_bombs(path: str | Path) -> None:
+    """Raises ValueError for a file that torch.load would blow up on: one that is larger unpacked
+    than packed, which torch.save's are not, or tuples so deep in each other that hashing them, in
+    C, overflows the stack."""
+    with zipfile.ZipFile(path) as file:
+        if sum(member.file_size for member in file.infolist()) > os.stat(path).st_size:
+            raise ValueError("larger unpacked than packed")
+        (pickled,) = (name for name in file.namelist() if name.endswith("/data.pkl"))
+        codes = (code.name for code, _, _ in pickletools.genops(file.read(pickled)))
+        if sum(name.startswith("TUPLE") for name in codes) > MOST_TUPLES:
+            raise ValueError("too many tuples")
+
+
+def _plain(content: Any) -> Any:
+    """`content` in the exact types that a checkpoint is made of: torch.load also makes subclasses
+    of them, whose attributes and methods the file may have replaced. Raises TypeError for others.
+    """
+    if isinstance(content, dict):
+        return {_plain(name): _plain(value) for name, value in dict.items(content)}
+    if type(content) in (list, tuple):
+        return type(content)(map(_plain, content))
+    if isinstance(content, Tensor):
+        return Tensor.detach(content)
+    if type(content) in (str, int, float, bool, type(None)):
+        return content
+    raise TypeError(f"a {type(content)}")
+
+
+def _settings_from(saved: dict, not_ours: str) -> Settings:
+    known = {field.name: field.default for field in fields(Settings)}
+    saved = {name: value for name, value in known.items() if value is not MISSING} | saved
+    if set(saved) != set(known):
+        raise UserError(f"{not_ours}: its settings are not this version's")
+    for field in fields(Settings):
+        # type(), because True is an int too
+        if type(saved[field.name]) not in TYPES[field.name]:
+            raise UserError(f"{not_ours}: its {field.name} is {reprlib.repr(saved[field.name])}")
+    settings = Settings(**saved)
+    try:
+        check_settings(settings)
+    except UserError as error:
+        raise UserError(f"{not_ours}: {error}") from None
+    if not describes_a_network(settings):
+        raise UserError(f"{not_ours}: no such network")
+    return settings
+
+
+def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
+    with torch.device("meta"):
+        network = build_network(settings).state_dict()
+    expected = {name: (x.dtype, tuple(x.shape)) for name, x in network.items()}
+    found = {
+        name: (x.dtype, tuple(x.shape)) if is_plain_tensor(x) else None for name, x in model.items()
+    }
+    for name in expected | found:
+        if expected.get(name) != found.get(name):
+            raise UserError(
+                f"{path} does not fit its own settings: {reprlib.repr(name)} should be "
+                f"{expected.get(name)}, found {found.get(name)}"
+            )
+    for name, x in model.items():
+        smallest = 0 if name.endswith("running_var") else -math.inf
+        if not (x.isfinite().all() and (x >= smallest).all()):
+            raise UserError(
+                f"{path} holds NaN, infinite or impossible numbers in {name}: did it diverge?"
+            )

@@ -235,6 +235,12 @@ def new_figure(
     return figure, figure.subplots(rows, columns, **shared)
 
 
+def plain(name: str) -> str:
+    """As matplotlib shows it unchanged: no mathematics, no hidden legend entry, no lone bytes."""
+    text = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def legend_beside(panel: "Axes", **options: Any) -> None:
     """The legend to the right of the panel, where it covers nothing."""
     options.setdefault("fontsize", 8)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-OFF = 32  # bits of a network that is not quantized
+import kernels
+from kernels import as_rows, from_rows, integer_codes
 
 # Every real-valued stream of a quantized network (batch norm outputs, residual sums, membrane
 # potentials) is a multiple of GRID, so that float32 adds them exactly below 2^24 · GRID = 1024 and
@@ -37,68 +38,6 @@ def symmetric_range(bits: int) -> tuple[int, int]:
     return -high, high
 
 
-def integer_codes(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """clamp(round(x / step), low, high), halves rounded to even; the dtype of x."""
-    return torch.round(x / step).clamp_(low, high)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 where its dtype is narrower."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def is_above(x: Tensor, bound: float, out: Tensor | None = None) -> Tensor:
-    """1 where x > bound, else 0, in the dtype of x: on a CPU several times faster than a bool."""
-    return torch.gt(x, bound, out=torch.empty_like(x) if out is None else out)
-
-
-def is_below(x: Tensor, bound: float) -> Tensor:
-    """1 where x < bound, else 0, in the dtype of x."""
-    return torch.lt(x, bound, out=torch.empty_like(x))
-
-
-def inside(scaled: Tensor, low: int, high: int) -> Tensor:
-    """1 where low < scaled < high, else 0, in the dtype of `scaled`."""
-    return is_above(scaled, low).mul_(is_below(scaled, high))
-
-
-def fake_quantize_backward(
-    grad: Tensor, x: Tensor, step: Tensor, low: int, high: int
-) -> tuple[Tensor, Tensor]:
-    """LSQ gradients of `step · integer_codes(x)` with respect to x and to the step (arXiv
-    1902.08153, eq. 3 and 5). The second is per element: sum it over the values of each step."""
-    scaled = x / step
-    passes = inside(scaled, low, high)
-    codes = torch.round(scaled).clamp_(low, high)
-    return grad * passes, grad * (codes - scaled * passes)
-
-
-def integers_forward(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-    """`integer_codes` of (rows, values), the step () or (rows, 1), under a name of its own: it is
-    what --compile replaces, and those who need codes of other shapes should not be compiled."""
-    return integer_codes(x, step, low, high)
-
-
-def integers_backward(
-    grad: Tensor, x: Tensor, step: Tensor, low: int, high: int
-) -> tuple[Tensor, Tensor]:
-    """Gradients of `integer_codes` with respect to x and to the step that give step · codes LSQ's:
-    x and grad are (rows, values), the step () or (rows, 1)."""
-    scaled = x / step
-    grad_x = grad * inside(scaled, low, high) / step
-    return grad_x, -(grad_x * scaled).sum(dim=1, keepdim=True).sum_to_size(step.shape)
-
-
-def as_rows(x: Tensor) -> Tensor:
-    """(N, C, ...) as (N, values), channels last: a view where x lies so in memory."""
-    return x.movedim(1, -1).flatten(1)
-
-
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """`as_rows` undone, for a tensor of the shape of `like`."""
-    return rows.view(like.movedim(1, -1).shape).movedim(-1, 1)
-
-
 class _Integers(torch.autograd.Function):
     """`integer_codes`, differentiated so that codes · step has LSQ's gradients."""
 
@@ -107,14 +46,16 @@ class _Integers(torch.autograd.Function):
         ctx.save_for_backward(x, step)
         ctx.range = low, high
         rows, step = as_rows(x), step.flatten(1) if step.dim() else step
-        return from_rows(integers_forward(rows, step, low, high), x)
+        return from_rows(kernels.integers_forward(rows, step, low, high), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         x, step = ctx.saved_tensors
         flat_step = step.flatten(1) if step.dim() else step
-        grad_x, grad_step = integers_backward(as_rows(grad), as_rows(x), flat_step, *ctx.range)
+        grad_x, grad_step = kernels.integers_backward(
+            as_rows(grad), as_rows(x), flat_step, *ctx.range
+        )
         return from_rows(grad_x, x), grad_step.view(step.shape), None, None
 
 
@@ -287,107 +228,3 @@ class BatchNormQuantizer(nn.Module):
         smallest = largest / torch.full_like(largest, self.high)
         mantissa, _ = torch.frexp(smallest)  # 0.5 of a power of two, else above
         return torch.where(mantissa == 0.5, smallest, smallest / mantissa)
-
-
-def round_shift(x: Tensor, divisor: int) -> Tensor:
-    """x / divisor of int64 x, rounded to the nearest integer, halves to even."""
-    quotient = torch.div(2 * x + divisor, 2 * divisor, rounding_mode="floor")
-    is_half = (2 * x + divisor) % (2 * divisor) == 0
-    return quotient - (is_half & (quotient % 2 == 1)).long()
-
-
-def in_grid_units(x: float) -> int:
-    units = x / GRID
-    if units != round(units):
-        raise ValueError(f"{x} is no multiple of the grid {GRID}")
-    return round(units)
-
-
-def in_24_bits(x: Tensor) -> Tensor:
-    if x.abs().max() >= 2**24:
-        raise OverflowError("a number needs more than 24 bits, which float32 does not hold exactly")
-    return x
-
-
-class IntegerNetwork:
-    """A trained QuanMSResNet evaluated with integers alone, as a chip would: every spike is the
-    same as in the network's own evaluation.
-
-    Weights, accumulators, membrane codes and the residual stream (in units of GRID) are int64;
-    batch norm is an integer multiply and add, and a shift with rounding. Only the classifier's
-    scales and bias, after its integer sums, are float64.
-
-    Raises ValueError where a batch norm of the network is not quantized.
-    """
-
-    def __init__(self, network: nn.Module):
-        if network.stem.bn.quantizer is None:
-            raise ValueError("the network's batch norms are not quantized")
-        self.network = network.eval()
-        self.leak_divisor = 4  # 1 / models.neuron.LEAK: exact, as steps are multiples of 4 · GRID
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(logits (B, K) float64, spikes (T·B, C, H, W) bool of each LIF layer), as the network's.
-
-        Raises OverflowError where a number leaves the 24 bits that float32 holds exactly.
-        """
-        net, T = self.network, self.network.time_window
-        spikes: list[Tensor] = []
-        frames = images if images.dim() == 4 else images.transpose(0, 1).flatten(0, 1)
-        stem = net.stem
-        stream = self._batch_norm(stem.bn, self._conv(stem.conv, stem.image(frames).long()))
-        if images.dim() == 4:
-            stream = torch.cat([stream] * T)
-        for block in net.blocks:
-            fired = self._lif(block.lif1, stream, spikes)
-            y = self._batch_norm(block.bn1, self._conv(block.conv1, fired))
-            y = self._batch_norm(
-                block.bn2, self._conv(block.conv2, self._lif(block.lif2, y, spikes))
-            )
-            if not isinstance(block.shortcut, nn.Identity):
-                shortcut = block.shortcut
-                stream = self._requantize(shortcut.stream, stream)
-                stream = self._batch_norm(shortcut.bn, self._conv(shortcut.conv, stream))
-            stream = in_24_bits(y + stream)
-        counts = self._lif(net.lif, stream, spikes).unflatten(0, (T, -1))
-        per_image = counts.sum(dim=(0, 3, 4))
-        codes, step = net.linear.quantizer.codes(net.linear.weight)
-        products = (per_image.double() @ codes.double().T) * step.double().T
-        positions = counts[:, 0, 0].numel()  # T·H·W
-        return products / positions + net.linear.bias.double(), spikes
-
-    def _conv(self, conv: nn.Module, x: Tensor) -> Tensor:
-        """Integer accumulators: float64 adds integers below 2^53 exactly, faster than int64."""
-        weight = conv.quantizer.codes(conv.weight)[0].double()
-        return in_24_bits(conv.convolve(x.double(), weight).round().long())
-
-    def _batch_norm(self, bn: nn.Module, accumulator: Tensor) -> Tensor:
-        """scale · accumulator + shift, in units of the scale's step and then shifted to GRID."""
-        (scale, scale_step), (shift, shift_step) = bn.codes(*bn.running_statistics())
-        scale, shift = (x.long()[:, None, None] for x in (scale, shift))
-        shift = shift * in_grid_units(shift_step.item())
-        ratio = scale_step.item() / GRID  # a power of two
-        if ratio >= 1:
-            return in_24_bits(scale * accumulator * round(ratio) + shift)
-        divisor = round(1 / ratio)
-        return in_24_bits(round_shift(scale * accumulator + shift * divisor, divisor))
-
-    def _requantize(self, quantizer: Quantizer, x: Tensor) -> Tensor:
-        """Codes of a stream that is in grid units."""
-        step = in_grid_units(quantizer.used_step().item())
-        return round_shift(x, step).clamp(quantizer.low, quantizer.high)
-
-    def _lif(self, lif: nn.Module, current: Tensor, spikes: list[Tensor]) -> Tensor:
-        """Spikes, 0 or 1; their bool is appended to `spikes`."""
-        step = in_grid_units(lif.quantizer.used_step().item())
-        threshold = in_grid_units(lif.threshold)
-        fired, membrane = [], None
-        for x in current.unflatten(0, (self.network.time_window, -1)):
-            if membrane is not None:
-                x = x + membrane * (step // self.leak_divisor) * (1 - fired[-1])
-            membrane = self._requantize(lif.quantizer, x)  # the b-bit state
-            fired.append((membrane * step > threshold).long())
-        fired = torch.cat(fired)
-        spikes.append(fired.bool())
-        return fired

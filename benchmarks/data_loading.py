@@ -8,7 +8,6 @@ same number of workers; how much memory of its own a worker takes for a small an
 Images: a CIFAR-10 of random pixels through torchvision's transforms in workers, and on the device.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -20,15 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import timing
-from data_loader import (
-    CropAndFlip,
-    ImageSet,
-    augmentation,
-    load_data_sets,
-    read_frames,
-    train_loader,
-    training_batches,
-)
+from data_loader import ImageSet, Share, load_data_sets, training_loader
+from data_sets.augment import CropAndFlip, augmentation
+from data_sets.events import read_frames
+from settings import Settings
 
 SIZE = 48, 48
 EVENTS = 115_000  # of a sample of N-Caltech101, about
@@ -36,6 +30,8 @@ EVENTS = 115_000  # of a sample of N-Caltech101, about
 
 class FrameFiles(Dataset):
     """As ImageSet, but every sample is read from its own file."""
+
+    step, seed = 1.0, 0
 
     def __init__(self, files: list[Path], time_window: int, augment: Callable[[Tensor], Tensor]):
         self.files, self.time_window, self.augment = files, time_window, augment
@@ -115,29 +111,29 @@ def memory_of_a_worker(samples: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing.parser_of(__doc__, rounds=5)
     add = parser.add_argument
     add("--samples", type=int, default=600, help="of events")
     add("--time_window", type=int, default=10)
     add("--images", type=int, default=50_000)
     add("--batch_size", type=int, default=128)
     add("--workers", type=int, default=2)
-    add("--rounds", type=int, default=5)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path)
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_frames(root, args.samples, args.time_window)
-        train, _ = load_data_sets("ncaltech101", root, args.time_window)
+        train, _ = load_data_sets(
+            Settings.of("ncaltech101", data_path=str(root), time_window=args.time_window)
+        )
         files = sorted(root.glob("N-Caltech101/*/*/*.npz"))[: len(train)]
         from_files = FrameFiles(files, args.time_window, augmentation("basic", True, SIZE))
-        share = (args.batch_size // 4, 0, 1, args.workers, 0)
+        share = Share(args.batch_size // 4, workers=args.workers)
         events = {
-            ".npz files": (train_loader(from_files, *share), len(files)),
-            "packed cache": (train_loader(train, *share), len(train)),
+            ".npz files": (training_loader(from_files, share), len(files)),
+            "packed cache": (training_loader(train, share), len(train)),
         }
         events_rows, events_repeated = speed(events, args.rounds, device)
 
@@ -146,9 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     pixels = torch.randint(256, (args.images, 3, 32, 32), dtype=torch.uint8)
     data_set = ImageSet(pixels, torch.randint(10, (args.images,)), CropAndFlip((32, 32)))
-    share = (args.batch_size, 0, 1)
-    on_device = training_batches(data_set, *share, 0, 0, device)
-    in_workers = train_loader(data_set, *share, args.workers, 0, device.type == "cuda")
+    share = Share(args.batch_size, workers=args.workers)
+    on_device = training_loader(data_set, share, device)
+    one_by_one = ImageSet(pixels, data_set.labels, CropAndFlip((32, 32)).of_one)
+    in_workers = training_loader(one_by_one, share, device)
     images = {
         "torchvision's transforms in workers": (in_workers, args.images),
         f"on the device ({device.type})": (on_device, args.images),

@@ -4,17 +4,17 @@ A sweep of 100,000 chips for MS-ResNet-18 of width 64 against one estimate, and 
 non-ideal crossbars against the digital network; medians of interleaved rounds in one process.
 """
 
-import argparse
 from collections.abc import Sequence
 
 import torch
 
-from benchmarks.timing import in_turn, quartiles, resident_peak
-from data_loader import evaluation_loader, load_data_sets
+from benchmarks.timing import in_turn, parser_of, quartiles, resident_peak
+from data_loader import Share, evaluation_loader, load_data_sets
 from models import QuanMSResNet
-from spikesim_eval.crossbar import Crossbar
-from spikesim_eval.estimate import Chip, estimate
-from spikesim_eval.layers import Subject
+from settings import Settings
+from spikesim_eval.chip import Chip, Crossbar
+from spikesim_eval.estimate import estimate
+from spikesim_eval.layer_list import Subject
 from spikesim_eval.nonideal import accuracy_of, on_crossbars
 from spikesim_eval.sweep import sweep
 from spikesim_eval.trace import trace_network
@@ -53,8 +53,8 @@ def sweep_speed(rounds: int) -> None:
 def nonideal_speed(rounds: int, width: int) -> None:
     torch.manual_seed(0)
     network = QuanMSResNet(18, 10, 4, 1, width, bits=4)
-    _, test_set = load_data_sets("digits", ".", 4)
-    batches = evaluation_loader(test_set, 64, 0, 1, workers=0)
+    _, test_set = load_data_sets(Settings.of("digits"))
+    batches = evaluation_loader(test_set, Share(64))
     network(next(iter(batches))[0])  # running statistics
     network.eval()
     description = trace_network(network, torch.zeros(1, 1, 16, 16), 4, 8, {}, 4)
@@ -74,8 +74,7 @@ def nonideal_speed(rounds: int, width: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--width", type=int, default=8, help="of the network on crossbars")
     args = parser.parse_args(arguments)
     sweep_speed(args.rounds)

@@ -9,12 +9,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from command_line import UserError
-from display import kind_of, legend_below, new_figure, picture_files, short_names, styles
+from display import kind_of, legend_below, new_figure, picture_files, plain, short_names, styles
 from experiments.found_runs import Run, names_of, place_of, warn
-from spikesim_eval.layers import InputError
-from spikesim_eval.plots import plain
-from spikesim_eval.report import check_folder, write_files
+from runtime.errors import UserError
+from runtime.files import check_writable, write_files
 
 PANELS = {  # column of metrics.csv: (label of the panel, scale)
     "test_accuracy": ("test accuracy, %", 100),
@@ -40,12 +38,9 @@ def draw(runs: Sequence[Run], out: str) -> list[Path]:
     runs = sorted((run for run in runs if run.rows), key=lambda run: place_of(run.settings))
     if not runs:
         raise UserError("no run has a whole epoch yet: there is nothing to draw")
-    try:
-        check_folder(out.parent)
-        contents = picture_files(picture(runs), out.name)
-        write_files(out.parent, contents)
-    except InputError as error:
-        raise UserError(f"--out {out}: {error}") from None
+    check_writable(out.parent, "--out")
+    contents = picture_files(picture(runs), out.name)
+    write_files(out.parent, contents)
     return [out.with_name(name) for name in contents]
 
 

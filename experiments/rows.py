@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from command_line import UserError
 from experiments.plan import METHODS, STARTS, TEACHER, Planned, options_text, teacher_text
+from runtime.errors import UserError
 
 ROWS = "rows.csv"
 KEYS = ("data", "time_window", "bits", "method", "start", "seed", "fold")

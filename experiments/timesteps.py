@@ -17,8 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from command_line import Parser
-from display import legend_below, new_figure, styles
+from display import legend_below, new_figure, plain, styles
 from experiments.plan import NOT_GIVEN, TEACHER, Planned, plan
 from experiments.rows import Row
 from experiments.study import axes_of, base_parser, command, of_teacher
@@ -29,11 +28,12 @@ from experiments.study_table import (
     values_of,
     varied,
     without_seed,
+    words,
     write_tables,
 )
 from experiments.table import cell, mean_and_error
+from runtime.command import Parser
 from settings import DATA_SETS
-from spikesim_eval.plots import plain
 
 METHOD = "CLK"
 PLAIN, ONE, OWN_T, EVERY = (
@@ -118,8 +118,8 @@ def picture(groups: Sequence[Group]) -> Figure:
     names = options_of(groups)
 
     def panel_of(row: Row) -> str:
-        words = [f"{x} {shown_value(row, x)}" for x in names if shown_value(row, x)]
-        return ", ".join([row["data"], f"{row['bits']} bits", f"from {row['start']}", *words])
+        about = [row["data"], f"{row['bits']} bits", f"from {row['start']}"]
+        return ", ".join([*about, *words(row, names)])
 
     students = [group for group in groups if group.about["method"] != TEACHER]
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))

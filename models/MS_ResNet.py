@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from kernels import at_least_float32
 from models.batch_norm import BatchNorm, FoldedBatchNorm
 from models.neuron import LIF, THRESHOLD, Watch, unfold_time
-from quantization import at_least_float32, codes_of
+from quantization import codes_of
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 PREDICTED_AT_ONCE = 256  # images, so that many fit into the memory

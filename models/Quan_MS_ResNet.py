@@ -10,7 +10,6 @@ from torch.autograd.function import once_differentiable
 
 from models.batch_norm import BatchNorm
 from models.MS_ResNet import (
-    FULL_PRECISION,
     Conv2d,
     Layers,
     MSResNet,
@@ -20,7 +19,6 @@ from models.MS_ResNet import (
 )
 from models.neuron import LIF, THRESHOLD
 from quantization import (
-    OFF,
     BatchNormQuantizer,
     ImageQuantizer,
     MembraneQuantizer,
@@ -110,37 +108,19 @@ class QuanLinear(nn.Linear):
             return F.linear(x.to(step.dtype), self.quantizer(self.weight) * step, self.bias)
 
 
-def quantized_layers(
-    bits: int, bn_bits: int, image_step: float, membrane_steps_learned: bool = True
-) -> Layers:
-    """The layers of Quan-MS-ResNet; the stream's deviation is what its batch norms start with."""
-    return Layers(
-        image=lambda: ImageQuantizer(image_step),
-        stem_conv=partial(QuanConv2d, bits=STEM_BITS),
-        conv=partial(QuanConv2d, bits=bits, of_spikes=True),
-        stream_conv=partial(QuanConv2d, bits=bits),
-        batch_norm=lambda channels, weight: BatchNorm(
-            channels, weight, None if bn_bits >= OFF else BatchNormQuantizer(bn_bits)
-        ),
-        lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD, membrane_steps_learned)),
-        stream=lambda: StreamQuantizer(bits, deviation=THRESHOLD),
-        linear=partial(QuanLinear, bits=LINEAR_BITS),
-    )
-
-
 class QuanMSResNet(MSResNet):
     """MS-ResNet with quantized weights, membrane potentials, batch norms and inputs.
 
     Args:
         bits: width of weights, membrane potentials and shortcut inputs, 2 to 8; stem and linear
-            weights have 8. With 32 nothing at all is quantized: the network is MSResNet.
-        bn_bits: width of the folded batch norm's scale and shift; 32 leaves them unquantized.
+            weights have 8.
+        bn_bits: width of the folded batch norm's scale and shift, 2 to 16.
         image_step: what one code of the 8-bit input stands for: 1/255 for images in [0, 1],
             1 for event counts.
         membrane_steps_learned: whether training changes what a code of the membrane potentials
             stands for (see `distiller.within_reach`).
 
-    Raises ValueError for widths that are neither 2 to 8 (`bn_bits`: 2 to 16) nor 32.
+    Raises ValueError for other widths.
     """
 
     def __init__(
@@ -156,13 +136,21 @@ class QuanMSResNet(MSResNet):
         image_step: float = 1 / 255,
         membrane_steps_learned: bool = True,
     ):
-        if bits != OFF and not 2 <= bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, or {OFF} for none; got {bits}")
-        if bn_bits != OFF and not 2 <= bn_bits <= 16:
-            raise ValueError(f"bn_bits must be 2 to 16, or {OFF} for none; got {bn_bits}")
-        layers = FULL_PRECISION
-        if bits != OFF:
-            layers = quantized_layers(bits, bn_bits, image_step, membrane_steps_learned)
+        if not 2 <= bits <= 8:
+            raise ValueError(f"bits must be 2 to 8, got {bits}")
+        if not 2 <= bn_bits <= 16:
+            raise ValueError(f"bn_bits must be 2 to 16, got {bn_bits}")
+        layers = Layers(
+            image=lambda: ImageQuantizer(image_step),
+            stem_conv=partial(QuanConv2d, bits=STEM_BITS),
+            conv=partial(QuanConv2d, bits=bits, of_spikes=True),
+            stream_conv=partial(QuanConv2d, bits=bits),
+            batch_norm=lambda *how: BatchNorm(*how, BatchNormQuantizer(bn_bits)),
+            lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD, membrane_steps_learned)),
+            # Its deviation is what the stream's batch norms start with.
+            stream=lambda: StreamQuantizer(bits, deviation=THRESHOLD),
+            linear=partial(QuanLinear, bits=LINEAR_BITS),
+        )
         super().__init__(depth, num_classes, time_window, in_channels, width, layers)
         self.start_steps_from_weights()
 

@@ -13,28 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from quantization import GRID, BatchNormQuantizer, at_least_float32, from_rows
+import kernels
+from kernels import as_pixels, at_least_float32, from_rows
+from quantization import GRID, BatchNormQuantizer
+from runtime.processes import world_size
 
 ROWS = 256  # values that are added up one after the other
-
-
-def several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def as_pixels(x: Tensor) -> Tensor:
-    """(N, C, H, W) as (N·H·W, C), a view where x is channels_last; undone by `from_rows`."""
-    return x.movedim(1, -1).flatten(0, -2)
-
-
-def affine(x: Tensor, scale: Tensor, shift: Tensor, on_grid: bool) -> Tensor:
-    """x·scale + shift of pixels (N, C), dtype of x; rounded to multiples of GRID if asked."""
-    if not on_grid:
-        return torch.addcmul(shift, x, scale).to(x.dtype)
-    # A fast convolution algorithm may have left integers that are not quite.
-    exact = x if x.dtype == scale.dtype else x.to(scale.dtype).round_()
-    y = torch.addcmul(shift / GRID, exact, scale / GRID)
-    return y.round_().mul_(GRID).to(x.dtype)
 
 
 @torch.no_grad()
@@ -78,7 +62,7 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
     """
     dtype, count = torch.promote_types(x.dtype, torch.float32), x.numel() // x.shape[1]
     first, second = moments(x)
-    if several_processes():
+    if world_size() > 1:
         count = torch.full_like(first[:1], count)
         sums = torch.cat([count * first, count * second, count])
         dist.all_reduce(sums)
@@ -89,18 +73,6 @@ def global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor | int]:
     return first.to(dtype), torch.addcmul(second, first, first, value=-1).to(dtype), count
 
 
-def gradient_sums(grad: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over all pixels, (C,), of grad and of grad · (x - mean), all (N, C)."""
-    return grad.sum(dim=0, dtype=mean.dtype), (grad * (x - mean)).sum(dim=0)
-
-
-def gradient_of_input(
-    grad: Tensor, x: Tensor, mean: Tensor, scale: Tensor, mean_grad: Tensor, slope: Tensor
-) -> Tensor:
-    """(grad - mean_grad - (x - mean) · slope) · scale of pixels (N, C), in the dtype of x."""
-    return torch.addcmul(grad - mean_grad, x - mean, slope, value=-1).mul_(scale).to(x.dtype)
-
-
 class _BatchNorm(torch.autograd.Function):
     """x·scale + shift, whose backward knows that both depend on the batch of all processes.
 
@@ -109,26 +81,26 @@ class _BatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, scale, shift, mean, inverse_std, count, on_grid):
+    def forward(ctx, x, weight, bias, folded, statistics, grid):
+        mean, inverse_std, ctx.count = statistics
         ctx.save_for_backward(x, weight, mean, inverse_std)
-        ctx.count = count
-        return from_rows(affine(as_pixels(x), scale, shift, on_grid), x)
+        return from_rows(kernels.affine(as_pixels(x), *folded, grid), x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight, mean, inverse_std = ctx.saved_tensors
         pixels, grad_pixels = as_pixels(x), as_pixels(grad)
-        grad_bias, sum_products = gradient_sums(grad_pixels, pixels, mean)
+        grad_bias, sum_products = kernels.gradient_sums(grad_pixels, pixels, mean)
         sums = torch.stack([grad_bias, sum_products]).double()
-        if several_processes():
+        if world_size() > 1:
             dist.all_reduce(sums)
         mean_grad, mean_product = (sums / ctx.count).to(mean)
         slope = mean_product * inverse_std.square()
         scale = weight * inverse_std
-        grad_x = gradient_of_input(grad_pixels, pixels, mean, scale, mean_grad, slope)
+        grad_x = kernels.gradient_of_input(grad_pixels, pixels, mean, scale, mean_grad, slope)
         grad_weight = sum_products * inverse_std
-        return from_rows(grad_x, x), grad_weight, grad_bias, None, None, None, None, None, None
+        return from_rows(grad_x, x), grad_weight, grad_bias, None, None, None
 
 
 class _PlainBatchNorm(torch.autograd.Function):
@@ -166,23 +138,20 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor, repeats: int = 1) -> Tensor:
         """Normalize x (N, C, H, W), each image standing for `repeats` equal timesteps."""
-        on_grid = self.quantizer is not None
-        plain = not on_grid and repeats == 1 and not several_processes()
-        if not on_grid and (not self.training or (plain and x.device.type != "cpu")):
+        grid = None if self.quantizer is None else GRID
+        plain = grid is None and repeats == 1 and world_size() == 1
+        if grid is None and (not self.training or (plain and x.device.type != "cpu")):
             return super().forward(x)
         if not self.training:
-            scale, shift = self.fold(*self.running_statistics())
+            folded = self.fold(*self.running_statistics())
             # The products of wide layers are exact in float64 only.
-            return from_rows(affine(as_pixels(x), scale, shift, on_grid), x)
+            return from_rows(kernels.affine(as_pixels(x), *folded, grid), x)
         mean, var, count = global_statistics(x)
         self._update_running_statistics(mean, var, count * repeats)
         if plain:
             return _PlainBatchNorm.apply(x, self.weight, self.bias, mean, var, self.eps)
-        scale, shift = self.fold(mean, var)
-        inverse_std = torch.rsqrt(var + self.eps)
-        return _BatchNorm.apply(
-            x, self.weight, self.bias, scale, shift, mean, inverse_std, count, on_grid
-        )
+        statistics = mean, torch.rsqrt(var + self.eps), count
+        return _BatchNorm.apply(x, self.weight, self.bias, self.fold(mean, var), statistics, grid)
 
     def running_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (C,), in float64: a device's float32 square root may differ from

@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire neuron of MS-ResNet (Hu et al., arXiv 2112.08954), as one autograd op.
+"""Leaky integrate-and-fire neuron of MS-ResNet (Hu et al., arXiv 2112.08954).
 
     u[t] = LEAK · u[t-1] · (1 - s[t-1]) + x[t], s[t] = 1 if u[t] > THRESHOLD else 0, u[0] = s[0] = 0
 
@@ -7,7 +7,9 @@ The reset factor (1 - s) is detached from the graph, and a spike's surrogate der
 rectangle ∂s/∂u = 1{|u - THRESHOLD| < WINDOW} / (2 · WINDOW). With a quantizer, û = quantize(u)
 takes the place of u where the neuron fires, carries its state on, and is looked at from outside.
 
-Time is folded into the batch: tensors are (T·B, ...), all images of timestep 1 first.
+`lif` says so in torch, and defines the neuron. The networks run `LIF`: the same numbers from one
+autograd function, whose loops stand in `kernels.py`. Time is folded into the batch there: tensors
+are (T·B, ...), all images of timestep 1 first.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,22 +19,41 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from quantization import (
-    MembraneQuantizer,
-    as_rows,
-    at_least_float32,
-    fake_quantize_backward,
-    from_rows,
-    integer_codes,
-    is_above,
-)
+import kernels
+from kernels import as_rows, from_rows
+from quantization import MembraneQuantizer
 
-LEAK = 0.25
-THRESHOLD = 0.5
-WINDOW = 0.5
+LEAK, THRESHOLD, WINDOW = NEURON = 0.25, 0.5, 0.5
 
 Watch = Callable[[Tensor], None]  # is given a layer's membrane potentials (T, B, C, H, W)
-Parts = tuple[Tensor, ...]  # of a tensor, one a timestep: a fused kernel is slow at writing slices
+
+
+class Spike(torch.autograd.Function):
+    """1 where the potential (quantized where there is a quantizer) fires, else 0."""
+
+    @staticmethod
+    def forward(ctx, potential: Tensor, u: Tensor) -> Tensor:
+        ctx.save_for_backward(u)
+        return (potential > THRESHOLD).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (u,) = ctx.saved_tensors
+        return grad * ((u - THRESHOLD).abs() < WINDOW) / (2 * WINDOW), None
+
+
+def lif(x: Tensor, quantize: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """The neuron's definition: spikes and membrane potentials of input currents, all (T, ...)."""
+    spikes, membranes = [], []
+    u = s = torch.zeros_like(x[0])
+    for current in x:
+        u = before_rounding = LEAK * u * (1 - s.detach()) + current
+        if quantize is not None:
+            u = quantize(u)
+        s = Spike.apply(u, before_rounding.detach())
+        spikes.append(s)
+        membranes.append(u)
+    return torch.stack(spikes), torch.stack(membranes)
 
 
 def unfold_time(x: Tensor, time_window: int) -> Tensor:
@@ -40,85 +61,8 @@ def unfold_time(x: Tensor, time_window: int) -> Tensor:
     return x.unflatten(0, (time_window, -1))
 
 
-def lif_forward(
-    x: Tensor,
-    spikes: Parts,
-    membrane: Parts | None,
-    saved: Parts | None,
-    step: Tensor | None,
-    code_range: tuple[int, int] | None,
-) -> None:
-    """Spikes and membrane potentials of input currents x (T, neurons), written where asked.
-
-    `saved` gets what backward needs: whether u is in the surrogate's window, a bit for each
-    timestep, as uint8 (T / 8, neurons); with a quantizer's `step`, u itself (T, neurons).
-    """
-    u = fired = bits = None
-    for t, current in enumerate(x.unbind()):
-        # A membrane potential rounded to half precision fires at other times: keep it in float32.
-        current = at_least_float32(current)
-        u = current if u is None else torch.addcmul(current, u, 1 - fired, value=LEAK)
-        if saved is not None and step is not None:
-            saved[t].copy_(u)
-        elif saved is not None:
-            window = in_window(u)
-            bits = window if t % 8 == 0 else bits.add(window, alpha=2 ** (t % 8))
-            if t % 8 == 7 or t == len(x) - 1:
-                saved[t // 8].copy_(bits)
-        if step is not None:
-            u = integer_codes(u, step, *code_range) * step
-        if membrane is not None:
-            membrane[t].copy_(u)
-        fired = is_above(u, THRESHOLD, out=spikes[t]).to(u.dtype)
-
-
-def in_window(u: Tensor) -> Tensor:
-    """1 where a spike has a surrogate gradient, |u - THRESHOLD| < WINDOW, else 0; dtype of u."""
-    return (u - THRESHOLD).abs_().lt_(WINDOW)
-
-
-def lif_backward(
-    grad_spikes: Tensor | None,
-    grad_membrane: Tensor | None,
-    spikes: Tensor | None,
-    saved: Tensor,
-    step: Tensor | None,
-    code_range: tuple[int, int] | None,
-    grad_x: Parts,
-) -> Tensor | None:
-    """Gradients of `lif_forward`: with respect to x, written into `grad_x`, and to the step.
-
-    A quantized neuron needs no `spikes`: its saved u tells.
-    """
-    grad_u = bits = grad_step = None
-    for t in reversed(range(len(grad_x))):
-        grad = None
-        if step is None:
-            # Later timesteps' bits are gone: the highest that is left is this one's.
-            bits = saved[t // 8].float() if bits is None or t % 8 == 7 else bits
-            window = is_above(bits, 2 ** (t % 8) - 1)
-            bits = bits.sub(window, alpha=2 ** (t % 8))
-        if grad_spikes is not None:
-            window = window if step is None else in_window(saved[t])
-            grad = (window * grad_spikes[t]).mul_(1 / (2 * WINDOW))
-        if grad_membrane is not None:
-            grad = grad_membrane[t] if grad is None else grad + grad_membrane[t]
-        if step is None:
-            fired = spikes[t]
-        else:
-            fired = is_above(integer_codes(saved[t], step, *code_range) * step, THRESHOLD)
-        if grad_u is not None:
-            grad = torch.addcmul(grad, grad_u, 1 - fired, value=LEAK)
-        if step is not None:
-            grad, per_neuron = fake_quantize_backward(grad, saved[t], step, *code_range)
-            grad_step = per_neuron.sum() + (0 if grad_step is None else grad_step)
-        grad_x[t].copy_(grad)
-        grad_u = grad
-    return grad_step
-
-
 class _LIF(torch.autograd.Function):
-    """`lif_forward` and `lif_backward` for (T·B, C, ...), channels last in memory."""
+    """`lif` of (T·B, C, ...), channels last in memory, by the kernels."""
 
     @staticmethod
     def forward(ctx, x, step, code_range, time_window, want_membrane):
@@ -128,13 +72,12 @@ class _LIF(torch.autograd.Function):
         membrane = torch.empty_like(by_time, dtype=wide) if want_membrane else None
         saved = None
         if any(ctx.needs_input_grad) and step is None:
-            saved = x.new_empty(-(-time_window // 8), neurons, dtype=torch.uint8)
+            saved = x.new_empty(-(-time_window // kernels.PER_BYTE), neurons, dtype=torch.uint8)
         elif any(ctx.needs_input_grad):
             saved = torch.empty_like(by_time, dtype=wide)
-        membrane_parts, saved_parts = (
-            None if whole is None else whole.unbind() for whole in (membrane, saved)
-        )
-        lif_forward(by_time, spikes.unbind(), membrane_parts, saved_parts, step, code_range)
+        parts = (None if whole is None else whole.unbind() for whole in (spikes, membrane, saved))
+        quantizer = None if step is None else (step, *code_range)
+        kernels.lif_forward(by_time, *parts, NEURON, quantizer)
         # The next convolution keeps the spikes anyway; a quantized neuron can tell them from u.
         ctx.save_for_backward(spikes if step is None else None, saved, step)
         ctx.code_range, ctx.time_window, ctx.dtype = code_range, time_window, x.dtype
@@ -143,15 +86,17 @@ class _LIF(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_spikes, grad_membrane):
+    def backward(ctx, *grads):
         spikes, saved, step = ctx.saved_tensors
-        like = grad_membrane if grad_spikes is None else grad_spikes
-        by_time = (
-            None if grad is None else as_rows(grad).view(ctx.time_window, -1)
-            for grad in (grad_spikes, grad_membrane)
+        like = next(grad for grad in grads if grad is not None)
+        by_time = tuple(
+            None if grad is None else as_rows(grad).view(ctx.time_window, -1) for grad in grads
         )
         grad_x = like.new_empty(ctx.time_window, like.numel() // ctx.time_window, dtype=ctx.dtype)
-        grad_step = lif_backward(*by_time, spikes, saved, step, ctx.code_range, grad_x.unbind())
+        quantizer = None if step is None else (step, *ctx.code_range)
+        grad_step = kernels.lif_backward(
+            by_time, spikes, saved, grad_x.unbind(), NEURON, quantizer, ctx.needs_input_grad[1]
+        )
         return from_rows(grad_x, like), grad_step, None, None, None
 
 

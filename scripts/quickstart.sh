@@ -10,7 +10,7 @@ out=runs/quickstart bits=2 seed=1234
 options=(--data digits --model_depth 18 --width 8 --seed "$seed" --workers 0)
 
 # Where the options are right, what is there of before moves to a numbered folder.
-python run_folder.py "$out" "${options[@]}" --paper_setting original "$@"
+python -m engine.run_folder "$out" "${options[@]}" --paper_setting original "$@"
 python main.py "${options[@]}" --paper_setting original --epochs 12 \
     --save_path "$out/teacher" "$@"
 teacher=$out/teacher/original-best.pth
@@ -25,4 +25,4 @@ for run in student/student mdsnn/qamd; do
     python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
         --out "$out/${run%/*}/edap" > /dev/null
 done
-python scripts/quickstart_table.py "$out"
+python -m experiments.quickstart_table "$out"

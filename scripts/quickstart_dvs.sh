@@ -11,7 +11,7 @@ out=runs/quickstart_dvs seed=1234
 options=(--data digits-dvs --data_path data --model_depth 18 --width 8 --seed "$seed" --workers 1)
 
 # Where the options are right, what is there of before moves to a numbered folder.
-python run_folder.py "$out" "${options[@]}" --paper_setting original "$@"
+python -m engine.run_folder "$out" "${options[@]}" --paper_setting original "$@"
 python data_loader.py prepare --data digits-dvs --data_path data
 python main.py "${options[@]}" --paper_setting original --epochs 20 \
     --save_path "$out/teacher" "$@"
@@ -30,4 +30,4 @@ for run in student-4bit/student mdsnn-8bit/qamd mdsnn-4bit/qamd; do
     python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
         --data_path data --out "$out/${run%/*}/edap" > /dev/null
 done
-python scripts/quickstart_table.py "$out"
+python -m experiments.quickstart_table "$out"

@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
-# Lints and tests everything; arguments go to pytest: bash scripts/test.sh -k spikesim
+# Lints and tests what takes no training and no process of its own, in minutes; with --all
+# everything. Other arguments go to pytest: bash scripts/test.sh --all -k spikesim
 # Two test files at a time, one thread each: small networks gain nothing from a second one.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
+arguments=() which=(--fast)
+for argument in "$@"; do
+    if [[ $argument == --all ]]; then which=(); else arguments+=("$argument"); fi
+done
 ruff check .
 ruff format --check .
-OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder "${which[@]}" "${arguments[@]}"

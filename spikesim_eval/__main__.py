@@ -7,40 +7,32 @@ A mistake of the user gives one line and exit code 2.
 """
 
 import argparse
-import csv
 import io
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import command_line
 from display import picture_files, short_names, text_table
+from runtime.command import Parser, run_command
+from runtime.errors import UserError
+from runtime.files import check_writable, write_files
 
-from .compare import cheapest, compare, notes, tables
-from .constants import PUBLISHED_RATIO
-from .crossbar import LIMITS, Crossbar
-from .estimate import CHOICES, Chip, check_cell
-from .layers import InputError, Subject, check_number, load_layer_list, read_json, show
+from .chip import CHOICES, Chip, Crossbar
+from .compare import choice, compare, notes, published_ratios, tables
+from .layer_list import Subject, check_number, load_layer_list, read_json
 from .plots import compare_plot, svg, sweep_plot
 from .published import estimate_published
-from .quantities import RATIO_NAMES
+from .render import csv_text, markdown_table
 from .report import (
     assumptions,
     build_report,
-    check_folder,
-    markdown_table,
     totals_text,
-    write_files,
     write_report,
 )
-from .sweep import AXES, check_size, csv_text, front_lines, shown_front, sweep, variants
-
-
-class Parser(command_line.Parser):
-    mistake = InputError
+from .sweep import AXES, check_size, front_lines, shown_front, sweep, sweep_csv, variants
 
 
 def numbers(kind: type) -> Any:
@@ -57,68 +49,51 @@ def adc_bits(text: str) -> int | None:
     return None if text == "ideal" else int(text)
 
 
-CHIP_HELP = {
-    "xbar_size": "crossbar side",
-    "pe_per_tile": "PEs of a tile",
-    "crossbars_per_pe": "crossbars of a PE",
-    "cell_bits": "bits per cell",
-    "adc_bits": "ADC resolution",
-    "clk_mhz": "clock, MHz",
-}
-CHOICE_HELP = {
-    "cell": "memory of a cell",
-    "periphery": "charged once per group of PEs with the same weights' slices, or per PE",
-    "delay": "a PE cycle gives one output channel of a pixel, or all of them",
-    "adc_law": "an ADC's energy and area double with every bit above the published 4 and halve "
-    "with every bit below, or are in proportion to the bits",
-    "buffers": "inputs and membranes stored in as many bits as they have, or in the published 22",
-}
-
-CROSSBAR_HELP = {
-    **{name: CHIP_HELP[name] for name in ("xbar_size", "cell_bits")},
-    "columns": "differential or offset",
-    "adc_range": "full: the ADC reaches to the largest possible sum; unit: a code is a cell step",
-    "on_off_ratio": "conductance of a cell's highest level over its lowest",
-    "sigma": "relative deviation of a cell's conductance; what would be negative is 0, so that "
-    "the mean is larger (at 0.5 by 0.4 %%, at 1 by 8.3 %%)",
-    "wire_ohm": "resistance of a wire from cell to cell",
-    "on_ohm": "resistance of a cell at its lowest level above 0; at level L it is divided by L, so "
-    "at the highest by 2^cell_bits - 1",
-}
-
-
-def add_option(
-    parser: argparse.ArgumentParser, name: str, default: Any, text: str, **how: Any
-) -> None:
+def add_option(parser: Parser, name: str, default: Any, text: str, **how: Any) -> None:
     """An option whose help says its default."""
     (value,) = default if isinstance(default, list) else [default]
     shown = f"{value:g}" if isinstance(value, float) else value
     parser.add_argument(f"--{name}", default=default, help=f"{text} (default {shown})", **how)
 
 
-def add_chip_options(parser: argparse.ArgumentParser, lists: bool = False) -> None:
-    chip = Chip()
-    for name, text in CHIP_HELP.items():
-        value = getattr(chip, name)
-        low, high, _ = LIMITS[name]
-        text = f"{text}, {low} to {high}"
-        if lists:
-            kind, default, text = numbers(type(value)), [value], f"{text}: one, or a,b,c"
-        else:
-            kind, default = type(value), value
-        add_option(parser, name, default, text, type=kind)
-    for name, choices in CHOICES.items():
-        add_option(parser, name, getattr(chip, name), CHOICE_HELP[name], choices=choices)
+def add_options_of(what: type, parser: Parser, lists: bool = False) -> None:
+    """The options that Chip or Crossbar declares; with `lists`, several values of each number."""
+    for option in fields(what):
+        default, about = option.default, option.metadata
+        text, how = about["text"], {"type": type(default)}
+        if about["reason"]:
+            low, high = about["limits"]
+            text += f", {low:g} to {high:g}"
+        if about["choices"]:
+            how = {"choices": about["choices"]}
+        elif lists:
+            default, how, text = (
+                [default],
+                {"type": numbers(type(default))},
+                f"{text}: one, or a,b,c",
+            )
+        elif default is None:
+            default, how = 4, {"type": adc_bits}
+        add_option(parser, option.name, default, text, **how)
+
+
+def chosen(what: type, args: argparse.Namespace) -> Any:
+    return what(**{option.name: getattr(args, option.name) for option in fields(what)})
 
 
 def build_parser() -> Parser:
     parser = Parser(prog="spikesim_eval", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    compat = commands.add_parser("compat", help="the published tool's figures, as JSON")
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str) -> Parser:
+        command = commands.add_parser(name, help=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        return command
+
+    compat = add("compat", run_compat, "the published tool's figures, as JSON")
     compat.add_argument("case", help="JSON with in_ch, out_ch, in_dim, out_dim, xbar_size, ...")
 
-    report = commands.add_parser("report", help="estimate a network", allow_abbrev=False)
+    report = add("report", run_report, "estimate a network")
     source = report.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="checkpoint of a training run")
     source.add_argument("--layers", help="layer list, see docs/layer_list.md")
@@ -126,50 +101,35 @@ def build_parser() -> Parser:
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
-    add_chip_options(report)
+    add_options_of(Chip, report)
 
-    several = commands.add_parser("compare", help="networks against the first", allow_abbrev=False)
+    several = add("compare", run_compare, "networks against the first")
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
     acceptable = "points below the first that are acceptable"
     add_option(several, "max_drop", 1.0, acceptable, type=float)
-    add_chip_options(several)
+    add_options_of(Chip, several)
 
-    grid = commands.add_parser("sweep", help="a whole grid of chips", allow_abbrev=False)
+    grid = add("sweep", run_sweep, "a whole grid of chips")
     grid.add_argument("--checkpoint", nargs="+", default=[], help="one or more")
     grid.add_argument("--layers", nargs="+", default=[], help="layer lists")
-    grid.add_argument(
-        "--bits",
-        type=numbers(int),
-        default=[],
-        help="other numbers of bits too: a,b,c; layers with one of their own keep it",
-    )
+    widths = "other numbers of bits too: a,b,c; layers with one of their own keep it"
+    grid.add_argument("--bits", type=numbers(int), default=[], help=widths)
     grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
     grid.add_argument("--force", action="store_true", help="even above a million points")
-    add_chip_options(grid, lists=True)
+    add_options_of(Chip, grid, lists=True)
 
-    nonideal = commands.add_parser("nonideal", help="on imperfect crossbars", allow_abbrev=False)
+    nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
     nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
     nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
-    ideal = Crossbar()
-    for name, text in CROSSBAR_HELP.items():
-        value = getattr(ideal, name)
-        add_option(nonideal, name, value, text, type=type(value))
-    add_option(nonideal, "adc_bits", 4, "ADC resolution, or ideal", type=adc_bits)
+    add_options_of(Crossbar, nonideal)
     add_option(nonideal, "seed", 0, "of the draws", type=int)
     add_option(nonideal, "trials", 5, "draws of the cells, with --sigma", type=int)
-    nonideal.add_argument(
-        "--each_layer", action="store_true", help="also every layer alone on such crossbars"
-    )
+    alone = "also every layer alone on such crossbars"
+    nonideal.add_argument("--each_layer", action="store_true", help=alone)
     for command in (report, several, grid, nonideal):
         command.add_argument("--data_path", help="data root: rates and accuracy are measured")
         command.add_argument("--out", required=True, help="folder for the results")
     return parser
-
-
-def chip_of(args: argparse.Namespace) -> Chip:
-    chip = Chip(**{name: getattr(args, name) for name in (*CHIP_HELP, *CHOICES)})
-    check_cell(chip)
-    return chip
 
 
 def is_layer_list(path: str) -> bool:
@@ -181,87 +141,49 @@ def subject_of(path: str, data_path: str | None) -> Subject:
     return listed(path) if is_layer_list(path) else traced(path, data_path)
 
 
-def check_files(checkpoints: Sequence[str]) -> None:
-    """Raise InputError for the first that is missing: before the others are read and measured."""
-    for path in checkpoints:
-        if not os.path.isfile(path):
-            meant = command_line.similar_path(path)
-            raise InputError(f"no such checkpoint: {path!r}{meant}")
-
-
-def check_same_data(checkpoints: Sequence[str]) -> None:
-    """Raise InputError where two were trained on other data: before any is measured."""
-    paths = list(dict.fromkeys(checkpoints))
-    if len(paths) < 2:
-        return
-    from load_settings import UserError, data_set_of, load_checkpoint
-
-    def data_of(path: str) -> dict[str, Any]:
-        try:
-            settings = load_checkpoint(path).settings
-        except UserError as error:
-            raise InputError(str(error)) from error
-        data_set = data_set_of(settings)
-        return {
-            "data": settings.data,
-            "image size": data_set.image_size,
-            "classes": settings.classes or data_set.num_classes,
-            "fold": settings.fold,
-        }
-
-    first = data_of(paths[0])
-    for path in paths[1:]:
-        for what, value in data_of(path).items():
-            if value != first[what]:
-                raise InputError(
-                    f"{path} and {paths[0]} are not compared: {what} {show(value)} against "
-                    f"{show(first[what])}"
-                )
-
-
 def listed(path: str, time_steps: int | None = None) -> Subject:
     return Subject(path, load_layer_list(path).at(time_steps=time_steps))
 
 
 def traced(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
     """The network of a checkpoint; torch is needed here, and not for layer lists."""
-    check_files([path])
-    from load_settings import UserError
-
     from .trace import trace_checkpoint
 
-    try:
-        return trace_checkpoint(path, data_path, time_steps)
-    except UserError as error:
-        raise InputError(str(error)) from error
+    return trace_checkpoint(path, data_path, time_steps)
 
 
 def reported(args: argparse.Namespace) -> Subject:
     """The network that `report` is about."""
     if args.module is None:
         if args.bits is not None:
-            raise InputError("--bits goes with --module: a checkpoint or a list has its own")
+            raise UserError("--bits goes with --module: a checkpoint or a list has its own")
         if args.layers is not None:
             return listed(args.layers, args.time_steps)
         return traced(args.checkpoint, args.data_path, args.time_steps)
     if args.time_steps is None or args.bits is None:
-        raise InputError("--module needs --time_steps and --bits")
+        raise UserError("--module needs --time_steps and --bits")
     from .trace import trace_module
 
     return trace_module(args.module, args.time_steps, args.bits)
 
 
 def check_sources(args: argparse.Namespace, checkpoints: Sequence[str]) -> None:
-    """Raise InputError for --data_path with nothing to measure, and for a missing checkpoint or one
-    of other data than the first."""
+    """Raise UserError for --data_path with nothing to measure, and for a missing checkpoint or one
+    of other data than the first, before any is measured."""
     if args.data_path is not None and not checkpoints:
-        raise InputError("--data_path measures spike rates of a checkpoint, and there is none")
-    check_files(checkpoints)
-    check_same_data(checkpoints)
+        raise UserError("--data_path measures spike rates of a checkpoint, and there is none")
+    if checkpoints:
+        from .trace import check_same_data
+
+        check_same_data(checkpoints)
+
+
+def run_compat(args: argparse.Namespace) -> None:
+    print(json.dumps(estimate_published(read_json(args.case)), indent=2))
 
 
 def run_report(args: argparse.Namespace) -> None:
-    chip = chip_of(args)
+    chip = chosen(Chip, args)
     checkpoints = [] if args.checkpoint is None else [args.checkpoint]
     if args.baseline is not None and not is_layer_list(args.baseline):
         checkpoints.append(args.baseline)
@@ -275,49 +197,31 @@ def run_report(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    chip = chip_of(args)
+    chip = chosen(Chip, args)
     check_number(args.max_drop, "max_drop", 0, 100)
     if len(args.networks) < 2:
-        raise InputError("compare needs at least two networks, the first of them the baseline")
+        raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
     subjects = [subject_of(path, args.data_path) for path in args.networks]
     rows, estimates = compare(subjects, chip)
-    best = cheapest(rows, args.max_drop)
-    points = "point" if args.max_drop == 1 else "points"
-    choice = f"least EDAP within {args.max_drop:g} {points} of the baseline: "
-    if all(row["drop_points"] is None for row in rows[1:]):
-        choice += "not known, for want of accuracies"
-    else:
-        choice += "none" if best is None else best["network"]
-    figures = ", ".join(f"{RATIO_NAMES[name]} {x.value}" for name, x in PUBLISHED_RATIO.items())
-    published = f"published, times better than floating point (information only): {figures}"
-    first = f"baseline: {subjects[0].name}"
-    shown = tables(rows)
-    found = notes(subjects)
-    as_markdown = ["\n".join(markdown_table(header, cells)) for header, cells in shown]
+    first, shown = f"baseline: {subjects[0].name}", tables(rows)
+    lines = [*notes(subjects), choice(rows, args.max_drop), published_ratios()]
+    as_markdown = ["\n".join(markdown_table(*table)) for table in shown]
     sentences = "\n".join(f"- {sentence}" for sentence in assumptions(chip))
-    paragraphs = [f"{line}." for line in (*found, choice, published)]
-    text = "\n\n".join([first, *as_markdown, *paragraphs, sentences]) + "\n"
+    text = "\n\n".join([first, *as_markdown, *(f"{line}." for line in lines), sentences]) + "\n"
+    as_csv = csv_text(rows[0], (row.values() for row in rows))
     names = short_names([subject.name for subject in subjects])
     pictures = picture_files(compare_plot(names, estimates), "compare")
-    write_files(args.out, {"compare.csv": dicts_as_csv(rows), "compare.md": text} | pictures)
+    write_files(args.out, {"compare.csv": as_csv, "compare.md": text} | pictures)
     as_text = [line for table in shown for line in ["", *text_table(*table)]]
-    print("\n".join([first, *as_text, "", *found, choice, published]))
-
-
-def dicts_as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    print("\n".join([first, *as_text, "", *lines]))
 
 
 def run_sweep(args: argparse.Namespace) -> None:
     axes = {name: getattr(args, name) for name in AXES}
     paths = [*args.checkpoint, *args.layers]
     if not paths:
-        raise InputError("sweep needs --checkpoint or --layers")
+        raise UserError("sweep needs --checkpoint or --layers")
     check_sources(args, args.checkpoint)
     options = max(1, len(args.bits)) * max(1, len(args.time_steps))
     points = check_size(len(paths) * options, axes, args.force)
@@ -328,10 +232,10 @@ def run_sweep(args: argparse.Namespace) -> None:
         columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes)
         front = shown_front(columns)
         figure = sweep_plot(columns, front, {subject.name: subject.kind for subject in subjects})
-        contents = {"sweep.csv": csv_text(columns), "sweep.svg": svg(figure)}
+        contents = {"sweep.csv": sweep_csv(columns), "sweep.svg": svg(figure)}
         contents |= picture_files(figure, "sweep")
     except MemoryError:
-        raise InputError("the grid does not fit into memory: leave values out") from None
+        raise UserError("the grid does not fit into memory: leave values out") from None
     write_files(args.out, contents)
     total, on_front = len(columns["pareto"]), columns["pareto"].sum()
     counted = "1 point" if total == 1 else f"{total} points"
@@ -348,55 +252,34 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
-    check_files([args.checkpoint])
-    from load_settings import UserError
-
     from .nonideal import nonideal_report, nonideal_text
 
-    crossbar = Crossbar(**{name: getattr(args, name) for name in (*CROSSBAR_HELP, "adc_bits")})
-    try:
-        report = nonideal_report(
-            *(args.checkpoint, args.data_path, crossbar),
-            *(args.seed, args.trials, args.each_layer, args.time_steps),
-        )
-    except UserError as error:
-        raise InputError(str(error)) from error
-    layers = dicts_as_csv(report["layers"])
-    contents = {"nonideal.json": json.dumps(report, indent=2) + "\n", "nonideal.csv": layers}
+    report = nonideal_report(
+        *(args.checkpoint, args.data_path, chosen(Crossbar, args)),
+        *(args.seed, args.trials, args.each_layer, args.time_steps),
+    )
+    rows = report["layers"]
+    contents = {
+        "nonideal.json": json.dumps(report, indent=2) + "\n",
+        "nonideal.csv": csv_text(rows[0], (row.values() for row in rows)),
+    }
     write_files(args.out, contents)
     print(nonideal_text(report))
 
 
+def work(argv: list[str] | None) -> None:
+    args = build_parser().parse_args(argv)
+    if "out" in args:
+        check_writable(args.out, "--out")
+    args.run(args)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 0, or 2 after one line on stderr for a mistake of the user."""
-    runs = {
-        "report": run_report,
-        "compare": run_compare,
-        "sweep": run_sweep,
-        "nonideal": run_nonideal,
-    }
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         # Units and names have letters that not every terminal has: µ, ², those of a file's name.
         sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        args = build_parser().parse_args(argv)
-        if args.command == "compat":
-            print(json.dumps(estimate_published(read_json(args.case)), indent=2))
-        else:
-            check_folder(args.out)
-            runs[args.command](args)
-        sys.stdout.flush()
-    except InputError as error:
-        print("spikesim_eval: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        # What is left to print, Python would try to print when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        print(f"spikesim_eval: error: cannot print ({error.strerror})", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("spikesim_eval", lambda: work(argv))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 from display import room_for_names, run_at, short_names, significant
+from runtime.errors import UserError
 
+from .chip import CHOICES, Chip
 from .constants import PUBLISHED_RATIO
-from .estimate import CHOICES, SPENT, Chip, Estimate, estimate, ratios
-from .layers import InputError, Layer, Network, Subject
-from .quantities import QUANTITIES, RATIO_NAMES, shown
+from .estimate import GAINED, SPENT, Estimate, estimate, ratios
+from .layer_list import Layer, LayerList, Subject
+from .render import QUANTITIES, RATIO_NAMES, shown
 
 # (our network, the baseline's, chip) -> the same under another assumption
-Case = tuple[Network, Network, Chip]
+Case = tuple[LayerList, LayerList, Chip]
 
 
 ACCURACY = (
@@ -20,7 +22,7 @@ ACCURACY = (
 )
 
 
-def classes(network: Network) -> list[int]:
+def classes(network: LayerList) -> list[int]:
     """Outputs of the classifiers: linear layers that no other layer waits for."""
     waited_for = {name for layer in network.layers for name in layer.after}
     last = (x for x in network.layers if x.linear and x.name not in waited_for)
@@ -28,10 +30,10 @@ def classes(network: Network) -> list[int]:
 
 
 def check_same_classes(ours: Subject, baseline: Subject) -> None:
-    """Raise InputError where both have classifiers, and these different numbers of classes."""
+    """Raise UserError where both have classifiers, and these different numbers of classes."""
     one, other = classes(ours.network), classes(baseline.network)
     if one and other and one != other:
-        raise InputError(
+        raise UserError(
             f"{ours.name} tells {_listed(one)} classes apart, {baseline.name} {_listed(other)}: "
             "networks of different tasks are not compared"
         )
@@ -68,52 +70,35 @@ def _listed(values: Sequence[object]) -> str:
     return " and ".join(map(str, values))
 
 
-def _inputs(network: Network) -> str:
+def _inputs(network: LayerList) -> str:
     """Channels and size of what the first layers read."""
     first = [layer for layer in network.layers if not layer.after]
     return _listed(sorted({"{}x{}x{}".format(x.in_channels, *x.in_size) for x in first}))
 
 
-def _rates(network: Network) -> str:
+def _rates(network: LayerList) -> str:
     measured = any(layer.spike_rate is not None for layer in network.layers)
     return "measured" if measured else "not measured and taken as 1"
 
 
-def change_layers(network: Network, change: Callable[[Layer], Layer]) -> Network:
-    return replace(network, layers=tuple(map(change, network.layers)))
-
-
-def other_assumptions(ours: Network, baseline: Network, chip: Chip) -> Iterator[tuple[str, Case]]:
+def other_assumptions(
+    ours: LayerList, baseline: LayerList, chip: Chip
+) -> Iterator[tuple[str, Case]]:
     """Each assumption that the claim rests on, changed alone."""
 
-    def as_spikes(which: Callable[[Network, Layer], bool]) -> Case:
-        changed = (
-            change_layers(
-                network,
-                lambda layer, network=network: (
-                    replace(layer, input_bits=1, lif=network.has_lif(layer))
-                    if which(network, layer)
-                    else layer
-                ),
-            )
-            for network in (ours, baseline)
-        )
-        return *changed, chip
+    def with_layers(which: Callable[[LayerList, Layer], bool], **values: Any) -> Case:
+        return ours.with_layers(which, **values), baseline.with_layers(which, **values), chip
 
-    def reads_image(network: Network, layer: Layer) -> bool:
+    def reads_image(network: LayerList, layer: Layer) -> bool:
         return not layer.linear and layer.input_bits > 1 and not layer.after
 
     yield "as assumed", (ours, baseline, chip)
     for option in ("periphery", "delay", "buffers"):
         (other,) = set(CHOICES[option]) - {getattr(chip, option)}
         yield f"--{option} {other}", (ours, baseline, replace(chip, **{option: other}))
-    yield "shortcut inputs charged as spikes", as_spikes(Network.reads_stream)
-    yield "image charged as spikes", as_spikes(reads_image)
-    unmeasured = (
-        change_layers(network, lambda layer: replace(layer, spike_rate=None))
-        for network in (ours, baseline)
-    )
-    yield "spike rate 1 everywhere", (*unmeasured, chip)
+    yield "shortcut inputs charged as spikes", with_layers(LayerList.reads_stream, input_bits=1)
+    yield "image charged as spikes", with_layers(reads_image, input_bits=1)
+    yield "spike rate 1 everywhere", with_layers(lambda network, layer: True, spike_rate=None)
     # At 4 bits both laws say the same: there they are compared at 8.
     bits = 8 if chip.adc_bits == 4 else chip.adc_bits
     for adc_law in CHOICES["adc_law"]:
@@ -125,7 +110,7 @@ def other_assumptions(ours: Network, baseline: Network, chip: Chip) -> Iterator[
             yield f"baseline of {bits} bits", (ours, baseline.at(bits), chip)
 
 
-def sensitivity(ours: Network, baseline: Network, chip: Chip) -> list[dict[str, Any]]:
+def sensitivity(ours: LayerList, baseline: LayerList, chip: Chip) -> list[dict[str, Any]]:
     """The paper's three ratios under each assumption changed alone."""
     rows = []
     for change, (network, against, on) in other_assumptions(ours, baseline, chip):
@@ -137,7 +122,7 @@ def sensitivity(ours: Network, baseline: Network, chip: Chip) -> list[dict[str, 
 def compare(subjects: Sequence[Subject], chip: Chip) -> tuple[list[dict[str, Any]], list[Estimate]]:
     """A row a network, and its estimate; the first one is the baseline of all ratios.
 
-    Raises InputError where another one tells other numbers of classes apart.
+    Raises UserError where another one tells other numbers of classes apart.
     """
     for subject in subjects[1:]:
         check_same_classes(subject, subjects[0])
@@ -153,16 +138,10 @@ def compare(subjects: Sequence[Subject], chip: Chip) -> tuple[list[dict[str, Any
                 "network": subject.name,
                 "bits": subject.network.weight_bits,
                 "time_steps_count": subject.network.time_steps,
-                "digital_accuracy_percent": None
-                if subject.accuracy is None
-                else 100 * subject.accuracy,
+                "digital_accuracy_percent": subject.accuracy and 100 * subject.accuracy,
                 "drop_points": drop,
-                **{
-                    key: total[key]
-                    for key in ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2")
-                },
-                "tops_per_watt": total["tops_per_watt"],
-                "tops_per_mm2": total["tops_per_mm2"],
+                **{key: total[key] for key in ("energy_pj", "delay_ns", "area_um2")},
+                **{key: total[key] for key in ("edap_pj_ns_um2", *GAINED)},
                 **{
                     f"{name}_times_better": value for name, value in ratios(total, baseline).items()
                 },
@@ -205,3 +184,18 @@ def cheapest(rows: Sequence[dict[str, Any]], max_drop: float) -> dict[str, Any] 
     good = [row for row in rows[1:] if row["drop_points"] is not None]
     good = [row for row in good if row["drop_points"] <= max_drop + 1e-9]  # 98 - 97 is 1 + 9e-16
     return min(good, key=lambda row: row["edap_pj_ns_um2"], default=None)
+
+
+def choice(rows: Sequence[dict[str, Any]], max_drop: float) -> str:
+    """What `cheapest` says of these rows, in words."""
+    best = cheapest(rows, max_drop)
+    found = "none" if best is None else best["network"]
+    if all(row["drop_points"] is None for row in rows[1:]):
+        found = "not known, for want of accuracies"
+    points = "point" if max_drop == 1 else "points"
+    return f"least EDAP within {max_drop:g} {points} of the baseline: {found}"
+
+
+def published_ratios() -> str:
+    figures = ", ".join(f"{RATIO_NAMES[name]} {x.value}" for name, x in PUBLISHED_RATIO.items())
+    return f"published, times better than floating point (information only): {figures}"

@@ -1,110 +1,213 @@
-"""What chips and crossbars share, and the options of crossbars that are not ideal."""
+"""A layer computed by memristor crossbars that are not ideal (SpikeSim, arXiv 2210.12899, calls its
+engine NICE).
+
+Integer weights become columns of c-bit cells, inputs drive rows bit by bit, and every crossbar's
+column is read by its own ADC:
+
+    weight code -> differential or offset columns -> c-bit slices -> conductances with an off-state
+    and Gaussian variation -> wire resistance -> partial sum of at most `xbar_size` rows -> ADC
+    -> shift-add over slices, input bits and crossbars -> digital correction
+
+and the rest of the network, the LIF neurons' state included, is the digital one. As in the
+estimate, each of a convolution's k² kernel positions has crossbars of its own. Conductances and
+partial sums are in units of one cell step, the difference between neighbouring levels of a cell.
+"""
 
 import math
-from dataclasses import dataclass
-from statistics import NormalDist
 
-from .constants import REFERENCE
-from .layers import InputError, check_int, check_number, check_xbar_size, show
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-COLUMNS = ("differential", "offset")
-ADC_RANGES = ("full", "unit")
+from .chip import Crossbar, check_weight_fits, weights_per_row
 
-# Of a chip: smallest and largest value, and why others are refused.
-LIMITS = {
-    "xbar_size": (8, 1024, "the figures are those of a 64 x 64 crossbar, scaled"),
-    "pe_per_tile": (1, 1024, "a tile's H-tree and buffer cost the same however many it has"),
-    "crossbars_per_pe": (1, 1024, "a PE's ADCs and buffers cost the same however many it has"),
-    "cell_bits": (1, 8, "beyond 256 levels a cell's variation is larger than a step"),
-    "adc_bits": (1, 12, "the figures are those of a 4-bit ADC, scaled"),
-    "clk_mhz": (1, 5000, "a PE cycle is taken to cost the same energy at every clock"),
-}
+LARGEST_WORKSPACE = 2**25  # partial sums held at once
 
 
-def check_limits(name: str, value: object) -> None:
-    """Raise InputError, with the reason, unless an option of a chip is within LIMITS."""
-    low, high, reason = LIMITS[name]
-    try:
-        (check_number if name == "clk_mhz" else check_int)(value, name, low=low, high=high)
-    except InputError as error:
-        raise InputError(f"{error} ({reason})") from None
-    if name == "xbar_size":
-        check_xbar_size(value)
+def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
+    """Base-2^c digits of non-negative integers: (..., slices), least significant first."""
+    digits = [(codes >> shift) & (2**cell_bits - 1) for shift in range(0, bits, cell_bits)]
+    return torch.stack(digits, dim=-1)
 
 
-def weights_per_row(weight_bits: int, cell_bits: int, xbar_size: int) -> int:
-    """Whole weights in a crossbar row: the cells of a weight lie in one crossbar.
+def ladder(conductance: Tensor, wire: float) -> Tensor:
+    """What each row's voltage adds to each column's current, with resistive wires.
 
-    0 where a weight does not fit into a row; of arrays elementwise.
+    `conductance` (..., rows, columns) of the cells; `wire` is the conductance of one wire segment,
+    in the same unit. Rows are driven from the left, columns are sensed at the bottom by virtual
+    grounds: one segment from driver to first cell, one between neighbours, one to the ground. The
+    result, of the same shape, is linear in the voltages, so it takes the place of the conductances.
+
+    Nodes of a row are eliminated first, which leaves a block-tridiagonal system over the column
+    nodes; of its solution only the last block, at the sensing end, is needed. In float64.
     """
-    return xbar_size // -(-weight_bits // cell_bits)
+    g = conductance.double()
+    rows, columns = g.shape[-2:]
+    identity = torch.eye(columns, dtype=g.dtype, device=g.device)
+    along_row = 2 * wire * identity
+    along_row[-1, -1] = wire  # the last cell of a row has no neighbour to its right
+    neighbours = torch.ones(columns - 1, dtype=g.dtype, device=g.device)
+    along_row = along_row - wire * (neighbours.diag(1) + neighbours.diag(-1))
+    drive = torch.zeros(columns, 1, dtype=g.dtype, device=g.device)
+    drive[0] = wire
 
-
-def check_weight_fits(what: str, weight_bits: int, cell_bits: int, xbar_size: int) -> None:
-    """Raise InputError where a weight has more cells than a crossbar row."""
-    if not weights_per_row(weight_bits, cell_bits, xbar_size):
-        raise InputError(
-            f"{what}: a weight of {weight_bits} bits takes {-(-weight_bits // cell_bits)} cells of "
-            f"{cell_bits} bits, more than the {xbar_size} of a crossbar row: raise cell_bits or "
-            "xbar_size"
+    blocks = right_sides = None
+    for i in range(rows):
+        cells = g[..., i, :]
+        # row nodes = A⁻¹ (cells · column nodes + drive), put into the column nodes' equations
+        a = along_row + torch.diag_embed(cells)
+        through = cells[..., None] * torch.linalg.solve(
+            a, torch.cat([torch.diag_embed(cells), drive.expand(*cells.shape, 1)], dim=-1)
         )
+        segments = 1 if i == 0 else 2  # every column node has one below, all but the first above
+        block = torch.diag_embed(cells) + segments * wire * identity - through[..., :-1]
+        right = torch.zeros_like(g.mT)
+        right[..., i] = through[..., -1]
+        if i > 0:
+            both = torch.cat([wire * identity.expand_as(blocks), right_sides], dim=-1)
+            solved = wire * torch.linalg.solve(blocks, both)
+            block = block - solved[..., :columns]
+            right = right + solved[..., columns:]
+        blocks, right_sides = block, right
+    return wire * torch.linalg.solve(blocks, right_sides).mT
 
 
-@dataclass(frozen=True)
-class Crossbar:
-    """The options of non-ideal crossbars; by default they are ideal.
+class CrossbarLayer:
+    """One convolution or linear layer on crossbars; called with integer inputs, it returns what the
+    digital side takes for the integer sums.
 
-    `columns`: "differential" keeps positive and negative weights in crossbars of their own and
-    subtracts what their ADCs say, "offset" stores weight + Q and subtracts Q times the number of
-    active rows. A weight of fewer bits than a cell uses the cell's whole range. `adc_range`: the
-    ADC reaches to the largest sum that a layer's rows can give, in steps of at least one cell step
-    ("full"), or a code is always one cell step and larger sums are clipped ("unit").
-    `adc_bits` None is an ADC that neither rounds nor clips. `on_off_ratio`: conductance of the
-    highest level of a cell over that of the lowest. `sigma`: standard deviation of a cell's
-    conductance, relative to it, before conductances below 0 are set to 0. `wire_ohm`: resistance of
-    a wire from cell to cell; `on_ohm`: of a cell at the lowest of its 2^c - 1 levels above 0; level
-    L conducts L times as much, so the highest has `on_ohm` / (2^c - 1).
-    Raises InputError for values that no crossbar has.
+    Args:
+        codes: integer weights (O, I, k, k), at least 2 bits.
+        weight_bits, input_bits: their width, and that of an input value, fed bit by bit.
+        signed_input: whether inputs are in two's complement, as the residual stream's codes.
+        stride, padding: of the convolution.
+        crossbar: the options.
+        generator: for the cells' variation.
     """
 
-    xbar_size: int = 64
-    cell_bits: int = 4
-    columns: str = "differential"
-    on_ohm: float = REFERENCE["on_ohm"]
-    adc_range: str = "full"
-    adc_bits: int | None = None
-    on_off_ratio: float = math.inf
-    sigma: float = 0.0
-    wire_ohm: float = 0.0
+    def __init__(
+        self,
+        codes: Tensor,
+        weight_bits: int,
+        input_bits: int,
+        signed_input: bool,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        crossbar: Crossbar,
+        generator: torch.Generator | None = None,
+    ):
+        self.crossbar, self.stride, self.padding = crossbar, stride, padding
+        self.codes, self.input_bits, self.signed_input = codes.double(), input_bits, signed_input
+        out_channels, in_channels, *self.kernel = codes.shape
+        self.in_channels = in_channels
+        self.rows = min(crossbar.xbar_size, in_channels)
+        self.groups = math.ceil(in_channels / self.rows)
 
-    def __post_init__(self) -> None:
-        check_limits("xbar_size", self.xbar_size)
-        check_limits("cell_bits", self.cell_bits)
-        if self.adc_bits is not None:
-            check_int(self.adc_bits, "adc_bits", 24)
-        if self.on_off_ratio != math.inf:
-            check_number(self.on_off_ratio, "on_off_ratio", 1.001, 1e12)
-        check_number(self.sigma, "sigma", 0, 10)
-        if self.wire_ohm != 0:  # less is lost in rounding
-            check_number(self.wire_ohm, "wire_ohm", 1e-6, 1e6)
-        check_number(self.on_ohm, "on_ohm", 1, 1e12)
-        for field, choices in (("columns", COLUMNS), ("adc_range", ADC_RANGES)):
-            if getattr(self, field) not in choices:
-                raise InputError(
-                    f"{field} must be one of {choices}, got {show(getattr(self, field))}"
-                )
+        largest = 2 ** (weight_bits - 1) - 1
+        codes = codes.long()
+        if crossbar.columns == "differential":
+            stored, bits, self.offset = (
+                [codes.clamp_min(0), (-codes).clamp_min(0)],
+                weight_bits - 1,
+                0,
+            )
+        else:
+            stored, bits, self.offset = [codes + largest], weight_bits, largest
+        self.cell_bits = min(crossbar.cell_bits, bits)
+        self.levels = 2**self.cell_bits - 1  # the highest; the lowest is 0
+        self.off_conductance = self.levels / (crossbar.on_off_ratio - 1)  # in cell steps
+        check_weight_fits("a layer", bits, self.cell_bits, crossbar.xbar_size)
+        self.per_row = weights_per_row(bits, self.cell_bits, crossbar.xbar_size)
+        self.cells = [self._cells(x, bits, generator) for x in stored]
+        slices = self.cells[0].shape[-1] // out_channels
+        self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(slices)).double()
+
+        self.largest_sum = self.clipped = self.partial_sums = 0
+        self.squared_error = self.squared_output = 0.0
+
+    def _cells(self, codes: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
+        """Conductances (k²·groups, rows, O·slices) in cell steps, as the ADCs see them."""
+        crossbar = self.crossbar
+        digits = slices_of(codes, bits, self.cell_bits)  # (O, I, k, k, slices)
+        columns = self.per_row * digits.shape[-1]  # of a crossbar that is full
+        digits = digits.permute(2, 3, 1, 0, 4).flatten(3)  # (k, k, I, O·slices)
+        cells = digits.float() + self.off_conductance
+        if crossbar.sigma:
+            noise = torch.randn(cells.shape, generator=generator)
+            cells = (cells * (1 + crossbar.sigma * noise)).clamp_min(0)
+        missing = self.groups * self.rows - self.in_channels
+        cells = F.pad(cells, (0, 0, 0, missing))  # rows that no channel uses stay unselected
+        cells = cells.flatten(0, 1).unflatten(1, (self.groups, self.rows)).flatten(0, 1)
+        if crossbar.wire_ohm:
+            highest = (2**crossbar.cell_bits - 1) / crossbar.on_ohm  # of the cell's own levels
+            cell_step = highest / (self.levels + self.off_conductance)
+            wire = 1 / (crossbar.wire_ohm * cell_step)
+            arrays = cells.split(columns, dim=-1)
+            cells = torch.cat([ladder(array, wire) for array in arrays], dim=-1).float()
+        return cells
 
     @property
-    def is_random(self) -> bool:
-        return self.sigma > 0
+    def adc_step(self) -> float:
+        """What one code of the ADC stands for, in cell steps."""
+        crossbar = self.crossbar
+        if crossbar.adc_range == "unit":
+            return 1.0
+        full = self.rows * (self.levels + self.off_conductance)
+        return max(1.0, full / (2**crossbar.adc_bits - 1))
+
+    def _read(self, active: Tensor) -> Tensor:
+        """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns)."""
+        result: Tensor | float = 0.0
+        for cells, sign in zip(self.cells, (1, -1), strict=False):
+            sums = cells.mT @ active
+            self.largest_sum = max(self.largest_sum, sums.max().item())
+            self.partial_sums += sums.numel()
+            if self.crossbar.adc_bits is not None:
+                step, largest_code = self.adc_step, 2**self.crossbar.adc_bits - 1
+                sums = sums.div_(step).round_()
+                self.clipped += (sums > largest_code).sum().item()
+                sums = sums.clamp_(max=largest_code).mul_(step)
+            # beyond 24 bits float32 would round what shift-add keeps
+            by_slice = sums.sum(dim=0).double().unflatten(0, (-1, len(self.slice_weights)))
+            result = result + sign * torch.einsum("osl,s->ol", by_slice, self.slice_weights)
+        if self.crossbar.columns == "offset":
+            # every stored weight is Q too large, and every active cell leaks its off-state
+            leak = self.off_conductance * self.slice_weights.sum().item()
+            result = result - (self.offset + leak) * active.sum(dim=(0, 1))
+        return result
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
+        ideal = F.conv2d(x.double(), self.codes, None, self.stride, self.padding)
+        per_image = self.cells[0].numel() // self.rows * ideal[0, 0].numel()
+        chunk = max(1, LARGEST_WORKSPACE // per_image)
+        sums = torch.cat([self._sums(part, ideal.shape[2:]) for part in x.split(chunk)])
+        self.squared_error += (sums - ideal).square().sum().item()
+        self.squared_output += ideal.square().sum().item()
+        return sums.to(x.dtype)
+
+    def _sums(self, x: Tensor, size: torch.Size) -> Tensor:
+        patches = F.unfold(x.float(), self.kernel, padding=self.padding, stride=self.stride)
+        patches = patches.unflatten(1, (self.in_channels, -1)).permute(2, 1, 0, 3).flatten(2)
+        missing = self.groups * self.rows - self.in_channels
+        patches = F.pad(patches, (0, 0, 0, missing))
+        patches = patches.unflatten(1, (self.groups, self.rows)).flatten(0, 1)
+        if self.input_bits == 1:
+            sums = self._read(patches)
+        else:
+            codes, sums = patches.long(), 0.0
+            for bit in range(self.input_bits):
+                is_sign = self.signed_input and bit == self.input_bits - 1
+                value = -(2.0**bit) if is_sign else 2.0**bit
+                sums = sums + value * self._read(((codes >> bit) & 1).float())
+        return sums.unflatten(1, (len(x), -1)).permute(1, 0, 2).unflatten(2, size)
 
     @property
-    def variation_bias(self) -> float:
-        """How much setting conductances below 0 to 0 adds to their mean, relative to it.
+    def relative_error(self) -> float:
+        """Root mean square of what the sums are off, relative to that of the sums."""
+        return math.sqrt(self.squared_error / self.squared_output) if self.squared_output else 0.0
 
-        The mean of max(0, 1 + sigma·n), n standard normal, is Φ(1/sigma) + sigma·φ(1/sigma).
-        """
-        if not self.is_random:
-            return 0.0
-        normal, edge = NormalDist(), 1 / self.sigma
-        return self.sigma * normal.pdf(edge) - normal.cdf(-edge)
+    @property
+    def unclipped_adc_bits(self) -> int:
+        """ADC bits that, a code being one cell step, would have clipped none of these sums."""
+        return max(1, math.ceil(self.largest_sum)).bit_length()

@@ -15,84 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from .chip import Chip, check_weight_fits, weights_per_row
 from .constants import AREA_UM2, ENERGY_PJ, REFERENCE
-from .crossbar import LIMITS, check_limits, check_weight_fits, weights_per_row
-from .layers import InputError, Layer, Network, show
-
-CELLS = ("rram", "sram")
-PERIPHERIES = ("per_group", "per_pe")
-DELAYS = ("element_serial", "pixel_serial")
-ADC_LAWS = ("doubling", "linear")
-BUFFERS = ("own", "published")
-
-
-CHOICES = {
-    "cell": CELLS,
-    "periphery": PERIPHERIES,
-    "delay": DELAYS,
-    "adc_law": ADC_LAWS,
-    "buffers": BUFFERS,
-}
-
-
-@dataclass(frozen=True)
-class Chip:
-    """The options of a chip; raises InputError for a value that no chip has (crossbar.LIMITS).
-
-    The functions below compute with one number an option, or with arrays of them (see ChipGrid).
-
-    `periphery`: H-tree, fetch, neuron and tile buffer are charged once per group of PEs that hold
-    the bit slices of the same weights (per_group), or for every PE, as published (per_pe).
-    `delay`: a PE cycle gives one output channel of one pixel, as published (element_serial), or all
-    channels of a pixel (pixel_serial). `adc_law`: energy and area of an ADC double with every bit
-    (doubling), or grow in proportion to its bits (linear). `buffers`: input values and membranes
-    are stored in as many bits as they have (own), or in 22 (published).
-    """
-
-    xbar_size: int = 64
-    pe_per_tile: int = 8
-    crossbars_per_pe: int = 9
-    cell_bits: int = 4
-    adc_bits: int = 4
-    clk_mhz: float = 250.0
-    cell: str = "rram"
-    periphery: str = "per_group"
-    delay: str = "element_serial"
-    adc_law: str = "doubling"
-    buffers: str = "own"
-
-    def __post_init__(self) -> None:
-        for name in LIMITS:
-            check_limits(name, getattr(self, name))
-        for field, choices in CHOICES.items():
-            value = getattr(self, field)
-            if value not in choices:
-                raise InputError(f"{field} must be one of {choices}, got {show(value)}")
-
-    @property
-    def adcs(self) -> float:
-        """ADCs of a PE, each shared by eight columns."""
-        return self.xbar_size / REFERENCE["columns_per_adc"]
-
-    @property
-    def crossbar_scale(self) -> float:
-        """Cells of a crossbar, relative to the 64 x 64 one the published figures belong to."""
-        return (self.xbar_size / REFERENCE["reference_side"]) ** 2
-
-    @property
-    def adc_scale(self) -> float:
-        """Energy and area of an ADC relative to the published 4-bit one."""
-        if self.adc_law == "linear":
-            return self.adc_bits / REFERENCE["reference_adc_bits"]
-        return 2.0 ** (self.adc_bits - REFERENCE["reference_adc_bits"])
-
-
-class ChipGrid(Chip):
-    """Many chips at once: numeric options are float64 arrays of one shape, checked beforehand."""
-
-    def __post_init__(self) -> None:
-        pass
-
+from .layer_list import Layer, LayerList, show
 
 Value = float | np.ndarray
 
@@ -124,7 +49,7 @@ class LayerCost:
 class Estimate:
     """The result. `total`, `area_by_component` and each of `layers` are rows of the report."""
 
-    network: Network
+    network: LayerList
     chip: Chip
     total: dict[str, int | float]
     area_by_component: dict[str, float]
@@ -225,7 +150,7 @@ def layer_delay(layer: Layer, cycles: int, chip: Chip) -> Value:
     return in_turn * cycles * REFERENCE["clocks_per_cycle"] * 1000 / chip.clk_mhz
 
 
-def layer_cost(network: Network, layer: Layer, chip: Chip) -> LayerCost:
+def layer_cost(network: LayerList, layer: Layer, chip: Chip) -> LayerCost:
     placement = place_layer(layer, network.weight_bits_of(layer), chip)
     cycles = network.outputs(layer) * network.input_bits(layer)
     rate = 1.0 if layer.spike_rate is None else layer.spike_rate
@@ -238,7 +163,7 @@ def layer_cost(network: Network, layer: Layer, chip: Chip) -> LayerCost:
     return LayerCost(placement, cycles, energy, layer_delay(layer, cycles, chip))
 
 
-def start_times(network: Network, costs: dict[str, LayerCost]) -> dict[str, Value]:
+def start_times(network: LayerList, costs: dict[str, LayerCost]) -> dict[str, Value]:
     """When each layer starts, ns: as soon as every layer it waits for is 75 % done."""
     starts: dict[str, Value] = {}
     for layer in network.in_order():
@@ -247,59 +172,41 @@ def start_times(network: Network, costs: dict[str, LayerCost]) -> dict[str, Valu
     return starts
 
 
-def pe_area(chip: Chip) -> dict[str, Value]:
-    """Area of one PE by component, um^2."""
+def area_of(pes: Value, tiles: Value, chip: Chip) -> dict[str, Value]:
+    """Area of so many PEs, and of what so many tiles have beside theirs, by component, um^2."""
+    a = AREA_UM2
     return {
-        "crossbar": chip.crossbars_per_pe * AREA_UM2["crossbar_rram"] * chip.crossbar_scale,
-        "adc": chip.adcs * AREA_UM2["adc"] * chip.adc_scale,
-        "mux": chip.adcs * AREA_UM2["mux"],
+        "crossbar": pes * (chip.crossbars_per_pe * a["crossbar_rram"] * chip.crossbar_scale),
+        "adc": pes * (chip.adcs * a["adc"] * chip.adc_scale),
+        "mux": pes * (chip.adcs * a["mux"]),
+        "subtractor": tiles * (chip.adcs * a["subtractor"]),
+        **{name: tiles * a[name] for name in ("temp_buffer", "tile_buffer", "htree")},
     }
 
 
-def tile_area(chip: Chip) -> dict[str, Value]:
-    """Area of what a tile has beside its PEs, by component, um^2."""
-    return {
-        "subtractor": chip.adcs * AREA_UM2["subtractor"],
-        "temp_buffer": AREA_UM2["temp_buffer"],
-        "tile_buffer": AREA_UM2["tile_buffer"],
-        "htree": AREA_UM2["htree"],
-    }
-
-
-def input_buffer_area(network: Network, layer: Layer, chip: Chip) -> float:
+def input_buffer_area(network: LayerList, layer: Layer, chip: Chip) -> float:
     bits = REFERENCE["state_bits"] if chip.buffers == "published" else network.input_bits(layer)
     return layer.in_channels * prod(layer.in_size) * bits * AREA_UM2["memory_bit"]
 
 
-def chip_area(network: Network, tiles: Value, chip: Chip) -> dict[str, Value]:
+def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
-    in_pes, in_tiles = pe_area(chip), tile_area(chip)
     bits = REFERENCE["state_bits"] if chip.buffers == "published" else network.membrane_bits
     membrane_bits = sum(prod(shape) for shape in network.lif) * bits
-    return (
-        {name: tiles * chip.pe_per_tile * area for name, area in in_pes.items()}
-        | {name: tiles * area for name, area in in_tiles.items()}
-        | {
-            "input_buffer": fsum(
-                input_buffer_area(network, layer, chip) for layer in network.layers
-            ),
-            "membrane": membrane_bits * AREA_UM2["memory_bit"],
-        }
-    )
+    return area_of(tiles * chip.pe_per_tile, tiles, chip) | {
+        "input_buffer": fsum(input_buffer_area(network, layer, chip) for layer in network.layers),
+        "membrane": membrane_bits * AREA_UM2["memory_bit"],
+    }
 
 
-def layer_area(network: Network, layer: Layer, pes: int, chip: Chip) -> dict[str, float]:
+def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[str, float]:
     """Area of a layer's PEs, its share of their tiles and its input buffer, um^2."""
-    in_pes, in_tiles = pe_area(chip), tile_area(chip)
-    return (
-        {name: pes * area for name, area in in_pes.items()}
-        | {name: pes / chip.pe_per_tile * area for name, area in in_tiles.items()}
-        | {"input_buffer": input_buffer_area(network, layer, chip)}
-    )
+    tiles = pes / chip.pe_per_tile
+    return area_of(pes, tiles, chip) | {"input_buffer": input_buffer_area(network, layer, chip)}
 
 
 def totals(
-    network: Network, chip: Chip, costs: dict[str, LayerCost], starts: dict[str, Value]
+    network: LayerList, chip: Chip, costs: dict[str, LayerCost], starts: dict[str, Value]
 ) -> tuple[dict[str, Value], dict[str, Value]]:
     """(the figures of the whole chip, its area by component)"""
     pes = sum(cost.placement.pes for cost in costs.values())
@@ -323,21 +230,11 @@ def totals(
     return total, area_by_component
 
 
-def check_cell(chip: Chip) -> None:
-    """Raise InputError for SRAM cells, for which no sourced crossbar energy exists."""
-    if chip.cell == "sram":
-        raise InputError(
-            "no sourced crossbar energy for sram (the published figure repeats its area); "
-            "use rram here, or the compat command"
-        )
-
-
-def estimate(network: Network, chip: Chip) -> Estimate:
+def estimate(network: LayerList, chip: Chip) -> Estimate:
     """Energy, area and delay of one inference of one sample.
 
-    Raises InputError for SRAM cells and for a weight that does not fit into a crossbar row.
+    Raises UserError for a weight that does not fit into a crossbar row.
     """
-    check_cell(chip)
     for layer in network.layers:
         what, bits = f"layer {show(layer.name)}", network.weight_bits_of(layer)
         check_weight_fits(what, bits, chip.cell_bits, chip.xbar_size)
@@ -396,7 +293,7 @@ def utilization(layer: Layer, placement: Placement, chip: Chip) -> float:
 
 
 def critical_path(
-    network: Network, starts: dict[str, float], costs: dict[str, LayerCost]
+    network: LayerList, starts: dict[str, float], costs: dict[str, LayerCost]
 ) -> tuple[str, ...]:
     """Names of the layers that decide the delay, first to last."""
     by_name = {layer.name: layer for layer in network.layers}

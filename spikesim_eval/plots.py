@@ -23,12 +23,13 @@ from display import (
     legend_below,
     legend_beside,
     new_figure,
+    plain,
     short_names,
     styles,
 )
 
 from .estimate import Estimate
-from .quantities import QUANTITIES, unit_of
+from .render import QUANTITIES, unit_of
 
 # The same report is the same file, and its text stays text: the browser has the fonts, so that
 # matplotlib need not say which of them it lacks.
@@ -60,12 +61,6 @@ def report_plots(report: Mapping[str, Any]) -> dict[str, str]:
     if report["spike_rates_by_timestep"]:
         plots["Spike rate by layer and timestep"] = spike_rates(report["spike_rates_by_timestep"])
     return {heading: svg(figure) for heading, figure in plots.items()}
-
-
-def plain(name: str) -> str:
-    """As matplotlib shows it unchanged: no mathematics, no hidden legend entry, no lone bytes."""
-    text = name.encode(errors="backslashreplace").decode().replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
 
 
 def label_ticks(axis: Axis, names: Sequence[str], **options: Any) -> None:

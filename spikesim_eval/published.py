@@ -9,14 +9,15 @@ finish, which counts the timesteps once (the layer-wise latencies it prints coun
 import math
 from typing import Any
 
+from runtime.errors import UserError
+
+from .chip import check_columns
 from .constants import AREA_UM2, ENERGY_PJ, REFERENCE
-from .layers import (
-    InputError,
-    check_clock,
+from .layer_list import (
     check_int,
     check_keys,
+    check_number,
     check_sizes,
-    check_xbar_size,
     show,
 )
 
@@ -28,15 +29,15 @@ DEVICES = ("rram", "sram")
 def _check(inputs: object) -> None:
     check_keys(inputs, "the case", (*LISTS, *NUMBERS, "device", "clk_freq_mhz"))
     if not isinstance(inputs["in_ch"], list) or not inputs["in_ch"]:
-        raise InputError(f"in_ch must be a list of whole numbers, got {show(inputs['in_ch'])}")
+        raise UserError(f"in_ch must be a list of whole numbers, got {show(inputs['in_ch'])}")
     for key in LISTS:
         check_sizes(inputs[key], key, len(inputs["in_ch"]))
     for key in NUMBERS:
         check_int(inputs[key], key)
-    check_xbar_size(inputs["xbar_size"])
-    check_clock(inputs["clk_freq_mhz"], "clk_freq_mhz")
+    check_columns(inputs["xbar_size"])
+    check_number(inputs["clk_freq_mhz"], "clk_freq_mhz", 1e-3, 1e6)
     if inputs["device"] not in DEVICES:
-        raise InputError(f"device must be one of {DEVICES}, got {show(inputs['device'])}")
+        raise UserError(f"device must be one of {DEVICES}, got {show(inputs['device'])}")
 
 
 def estimate_published(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def estimate_published(inputs: dict[str, Any]) -> dict[str, Any]:
 
     `inputs` has per-layer lists `in_ch`, `out_ch` (channels), `in_dim`, `out_dim` (side in pixels)
     and `xbar_size`, `kernel_size`, `pe_per_tile`, `time_steps`, `device` (rram or sram),
-    `clk_freq_mhz`. Energy is in pJ, area in um^2, latency in ns. Raises InputError.
+    `clk_freq_mhz`. Energy is in pJ, area in um^2, latency in ns. Raises UserError.
     """
     _check(inputs)
     in_ch, out_ch, in_dim, out_dim = (inputs[key] for key in LISTS)

@@ -1,27 +1,24 @@
 """An estimate as report.json, report.csv (a row a layer), report.md and report.html."""
 
-import csv
-import errno
-import io
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import fsum
 from pathlib import Path
 from typing import Any
 
 from display import component_name, percent, short_names, significant, text_table
+from runtime.files import write_files
 
+from .chip import Chip
 from .compare import check_same_classes, notes, sensitivity
 from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE
-from .estimate import Chip, Estimate, estimate, ratios
-from .layers import InputError, Network, Subject
-from .page import page
+from .estimate import Estimate, estimate, ratios
+from .layer_list import LayerList, Subject
 from .plots import PARTS, report_plots
-from .quantities import QUANTITIES, RATIO_NAMES, RATIOS, shown
+from .render import QUANTITIES, RATIO_NAMES, RATIOS, Section, csv_text, markdown, page, shown
 
+TITLE = "SpikeSim estimate"
 COUNTS = {"pes": "PEs", "tiles": "tiles"}
 UNITS = {  # of the figures in report.json
     "energy_pj": "pJ",
@@ -32,54 +29,61 @@ UNITS = {  # of the figures in report.json
     "tops_per_watt": "1e12 ops/J",
     "tops_per_mm2": "1e12 ops/s/mm^2",
 }
-CSV_COLUMNS = {  # column, with its unit: key of a layer's row
-    "layer_name": "name",
-    "kernel_pixels": "kernel",
-    "in_channels": "in_channels",
-    "out_channels": "out_channels",
-    "weight_bits": "weight_bits",
-    "input_bits": "input_bits",
-    "accumulator_bits": "accumulator_bits",
-    "bn_scale_bits": "bn_bits",
-    "bn_product_bits": "product_bits",
-    "slices_cells_per_weight": "slices",
+CSV_COLUMNS = {  # key of a layer's row: its column, with the unit
+    "name": "layer_name",
+    "kernel": "kernel_pixels",
+    **{key: key for key in ("in_channels", "out_channels")},
+    **{key: key for key in ("weight_bits", "input_bits", "accumulator_bits")},
+    "bn_bits": "bn_scale_bits",
+    "product_bits": "bn_product_bits",
+    "slices": "slices_cells_per_weight",
     "channel_groups": "channel_groups",
-    "runs_per_timestep": "runs",
-    "lif_behind_yes_no": "has_lif",
-    "pes_count": "pes",
-    "groups_count": "groups",
-    "utilization_share_of_cells": "utilization",
-    "pe_cycles": "cycles",
+    "runs": "runs_per_timestep",
+    "has_lif": "lif_behind_yes_no",
+    "pes": "pes_count",
+    "groups": "groups_count",
+    "utilization": "utilization_share_of_cells",
+    "cycles": "pe_cycles",
     "ops": "ops",
-    "spike_rate_per_timestep": "spike_rate",
-    "rate_is_measured_yes_no": "rate_is_measured",
-    "energy_pj": "energy_pj",
-    "area_um2": "area_um2",
-    "start_ns": "start_ns",
-    "delay_ns": "delay_ns",
-    "finish_ns": "finish_ns",
-    "on_critical_path_yes_no": "on_critical_path",
+    "spike_rate": "spike_rate_per_timestep",
+    "rate_is_measured": "rate_is_measured_yes_no",
+    **{key: key for key in ("energy_pj", "area_um2", "start_ns", "delay_ns", "finish_ns")},
+    "on_critical_path": "on_critical_path_yes_no",
 }
 
 
-def assumptions(chip: Chip) -> list[str]:
-    """What the figures rest on, one sentence each."""
-    periphery = {
+BY_CHOICE = {  # what the figures rest on, by an option of the chip
+    "periphery": {
         "per_group": "H-tree, fetch, neuron and tile buffer are charged once per group of PEs that "
         "hold the bit slices of the same weights, in each of the groups whose sums are added up "
         "(the published tool has no slices and charges every PE: --periphery per_pe).",
         "per_pe": "H-tree, fetch, neuron and tile buffer are charged for every PE, bit slices "
         "included, as the published tool does.",
-    }
-    delay = {
+    },
+    "delay": {
         "element_serial": "A PE cycle gives one channel of one output pixel, as published.",
         "pixel_serial": "A PE cycle gives all channels of one output pixel; the published tool "
         "takes one cycle per channel (--delay element_serial).",
-    }
+    },
+    "adc_law": {
+        "doubling": "Energy and area of an ADC double with every bit above the published 4 and "
+        "halve with every bit below.",
+        "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
+    },
+    "buffers": {
+        "own": "with their own bit widths (the published tool: 22 bits, membranes of five layers).",
+        "published": "of 22 bits a value, as published (there: membranes of five layers).",
+    },
+}
+
+
+def assumptions(chip: Chip) -> list[str]:
+    """What the figures rest on, one sentence each."""
+    chosen = {option: texts[getattr(chip, option)] for option, texts in BY_CHOICE.items()}
     return [
         "Component figures are those of the published SpikeSim tool; nothing is measured on a "
         "chip.",
-        periphery[chip.periphery],
+        chosen["periphery"],
         "Inputs are fed bit by bit, one PE cycle a bit: 1 bit for spikes, 8 for the image, the "
         "quantized stream's own width for a shortcut convolution.",
         "The stem reads the 8-bit image at every timestep and is charged at every timestep, "
@@ -99,25 +103,16 @@ def assumptions(chip: Chip) -> list[str]:
         "energy and time for every run.",
         "A layer's sums are shifted and added in an accumulator wide enough for the worst case; "
         "batch norm multiplies them by an integer scale, and its products are shifted onto the "
-        "residual stream of 24 bits and a sign, 14 of them behind the point (quantization.py, "
-        "IntegerNetwork). These widths are stated; the published tool has no digital "
+        "residual stream of 24 bits and a sign, 14 of them behind the point "
+        "(models/integer_network.py). These widths are stated; the published tool has no digital "
         "multiplier to charge.",
         "Only crossbar energy scales with the spike rate; where no rate was measured it is 1.",
-        {
-            "doubling": "Energy and area of an ADC double with every bit above the published 4 and "
-            "halve with every bit below.",
-            "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
-        }[chip.adc_law]
-        + " Those of a crossbar grow with its cells.",
-        delay[chip.delay],
+        f"{chosen['adc_law']} Those of a crossbar grow with its cells.",
+        chosen["delay"],
         "A layer starts when every layer it waits for is 75 % done, so an addition waits for both "
         "branches.",
         "Area counts an input buffer per layer and a membrane memory for every LIF neuron, "
-        + {
-            "own": "with their own bit widths (the published tool: 22 bits, membranes of five "
-            "layers).",
-            "published": "of 22 bits a value, as published (there: membranes of five layers).",
-        }[chip.buffers],
+        + chosen["buffers"],
         "A floating-point network enters as 32-bit fixed point (weights, membranes, shortcut "
         "inputs) on the same chip, because crossbars hold no floating-point numbers.",
         "The published ratios (N-Caltech101, against floating point) are printed as information "
@@ -126,7 +121,7 @@ def assumptions(chip: Chip) -> list[str]:
     ]
 
 
-def summary(network: Network) -> dict[str, int]:
+def summary(network: LayerList) -> dict[str, int]:
     return {
         "time_steps": network.time_steps,
         "weight_bits": network.weight_bits,
@@ -138,6 +133,8 @@ def summary(network: Network) -> dict[str, int]:
 
 def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) -> dict[str, Any]:
     """The contents of report.json."""
+    if baseline is not None:
+        check_same_classes(subject, baseline)
     ours = estimate(subject.network, chip)
     report = {
         "name": subject.name,
@@ -157,7 +154,6 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
         "assumptions": assumptions(chip),
     }
     if baseline is not None:
-        check_same_classes(subject, baseline)
         theirs = estimate(baseline.network, chip)
         report["baseline_name"], report["baseline_accuracy"] = baseline.name, baseline.accuracy
         report["baseline"] = theirs.total
@@ -185,32 +181,17 @@ def constants() -> list[dict[str, Any]]:
     ]
 
 
-def csv_text(report: Mapping[str, Any]) -> str:
+def layers_csv(report: Mapping[str, Any]) -> str:
     """A row a layer; every column's name ends in its unit or in what it counts."""
-    energies, areas = (
-        list(report["layers"][0][key]) for key in ("energy_by_component", "area_by_component")
-    )
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    by_component = [*(f"{name}_energy_pj" for name in energies)]
-    by_component += [f"{name}_area_um2" for name in areas]
-    writer.writerow([*CSV_COLUMNS, *by_component])
+    kinds = {"energy_by_component": "energy_pj", "area_by_component": "area_um2"}
+    header, rows = list(CSV_COLUMNS.values()), []
+    for kind, unit in kinds.items():
+        header += [f"{name}_{unit}" for name in report["layers"][0][kind]]
     for row in report["layers"]:
-        for key in ("rate_is_measured", "on_critical_path", "has_lif"):
-            row = row | {key: "yes" if row[key] else "no"}
-        parts = [*row["energy_by_component"].values(), *row["area_by_component"].values()]
-        writer.writerow([*(row[key] for key in CSV_COLUMNS.values()), *parts])
-    return out.getvalue()
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, sentences, and a table where there is a header."""
-
-    title: str
-    sentences: list[str] = field(default_factory=list)
-    header: list[str] = field(default_factory=list)
-    rows: list[list[Any]] = field(default_factory=list)
+        cells = (row[key] for key in CSV_COLUMNS)
+        cells = [("no", "yes")[x] if isinstance(x, bool) else x for x in cells]
+        rows.append([*cells, *(x for kind in kinds for x in row[kind].values())])
+    return csv_text(header, rows)
 
 
 def names_of(report: Mapping[str, Any], width: int | None = None) -> list[str]:
@@ -249,14 +230,35 @@ def shares(key: str, values: Mapping[str, float]) -> dict[str, list[str]]:
 
 def sections(report: Mapping[str, Any]) -> list[Section]:
     """What a reader is shown, in order."""
-    baseline = report.get("baseline")
+    constants = [
+        [
+            f"{row['table']}: {row['name']}",
+            *(row[x] for x in ("value", "unit", "meaning", "source")),
+        ]
+        for row in report["constants"]
+    ]
+    options = [list(item) for item in (report["chip"] | report["network"]).items()]
+    return [
+        *comparison_sections(report),
+        *layer_sections(report),
+        component_section(report),
+        Section("Chip and network", [], ["option", "value"], options),
+        Section("Assumptions", report["assumptions"]),
+        Section(
+            "Constants", [], ["constant", "value", "unit", "published for", "source"], constants
+        ),
+    ]
+
+
+def comparison_sections(report: Mapping[str, Any]) -> list[Section]:
+    """The totals, and what they rest on where there is a baseline."""
     names = names_of(report)
     sentences = [f"One inference of one sample by {report['name']}."]
-    if baseline:
+    if "baseline" in report:
         sentences.append(f"The baseline is {report['baseline_name']}.")
     sentences += map(_sentence, report["notes"])
     found = [Section(names[0], sentences, *totals_table(report))]
-    if baseline:
+    if "baseline" in report:
         rows = [
             [RATIO_NAMES[name], ratio, report["published"].get(name, "")]
             for name, ratio in report["ratio"].items()
@@ -267,40 +269,49 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
         header = ["change", *(RATIO_NAMES[name] for name in report["sensitivity"][0]["ratio"])]
         rows = [[row["change"], *row["ratio"].values()] for row in report["sensitivity"]]
         found.append(Section("Sensitivity", sentences, header, rows))
-    layers = report["layers"]
-    found.append(
-        Section(
-            "Layers",
-            [f"Critical path: {' → '.join(report['critical_path'])}."],
-            [
-                *("layer", "kernel", "in", "out", "weight bits", "input bits", "accumulator bits"),
-                *("scale bits", "product bits", "PEs", "PE groups", "cells used, %", "PE cycles"),
-                *("spike rate", "energy", "area", "start", "delay", "finish"),
-            ],
-            [
-                [
-                    *(row[key] for key in ("name", "kernel", "in_channels", "out_channels")),
-                    *(row[key] for key in ("weight_bits", "input_bits", "accumulator_bits")),
-                    *("" if row[key] is None else row[key] for key in ("bn_bits", "product_bits")),
-                    *(row["pes"], row["groups"], f"{100 * row['utilization']:.1f}", row["cycles"]),
-                    f"{row['spike_rate']:.4g}"
-                    + ("" if row["rate_is_measured"] else " (not measured)"),
-                    *(shown(key, row[key]) for key in ("energy_pj", "area_um2")),
-                    *(shown("delay_ns", row[x]) for x in ("start_ns", "delay_ns", "finish_ns")),
-                ]
-                for row in layers
-            ],
-        )
-    )
+    return found
+
+
+LAYER_COLUMNS = {  # key of a layer's row: its heading
+    "name": "layer",
+    "kernel": "kernel",
+    "in_channels": "in",
+    "out_channels": "out",
+    **{f"{x}_bits": f"{x} bits" for x in ("weight", "input", "accumulator")},
+    "bn_bits": "scale bits",
+    "product_bits": "product bits",
+    "pes": "PEs",
+    "groups": "PE groups",
+    "utilization": "cells used, %",
+    "cycles": "PE cycles",
+    "spike_rate": "spike rate",
+    "energy_pj": "energy",
+    "area_um2": "area",
+    **{f"{x}_ns": x for x in ("start", "delay", "finish")},
+}
+
+
+def layer_sections(report: Mapping[str, Any]) -> list[Section]:
+    layers, rows = report["layers"], []
+    for row in layers:
+        rate = f"{row['spike_rate']:.4g}" + ("" if row["rate_is_measured"] else " (not measured)")
+        cells = row | {"utilization": f"{100 * row['utilization']:.1f}", "spike_rate": rate}
+        cells |= {key: shown(key, row[key]) for key in ("energy_pj", "area_um2")}
+        cells |= {key: shown("delay_ns", row[key]) for key in ("start_ns", "delay_ns", "finish_ns")}
+        rows.append([cells[key] for key in LAYER_COLUMNS])
+    path = f"Critical path: {' → '.join(report['critical_path'])}."
+    found = [Section("Layers", [path], list(LAYER_COLUMNS.values()), rows)]
     for parts, key in PARTS.items():
         header = ["layer", *map(component_name, layers[0][parts])]
         rows = [[row["name"], *(shown(key, x) for x in row[parts].values())] for row in layers]
         found.append(Section(f"Layers: {QUANTITIES[key][0]}", [], header, rows))
+    return found
+
+
+def component_section(report: Mapping[str, Any]) -> Section:
+    of_layers = [row["energy_by_component"] for row in report["layers"]]
+    energy = {name: fsum(row[name] for row in of_layers) for name in of_layers[0]}
     area = report["area_by_component"]
-    energy = {
-        name: fsum(row["energy_by_component"][name] for row in layers)
-        for name in layers[0]["energy_by_component"]
-    }
     parts = [shares(key, values) for key, values in (("energy_pj", energy), ("area_um2", area))]
     rows = [
         [component_name(name), *(cell for part in parts for cell in part.get(name, ["", ""]))]
@@ -314,61 +325,11 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
         "belongs to layers."
     )
     header = ["component", "energy", "share, %", "area", "share, %"]
-    found.append(Section("Energy and area by component", [sentence], header, rows))
-    rows = [list(item) for item in (report["chip"] | report["network"]).items()]
-    found.append(Section("Chip and network", [], ["option", "value"], rows))
-    found.append(Section("Assumptions", report["assumptions"]))
-    rows = [
-        [f"{row['table']}: {row['name']}", row["value"], row["unit"], row["meaning"], row["source"]]
-        for row in report["constants"]
-    ]
-    header = ["constant", "value", "unit", "published for", "source"]
-    found.append(Section("Constants", [], header, rows))
-    return found
+    return Section("Energy and area by component", [sentence], header, rows)
 
 
 def _sentence(note: str) -> str:
     return f"{note[0].upper()}{note[1:]}."
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def markdown_table(header: list[str], rows: list[list[Any]]) -> list[str]:
-    cells = (
-        [_cell(value).replace("\\", "\\\\").replace("|", "\\|") for value in line]
-        for line in [header, ["---"] * len(header), *rows]
-    )
-    return [f"| {' | '.join(line)} |" for line in cells]
-
-
-def markdown_text(report: Mapping[str, Any]) -> str:
-    lines = ["# SpikeSim estimate", ""]
-    for section in sections(report):
-        lines += [f"## {section.title}", ""]
-        bullet = "- " if len(section.sentences) > 1 else ""
-        lines += [*(bullet + sentence for sentence in section.sentences)]
-        lines += [""] if section.sentences else []
-        if section.header:
-            lines += [*markdown_table(section.header, section.rows), ""]
-    return "\n".join(lines)
-
-
-def html_text(report: Mapping[str, Any]) -> str:
-    """One file, plots inside, that opens offline."""
-    shown = [
-        (
-            section.title,
-            section.sentences,
-            section.header,
-            [[_cell(x) for x in r] for r in section.rows],
-        )
-        for section in sections(report)
-    ]
-    return page("SpikeSim estimate", shown, report_plots(report))
 
 
 def totals_text(report: Mapping[str, Any]) -> str:
@@ -388,55 +349,13 @@ def totals_text(report: Mapping[str, Any]) -> str:
 
 def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
     """Write report.json, .csv, .md and .html into `folder`; raises as `write_files`."""
+    found = sections(report)
     write_files(
         folder,
         {
             "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
-            "report.csv": csv_text(report),
-            "report.md": markdown_text(report),
-            "report.html": html_text(report),
+            "report.csv": layers_csv(report),
+            "report.md": markdown(TITLE, found),
+            "report.html": page(TITLE, found, report_plots(report)),
         },
     )
-
-
-def check_folder(folder: str | Path) -> None:
-    """Raise InputError where nothing can be written into `folder`: before hours of work for it."""
-    folder = Path(folder)
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(
-            f"cannot write to {str(folder)!r}: {str(there)!r} is no folder that can be written to"
-        )
-
-
-def write_files(folder: str | Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write files into `folder`, all of them or none.
-
-    Each is written beside its target and moved there once all are complete. Raises InputError
-    where the folder cannot be made or written to.
-    """
-    if not str(folder):
-        raise InputError("the folder of the report has no name")
-    folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
-    complete: dict[Path, Path] = {}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            target = folder / name
-            if target.is_dir():  # found out now, not after its neighbours have been replaced
-                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
-            temporary = folder / f".{name}.{os.getpid()}"
-            complete[temporary] = target
-            content = content.encode() if isinstance(content, str) else content
-            temporary.write_bytes(content)
-        for temporary, target in complete.items():
-            os.replace(temporary, target)
-    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
-        for temporary in complete:
-            temporary.unlink(missing_ok=True)
-        for path in made:
-            with suppress(OSError, ValueError):
-                path.rmdir()
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot write to {str(folder)!r}: {reason}") from None

@@ -3,8 +3,6 @@
 The formulas are those of `estimate`, called with arrays: one entry a grid point.
 """
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
@@ -12,14 +10,21 @@ from math import prod
 import numpy as np
 
 from display import percent, room_for_names, short_names, text_table
+from runtime.errors import UserError
 
-from .crossbar import weights_per_row
-from .estimate import CHOICES, Chip, ChipGrid, check_cell, layer_cost, start_times, totals
-from .layers import MAX_BITS, InputError, Subject, check_int
-from .quantities import QUANTITIES, shown
+from .chip import CHOICES, Chip, ChipGrid, weights_per_row
+from .estimate import layer_cost, start_times, totals
+from .layer_list import MAX_BITS, Subject, check_int
+from .render import QUANTITIES, csv_text, shown
 
-# Of the chip.
-AXES = ("xbar_size", "cell_bits", "adc_bits", "pe_per_tile", "crossbars_per_pe", "clk_mhz")
+AXES = {  # options of the chip: their columns in a terminal
+    "xbar_size": "xbar",
+    "cell_bits": "cell",
+    "adc_bits": "ADC",
+    "pe_per_tile": "PEs",
+    "crossbars_per_pe": "xbars",
+    "clk_mhz": "MHz",
+}
 LARGEST_GRID = 10**6  # points; more with --force
 SHOWN = ("energy_pj", "area_um2", "delay_ns", "edap_pj_ns_um2", "tops_per_watt", "tops_per_mm2")
 
@@ -46,10 +51,9 @@ def sweep(
 ) -> dict[str, np.ndarray]:
     """Columns of the results: every candidate on every chip that differs from `chip` in `axes`.
 
-    Points where a weight has more cells than a crossbar row are left out. Raises InputError where a
-    value makes no chip, where no point is left, and for SRAM cells.
+    Points where a weight has more cells than a crossbar row are left out. Raises UserError where a
+    value makes no chip, and where no point is left.
     """
-    check_cell(chip)
     values = {name: axes.get(name) or [getattr(chip, name)] for name in AXES}
     fixed = {name: getattr(chip, name) for name in CHOICES}
     for name, axis in values.items():
@@ -68,25 +72,21 @@ def sweep(
         with np.errstate(divide="ignore", invalid="ignore"):  # of those that do not fit
             costs = {layer.name: layer_cost(network, layer, grid) for layer in network.layers}
             total, _ = totals(network, grid, costs, start_times(network, costs))
-        accuracy = np.nan if subject.accuracy is None else subject.accuracy
-        constant = {
+        own = {
             "network": subject.name,
             "bits": network.weight_bits,
             "time_steps": network.time_steps,
-            "accuracy": accuracy,
+            "accuracy": np.nan if subject.accuracy is None else subject.accuracy,
+            **dict(zip(AXES, dimensions, strict=True)),
+            **{name: total[name] for name in SHOWN},
         }
-        own = (
-            constant
-            | dict(zip(AXES, dimensions, strict=True))
-            | {name: total[name] for name in SHOWN}
-        )
         kept = np.flatnonzero(np.broadcast_to(fits, shape))
         everywhere = len(kept) == np.prod(shape)  # then there is nothing to pick
         flat = {name: np.broadcast_to(x, shape).ravel() for name, x in own.items()}
         parts.append(flat if everywhere else {name: x[kept] for name, x in flat.items()})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not len(columns["network"]):
-        raise InputError(
+        raise UserError(
             "on every chip of the grid a weight has more cells than a crossbar row: raise "
             "cell_bits or xbar_size"
         )
@@ -96,51 +96,34 @@ def sweep(
     return columns
 
 
-def front_of_two(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which points no other one beats: not larger in both of x and y, and smaller in one."""
-    order = np.lexsort((y, x))
-    x, y = x[order], y[order]
-    best_before = np.concatenate([[np.inf], np.minimum.accumulate(y)[:-1]])
-    first_of_x = np.searchsorted(x, x)  # of the points of equal x, the first has the least y
-    kept = (y < best_before[first_of_x]) & (y == y[first_of_x])
-    front = np.empty(len(x), dtype=bool)
-    front[order] = kept
-    return front
-
-
 def pareto_front(edap: np.ndarray, area: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     """Points that nothing beats in EDAP, area and accuracy; unknown accuracies only in the first
     two, among themselves."""
     front = np.zeros(len(edap), dtype=bool)
-    unknown = np.isnan(accuracy)
-    if unknown.any():
-        front[unknown] = front_of_two(edap[unknown], area[unknown])
-    for level in np.unique(accuracy[~unknown]):
-        front[accuracy == level] = _not_beaten(edap, area, accuracy, level)
+    for level in np.unique(accuracy):
+        here = np.isnan(accuracy) if np.isnan(level) else accuracy == level
+        x, y, better = edap[here], area[here], accuracy > level
+        front[here] = (
+            (y < least_area(x, y, x, "left"))
+            & (y <= least_area(x, y, x, "right"))
+            # a more accurate point wins with equal EDAP and area too
+            & (y < least_area(edap[better], area[better], x, "right"))
+        )
     return front
 
 
-def _not_beaten(
-    edap: np.ndarray, area: np.ndarray, accuracy: np.ndarray, level: float
-) -> np.ndarray:
-    """Of the points with this accuracy, those that no point at least as accurate beats."""
-    here, better = accuracy == level, accuracy > level
-    front = front_of_two(edap[here], area[here])
-    if not better.any():
-        return front
-    # A more accurate point wins with equal EDAP and area too.
-    order = np.argsort(edap[better])
-    least_area = np.minimum.accumulate(area[better][order])
-    behind = np.searchsorted(edap[better][order], edap[here], side="right") - 1
-    beaten = (behind >= 0) & (least_area[behind] <= area[here])
-    return front & ~beaten
+def least_area(edap: np.ndarray, area: np.ndarray, at: np.ndarray, side: str) -> np.ndarray:
+    """The least area of the points of less EDAP than `at` ("left"), or of no more ("right")."""
+    order = np.argsort(edap)
+    least = np.append(np.inf, np.minimum.accumulate(area[order]))
+    return least[np.searchsorted(edap[order], at, side)]
 
 
 def check_size(networks: int, axes: Mapping[str, Sequence[float]], force: bool) -> int:
-    """Points of the grid; raises InputError for more than anyone means."""
+    """Points of the grid; raises UserError for more than anyone means."""
     points = networks * prod(max(1, len(axis)) for axis in axes.values())
     if points > LARGEST_GRID and not force:
-        raise InputError(
+        raise UserError(
             f"the grid has {points} points, more than {LARGEST_GRID}: leave values out, or --force"
         )
     return points
@@ -156,29 +139,19 @@ COLUMN_NAMES = {  # columns whose name alone does not say the unit
 }
 
 
-def csv_text(columns: Mapping[str, np.ndarray]) -> str:
+def sweep_csv(columns: Mapping[str, np.ndarray]) -> str:
     """A row a grid point."""
     whole = set(AXES) - {"clk_mhz"}
     shown = {name: x.astype(int) if name in whole else x for name, x in columns.items()}
     shown["pareto"] = np.where(columns["pareto"], "yes", "no")
     accuracy = columns["accuracy"]
     shown["accuracy"] = np.where(np.isnan(accuracy), "", accuracy.astype(str))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([COLUMN_NAMES.get(name, name) for name in shown])
-    writer.writerows(zip(*(column.tolist() for column in shown.values()), strict=True))
-    return out.getvalue()
+    header = [COLUMN_NAMES.get(name, name) for name in shown]
+    rows = zip(*(column.tolist() for column in shown.values()), strict=True)
+    return csv_text(header, rows)
 
 
 MOST_SHOWN = 20  # points of a front that are printed and numbered
-SHORT = {  # option: its column in a terminal
-    "xbar_size": "xbar",
-    "cell_bits": "cell",
-    "adc_bits": "ADC",
-    "pe_per_tile": "PEs",
-    "crossbars_per_pe": "xbars",
-    "clk_mhz": "MHz",
-}
 
 
 def shown_front(columns: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -206,7 +179,7 @@ def front_lines(columns: Mapping[str, np.ndarray], front: np.ndarray) -> list[st
     if not np.isnan(columns["accuracy"]).all():
         shares = columns["accuracy"][front]
         table["accuracy"] = ["" if np.isnan(x) else percent(x, 2) for x in shares]
-    table |= {short: cells(key) for key, short in SHORT.items() if varies[key]}
+    table |= {short: cells(key) for key, short in AXES.items() if varies[key]}
     for key, short in {"bits": "bits", "time_steps": "T"}.items():
         if varies[key]:
             table[short] = cells(key)
@@ -216,5 +189,5 @@ def front_lines(columns: Mapping[str, np.ndarray], front: np.ndarray) -> list[st
         names = dict(zip(networks, short_names(networks, room), strict=True))
         table["network"] = [names[network] for network in columns["network"][front].tolist()]
     lines = text_table(list(table), list(zip(*table.values(), strict=True)))
-    options = [f"{short} --{key}" for key, short in SHORT.items() if varies[key]]
+    options = [f"{short} --{key}" for key, short in AXES.items() if varies[key]]
     return [*lines, *([f"({', '.join(options)})"] if options else [])]

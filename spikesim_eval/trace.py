@@ -7,30 +7,28 @@ A checkpoint of main.py, or any torch module of a user's. What its layers read i
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from data_loader import data_of, evaluation_loader, refuse_another_fold
+from checkpoints import Checkpoint, load_checkpoint
+from data_loader import Share, data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
-from load_settings import (
-    Checkpoint,
-    Settings,
-    check_classes,
-    data_set_of,
-    load_checkpoint,
-    load_network,
-)
+from engine.evaluate import evaluate
+from load_settings import check_classes, load_network
 from models import MSResNet
-from models.neuron import LIF, count_spikes
+from models.neuron import LIF
+from runtime.errors import UserError
+from settings import Settings, data_set_of
 
 from .codes import code_bits, common_step, share_of_ones
-from .layers import MAX_BITS, InputError, Layer, Network, Subject, check_int
+from .layer_list import MAX_BITS, Layer, LayerList, Subject, check_int, show
 from .watch import Neuron, Read, Watcher
 
 FLOAT_BITS = 32  # full precision enters the estimate as 32-bit fixed point
@@ -42,7 +40,7 @@ BY_HAND = "or write a layer list by hand (docs/layer_list.md)"
 class _Description:
     """The layer list of a watched network.
 
-    Raises InputError where the estimate has no words for it.
+    Raises UserError where the estimate has no words for it.
     """
 
     def __init__(
@@ -63,8 +61,8 @@ class _Description:
         self.samples, self.shapes = self._populations()
         self.updating = self._layers_that_update()
 
-    def network(self) -> Network:
-        return Network(
+    def network(self) -> LayerList:
+        return LayerList(
             time_steps=self.time_steps,
             weight_bits=self.bits,
             membrane_bits=self.bits,
@@ -81,22 +79,22 @@ class _Description:
         if outside:
             names = [f"{name} ({_by(watcher.weights[name].shape)})" for name in list(outside)[:3]]
             more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
-            raise InputError(
+            raise UserError(
                 f"{', '.join(names)}{more} used outside of Conv2d and Linear modules, where the "
                 f"estimate would miss them: use such modules, {BY_HAND}"
             )
         if watcher.problems:
-            raise InputError(watcher.problems[0])
+            raise UserError(watcher.problems[0])
         if self.time_steps == 1:
             for name, neuron in self.neurons.items():
                 if not neuron.keeps_membrane and neuron.low >= 0 < neuron.high:
-                    raise InputError(
+                    raise UserError(
                         f"module {name} gives spikes and keeps no state that can be seen: at one "
                         "timestep nothing says whether it has a membrane; give two timesteps or "
                         "more"
                     )
         if not any(neuron.keeps_membrane for neuron in self.neurons.values()):
-            raise InputError(
+            raise UserError(
                 "no LIF population found: no module keeps a membrane of its own; make the neuron "
                 f"a torch module, {BY_HAND}"
             )
@@ -107,7 +105,7 @@ class _Description:
         for name, neuron in self.neurons.items():
             if len(neuron.shapes) > 1:
                 if neuron.keeps_membrane:
-                    raise InputError(
+                    raise UserError(
                         f"spiking module {name} runs at several places, on inputs of "
                         f"{' and '.join(map(_by, sorted(neuron.shapes)))}: give each population "
                         "a module of its own"
@@ -119,7 +117,7 @@ class _Description:
         common = set.intersection(*counts)
         if not common:
             several = sorted(set.union(*counts))
-            raise InputError(
+            raise UserError(
                 f"spiking modules ran on {' and '.join(map(str, several))} samples: "
                 "timesteps and samples cannot be told apart"
             )
@@ -140,12 +138,12 @@ class _Description:
             return
         (shape,) = neuron.shapes
         if neuron.rows:
-            raise InputError(
+            raise UserError(
                 f"LIF {name}, called once on {_by(shape)}, does not run {self.time_steps} timesteps"
             )
         steps = shape[0] * neuron.calls if neuron.step_mode == "m" else neuron.calls
         times = "1 timestep" if steps == 1 else f"{steps} timesteps"
-        raise InputError(f"LIF {name} ran {times}, not {self.time_steps}")
+        raise UserError(f"LIF {name} ran {times}, not {self.time_steps}")
 
     def _readings(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
         """For each number of samples that a spiking module's inputs could be of, the shape of one
@@ -166,20 +164,11 @@ class _Description:
             found[shape[0]] = shape[1:]
         if neuron.step_mode == "s" or neuron.calls > 1 or len(shape) < 2:
             return found
-        if T == 1:
-            rows: dict[int, frozenset[int]] = {0: frozenset(), 1: frozenset()}
-        else:
-            rows = neuron.rows
-        if (
-            0 in rows
-            and not rest
-            and (
-                T == 1
-                or rows[0] <= set(range(folded, shape[0], folded))
-                or rows[0] <= set(range(T))
-            )
-        ):
-            found[folded] = shape[1:]
+        rows = neuron.rows if T > 1 else dict.fromkeys((0, 1), frozenset())
+        if 0 in rows and not rest:
+            steps = set(range(folded, shape[0], folded)), set(range(T))
+            if any(rows[0] <= step for step in steps):
+                found[folded] = shape[1:]
         if 1 in rows and shape[1] == T:
             found[shape[0]] = shape[2:]
         if 0 in rows and shape[0] == T:
@@ -202,7 +191,7 @@ class _Description:
         before = read.origin.layer_names
         self.upstream[name] = before.union(*(self.upstream.get(x, ()) for x in before))
         if name in self.upstream[name]:
-            raise InputError(
+            raise UserError(
                 f"layer {name} runs in several places of the network, one behind the other, or "
                 f"feeds back: the estimate knows no such layers; make it several, {BY_HAND}"
             )
@@ -254,7 +243,7 @@ class _Description:
         largest = values.max().item()
         if round(largest / step) == 1 or (largest <= 1 and abs(1 / step - round(1 / step)) < 1e-3):
             sources = ", ".join(sorted(read.origin.layer_names)[:3])
-            raise InputError(
+            raise UserError(
                 f"layer {name} reads spikes that were made of the sums of {sources} outside of a "
                 f"module of their own, so that their membrane is not seen: make the neuron a "
                 f"torch module, {BY_HAND}"
@@ -280,7 +269,7 @@ class _Description:
             kernel = self._kernel(name, module)
         if len(read.sizes) > 1:
             sizes = " and ".join(sorted(_by(size) for size, _ in read.sizes))
-            raise InputError(
+            raise UserError(
                 f"layer {name} runs on inputs of different sizes, {sizes}: the estimate knows one "
                 f"size a layer; make it several, {BY_HAND}"
             )
@@ -288,7 +277,7 @@ class _Description:
         runs, counts = self._runs(name, read)
         if counts or (is_linear and self.time_steps == 1 and self._is_averaged(read)):
             if kernel != 1 or common.get("groups", 1) != 1:
-                raise InputError(
+                raise UserError(
                     f"layer {name} does not run at every timestep: of such layers the estimate "
                     f"knows linear ones and 1×1 convolutions; use one, {BY_HAND}"
                 )
@@ -311,7 +300,7 @@ class _Description:
     def _kernel(self, name: str, module: nn.Module) -> int:
         sides = set(module.kernel_size)
         if len(sides) > 1 or (len(module.kernel_size) == 1 and sides != {1}):
-            raise InputError(
+            raise UserError(
                 f"layer {name}: its kernel is {_by(module.kernel_size)}, and the estimate knows "
                 f"2-d convolutions with square kernels; use such, {BY_HAND}"
             )
@@ -324,7 +313,7 @@ class _Description:
         """
         total, rest = divmod(read.rows, self.samples)
         if rest or not total:
-            raise InputError(
+            raise UserError(
                 f"layer {name} ran on {read.rows} images or tokens for {self.samples} samples: the "
                 f"estimate needs as many for each; use a batch that is not reshaped, {BY_HAND}"
             )
@@ -352,7 +341,7 @@ class _Description:
         values = read.possible.values
         step = common_step(values) or common_step(values, (1 / (T * prod(plane)),))
         if origin.real or origin.image or step is None or values.min() < 0:
-            raise InputError(
+            raise UserError(
                 f"layer {name} runs once for all timesteps on what is no average of spikes over "
                 f"time: the estimate knows no such layers; run it at every timestep, {BY_HAND}"
             )
@@ -361,7 +350,7 @@ class _Description:
             added, rest = divmod(most, T * prod(plane))
             plane = (plane[0], plane[1] * added) if added and not rest else (1, -(-most // T))
         if (T * prod(plane)).bit_length() != most.bit_length():
-            raise InputError(
+            raise UserError(
                 f"layer {name} runs once for all timesteps and reads counts up to {most}, not of "
                 f"{T} timesteps: the estimate knows averages over all of them; use one, {BY_HAND}"
             )
@@ -431,7 +420,7 @@ def trace_network(
     bn_bits: int | None,
     rates: dict[str, float] | None,
     time_steps: int,
-) -> Network:
+) -> LayerList:
     """Layer list of a spiking network, from forward passes of `sample`; the network stays as is.
 
     `bits` is the width of its membranes, `bn_bits` that of its batch norm scales. `rates` holds the
@@ -441,14 +430,30 @@ def trace_network(
     8 bits where it is the image, and `bits` where it is anything else that is real, like the
     residual stream. A linear layer that runs once, on averages over time, is the classifier; one
     that runs at every timestep is a 1×1 convolution, of as many pixels as it runs for tokens.
-    Raises InputError for what the estimate does not know.
+    Raises UserError for what the estimate does not know.
     """
     watcher = Watcher(network, sample, time_steps)
     watcher.run()
     return _Description(watcher, bits, bn_bits, rates).network()
 
 
-def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> Network:
+def check_same_data(checkpoints: Sequence[str]) -> None:
+    """Raise UserError where a checkpoint is missing, or not of the same data as the first."""
+    first: dict[str, Any] = {}
+    for path in dict.fromkeys(checkpoints):
+        settings = load_checkpoint(path, weights=False).settings
+        data_set = data_set_of(settings)
+        about = {"data": settings.data, "image size": data_set.image_size}
+        about |= {"classes": settings.classes or data_set.num_classes, "fold": settings.fold}
+        for what, value in about.items():
+            if value != first.setdefault(what, value):
+                raise UserError(
+                    f"{path} and {checkpoints[0]} are not compared: {what} {show(value)} against "
+                    f"{show(first[what])}"
+                )
+
+
+def describe(network: MSResNet, settings: Settings, rates: dict[str, float]) -> LayerList:
     """The layer list of a checkpoint's network."""
     data_set, T = data_set_of(settings), network.time_window
     # At one timestep nothing tells the classifier from a layer that runs at every timestep.
@@ -479,23 +484,30 @@ def evaluation_data(
     train_set, test_set = data_of(settings, data_path or ".")
     refuse_another_fold(checkpoint, "the checkpoint", settings, train_set)
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
-    return evaluation_loader(test_set, settings.batch_size, 0, 1, workers)
+    return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
 
 
-@torch.no_grad()
 def measure(network: MSResNet, batches: DataLoader) -> tuple[float, dict[str, Tensor]]:
     """(accuracy, spikes per neuron at each timestep, (T,), of every LIF layer by name)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.to(device)
-    correct = total = 0
-    with count_spikes(network) as counts:
-        for images, labels in tqdm(batches, "measuring spike rates", leave=False, disable=None):
-            correct += (network(images.to(device)).argmax(1).cpu() == labels).sum().item()
-            total += len(labels)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = evaluate(network.to(device), batches, device, name="measuring spike rates")
     network.cpu()
-    return correct / total, {
-        name: (fired / neurons).cpu() for name, (fired, neurons) in counts.items()
-    }
+    rates = {name: (fired / neurons).cpu() for name, (fired, neurons) in found.spikes.items()}
+    return found.accuracy, rates
+
+
+def macs_of_image(settings: Settings) -> int:
+    """Multiplications with accumulation that an image takes over all timesteps, as a layer
+    list counts them: the quantized network has the same layers."""
+    data_set, T = data_set_of(settings), 2  # all but the classifier's are in proportion to T
+    with torch.random.fork_rng(devices=[]):
+        shape = (settings.model_depth, data_set.num_classes, T, data_set.in_channels)
+        network = MSResNet(*shape, settings.width).eval()
+        steps = (T,) if data_set.events else ()
+        sample = torch.rand(1, *steps, data_set.in_channels, *data_set.image_size)
+    layers = trace_network(network, sample, FLOAT_BITS, FLOAT_BITS, None, T)
+    layers = layers.at(time_steps=settings.time_window)
+    return sum(map(layers.ops, layers.layers)) // 2
 
 
 def trace_checkpoint(
@@ -504,7 +516,7 @@ def trace_checkpoint(
     """The network of a checkpoint, with accuracy and, where there are data, measured spike rates.
 
     With `time_steps` it is run at so many timesteps instead of those it was trained with, events on
-    as many frames, and its accuracy is measured again. Raises InputError where that needs data that
+    as many frames, and its accuracy is measured again. Raises UserError where that needs data that
     nobody has given, and load_settings.UserError where the checkpoint or the data cannot be read.
     """
     checkpoint = load_checkpoint(path)
@@ -515,7 +527,7 @@ def trace_checkpoint(
     network = load_network(checkpoint, settings.time_window)
     batches = evaluation_data(checkpoint, data_path, settings.time_window)
     if batches is None and settings != checkpoint.settings:
-        raise InputError(
+        raise UserError(
             f"--time_steps {time_steps}: accuracy is measured again, so give --data_path"
         )
     rates: dict[str, Tensor] = {}
@@ -534,7 +546,7 @@ def trace_module(spec: str, time_steps: int, bits: int) -> Subject:
     The function takes nothing and returns (network, sample): a torch module and an input as the
     module takes it. Spike rates are those of the sample, so it should be real data.
     The module must run all timesteps in one forward pass, in a loop or in spikingjelly's step mode
-    "m"; T and bits are the caller's to say. Raises InputError for whatever is wrong with it.
+    "m"; T and bits are the caller's to say. Raises UserError for whatever is wrong with it.
     """
     check_int(time_steps, "time_steps", 10**6)
     check_int(bits, "bits", MAX_BITS)
@@ -545,13 +557,13 @@ def trace_module(spec: str, time_steps: int, bits: int) -> Subject:
         match returned:
             case (nn.Module() as network, Tensor() as sample) if sample.numel():
                 return Subject(spec, trace_network(network, sample, bits, None, None, time_steps))
-    except InputError as error:
-        raise InputError(_short(f"--module {spec}: {error}")) from None
+    except UserError as error:
+        raise UserError(_short(f"--module {spec}: {error}")) from None
     except (Exception, SystemExit) as error:  # whatever a user's code raises
-        raise InputError(_short(f"--module {spec}: {type(error).__name__}: {error}")) from None
+        raise UserError(_short(f"--module {spec}: {type(error).__name__}: {error}")) from None
     finally:
         sys.path.pop(0)
-    raise InputError(f"--module {spec} must return (torch module, tensor of samples)")
+    raise UserError(f"--module {spec} must return (torch module, tensor of samples)")
 
 
 def _short(text: str) -> str:

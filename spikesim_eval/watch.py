@@ -9,9 +9,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 
 import torch
@@ -148,8 +148,8 @@ class _Frame:
 
     name: str
     module: nn.Module
+    call: tuple[tuple, dict]  # its arguments
     state: list[tuple[Tensor, int]]
-    version: int  # of its input
     has_neuron: bool = False  # that keeps a membrane
     activations: list[str] = field(default_factory=list)
     products: int = 0
@@ -188,37 +188,36 @@ class Watcher:
             self._find()
             handles = []
             for name, module in self.network.named_modules():
-                enter, leave = self._hooks(name)
+                enter = partial(self._enter, name)
                 handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-                handles.append(module.register_forward_hook(leave, with_kwargs=True))
+                handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
             try:
                 for self._pass in PASSES:
                     torch.manual_seed(0)
                     reset(self.network)
-                    if self._pass == "origins":
-                        with self._origins:
-                            self.network(self.sample)
-                    else:
+                    with self._origins if self._pass == "origins" else nullcontext():
                         self.network(self.sample)
                     if self._pass == "origins":
-                        self.problems += [
-                            f"module {name} holds what an earlier sample has left, and has no "
-                            "method reset(): give it one, or make the network anew"
-                            for name, neuron in self.neurons.items()
-                            if neuron.keeps_membrane and self._left[name]
-                        ]
-                        self.problems += [
-                            f"layer {name} reads something that was not computed from the sample "
-                            "by torch: numbers that are the same for every sample, or that went "
-                            "through numpy"
-                            for name, read in self.reads.items()
-                            if read.origin.is_constant
-                        ]
+                        self._find_problems()
                     if self.problems or self.outside:
                         return
             finally:
                 for handle in handles:
                     handle.remove()
+
+    def _find_problems(self) -> None:
+        self.problems += [
+            f"module {name} holds what an earlier sample has left, and has no method reset(): give "
+            "it one, or make the network anew"
+            for name, neuron in self.neurons.items()
+            if neuron.keeps_membrane and self._left[name]
+        ]
+        self.problems += [
+            f"layer {name} reads something that was not computed from the sample by torch: numbers "
+            "that are the same for every sample, or that went through numpy"
+            for name, read in self.reads.items()
+            if read.origin.is_constant
+        ]
 
     def _find(self) -> None:
         """Which modules are layers, which may be neurons, and whose the weights are."""
@@ -252,28 +251,20 @@ class Watcher:
 
     # Hooks.
 
-    def _hooks(self, name: str):
-        return (
-            lambda module, args, kwargs: self._enter(name, module, args, kwargs),
-            lambda module, args, kwargs, y: self._leave(module, args, kwargs, y),
-        )
-
     def _enter(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         if self._paused:
             return None
+        call, x = (args, kwargs), _first((args, kwargs))
         if self._pass == "sample" and name in self._maybe_neurons and not self._calls[name]:
-            self._left[name] = self._membranes_before(name, module, _first((args, kwargs)))
+            self._left[name] = self._membranes_before(name, module, x)
         watched = self._pass == "origins" and name in self._maybe_neurons
-        state = _state(module) if watched else []
-        version = _version(_first((args, kwargs))) if watched else 0
-        self._stack.append(_Frame(name, module, state, version))
+        self._stack.append(_Frame(name, module, call, _state(module) if watched else []))
         if self._pass in ("low", "high") and name in self.neurons and self.neurons[name].spikes:
-            x = _first((args, kwargs))
             far = 1e4 + 1e3 * x.double().abs().max().item()
             if x.is_floating_point():
                 far = min(far, torch.finfo(x.dtype).max / 2)
             driven = torch.full_like(x, far if self._pass == "high" else -far)
-            return _with_first((args, kwargs), driven)
+            return _with_first(call, driven)
         return None
 
     def _membranes_before(
@@ -295,7 +286,7 @@ class Watcher:
             return None
         frame = self._stack.pop()
         self._origins.paused = True
-        x, y = _first((args, kwargs)), _first(result)
+        x, y = _first(frame.call), _first(result)
         replaced = None
         if x is not None and y is not None:
             if frame.name in self._layers:
@@ -307,7 +298,7 @@ class Watcher:
                         now = {(id(z), version) for z, version in _state(module)}
                         self._left[frame.name] -= now
             elif self._pass == "origins" and frame.name in self._maybe_neurons:
-                self._after_module(frame, args, kwargs, result)
+                self._after_module(frame, result)
             elif frame.name in self.neurons and self.neurons[frame.name].spikes:
                 replaced = _with_first(result, self._fired(self.neurons[frame.name], y))
         if self._stack:
@@ -348,12 +339,12 @@ class Watcher:
             read.sizes.add(tuple(sizes))
             read.rows += prod(x.shape[: -planes - 1])
 
-    def _after_module(self, frame: _Frame, args: tuple, kwargs: dict, result: object) -> None:
+    def _after_module(self, frame: _Frame, result: object) -> None:
         """Sees whether the module is a neuron, by what it does."""
-        name, x, y = frame.name, _first((args, kwargs)), _first(result)
+        name, x, y = frame.name, _first(frame.call), _first(result)
         if x.is_complex() or y.is_complex() or not y.numel():
             return
-        given = [self._origins.of(z) for z in _tensors((args, kwargs))]
+        given = [self._origins.of(z) for z in _tensors(frame.call)]
         reads, gives = reduce(Origin.join, given, Origin()), self._origins.of(y)
         if reads.is_constant:
             return  # a weight's quantizer
@@ -374,7 +365,7 @@ class Watcher:
             if x_is_whole or x.shape != y.shape:
                 return
             is_fed_back = name in gives.populations
-            membrane = is_fed_back or self._remembers(frame, args, kwargs, y)
+            membrane = is_fed_back or self._remembers(frame, y)
             if not membrane and not largest:
                 self._origins.start(y, replace(gives, real=False))
                 return
@@ -389,7 +380,7 @@ class Watcher:
         neuron.keeps_membrane |= membrane
         neuron.calls = self._calls[name]
         if neuron.calls == 1 and mode is None:
-            neuron.rows = self._rows_behind_the_first(frame, args, kwargs, y)
+            neuron.rows = self._rows_behind_the_first(frame, y)
         neuron.layers |= gives.layer_names | reads.layer_names
         neuron.spikes &= spikes
         # What feeds a threshold back is a membrane around it: perhaps that of the module it is in.
@@ -408,13 +399,13 @@ class Watcher:
             neuron.spikes &= neuron.unit is not None
             self._origins.start(y, Origin(layers=gives.layers, populations=frozenset({name})))
 
-    def _remembers(self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor) -> bool:
+    def _remembers(self, frame: _Frame, y: Tensor) -> bool:
         """Whether what a module returns for one timestep depends on the timesteps before it: those
         of the same call, or those of calls before, of which it may keep what nobody can see."""
         name = frame.name
         if name not in self._remembering:
-            self._remembering[name] = bool(self._rows_behind_the_first(frame, args, kwargs, y))
-            for run, z, far in self._trials(frame, args, kwargs, y):
+            self._remembering[name] = bool(self._rows_behind_the_first(frame, y))
+            for run, z, far in self._trials(frame, y):
                 if self._remembering[name]:
                     break
                 after = []
@@ -425,15 +416,13 @@ class Watcher:
                 self._remembering[name] = not all(torch.equal(after[0], other) for other in after)
         return self._remembering[name]
 
-    def _rows_behind_the_first(
-        self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor
-    ) -> dict[int, frozenset[int]]:
+    def _rows_behind_the_first(self, frame: _Frame, y: Tensor) -> dict[int, frozenset[int]]:
         """Of each of the first two axes along which a call goes through time, the rows of its
         output that depend on the first row of its input."""
         name = frame.name
         if name not in self._depending:
             rows: dict[int, frozenset[int]] = {}
-            for run, z, far in self._trials(frame, args, kwargs, y):
+            for run, z, far in self._trials(frame, y):
                 for axis in range(min(2, z.dim())):
                     results = []
                     for first in (far, -far, 0.0):
@@ -449,20 +438,20 @@ class Watcher:
         return self._depending[name]
 
     def _trials(
-        self, frame: _Frame, args: tuple, kwargs: dict, y: Tensor
+        self, frame: _Frame, y: Tensor
     ) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, float]]:
         """(the module as a function, an input to try, a value far above it): the sample's input,
         large ones and random ones, since the sample may leave it silent. Where the module is to be
         tried at all; the caller puts back what it shows of its state."""
-        x = _first((args, kwargs))
+        x = _first(frame.call)
         in_place = x.untyped_storage()._cdata == y.untyped_storage()._cdata
         if not x.is_floating_point() or x.shape != y.shape or not x.dim() or in_place:
             return
 
         def run(z: Tensor) -> Tensor:
-            new_args, new_kwargs = _with_first((args, kwargs), z.clone())
+            args, kwargs = _with_first(frame.call, z.clone())
             torch.manual_seed(0)  # noise is no memory
-            return _first(frame.module.forward(*new_args, **new_kwargs)).clone()
+            return _first(frame.module.forward(*args, **kwargs)).clone()
 
         size = min(1 + x.abs().max().item(), torch.finfo(x.dtype).max / 2e5)
         noise = torch.randn(x.shape, generator=self._random).to(x)
@@ -545,16 +534,12 @@ def reset(network: nn.Module) -> None:
 
 
 def _reset_of(module: nn.Module) -> Callable[[], object] | None:
-    methods = (getattr(module, name, None) for name in RESETS)
-    return next((x for x in methods if callable(x) and _takes_nothing(x)), None)
-
-
-def _takes_nothing(function: Callable) -> bool:
-    try:
-        inspect.signature(function).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
+    for name in RESETS:
+        method = getattr(module, name, None)
+        with suppress(TypeError, ValueError):  # it is no function, or takes arguments
+            inspect.signature(method).bind()
+            return method
+    return None
 
 
 @contextmanager
@@ -587,9 +572,9 @@ def _state(module: nn.Module) -> list[tuple[Tensor, int]]:
     return found
 
 
-def _version(x: Tensor | None) -> int:
+def _version(x: Tensor) -> int:
     """How often it was written to."""
-    return 0 if x is None or x.is_inference() else x._version
+    return 0 if x.is_inference() else x._version
 
 
 def _kept(frame: _Frame, x: Tensor, y: Tensor, result: object) -> list[Tensor]:

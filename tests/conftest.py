@@ -7,6 +7,7 @@ run on the CPU, and main.py in them sees no GPU.
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,21 +17,56 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import kernels
 import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = ["--data", "digits", "--width", "2", "--epochs", "1", "--workers", "0"]
 QUICK = ["--epochs", "1", "--width", "2"]  # for scripts, which set the rest
+SLOW_PROGRAMS = re.compile("python|bash|torchrun|gcc|g[+][+]|c[+][+]")
+FEW_STEPS = 2  # of an optimizer: more are a training
+
+
+class Fast:
+    """--fast: a test is skipped when it starts what takes seconds. Not at collection: what a test,
+    its fixtures and the program below them will do shows only then."""
+
+    def __init__(self):
+        self.testing, self.steps = False, 0
+        sys.addaudithook(self.on_event)
+        register_optimizer_step_pre_hook(self.on_step)
+
+    def pytest_runtest_setup(self) -> None:
+        self.testing, self.steps = True, 0
+
+    def pytest_runtest_teardown(self) -> None:
+        self.testing = False
+
+    def on_event(self, event: str, about: tuple) -> None:
+        if event == "subprocess.Popen" and self.testing:
+            name = os.path.basename(os.fsdecode(about[0]))
+            if SLOW_PROGRAMS.match(name):
+                kernels.fused.clear()  # where it is the compiler
+                pytest.skip(f"starts {name}: not with --fast")
+
+    def on_step(self, *_) -> None:
+        self.steps += 1
+        if self.testing and self.steps > FEW_STEPS:
+            pytest.skip("trains: not with --fast")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.addoption("--fast", action="store_true", help="skip what starts programs or trains")
     parser.addoption("--measured", type=Path, help="add the numbers that tests measure to this CSV")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "device: compares numbers that the device computed")
+    if config.getoption("--fast"):
+        config.pluginmanager.register(Fast())
     if config.getoption("--device") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     else:
@@ -76,12 +112,12 @@ def measured(request) -> Callable[[str, float], None]:
 def clone(tmp_path_factory) -> Path:
     """The program without its tests, as a clone has it: commands run here leave nothing there."""
     folder = tmp_path_factory.mktemp("clone")
-    for path in [
-        *REPOSITORY.glob("*.py"),
-        *(REPOSITORY / name for name in ("models", "spikesim_eval")),
-    ]:
-        copy = shutil.copytree if path.is_dir() else shutil.copy
-        copy(path, folder / path.name)
+    for path in REPOSITORY.glob("*.py"):
+        shutil.copy(path, folder)
+    for package in {path.parent for path in REPOSITORY.glob("*/*.py")}:
+        if package.name not in ("tests", "benchmarks"):
+            not_its = shutil.ignore_patterns("results", "__pycache__")
+            shutil.copytree(package, folder / package.name, ignore=not_its)
     return folder
 
 
@@ -97,6 +133,13 @@ def scripts_clone(clone, tmp_path_factory) -> Path:
     shutil.copy(REPOSITORY / "requirements.txt", folder)
     (folder / ".venv").symlink_to(environment)
     return folder
+
+
+def write_programs(folder: Path, **bodies: str) -> None:
+    """Scripts in `folder`, by their names."""
+    for name, body in bodies.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}")
+        (folder / name).chmod(0o755)
 
 
 def run_script(script: str, *arguments: str, folder: Path) -> str:
@@ -127,3 +170,26 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         save_path = ["--save_path", str(folder / setting)]
         assert main.main([*DIGITS, "--paper_setting", setting, *options, *save_path]) == 0
     return {setting: folder / setting / f"{setting}-best.pth" for setting in runs}
+
+
+def files_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.fixture
+def complaint(tmp_path, capfd, monkeypatch) -> Callable[[list[str]], str]:
+    """The one line that main.py prints for wrong arguments, run in a folder with the test's files
+    alone."""
+    monkeypatch.chdir(tmp_path)
+
+    def complain(arguments: list[str]) -> str:
+        before = files_below(tmp_path)
+        assert main.main(arguments) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("main.py: error: ")
+        assert err.count("\n") == 1
+        assert files_below(tmp_path) == before
+        return err
+
+    return complain

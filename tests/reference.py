@@ -1,6 +1,6 @@
 """MS-ResNet written naively from the equations: plain loops over timesteps, autograd, any dtype.
 
-Shares no code with models/: it reads a network's state_dict by the names of its weights.
+Shares with models/ the neuron's definition alone, and reads a state_dict by its names.
 """
 
 import math
@@ -9,22 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAK, THRESHOLD, WINDOW, EPS = 0.25, 0.5, 0.5, 1e-5
+from models.neuron import lif
+
+EPS = 1e-5
 BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
-
-
-class Spike(torch.autograd.Function):
-    """1 where the potential fires; the derivative is the rectangle around the threshold."""
-
-    @staticmethod
-    def forward(ctx, fires_at: Tensor, window_at: Tensor) -> Tensor:
-        ctx.save_for_backward(window_at)
-        return (fires_at > THRESHOLD).to(fires_at.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        (u,) = ctx.saved_tensors
-        return grad * ((u - THRESHOLD).abs() < WINDOW) / (2 * WINDOW), None
 
 
 def round_straight_through(x: Tensor) -> Tensor:
@@ -42,19 +30,6 @@ def codes(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
 
 def quantize(x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
     return step * codes(x, step, low, high)
-
-
-def lif(currents: list[Tensor], quantizer=None) -> tuple[list[Tensor], list[Tensor]]:
-    """(spikes, membrane potentials) at each timestep."""
-    spikes, membranes = [], []
-    u = s = torch.zeros_like(currents[0])
-    for x in currents:
-        before_rounding = LEAK * u * (1 - s.detach()) + x
-        u = before_rounding if quantizer is None else quantizer(before_rounding)
-        s = Spike.apply(u, before_rounding.detach())
-        spikes.append(s)
-        membranes.append(u)
-    return spikes, membranes
 
 
 def batch_norm(currents: list[Tensor], weight: Tensor, bias: Tensor, eps: float = EPS):
@@ -88,8 +63,8 @@ class FullPrecision:
     def bn(self, name: str, xs: list[Tensor]) -> list[Tensor]:
         return batch_norm(xs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])[0]
 
-    def lif(self, name: str, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        return lif(xs)
+    def lif(self, name: str, xs: list[Tensor]) -> tuple[Tensor, Tensor]:
+        return lif(torch.stack(xs))
 
 
 class Quantized(FullPrecision):
@@ -144,11 +119,11 @@ class Quantized(FullPrecision):
         step = max(2.0 ** math.ceil(math.log2(largest / high)), smallest)
         return torch.clamp(torch.round(x.detach() / step), -high, high) * step
 
-    def lif(self, name: str, xs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def lif(self, name: str, xs: list[Tensor]) -> tuple[Tensor, Tensor]:
         low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         values = xs[0][0].numel() * self.time_window
         step = self.step(f"{name}.quantizer", values, high, 4 * self.GRID)
-        return lif(xs, lambda u: quantize(u, step, low, high))
+        return lif(torch.stack(xs), lambda u: quantize(u, step, low, high))
 
 
 def ms_resnet(
@@ -164,8 +139,8 @@ def ms_resnet(
 
     def fire(name: str, xs: list[Tensor]) -> list[Tensor]:
         spikes, u = layers.lif(name, xs)
-        membranes.append(torch.stack(u))
-        return spikes
+        membranes.append(u)
+        return list(spikes)
 
     stream = layers.bn("stem.bn", conv("stem.conv", [layers.image(x) for x in images]))
     index = 0

@@ -9,34 +9,35 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import main
-from checkpoints import Run
+from checkpoints import load_checkpoint
 from conftest import DIGITS
-from distiller import Distiller
-from load_settings import Settings, build_optimizer, load_checkpoint, parse_settings
+from distiller import Distiller, LossFunction, cross_entropy
+from engine.run import Run
+from load_settings import build_optimizer, parse_settings
 from models import MSResNet, QuanMSResNet
+from models.batch_norm import BatchNorm
+from settings import Settings
 
 
 def settings_with(parts: int) -> Settings:
     return parse_settings([*DIGITS, "--paper_setting", "original", "--accumulate", str(parts)])
 
 
-def network_and_loss(
-    setting: str, device: torch.device, bn_bits: int = 8
-) -> tuple[nn.Module, main.LossFunction]:
+def network_and_loss(setting: str, device: torch.device) -> tuple[nn.Module, LossFunction]:
     """The same at every call; the running statistics are such that all layers fire."""
     torch.manual_seed(0)
     shape = (18, 10, 4, 1, 4)
     teacher = MSResNet(*shape).double()
     network = teacher
     if setting != "original":
-        network = QuanMSResNet(*shape, bits=4, bn_bits=bn_bits).double()
+        network = QuanMSResNet(*shape, bits=4).double()
     network.to(device), teacher.to(device)
     for _ in range(20):
         images = torch.rand(16, 1, 16, 16).double().to(device)
         network(images), teacher(images)
     if setting == "qamd":
         return network, Distiller(teacher, network)
-    return network, main.cross_entropy(network)
+    return network, cross_entropy(network)
 
 
 def batch(images: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -47,9 +48,11 @@ def batch(images: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tens
 def gradients(
     setting: str, parts: int, device: torch.device
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    # Running statistics do not know the batch. A quantized batch norm has no gradient with them.
-    network, loss_function = network_and_loss(setting, device, bn_bits=32)
-    network.eval()
+    network, loss_function = network_and_loss(setting, device)
+    network.eval()  # running statistics do not know the batch
+    for module in network.modules():
+        if isinstance(module, BatchNorm):
+            module.quantizer = None  # with one it has no gradient in evaluation mode
     means = main.add_gradients(network, loss_function, *batch(14, device), settings_with(parts))
     return {n: p.grad for n, p in network.named_parameters() if p.grad is not None}, means
 
@@ -82,7 +85,7 @@ def trained(
     # Of four, the last of which would be saved.
     run = Run(settings, network, optimizer, training_images=16, steps_per_epoch=4)
     gradients = main.gradients_of(settings, network, loss_function, device)
-    row = main.train_epoch(gradients, batches, optimizer, scheduler, settings, device, run)
+    row = main.train_epoch(run, gradients, batches, scheduler, device)
     return network.state_dict(), row
 
 
@@ -135,7 +138,7 @@ def test_gradients_are_exchanged_once_a_step_and_while_backward_runs(lone_proces
     images, labels = batch(8)
     for _ in range(2):  # the first step finds out in which order the gradients come
         events.clear()
-        loss_function = main.cross_entropy(student)
+        loss_function = cross_entropy(student)
         main.add_gradients(student, loss_function, images.float(), labels, settings_with(4))
     stem = "gradient of the stem"
     assert events == [stem, stem, stem, "exchange", stem, "exchange"]

@@ -3,21 +3,22 @@
 import csv
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from runtime.errors import UserError
 from spikesim_eval.__main__ import main
-from spikesim_eval.crossbar import LIMITS
-from spikesim_eval.estimate import Chip, estimate
-from spikesim_eval.layers import InputError, Layer, Network, Subject
+from spikesim_eval.chip import Chip
+from spikesim_eval.estimate import estimate
+from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.report import assumptions, build_report
-from spikesim_eval.sweep import sweep
 from test_spikesim import by_name, changed, conv, net, networks, one_error_line, residual_block
 
+NUMBERS = [option for option in fields(Chip) if option.metadata["limits"]]
 DIGITAL = "accuracy: the digital network's"
 
 
@@ -72,7 +73,7 @@ def placed(layer: Layer, in_row: int, chip: Chip) -> tuple[int, int]:
     return min(whole[0], arrays * block[0]), min(whole[1], arrays * block[1])
 
 
-def by_loops(network: Network, chip: Chip) -> tuple[dict, dict[str, dict]]:
+def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:
     """(totals, layers by name)"""
     adcs = chip.xbar_size / 8
     side = chip.xbar_size / 64
@@ -159,7 +160,7 @@ def chips(draw) -> Chip:
     )
 
 
-def fit(network: Network, chip: Chip) -> bool:
+def fit(network: LayerList, chip: Chip) -> bool:
     widest = max(network.weight_bits_of(layer) for layer in network.layers)
     return cells_of(widest, chip.cell_bits) <= chip.xbar_size
 
@@ -168,7 +169,7 @@ def fit(network: Network, chip: Chip) -> bool:
 @given(networks(), chips())
 def test_every_figure_is_that_of_plain_loops_over_cells_and_layers(network, chip):
     if not fit(network, chip):
-        with pytest.raises(InputError, match="of a crossbar row"):
+        with pytest.raises(UserError, match="of a crossbar row"):
             estimate(network, chip)
         return
     result, (total, layers) = estimate(network, chip), by_loops(network, chip)
@@ -200,46 +201,7 @@ def test_no_layers_cost_depends_on_another_layer(network, chip, data):
     assert all(alone[key] == value for key, value in row.items() if key not in OF_ALL)
 
 
-@pytest.mark.parametrize("kernel", [None, 1, 7])
-def test_a_3x3_layer_costs_the_same_beside_any_stem(kernel):
-    layer = conv(
-        "a",
-        in_channels=512,
-        out_channels=512,
-        in_size=(14, 14),
-        out_size=(14, 14),
-        spike_rate=0.2,
-    )
-    stem = [] if kernel is None else [conv("stem", kernel=kernel, in_channels=3)]
-    row = by_name(net(*stem, layer, time_steps=4))["a"]
-    # 8·8 PEs and groups of 9 crossbars; a PE's cycle: crossbars, ADCs, buffers, periphery
-    cycle = 8 * 9 * 1.76423 * 0.2 + 64 * (2.03084 + 0.094245) + 8 * (16 * 1.15e-6 + 0.2)
-    cycle += 157.12 + 4.64 + 5.096 + 397
-    assert row["pes"] == row["groups"] == 64
-    assert row["energy_pj"] == pytest.approx(14 * 14 * 4 * 64 * cycle, rel=1e-12)
-    assert row["energy_pj"] / 1e6 == pytest.approx(36.47, abs=0.005)
-
-
-def test_a_kernel_of_more_positions_than_a_pe_has_crossbars_takes_more_pes():
-    rows = by_name(net(conv("a", kernel=7), conv("b", kernel=2)), Chip(crossbars_per_pe=9))
-    assert rows["a"]["pes"] == 6  # 49 crossbars
-    assert rows["b"]["pes"] == 1
-    assert by_name(net(conv("a", kernel=7)), Chip(crossbars_per_pe=49))["a"]["pes"] == 1
-    one, other = (
-        estimate(net(conv("a")), Chip(crossbars_per_pe=k)).area_by_component for k in (9, 27)
-    )
-    assert other["crossbar"] == pytest.approx(3 * one["crossbar"])
-    assert other["adc"] == one["adc"]
-
-
 # Whole weights.
-
-
-def test_a_weights_cells_lie_in_one_crossbar():
-    # 3 cells a weight: 21 weights in a row of 64, so 64 outputs take 4 crossbars, not 64·3/64
-    row = by_name(net(conv("a"), weight_bits=3), Chip(cell_bits=1))["a"]
-    assert (row["pes"], row["groups"]) == (4, 1)
-    assert row["utilization"] == pytest.approx(64 * 64 * 9 * 3 / (4 * 9 * 64 * 64))
 
 
 @settings(deadline=None, max_examples=100)
@@ -272,43 +234,7 @@ def test_a_weight_wider_than_a_crossbar_is_refused_and_left_out_of_a_sweep(tmp_p
     assert sizes == {("16", "2"), ("32", "1"), ("32", "2")}
 
 
-# Neurons.
-
-
-def test_a_neuron_is_charged_once_a_timestep_and_where_there_is_one():
-    layers = {
-        "stem": conv("stem", input_bits=8, in_channels=3),
-        "spikes": conv("spikes", after=("stem",)),
-        "shortcut": conv("shortcut", kernel=1, input_bits=4, after=("stem",)),
-        "fc": conv("fc", kernel=1, out_size=(1, 1), input_bits=None, linear=True, after=("stem",)),
-    }
-
-    def neurons(network: Network, **options) -> dict[str, float]:
-        rows = by_name(network, Chip(**options))
-        return {name: row["energy_by_component"]["neuron"] / 5.096 for name, row in rows.items()}
-
-    network = net(*layers.values(), time_steps=5, weight_bits=8)
-    once = 16 * 5  # pixels and timesteps
-    expected = {"stem": once, "spikes": once, "shortcut": 0, "fc": 0}
-    assert neurons(network) == pytest.approx(expected)
-    assert neurons(network, periphery="per_pe")["stem"] == pytest.approx(2 * once)  # two slices
-    assert neurons(network.at(1))["shortcut"] == 0  # still the stream's, though of one bit
-    wide = replace(layers["stem"], in_channels=65, runs=3, lif=True)
-    said = net(wide, replace(layers["shortcut"], lif=True), replace(layers["spikes"], lif=False))
-    assert neurons(said) == pytest.approx({"stem": 2 * 3 * 16, "shortcut": 16, "spikes": 0})
-
-
-# Layers that run several times, and grouped ones.
-
-
-def test_a_layer_that_runs_three_times_takes_three_times_the_energy_and_time_of_one():
-    one, three = (
-        estimate(net(conv("a", runs=runs, input_bits=3), time_steps=2), Chip()) for runs in (1, 3)
-    )
-    for key in ("energy_pj", "delay_ns", "ops", "cycles"):
-        assert three.layers[0][key] == pytest.approx(3 * one.layers[0][key])
-    assert three.area_by_component == one.area_by_component
-    assert three.total["pes"] == one.total["pes"]
+# Grouped layers.
 
 
 @pytest.mark.parametrize(
@@ -367,14 +293,19 @@ def test_a_grouped_layer_never_costs_more_than_the_same_without_groups(
 
 @settings(deadline=None, max_examples=150)
 @given(networks(), chips(), st.data())
-def test_a_larger_layer_never_costs_less(network, chip, data):
+def test_a_larger_layer_or_more_spikes_never_cost_less(network, chip, data):
     assume(fit(network, chip))
     index = data.draw(st.integers(0, len(network.layers) - 1))
     layer = network.layers[index]
-    field = data.draw(st.sampled_from(["in_channels", "out_channels", "kernel", "runs"]))
-    if layer.linear and field == "kernel":
-        field = "runs"
-    more = getattr(layer, field) + (layer.groups if field.endswith("channels") else 1)
+    fields = ["in_channels", "out_channels", "runs", "weight_bits", "spike_rate"]
+    field = data.draw(st.sampled_from(fields + ["kernel"] * (not layer.linear)))
+    if field == "weight_bits":
+        more = network.weight_bits_of(layer) + 1
+        assume(cells_of(more, chip.cell_bits) <= chip.xbar_size)
+    elif field == "spike_rate":
+        more = None if layer.spike_rate is None else data.draw(st.floats(layer.spike_rate, 1))
+    else:
+        more = getattr(layer, field) + (layer.groups if field.endswith("channels") else 1)
     layers = list(network.layers)
     layers[index] = replace(layer, **{field: more})
     larger = estimate(replace(network, layers=tuple(layers)), chip).total
@@ -386,12 +317,12 @@ def test_a_larger_layer_never_costs_less(network, chip, data):
 # Options that make no chip.
 
 
-@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize("option", NUMBERS, ids=lambda option: option.name)
 @pytest.mark.parametrize("command", ["report", "sweep"])
-def test_an_option_beyond_its_limits_is_refused_with_the_reason(name, command, tmp_path, capsys):
+def test_an_option_beyond_its_limits_is_refused_with_the_reason(option, command, tmp_path, capsys):
     path = tmp_path / "net.json"
     path.write_text(json.dumps(residual_block()))
-    low, high, reason = LIMITS[name]
+    name, reason, (low, high) = (option.name, *map(option.metadata.get, ("reason", "limits")))
     step = 8 if name == "xbar_size" else 1
     for value in (low - step, high + step):
         line = f"{command} --layers {path} --out {tmp_path / 'out'} --{name}={value}"
@@ -399,7 +330,7 @@ def test_an_option_beyond_its_limits_is_refused_with_the_reason(name, command, t
         error = capsys.readouterr().err
         assert one_error_line(error)
         assert f"{name} must be" in error
-        assert f"from {low} to {high}" in error
+        assert f"from {low:g} to {high:g}" in error
         assert reason in error
     for value in (low, high):
         kind = float if name == "clk_mhz" else int
@@ -481,11 +412,8 @@ def test_networks_that_tell_other_classes_apart_are_not_compared(line, lists, tm
 
 @pytest.mark.parametrize("command", ["report", "compare", "sweep"])
 def test_checkpoints_of_other_data_are_refused_before_any_is_measured(
-    command, trained, tmp_path, capsys, monkeypatch
+    command, trained, tmp_path, capsys
 ):
-    import spikesim_eval.trace
-
-    monkeypatch.setattr(spikesim_eval.trace, "measure", None)
     checkpoint = torch.load(trained["original"], weights_only=True)
     checkpoint["settings"] |= {"data": "folder", "classes": tuple("abcdefghij")}
     checkpoint["settings"]["image_size"] = "16x16"
@@ -533,12 +461,3 @@ def test_every_command_says_whose_accuracy_it_prints(trained, tmp_path, capsys):
 def test_no_accuracy_no_word_about_it(lists, tmp_path, capsys):
     assert main(f"report --layers {lists['own']} --out {tmp_path}".split()) == 0
     assert "accuracy" not in capsys.readouterr().out.replace(str(tmp_path), "")
-
-
-def test_a_sweep_over_crossbars_per_pe_changes_nothing_else():
-    network = net(conv("a", kernel=5), weight_bits=8)
-    columns = sweep([Subject("a", network)], Chip(), {"crossbars_per_pe": [1, 9, 25]})
-    assert columns["crossbars_per_pe"].tolist() == [1, 9, 25]
-    for k, energy in zip((1, 9, 25), columns["energy_pj"], strict=True):
-        expected = estimate(network, Chip(crossbars_per_pe=k)).total["energy_pj"]
-        assert energy == pytest.approx(expected, rel=1e-12)

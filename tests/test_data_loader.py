@@ -2,11 +2,10 @@
 
 import hashlib
 import json
-import os
+import multiprocessing
 import pickle
+import re
 import shutil
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -17,24 +16,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import v2
 
 import data_loader
+import main
 import stand_in_data
-from data_loader import (
-    CropAndFlip,
-    DeviceLoader,
-    ImageSet,
-    evaluation_batches,
-    evaluation_loader,
-    load_data_sets,
-    set_epoch,
-    train_loader,
-    training_batches,
-)
-from load_settings import UserError
+from data_loader import DeviceLoader, ImageSet, Share, evaluation_loader, set_epoch, training_loader
+from data_sets import DATA_SETS, DataSet, static
+from data_sets.augment import CropAndFlip, augmentation
+from loading import data_sets_of, one_by_one
+from runtime.errors import UserError
+from runtime.processes import first_process_first
 
 T = 4
 CIFAR = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}
@@ -72,7 +67,7 @@ def data_path(originals, tmp_path, monkeypatch) -> Path:
 
 def one_line_error(data: str, data_path: Path, time_window: int = T) -> str:
     with pytest.raises(UserError) as caught:
-        load_data_sets(data, data_path, time_window)
+        data_sets_of(data, data_path, time_window)
     text = str(caught.value)
     assert text.isprintable()  # so it is a single line
     return text
@@ -87,12 +82,6 @@ def cache_of(frames: Path) -> Path:
     return frames.with_name(f"{frames.name}-48x48.json")
 
 
-def indices(data_set: ImageSet) -> ImageSet:
-    """A data set of the same length whose labels are its indices, to see what a loader reads."""
-    blank = torch.zeros(len(data_set), 1, 1, 1, dtype=torch.uint8)
-    return ImageSet(blank, range(len(data_set)))
-
-
 @pytest.mark.parametrize(
     ("data", "shape", "classes", "sizes"),
     [
@@ -104,7 +93,7 @@ def indices(data_set: ImageSet) -> ImageSet:
     ],
 )
 def test_every_item_is_a_float_image_and_an_int_label(data, shape, classes, sizes, data_path):
-    for part, size in zip(load_data_sets(data, data_path, T), sizes, strict=True):
+    for part, size in zip(data_sets_of(data, data_path, T), sizes, strict=True):
         assert len(part) == size
         items = [part[i] for i in range(size)]
         assert {image.shape for image, _ in items} == {shape}
@@ -124,7 +113,7 @@ def test_every_item_is_a_float_image_and_an_int_label(data, shape, classes, size
 
 @pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100"])
 def test_cifar_images_are_the_pixels_of_the_files_in_order(data, data_path):
-    train, test = load_data_sets(data, data_path, T)
+    train, test = data_sets_of(data, data_path, T)
     folder = data_path / CIFAR[data].base_folder
     for part, files in ((train, CIFAR[data].train_list), (test, CIFAR[data].test_list)):
         batches = [pickle.loads((folder / file).read_bytes()) for file, _ in files]
@@ -137,7 +126,7 @@ def test_cifar_images_are_the_pixels_of_the_files_in_order(data, data_path):
 
 
 def test_tiny_imagenet_labels_are_the_places_of_sorted_wnids(data_path):
-    train, test = load_data_sets("TinyImagenet", data_path, T)
+    train, test = data_sets_of("TinyImagenet", data_path, T)
     root = data_path / "tiny-imagenet-200"
     wnids = sorted((root / "wnids.txt").read_text().split())
     names = sources(data_path / "tiny-imagenet-200-train.json")
@@ -152,7 +141,7 @@ def test_tiny_imagenet_labels_are_the_places_of_sorted_wnids(data_path):
 @pytest.mark.parametrize("below", ["images", "."])
 @pytest.mark.parametrize("left", ["nothing", "annotations", "an empty folder"])
 def test_a_rearranged_val_folder_gives_the_same_test_set(below, left, data_path, tmp_path):
-    _, official = load_data_sets("TinyImagenet", data_path, T)
+    _, official = data_sets_of("TinyImagenet", data_path, T)
     val = data_path / "tiny-imagenet-200" / "val"
     for line in (val / "val_annotations.txt").read_text().splitlines():
         name, wnid = line.split("\t")[:2]
@@ -162,7 +151,7 @@ def test_a_rearranged_val_folder_gives_the_same_test_set(below, left, data_path,
         (val / "images").rmdir()
     if left != "annotations":
         (val / "val_annotations.txt").unlink()
-    _, rearranged = load_data_sets("TinyImagenet", data_path, T)
+    _, rearranged = data_sets_of("TinyImagenet", data_path, T)
 
     def content(part):
         rows = zip(part.labels.tolist(), part.images, strict=True)
@@ -172,12 +161,10 @@ def test_a_rearranged_val_folder_gives_the_same_test_set(below, left, data_path,
 
 
 def test_a_grayscale_jpeg_is_read_as_three_equal_channels(data_path):
-    _, test = load_data_sets("TinyImagenet", data_path, T)
+    _, test = data_sets_of("TinyImagenet", data_path, T)
     name, _ = sources(data_path / "tiny-imagenet-200-val.json")[0]
     assert Image.open(data_path / "tiny-imagenet-200" / name).mode == "L"
-    red, green, blue = test[0][0]
-    assert torch.equal(red, green)
-    assert torch.equal(red, blue)
+    assert all(torch.equal(channel, test[0][0][0]) for channel in test[0][0])
     assert not torch.equal(*test[1][0][:2])
 
 
@@ -185,7 +172,7 @@ def test_ncaltech101_holds_out_the_last_tenth_of_each_class_in_sorted_order(tmp_
     folder = stand_in_data.write_ncaltech101(tmp_path, 1, classes=2, per_class=20)
     stand_in_data.write_ncaltech101(tmp_path / "few", 1, classes=3, per_class=3)
     (tmp_path / "few/N-Caltech101" / folder.name / "accordion").rename(folder / "accordion")
-    train, test = load_data_sets("ncaltech101", tmp_path, 1)
+    train, test = data_sets_of("ncaltech101", tmp_path, 1)
 
     names = [(label, Path(name).stem) for name, label in sources(cache_of(folder))]
     assert names[len(train) :] == [
@@ -201,7 +188,7 @@ def test_ncaltech101_holds_out_the_last_tenth_of_each_class_in_sorted_order(tmp_
 
 
 def test_ncaltech101_test_frames_are_event_counts_of_the_file(data_path):
-    _, test = load_data_sets("ncaltech101", data_path, T)
+    _, test = data_sets_of("ncaltech101", data_path, T)
     folder = data_path / "N-Caltech101" / f"frames_number_{T}_split_by_number"
     name, _ = sources(cache_of(folder))[-len(test)]
     frames = np.load(folder / name)["frames"]
@@ -211,7 +198,7 @@ def test_ncaltech101_test_frames_are_event_counts_of_the_file(data_path):
 
 
 def test_digits_are_enlarged_bilinearly_and_split_by_class():
-    train, test = load_data_sets("digits", "unused", T)
+    train, test = data_sets_of("digits", "unused", T)
     share = [torch.bincount(part.labels) for part in (train, test)]
     assert torch.allclose(share[1] / (share[0] + share[1]), torch.tensor(0.2), atol=0.01)
     # A corner pixel of the enlarged image is the corner of the 8×8 one, for align_corners=False.
@@ -224,48 +211,24 @@ def test_digits_are_enlarged_bilinearly_and_split_by_class():
 
 @pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
 def test_augmentation_is_the_same_for_any_number_of_workers_and_new_in_each_epoch(data, data_path):
-    train, _ = load_data_sets(data, data_path, T, seed=3)
-
-    def epoch_images(workers, epoch):
-        loader = train_loader(train, 4, 0, 1, workers, seed=3)
-        set_epoch(loader, epoch)
-        return torch.cat([images for images, _ in loader])
-
-    def image(epoch, index):
-        train.epoch = epoch
-        return train[index][0]
-
-    assert torch.equal(epoch_images(0, 1), epoch_images(2, 1))
-    assert not torch.equal(image(1, 0), image(2, 0))
-    other_seed, _ = load_data_sets(data, data_path, T, seed=4)
-    assert any(not torch.equal(image(0, i), other_seed[i][0]) for i in range(5))
-
-
-def test_set_epoch_reaches_the_workers_of_a_loader_that_was_used_before(data_path):
-    train, _ = load_data_sets("CIFAR10", data_path, T)
-    loader = train_loader(train, 100, 0, 1, 2, seed=0)
-    passes = {}
-    for epoch in (0, 1, 0):
-        set_epoch(loader, epoch)
-        images, _ = next(iter(loader))
-        if epoch in passes:
-            assert torch.equal(images, passes[epoch])
-        passes[epoch] = images
-    # The same images in another order would have equal sums.
-    assert not torch.allclose(
-        passes[0].sum((1, 2, 3)).sort()[0], passes[1].sum((1, 2, 3)).sort()[0]
-    )
-
-
-def test_reading_an_augmented_image_leaves_the_random_state_alone(data_path):
-    train, _ = load_data_sets("CIFAR10", data_path, T)
+    train, _ = data_sets_of(data, data_path, T, seed=3)
+    loaders = [training_loader(one_by_one(train), Share(4, workers=n)) for n in (0, 2)]
+    seen = {}
     before = torch.get_rng_state()
-    _ = train[0]
+    for epoch in (0, 1, 0):  # also of a loader that was used before
+        for loader in loaders:
+            set_epoch(loader, epoch)
+            images = torch.cat([images for images, _ in loader])
+            assert torch.equal(images, seen.setdefault(epoch, images))
     assert torch.equal(before, torch.get_rng_state())
+    # The same images in another order would have equal sums.
+    assert not torch.allclose(*(seen[x].flatten(1).sum(1).sort()[0] for x in (0, 1)))
+    other_seed, _ = data_sets_of(data, data_path, T, seed=4)
+    assert any(not torch.equal(train[i][0], other_seed[i][0]) for i in range(5))
 
 
 def test_augmentation_treats_all_frames_of_a_sample_alike(data_path):
-    train, _ = load_data_sets("ncaltech101", data_path, T)
+    train, _ = data_sets_of("ncaltech101", data_path, T)
     first = train.images[0, :1]
     train.images = first.expand(len(train), T, -1, -1, -1)
     for index in range(len(train)):
@@ -274,7 +237,7 @@ def test_augmentation_treats_all_frames_of_a_sample_alike(data_path):
 
 
 def test_ncaltech101_is_rolled_rotated_or_sheared_by_what_the_recipe_says(data_path):
-    train, _ = load_data_sets("ncaltech101", data_path, T)
+    train, _ = data_sets_of("ncaltech101", data_path, T)
     point = torch.zeros(1, 1, 48, 48)
     point[..., 24, 40] = 1  # right of the centre, on its row
     seen = {"rolled": 0, "rotated": 0, "sheared": 0}
@@ -299,47 +262,15 @@ def test_ncaltech101_is_rolled_rotated_or_sheared_by_what_the_recipe_says(data_p
     assert min(seen.values()) > 50
 
 
-def test_cifar_crops_move_by_at_most_four_pixels_and_half_are_flipped(data_path):
-    train, _ = load_data_sets("CIFAR10", data_path, T)
-    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    image[:, 10, 10] = 255
-    places = []
-    for seed in range(400):
-        torch.manual_seed(seed)
-        places.append(train.augment(image)[0].nonzero()[0].tolist())
-    rows, columns = torch.tensor(places).T
-    assert set(rows.tolist()) == set(range(6, 15))
-    assert set(columns.tolist()) == set(range(6, 15)) | set(range(31 - 14, 31 - 5))
-    assert 140 < (columns > 15).sum() < 260
-
-
-@pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
-def test_test_images_are_not_augmented(data, data_path):
-    _, test = load_data_sets(data, data_path, T)
-    first = test[0][0]
-    test.epoch = 5
-    assert torch.equal(first, test[0][0])
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_covers_every_test_image_exactly_once(world_size, data_path):
-    test = indices(load_data_sets("CIFAR10", data_path, T)[1])
-    seen = []
-    for rank in range(world_size):
-        for _, labels in evaluation_loader(test, 6, rank, world_size, workers=0):
-            seen += labels.tolist()
-    assert sorted(seen) == list(range(len(test)))
-
-
 @pytest.mark.parametrize("size", [63, 64, 65, 100])
 def test_a_global_batch_is_the_same_set_of_images_on_1_2_or_4_processes(size):
-    data_set = ImageSet(torch.zeros(size, 1, 1, 1), range(size))
+    """For a seed and an epoch: others have another order."""
 
-    def global_batches(world_size):
-        shares = []
+    def global_batches(world_size, epoch=2, seed=0):
+        data_set, shares = ImageSet(torch.zeros(size, 1, 1, 1), range(size), seed=seed), []
         for rank in range(world_size):
-            loader = train_loader(data_set, 16 // world_size, rank, world_size, 0, seed=1234)
-            set_epoch(loader, 2)
+            loader = training_loader(data_set, Share(16 // world_size, rank, world_size))
+            set_epoch(loader, epoch)
             shares.append([labels.tolist() for _, labels in loader])
         return [sorted(chain.from_iterable(parts)) for parts in zip(*shares, strict=True)]
 
@@ -347,6 +278,7 @@ def test_a_global_batch_is_the_same_set_of_images_on_1_2_or_4_processes(size):
     assert len(alone) == size // 16
     assert len(set(chain.from_iterable(alone))) == 16 * len(alone)
     assert alone == global_batches(2) == global_batches(4)
+    assert alone not in (global_batches(1, epoch=3), global_batches(1, seed=1))
 
 
 def test_a_data_set_below_one_global_batch_is_kept_as_one_partial_batch():
@@ -354,30 +286,17 @@ def test_a_data_set_below_one_global_batch_is_kept_as_one_partial_batch():
     for world_size in (1, 2, 4):
         seen = []
         for rank in range(world_size):
-            (batch,) = train_loader(data_set, 16, rank, world_size, 0, seed=0)
+            (batch,) = training_loader(data_set, Share(16, rank, world_size))
             seen.append(batch[1].tolist())
         assert set(chain.from_iterable(seen)) == set(range(10))
         assert len({len(share) for share in seen}) == 1
 
 
-def test_training_order_depends_on_seed_and_epoch_only():
-    data_set = ImageSet(torch.zeros(64, 1, 1, 1), range(64))
-
-    def order(seed, epoch):
-        loader = train_loader(data_set, 64, 0, 1, 0, seed)
-        set_epoch(loader, epoch)
-        return next(iter(loader))[1].tolist()
-
-    assert order(1, 0) == order(1, 0)
-    assert order(1, 0) != order(1, 1)
-    assert order(1, 0) != order(2, 0)
-
-
 def both_loaders(data_set, device, batch_size=16, rank=0, world_size=1, epoch=1):
     """(the reference, the one on the device) for training."""
-    share = (batch_size, rank, world_size)
-    reference = train_loader(data_set, *share, 0, seed=5)
-    on_device = training_batches(data_set, *share, 0, 5, device)
+    share = Share(batch_size, rank, world_size)
+    reference = training_loader(one_by_one(data_set), share)
+    on_device = training_loader(data_set, share, device)
     assert isinstance(on_device, DeviceLoader)
     for loader in (reference, on_device):
         set_epoch(loader, epoch)
@@ -387,18 +306,23 @@ def both_loaders(data_set, device, batch_size=16, rank=0, world_size=1, epoch=1)
 
 @pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100", "TinyImagenet", "digits"])
 @pytest.mark.parametrize("world_size", [1, 3, 50])  # of 50, some have nothing to do
-def test_on_the_device_evaluation_is_exactly_that_of_torchvisions_loader(
+def test_on_the_device_evaluation_is_exactly_that_of_a_data_loader_each_image_once(
     data, world_size, data_path, device
 ):
-    _, test = load_data_sets(data, data_path, T)
+    _, test = data_sets_of(data, data_path, T)
+    test.labels = torch.arange(len(test))
+    seen = []
     for rank in range(world_size):
-        on_device = evaluation_batches(test, 7, rank, world_size, 0, device)
+        share = Share(7, rank, world_size)
+        on_device = evaluation_loader(test, share, device)
         assert isinstance(on_device, DeviceLoader)
-        reference = evaluation_loader(test, 7, rank, world_size, workers=0)
+        reference = evaluation_loader(one_by_one(test), share)
         assert len(on_device) == len(reference)
         for ours, theirs in zip(on_device, reference, strict=True):
             assert all(x.device.type == device.type for x in ours)
             assert all(torch.equal(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
+            seen += ours[1].tolist()
+    assert sorted(seen) == list(range(len(test)))
 
 
 @pytest.mark.parametrize("size", [10, 64, 70])
@@ -414,8 +338,8 @@ def test_on_the_device_training_batches_hold_the_same_images(size, world_size, d
 
 @pytest.mark.parametrize("data", ["CIFAR10", "ncaltech101"])
 def test_an_epoch_can_be_gone_on_with_at_any_batch(data, data_path):
-    train, _ = load_data_sets(data, data_path, T)
-    loader = training_batches(train, 8, 0, 1, 0, 5, torch.device("cpu"))
+    train, _ = data_sets_of(data, data_path, T)
+    loader = training_loader(train, Share(8))
     set_epoch(loader, 1)
     whole = list(loader)
     assert len(whole) == len(loader)
@@ -482,9 +406,10 @@ def test_augmentation_on_the_device_is_the_same_on_any_number_of_processes_and_n
 
 
 def test_auto_is_autoaugment_and_a_grey_square(data_path):
-    train, _ = load_data_sets("CIFAR10", data_path, T, augment="auto")
+    train, _ = data_sets_of("CIFAR10", data_path, T, augment="auto")
     crop, policy, cutout = train.augment.transforms
     assert isinstance(crop, CropAndFlip)
+    assert crop.padding == (4, 4)
     assert policy.policy == v2.AutoAugmentPolicy.CIFAR10
     image = torch.zeros(3, 32, 32, dtype=torch.uint8)
     areas = []
@@ -496,19 +421,21 @@ def test_auto_is_autoaugment_and_a_grey_square(data_path):
     assert max(areas) == 16 * 16
     assert 8 * 8 <= min(areas) < 12 * 12  # squares reach over the border
     assert torch.equal(image, torch.zeros_like(image))
-    *_, small = data_loader.augmentation("auto", False, (8, 8)).transforms
+    *_, small = augmentation("auto", False, (8, 8)).transforms
     assert small.side == 4
     # Images of their own transforms: from a loader with workers.
-    on_workers = training_batches(train, 4, 0, 1, 2, 0, torch.device("cpu"))
+    on_workers = training_loader(train, Share(4, workers=2))
     assert isinstance(on_workers, torch.utils.data.DataLoader)
     first = next(iter(on_workers))[0]
     assert torch.equal(first, next(iter(on_workers))[0])
 
 
 @pytest.mark.parametrize("data", ["CIFAR10", "TinyImagenet", "ncaltech101"])
-def test_none_is_no_augmentation(data, data_path):
-    train, _ = load_data_sets(data, data_path, T, augment="none")
-    assert torch.equal(train[3][0], train.images[3].float() / (255 if train.step is None else 1))
+def test_test_images_are_not_augmented_and_with_none_no_others(data, data_path):
+    for part in data_sets_of(data, data_path, T)[1], *data_sets_of(data, data_path, T, 0, "none"):
+        part.epoch = 5
+        whole = part.images[3].float() / (255 if part.step is None else 1)
+        assert torch.equal(part[3][0], whole)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -548,7 +475,7 @@ def test_a_damaged_cifar_file_is_an_error_that_leaves_the_copy_alone(data, data_
         assert str(folder) in one_line_error(data, data_path)
         assert tree(data_path) == before
         (folder / file).write_bytes(whole)
-    load_data_sets(data, data_path, T)
+    data_sets_of(data, data_path, T)
 
 
 @pytest.mark.parametrize("data", ["CIFAR10", "CIFAR100"])
@@ -570,22 +497,6 @@ def test_outside_the_test_environment_the_real_md5_sums_refuse_stand_ins(tmp_pat
         assert str(folder) in one_line_error(data, tmp_path)
 
 
-def test_a_command_in_the_cifar_environment_accepts_stand_ins(tmp_path):
-    for data in CIFAR:
-        stand_in_data.write_cifar(tmp_path, data)
-    code = (
-        "import sys; assert 'torchvision' not in sys.modules\n"
-        "from data_loader import load_data_sets\n"
-        "print([len(p) for d in ('CIFAR10', 'CIFAR100') for p in load_data_sets(d, '.', 4)])"
-    )
-    environment = stand_in_data.cifar_environment(tmp_path)
-    environment["PYTHONPATH"] += os.pathsep + str(Path(data_loader.__file__).parent)
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert result.stdout == "[100, 40, 100, 40]\n", result.stderr
-
-
 def tiny_archive(data_path: Path) -> tuple[Path, str]:
     """Pack the stand-in as it is published and remove its folder; the archive and its md5."""
     archive = shutil.make_archive(
@@ -597,11 +508,11 @@ def tiny_archive(data_path: Path) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("there", [True, False], ids=["archive there", "downloaded"])
 def test_tiny_imagenet_is_unpacked_from_the_archive_with_its_md5(there, data_path, monkeypatch):
-    expected = [part.labels.tolist() for part in load_data_sets("TinyImagenet", data_path, T)]
+    expected = [part.labels.tolist() for part in data_sets_of("TinyImagenet", data_path, T)]
     archive, md5 = tiny_archive(data_path)
     for path in [*data_path.glob("tiny-imagenet-200-*.json")]:
         path.unlink()
-    monkeypatch.setattr(data_loader, "TINY_IMAGENET", data_loader.TINY_IMAGENET._replace(md5=md5))
+    monkeypatch.setattr(static, "TINY_IMAGENET", static.TINY_IMAGENET._replace(md5=md5))
     if not there:
         elsewhere = archive.rename(data_path.with_name(f"{data_path.name}.zip"))
 
@@ -609,69 +520,37 @@ def test_tiny_imagenet_is_unpacked_from_the_archive_with_its_md5(there, data_pat
             assert md5_ == md5
             shutil.copy(elsewhere, Path(root) / filename)
 
-        monkeypatch.setattr(data_loader, "download_url", download)
-    found = [part.labels.tolist() for part in load_data_sets("TinyImagenet", data_path, T)]
+        monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
+    found = [part.labels.tolist() for part in data_sets_of("TinyImagenet", data_path, T)]
     assert found == expected
 
 
-def test_another_tiny_imagenet_archive_is_refused_and_kept(data_path):
-    archive, md5 = tiny_archive(data_path)
-    text = one_line_error("TinyImagenet", data_path)
-    assert f"{archive} has the md5 {md5}" in text
-    assert archive.exists()
-    assert not (data_path / "tiny-imagenet-200").exists()
-
-
-def no_wnids(folder):
-    (folder / "wnids.txt").unlink()
-
-
-def no_train(folder):
-    (folder / "train").rename(folder / "elsewhere")
-
-
-def empty_train(folder):
-    for image in folder.glob("train/*/images/*"):
-        image.unlink()
-
-
-def too_many_wnids(folder):
-    (folder / "wnids.txt").write_text("\n".join(f"n{i:08d}" for i in range(201)))
-
-
-def unknown_wnid(folder):
-    with (folder / "val/val_annotations.txt").open("a") as file:
-        file.write("val_0.JPEG\tn99999999\t0\t0\t1\t1\n")
-
-
-def wnid_elsewhere(folder):
-    (folder / "wnids.txt").write_text("/tmp\n")
-
-
-def malformed_annotation(folder):
-    (folder / "val/val_annotations.txt").write_text("val_0.JPEG\n")
-
-
-def absent_val_image(folder):
-    (folder / "val/images/val_3.JPEG").unlink()
-
-
-def no_annotations(folder):
-    (folder / "val/val_annotations.txt").write_text("")
+LISTS = "wnids.txt", "val/val_annotations.txt"
 
 
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (no_wnids, "wnids.txt is missing"),
-        (no_train, "train is missing"),
-        (empty_train, "holds no image"),
-        (too_many_wnids, "names 201 classes"),
-        (unknown_wnid, "n99999999"),
-        (wnid_elsewhere, "names the class '/tmp'"),
-        (malformed_annotation, "gives val_0.JPEG the class ''"),
-        (absent_val_image, "val_3.JPEG"),
-        (no_annotations, "val_annotations.txt is empty"),
+        (lambda root: (root / LISTS[0]).unlink(), "wnids.txt is missing"),
+        (lambda root: (root / "train").rename(root / "elsewhere"), "train is missing"),
+        (lambda root: [x.unlink() for x in root.glob("train/*/images/*")], "holds no image"),
+        (
+            lambda root: (root / LISTS[0]).write_text("\n".join(map("n{:08d}".format, range(201)))),
+            "names 201 classes",
+        ),
+        (
+            lambda root: (root / LISTS[1]).open("a").write("val_0.JPEG\tn99999999\t0\t0\t1\t1\n"),
+            "n99999999",
+        ),
+        (lambda root: (root / LISTS[0]).write_text("/tmp\n"), "names the class '/tmp'"),
+        (
+            lambda root: (root / LISTS[1]).write_text("val_0.JPEG\n"),
+            "gives val_0.JPEG the class ''",
+        ),
+        (lambda root: (root / "val/images/val_3.JPEG").unlink(), "val_3.JPEG"),
+        (lambda root: (root / LISTS[1]).write_text(""), "val_annotations.txt is empty"),
+        (lambda root: (root / LISTS[0]).open("ab").write(b"\xff\n"), "names the class"),
+        (lambda root: (root / LISTS[1]).open("ab").write(b"\xff\n"), "the class ''"),
     ],
 )
 def test_a_damaged_tiny_imagenet_is_one_clear_line(damage, named, data_path):
@@ -681,55 +560,38 @@ def test_a_damaged_tiny_imagenet_is_one_clear_line(damage, named, data_path):
     assert "tiny-imagenet-200.zip" in text
 
 
-def wrong_t(file):
-    np.savez_compressed(file, frames=np.zeros((T + 1, 2, 180, 240)))
+def frames(content: np.ndarray, name: str = "frames"):
+    return lambda file: np.savez_compressed(file, **{name: content})
 
 
-def no_frames(file):
-    np.savez_compressed(file, events=np.zeros(3))
-
-
-def wrong_shape(file):
-    np.savez_compressed(file, frames=np.zeros((T, 3, 180, 240)))
-
-
-def pickled(file):
-    np.savez_compressed(file, frames=np.full((T, 2, 1, 1), None))
-
-
-def no_pixels(file):
-    np.savez_compressed(file, frames=np.zeros((T, 2, 0, 0)))
-
-
-def too_many_pixels(file):
-    np.savez_compressed(file, frames=np.zeros((T, 2, 1025, 1025)))
-
-
-def bad_header(file):
+def bad_header(file: Path) -> None:
     with zipfile.ZipFile(file, "w") as arrays:
         header = b"{'descr': ('<f8', "
         arrays.writestr("frames.npy", b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header)
 
 
-def truncated(file):
+def truncated(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
-def not_a_zip(file):
+def not_a_zip(file: Path) -> None:
     file.write_bytes(b"frames")
 
 
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (wrong_t, f"holds frames of another T: got {T + 1}, --time_window says {T}"),
-        (no_frames, "no array named frames"),
-        (wrong_shape, f"shape ({T}, 3, 180, 240)"),
-        (pickled, "holds object"),
+        (
+            frames(np.zeros((T + 1, 2, 180, 240))),
+            f"holds frames of another T: got {T + 1}, --time_window says {T}",
+        ),
+        (frames(np.zeros(3), "events"), "no array named frames"),
+        (frames(np.zeros((T, 3, 180, 240))), f"shape ({T}, 3, 180, 240)"),
+        (frames(np.full((T, 2, 1, 1), None)), "holds object"),
         (truncated, "cannot be read"),
         (not_a_zip, "cannot be read"),
-        (no_pixels, "cannot be read"),
-        (too_many_pixels, "cannot be read"),
+        (frames(np.zeros((T, 2, 0, 0))), "cannot be read"),
+        (frames(np.zeros((T, 2, 1025, 1025))), "cannot be read"),
         (bad_header, "cannot be read"),
     ],
 )
@@ -747,18 +609,6 @@ def test_frames_of_another_time_window_are_named_with_the_way_to_convert(data_pa
     assert f"prepare --data ncaltech101 --data_path {data_path} --time_window 10" in text
 
 
-@pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt"])
-def test_a_list_that_is_no_text_is_one_line(name, data_path):
-    path = data_path / "tiny-imagenet-200" / name
-    path.write_bytes(path.read_bytes() + b"\xff\n")
-    one_line_error("TinyImagenet", data_path)
-
-
-def test_an_unfinished_conversion_is_refused(data_path):
-    (data_path / "N-Caltech101" / "frames_number_4_split_by_number.building").touch()
-    assert ".building" in one_line_error("ncaltech101", data_path)
-
-
 def test_more_than_101_classes_of_events_are_refused(data_path):
     for number in range(99):
         (data_path / f"N-Caltech101/frames_number_4_split_by_number/c{number}").mkdir()
@@ -772,15 +622,11 @@ def test_an_empty_class_or_a_test_set_without_files_is_refused(tmp_path):
     assert f"{folder / 'new'} holds no frames" in one_line_error("ncaltech101", tmp_path)
 
 
-def cut_in_the_middle(file):
+def cut_in_the_middle(file: Path) -> None:
     content = bytearray(file.read_bytes())
     half = len(content) // 2
     content[half : half + 200] = bytes(200)
     file.write_bytes(content)
-
-
-def thumbnail(file):
-    Image.new("RGB", (32, 32)).save(file)
 
 
 @pytest.mark.parametrize(
@@ -789,7 +635,12 @@ def thumbnail(file):
         ("ncaltech101", cut_in_the_middle, "N-Caltech101/*/*/*.npz", "frames"),
         ("TinyImagenet", not_a_zip, "tiny-imagenet-200/train/*/images/*", "tiny"),
         ("TinyImagenet", truncated, "tiny-imagenet-200/val/images/*", "tiny-imagenet-200-val"),
-        ("TinyImagenet", thumbnail, "tiny-imagenet-200/val/images/*", "tiny-imagenet-200-val"),
+        (
+            "TinyImagenet",
+            Image.new("RGB", (32, 32)).save,
+            "tiny-imagenet-200/val/images/*",
+            "tiny-imagenet-200-val",
+        ),
     ],
 )
 def test_a_file_found_damaged_while_packing_is_named_and_leaves_no_cache(
@@ -803,45 +654,57 @@ def test_a_file_found_damaged_while_packing_is_named_and_leaves_no_cache(
     assert not any(name.startswith(cache) and name.endswith((".json", ".npy")) for name in left)
 
 
-def test_an_unknown_name_is_refused(tmp_path):
-    assert "MNIST" in one_line_error("MNIST", tmp_path)
+def test_a_data_set_of_one_s_own_is_the_function_and_the_line_of_the_docs(
+    tmp_path, capsys, monkeypatch
+):
+    """Trained, distilled and tested, with samples held out and in folds; a mistake is one line."""
+    page = (Path(__file__).parent.parent / "docs/data.md").read_text().split("## A data set of")[1]
+    names = {"DataSet": DataSet}
+    exec(re.search("```python\n(.*?)```", page, re.DOTALL)[1], names)
+    line = re.search('    "shapes": (DataSet.*),', page)[1]
+    monkeypatch.setitem(DATA_SETS, "shapes", eval(line, names))
+
+    images = torch.randint(100, (60, 1, 12, 12), dtype=torch.uint8)
+    labels = torch.arange(60) % 3
+    images[torch.arange(60), 0, :, 4 * labels] += 150
+    np.savez(tmp_path / "shapes.npz", images=images.numpy(), labels=labels.numpy())
+    where = ["--data", "shapes", "--data_path", str(tmp_path)]
+    teacher = tmp_path / "teacher"
+    how = [*where, "--width", "1", "--epochs", "1", "--workers", "0", "--paper_setting"]
+    assert main.main([*how, "original", "--val_share", "0.25", "--save_path", str(teacher)]) == 0
+    qamd = ["qamd", "--bits", "4", "--teacher_path", str(teacher / "original-best.pth")]
+    assert main.main([*how, *qamd, "--save_path", str(tmp_path / "student")]) == 0
+    student = str(tmp_path / "student" / "qamd-best.pth")
+    assert main.main(["--eval_only", student, "--data_path", str(tmp_path), "--per_class"]) == 0
+    output = capsys.readouterr().out
+    assert "of 12 test images" in output
+    assert "cross" in output
+    train, test = data_sets_of("shapes", tmp_path, fold=3)
+    assert (len(train), len(test), test.classes) == (48, 12, ["disc", "ring", "cross"])
+    assert data_loader.main(["prepare", *where]) == 0
+    assert "48 training and 12 test samples of 3 classes" in capsys.readouterr().out
+    (tmp_path / "shapes.npz").unlink()
+    assert data_loader.main(["prepare", *where]) == 2
+    assert f"cannot prepare shapes in {tmp_path}: " in capsys.readouterr().err
 
 
-PREPARE = """
-import sys
-import torch.distributed as dist
-from data_loader import first_process_first
-from load_settings import UserError
-
-rank, address = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-try:
+def prepare_twice(rank: int, rendezvous: Path) -> list[str]:
+    """What a process of two has said: the first fails, then succeeds."""
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    said, prepared = [], rendezvous.with_name("prepared")
+    try:
+        with first_process_first():
+            said.append("entered")
+            raise UserError("no data")
+    except UserError as error:
+        said.append(str(error))
     with first_process_first():
-        print("entered", flush=True)
-        raise UserError("no data")
-except UserError as error:
-    print(error)
-with first_process_first():
-    open("prepared", "x" if rank == 0 else "r").close()
-    print("prepared")
-dist.destroy_process_group()
-"""
+        prepared.open("x" if rank == 0 else "r").close()
+    dist.destroy_process_group()
+    return said
 
 
 def test_the_first_process_prepares_before_the_others_which_learn_if_it_failed(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(Path(data_loader.__file__).parent)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PREPARE, str(rank), f"file://{tmp_path}/rendezvous"],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    results = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    assert results[0][0] == "entered\nno data\nprepared\n"
-    assert results[1][0] == "no data\nprepared\n"
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        both = [pool.apply_async(prepare_twice, (rank, tmp_path / "met")) for rank in (0, 1)]
+        assert [x.get(60) for x in both] == [["entered", "no data"], ["no data"]]

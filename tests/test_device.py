@@ -14,20 +14,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import kernels
 import main
-from checkpoints import random_state
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
-from cuda_graphs import ReplayedGradients
-from data_loader import CropAndFlip, ImageSet, set_epoch, training_batches
-from distiller import Distiller, softmax_kl_forward
-from load_settings import UserError, load_checkpoint, parse_settings
-from models import MSResNet, QuanMSResNet, compiling
+from data_loader import ImageSet, Share, set_epoch, training_loader
+from data_sets.augment import CropAndFlip
+from distiller import Distiller, cross_entropy
+from engine import compile as compiling
+from engine import start
+from engine.cuda_graphs import ReplayedGradients
+from engine.run import random_state
+from load_settings import parse_settings
+from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
+from models.integer_network import IntegerNetwork
 from models.MS_ResNet import Conv2d
 from models.neuron import LIF, THRESHOLD
 from models.Quan_MS_ResNet import QuanConv2d
 from one_step import SETTINGS, networks, results
-from quantization import IntegerNetwork, integers_forward
+from runtime.errors import UserError
 from settings import SHARED_GPU
 from stand_in_data import write_ncaltech101
 
@@ -172,22 +178,21 @@ def test_compiled_quantizers_round_ties_as_the_eager_ones(gpu):
     x = (torch.arange(-9, 9, device=gpu) + 0.5) * steps  # x / step is a half, rounded or not
     found = []
     reason = compiling.compile_regions(
-        lambda: found.append(compiling.current(integers_forward)(x, steps, -8, 7)),
+        lambda: found.append(kernels.integers_forward(x, steps, -8, 7)),
         every_size=False,
     )
-    compiling.set_regions(compiling.REGIONS, lambda f: f)
+    kernels.fused.clear()
     assert reason is None
-    assert torch.equal(found[0], integers_forward(x, steps, -8, 7))
+    assert torch.equal(found[0], kernels.integers_forward(x, steps, -8, 7))
 
 
 def test_a_compiled_student_fires_every_spike_of_the_integer_network(gpu):
     network, found = network_of("student").to(gpu), []
     reason = compiling.compile_regions(
         lambda: found.append(membranes_of(network, images().to(gpu))[1]),
-        softmax_kl_forward,
         every_size=False,
     )
-    compiling.set_regions((*compiling.REGIONS, softmax_kl_forward), lambda f: f)
+    kernels.fused.clear()
     assert reason is None
     _, spikes = IntegerNetwork(network)(images().to(gpu))
     assert torch.equal(found[0], torch.cat([s.cpu().flatten() for s in spikes]))
@@ -199,7 +204,7 @@ def test_a_step_as_a_cuda_graph_is_the_step(setting, gpu, measured):
     for compiled in (False, True):
         teacher, student = (network.to(gpu) for network in networks())
         network = teacher if setting == "original" else student
-        loss_function = main.cross_entropy(network)
+        loss_function = cross_entropy(network)
         if setting == "qamd":
             loss_function = Distiller(teacher, student)
         options = ["--data", "digits", "--paper_setting", "original", "--seed", "1"]
@@ -233,7 +238,7 @@ def test_augmented_batches_are_the_cpus(gpu):
     )
     batches = []
     for device in (gpu, torch.device("cpu")):
-        loader = training_batches(data_set, 16, 0, 1, 0, 5, device)
+        loader = training_loader(data_set, Share(16), device)
         set_epoch(loader, 1)
         batches.append([(x.cpu(), labels.cpu()) for x, labels in loader])
     for ours, theirs in zip(*batches, strict=True):
@@ -315,40 +320,22 @@ def test_a_launched_process_trains_by_nccl(gpu, tmp_path):
     assert load_checkpoint(tmp_path / "student-last.pth").epoch == 1
 
 
-@pytest.fixture(params=[1, 2])
-def two_processes_see_one_gpu(request, monkeypatch) -> None:
-    """Where the launcher says how many there are, and where it does not."""
+@pytest.mark.parametrize("told", ["1", "2"])  # not every launcher says how many there are
+def test_processes_that_would_share_a_gpu_are_refused_with_the_ways_out_or_talk_by_gloo(
+    told, monkeypatch, capsys
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(main, "LOCAL_WORLD_SIZE", request.param)
-    monkeypatch.setattr(main, "LOCAL_RANK", 1)
-
-
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_more_processes_than_gpus_are_refused_with_the_ways_out(device, two_processes_see_one_gpu):
-    settings = parse_settings([*DIGITS, *STUDENT, "--device", device])
-    with pytest.raises(UserError, match=rf"2 processes .* 1: start fewer.* cpu .*{SHARED_GPU}"):
-        main.processes(settings).__enter__()
-
-
-def test_asked_to_processes_share_a_gpu_and_talk_by_gloo(
-    two_processes_see_one_gpu, monkeypatch, capsys
-):
-    class MetError(Exception):
-        pass
-
-    def meet(backend: str) -> None:
-        raise MetError(backend)
-
+    for name, value in {"RANK": "0", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": told}.items():
+        monkeypatch.setenv(name, value)
+    for device in ("auto", "cuda"):
+        settings = parse_settings([*DIGITS, *STUDENT, "--device", device])
+        with pytest.raises(UserError, match=rf"2 processes .* 1: start fewer.* cpu .*{SHARED_GPU}"):
+            start.device_of(settings)
     settings = parse_settings([*DIGITS, *STUDENT, "--device", SHARED_GPU])
-    with main.processes(settings) as (device, _):
-        assert device == torch.device("cuda", 0)
+    assert start.device_of(settings) == (torch.device("cuda", 0), "gloo")
     assert capsys.readouterr().out == "processes: 2, GPUs: 1: they talk by gloo, slowly\n"
-    monkeypatch.setattr(main, "LAUNCHED", True)
-    monkeypatch.setattr(main, "meet", meet)
-    with pytest.raises(MetError, match="gloo"):
-        main.processes(settings).__enter__()
 
 
 def test_a_gpu_without_memory_left_is_one_line(monkeypatch, tmp_path, capfd):

@@ -18,15 +18,17 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from torch.distributed.run import get_args_parser
 
-from command_line import UserError
+import options_page
 from conftest import REPOSITORY
 from load_settings import parse_settings
-from settings import IMAGE_SIDES, LIMITS
-from spikesim_eval.estimate import Chip
+from runtime.errors import UserError
+from settings import OPTIONS
+from spikesim_eval.chip import Chip
 
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
 
@@ -60,25 +62,12 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(R
 
 def prose_and_blocks(page: Path) -> tuple[str, list[tuple[str, str]]]:
     """The text without its code blocks, and the blocks as (language, code)."""
-    prose, blocks, fence = [], [], None
-    previous = ""
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if fence is not None:
-            if line.startswith("```"):
-                fence = None
-            else:
-                blocks[-1] = (fence, f"{blocks[-1][1]}{line}\n")
-        elif line.startswith("```"):
-            fence = line[3:].strip()
-            blocks.append((fence, ""))
-        elif line.startswith("    ") and (not previous or previous.startswith("    ")):
-            if not previous.startswith("    "):
-                blocks.append(("", ""))
-            blocks[-1] = ("", f"{blocks[-1][1]}{line[4:]}\n")
-        else:
-            prose.append(line)
-        previous = line
-    return "\n".join(prose), blocks
+    text, blocks = page.read_text(encoding="utf-8"), []
+    for block in (r"^```(\w*)\n(.*?)^```$", r"(?:(?<=\n\n)|\A)()((?:    .*\n)+)"):
+        found = re.compile(block, re.MULTILINE | re.DOTALL if "`" in block else 0)
+        blocks += [(language, dedent(code)) for language, code in found.findall(text)]
+        text = found.sub("", text)
+    return text, blocks
 
 
 def inline_code(page: Path) -> list[str]:
@@ -145,6 +134,9 @@ def check(words: list[str], complete: bool) -> None:
     elif program in ("bash", "sbatch"):
         script, *arguments = arguments
         assert (REPOSITORY / script).is_file(), f"{script} does not exist"
+        if script == "scripts/test.sh":
+            assert arguments in ([], ["--all"])
+            return
         parser = parser_of(SCRIPTS_PARSER.get(script, "main")) if arguments else None
         complete = complete and script == "benchmarks/gpu.sh"
     else:
@@ -188,14 +180,11 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 @cache
 def options() -> set[str]:
     """The names of all options of all programs here, and torchrun's."""
-    programs = [
-        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__")
-        for path in SOURCES
-        if path.suffix == ".py" and path.parent.name != "tests"
-        if 'if __name__ == "__main__"' in path.read_text()
-    ]
-    parsers = map(parser_of, ["main", "torch.distributed.launch", *programs])
-    return OTHERS_OPTIONS.union(*(options_of(parser) for parser in parsers if parser))
+    parsers = map(
+        parser_of, ("main", "torch.distributed.launch", "spikesim_eval", "experiments.study")
+    )
+    written = re.findall(r'"(--[a-z][\w-]*)"', code_text())
+    return OTHERS_OPTIONS.union(written, *map(options_of, parsers))
 
 
 def anchors(page: Path) -> set[str]:
@@ -231,7 +220,9 @@ def is_there(path: str, page: Path) -> bool:
         return True
     ours = parts[0] in FOLDERS or path.endswith((".py", ".sh"))
     return not ours and all(
-        piece in code_text() for part in parts for piece in re.split(r"[A-Z]{2,}|\*|…", part)
+        piece in code_text()
+        for part in parts
+        for piece in re.split(r"(?<![a-z])[A-Z]+(?![a-z])|\*|…", part)
     )
 
 
@@ -299,7 +290,7 @@ def test_the_page_of_the_code_names_every_file_of_the_program():
     named = set(inline_code(REPOSITORY / "docs/code.md"))
     for path in SOURCES:
         name = str(path.relative_to(REPOSITORY))
-        if re.fullmatch(r"((models|experiments|spikesim_eval)/)?[A-Za-z]\w+\.py", name):
+        if re.fullmatch(r"((data_sets|models|experiments|spikesim_eval)/)?[A-Za-z]\w+\.py", name):
             assert name in named, name
 
 
@@ -315,32 +306,16 @@ def rows_of_options(page: str) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def test_the_page_of_options_has_a_row_for_every_option_in_the_groups_and_order_of_help():
-    shown = [
-        (group.title, action.option_strings[0])
-        for group in parser_of("main")._action_groups
-        for action in group._group_actions
-        if action.help != argparse.SUPPRESS and action.dest != "help"
-    ]
-    rows = [(heading.lower(), name) for heading, name, *_ in rows_of_options("options.md")]
-    assert rows == shown
+def test_the_tables_of_options_are_those_of_the_declarations():
+    text = options_page.PAGE.read_text()
+    assert options_page.with_tables(text) == text, "python tests/options_page.py writes them"
+    assert all(f"\n| `--{name}` | " in text for name in OPTIONS)
 
 
 def default_in(action: argparse.Action) -> str:
     """What the help of an option says, as the tables have it."""
     said = re.search(r"\(default (.+)\)$", action.help)
     return said[1] if said else "off" if action.nargs in (0, "?") else "-"
-
-
-def test_the_page_of_options_says_the_defaults_choices_and_limits_of_help():
-    for _, name, default, meaning in rows_of_options("options.md"):
-        (action,) = (x for x in parser_of("main")._actions if name in x.option_strings)
-        assert default == default_in(action), name
-        for choice in action.choices or ():
-            assert f"`{choice}`" in meaning or f"{choice} " in meaning, (name, choice)
-        for low, high in re.findall(r"([\d.]+) to (\d[\d.]*\d|\d)", meaning):
-            limits = LIMITS.get(name[2:], IMAGE_SIDES)
-            assert (float(low), float(high)) == limits, name
 
 
 def test_the_page_of_hardware_says_the_defaults_choices_and_limits_of_help():

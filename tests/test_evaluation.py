@@ -12,18 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-import evaluation
 import main
+from checkpoints import class_names, load_checkpoint
 from conftest import DIGITS
-from data_loader import ImageSet, as_atis, load_data_sets, read_sample
-from load_settings import class_names, load_checkpoint, load_network
+from data_loader import ImageSet, read_sample
+from data_sets.event_camera import as_atis
+from engine import eval_only
+from load_settings import load_network
+from loading import data_sets_of
 from models import MSResNet
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet
 
 
 @pytest.fixture(scope="module")
 def test_set() -> ImageSet:
-    return load_data_sets("digits", ".", 4)[1]
+    return data_sets_of("digits", ".", 4)[1]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_per_class_counts_each_test_image_once_and_its_files_say_what_json_says(
 ):
     found = result_of(["--eval_only", str(checkpoint), "--per_class", "--integer"], capfd)
     folder = checkpoint.with_name("s-classes")
-    assert {path.name for path in folder.iterdir()} == set(evaluation.FILES)
+    assert {path.name for path in folder.iterdir()} == set(eval_only.FILES)
     assert json.loads((folder / "evaluation.json").read_text()) == found
 
     # an independent count
@@ -112,7 +115,7 @@ def test_what_per_class_has_not_written_itself_is_not_overwritten(
     (tmp_path / "confusion.png").unlink()
     assert main.main([*arguments, "--workers", "0"]) == 0
     capfd.readouterr()
-    monkeypatch.setattr(main, "load_data_sets", None)  # refused before anything is read
+    monkeypatch.setattr(eval_only, "load_same_data", None)  # refused before anything is read
     other = ["--eval_only", str(trained["qamd"]), *arguments[2:]]
     assert "holds evaluation.json of something else" in refusal(other, capfd)
     monkeypatch.undo()
@@ -123,11 +126,11 @@ def test_what_per_class_has_not_written_itself_is_not_overwritten(
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     inside = [*arguments[:-1], str(tmp_path / "file" / "x")]
-    assert "choose another with --out" in refusal(inside, capfd)
+    assert "choose another --out" in refusal(inside, capfd)
 
 
 def test_with_json_nothing_else_is_on_stdout(checkpoint, capfd, monkeypatch):
-    monkeypatch.setattr(main, "input_text", lambda _: "what is told of the data")
+    monkeypatch.setattr("engine.data.input_text", lambda _: "what is told of the data")
     assert main.main(["--eval_only", str(checkpoint), "--json", "--workers", "0"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["checkpoint"] == str(checkpoint)
@@ -212,7 +215,7 @@ def test_predict_scales_images_and_names_the_classes_of_a_folder(tmp_path, capfd
     options += ["--paper_setting", "original", "--epochs", "1", "--workers", "0"]
     assert main.main([*options, "--save_path", str(tmp_path / "run")]) == 0
     last = tmp_path / "run" / "original-last.pth"
-    test = load_data_sets("folder", data, 4, image_size=(16, 16))[1]
+    test = data_sets_of("folder", data, 4, image_size=(16, 16))[1]
     file = sorted((data / "val").glob("*/*"))[0]
     settings = load_checkpoint(last).settings
     assert np.array_equal(read_sample(file, settings), test.images[0].numpy())
@@ -247,7 +250,7 @@ def test_predict_reads_frames_and_raw_events(tmp_path, capfd, monkeypatch):
     assert main.main(options) == 0
     last = tmp_path / "run" / "original-last.pth"
     settings, network = load_checkpoint(last).settings, load_network(last)
-    test = load_data_sets("ncaltech101", tmp_path, 2, image_size=(18, 24))[1]
+    test = data_sets_of("ncaltech101", tmp_path, 2, image_size=(18, 24))[1]
     frames = sorted((tmp_path / "N-Caltech101").glob("frames_number_2*/*/*.npz"))
     (file,) = [
         path for path in frames if np.array_equal(read_sample(path, settings), test.images[0])
@@ -340,7 +343,7 @@ def test_tiny_imagenet_s_classes_have_their_words(tmp_path):
     root = write_tiny_imagenet(tmp_path, classes=2, per_class=2, val_per_class=1)
     wnids = sorted((root / "wnids.txt").read_text().split())
     (root / "words.txt").write_text(f"{wnids[0]}\tgoldfish, Carassius auratus\nn1\tother\n")
-    for part in load_data_sets("TinyImagenet", tmp_path, 4):
+    for part in data_sets_of("TinyImagenet", tmp_path, 4):
         assert part.classes == ["goldfish", wnids[1]]
 
 
@@ -357,7 +360,7 @@ def test_an_older_checkpoint_has_numbers_for_names(trained, tmp_path):
 def test_a_picture_of_many_classes_with_any_names_is_drawn():
     names = [f"a_long name {i} $x$ \\" * 2 for i in range(120)]
     confusion = np.diag(np.arange(120))
-    figure = evaluation.picture(confusion, names)
+    figure = eval_only.picture(confusion, names)
     figure.canvas.draw()
     (panel, _) = figure.axes
     labels = [x.get_window_extent() for x in panel.get_yticklabels()]

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+import hostile_input
 import main
-from benchmarks import hostile_input
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
-from load_settings import load_checkpoint
+from data_loader import load_data_sets
+from engine.numerics import watch_numbers
+from load_settings import parse_settings
 from models.batch_norm import BatchNorm
-from models.numerics import watch_numbers
 from stand_in_data import write_ncaltech101
 
 WORKER = Path(__file__).with_name("train_in_float64.py")
@@ -29,6 +31,7 @@ TRAIN = ["--width", "2", "--epochs", "1", "--workers", "0"]  # as the checkpoint
 EVENTS = ["--data", "ncaltech101", "--time_window", "2", "--image_size", "16"]
 EVENTS += ["--batch_size", "2", "--workers", "0", "--data_path"]
 ROW = {"epoch": 1, "test_accuracy": 0.5, "best_accuracy": 0.5, "time": 0.0}
+NO_TIMES = (float("nan"), -1.0, float("inf"), 1, "1")
 SUMS = {"images": 240.0, "loss": 1.0, "train_accuracy": 120.0}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -309,6 +312,8 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
         ({"rows": [ROW | {"loss": 10**400}]}, "metrics of 1 epochs are damaged"),
         ({"rows": [ROW | {"epoch": 1.0}]}, "metrics of 1 epochs are damaged"),
         ({"rows": []}, "metrics of 1 epochs are damaged"),
+        *(({"seconds": x}, "time is damaged") for x in NO_TIMES),
+        *(({"rows": [ROW | {"seconds": x}]}, "metrics of 1 epochs are damaged") for x in NO_TIMES),
         ({"step": 6}, "number of steps is damaged"),
         ({"step": 2, "sums": [{}]}, "sums are damaged"),
         ({"step": 2, "sums": [{"images": 0.0}]}, "sums are damaged"),
@@ -445,19 +450,13 @@ def test_statistics_that_overflow_are_named_though_the_output_is_finite():
     assert found == ["the running_var of 0"]
 
 
-def test_images_that_are_not_finite_are_named(resumable, tmp_path, capfd, monkeypatch):
+def test_images_that_are_not_finite_are_named(resumable, tmp_path, capfd):
     options, _ = resumable
-    load = main.load_data_sets
-
-    def damaged(*arguments):
-        train_set, test_set = load(*arguments)
-        train_set.images = train_set.images.float()
-        train_set.images[3] = float("nan")
-        return train_set, test_set
-
-    monkeypatch.setattr(main, "load_data_sets", damaged)
-    options = [*options, "--batch_size", "1437", "--save_path", str(tmp_path)]
-    assert main.main([*options, "--check_numerics"]) == 2
+    options = [*options, "--batch_size", "1437", "--save_path", str(tmp_path), "--check_numerics"]
+    train_set, test_set = load_data_sets(parse_settings(options))
+    train_set.images = train_set.images.float()
+    train_set.images[3] = float("nan")
+    assert main.main(options, (train_set, test_set)) == 2
     assert "the images: not finite in step 1" in capfd.readouterr().err
 
 

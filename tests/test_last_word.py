@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-import last_word
 import main
 from conftest import REPOSITORY
+from runtime import launcher
 
 
 def test_ctrl_c_while_modules_are_loaded_is_one_line(tmp_path):
@@ -62,11 +62,11 @@ def test_a_fault_of_the_program_leaves_its_traceback_to_the_launcher(tmp_path, m
 def test_a_launcher_without_an_error_file_is_left_alone(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", path)
-    last_word.leave_for_launcher("text")
+    launcher.leave_for_launcher("text")
     assert list(tmp_path.iterdir()) == []
 
 
-SPEAK = "import last_word; last_word.say_last('the sentence', {code})"
+SPEAK = "from runtime import launcher; launcher.say_last('the sentence', {code})"
 LAUNCHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]]); print('x')"
 
 

@@ -28,10 +28,19 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import nn
 
 import main
+from checkpoints import build_network, load_checkpoint
 from conftest import DIGITS, REPOSITORY
-from data_loader import load_data_sets
-from load_settings import build_network, data_set_of, load_checkpoint, load_network, parse_settings
-from log import ProgressBar, amount, duration, epoch_line, macs_of_image, next_commands
+from engine.log import (
+    ProgressBar,
+    amount,
+    duration,
+    epoch_line,
+    next_commands,
+)
+from load_settings import load_network, parse_settings
+from loading import data_sets_of
+from settings import data_set_of
+from spikesim_eval.trace import macs_of_image
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]
 FIVE_STEPS = ["--batch_size", "240"]
@@ -247,23 +256,6 @@ def test_an_epoch_that_has_only_its_evaluation_left_tells_no_speed(stopped, tmp_
         assert [row["images_per_second"] != "" for row in csv.DictReader(file)] == [True, False]
 
 
-@pytest.mark.parametrize("seconds", [float("nan"), -1.0, float("inf"), 1, "1"])
-def test_a_time_that_is_none_is_refused(seconds, stopped, tmp_path, capfd):
-    for change in ({"seconds": seconds}, {"rows": [{"seconds": seconds}]}):
-        content = torch.load(stopped / "original-last.pth", weights_only=True)
-        if "rows" in change:
-            content["rows"][0] |= change["rows"][0]
-        else:
-            content |= change
-        torch.save(content, tmp_path / "original-last.pth")
-        capfd.readouterr()
-        options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(tmp_path)]
-        assert main.main([*options, "--resume"]) == 2
-        out, err = capfd.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert "damaged" in err
-
-
 def test_the_line_names_the_best_epoch_and_the_accuracy_that_decides():
     def row(epoch: int, test: float, **more: float) -> dict:
         known = {"loss": 1.2345, "ce": 1.2345, "lr": 0.095, "train_accuracy": 0.612}
@@ -316,7 +308,7 @@ def test_in_the_program_s_folder_the_next_commands_are_short_and_say_how_it_ran(
 
 
 def test_the_test_loss_is_the_mean_cross_entropy_over_all_test_images(trained):
-    _, test_set = load_data_sets("digits", ".", 4)
+    _, test_set = data_sets_of("digits", ".", 4)
     images = torch.stack([test_set[i][0] for i in range(360)])
     for setting, path in trained.items():
         network = load_network(load_checkpoint(path.with_name(f"{setting}-last.pth")))
@@ -382,7 +374,7 @@ def test_macs_are_those_that_one_image_takes(options):
         pixels = data_set.image_size[0] * data_set.image_size[1]
         expected += (T - 1) * 9 * data_set.in_channels * settings.width * pixels
     state = torch.get_rng_state()
-    assert macs_of_image(18, 2, T, data_set) == expected
+    assert macs_of_image(settings) == expected
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -427,14 +419,6 @@ def test_a_dry_run_expects_what_the_run_takes_and_leaves_nothing(tmp_path, monke
     epoch, evaluation = seconds_of(epoch), seconds_of(evaluation)
     assert epoch == pytest.approx(5 * float(step) / 1000 + evaluation, abs=0.15)  # as rounded
     assert seconds_of(whole) == pytest.approx(2 * epoch, abs=0.3)
-
-
-def test_a_dry_run_times_batches_after_those_in_which_all_warms_up(monkeypatch):
-    now = itertools.accumulate([100.0, 9.0, 2.0, 4.0])
-    monkeypatch.setattr(main.time, "perf_counter", lambda: next(now))
-    batches = main.FirstBatches(range(50), warm_up=1, device=torch.device("cpu"))
-    assert list(batches) == [0, 1, 2]
-    assert batches.seconds() == 3.0
 
 
 def test_a_dry_run_measures_the_memory_of_its_process(tmp_path):
@@ -482,24 +466,14 @@ def test_a_dry_run_in_the_middle_of_an_epoch_counts_its_own_steps(stopped, monke
     assert "Warning" not in shown.text
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ([], "already holds original-last.pth: --resume goes on with it"),
-        (["--resume", "--lr", "0.5"], "is of a run with other settings, here are --lr 0.5"),
-    ],
-)
-def test_a_dry_run_refuses_what_the_run_would(options, expected, stopped, capfd):
+def test_a_dry_run_refuses_what_the_run_would_and_moves_nothing(stopped, capfd):
     before = files_below(stopped)
     command = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(stopped), "--dry_run"]
-    assert main.main([*command, *options]) == 2
+    assert main.main(command) == 2
+    assert "already holds original-last.pth: --resume goes on with it" in capfd.readouterr().err
+    assert main.main([*command, "--resume", "--lr", "0.5"]) == 2
+    expected = "is of a run with other settings, here are --lr 0.5"
     assert expected in capfd.readouterr().err
-    assert files_below(stopped) == before
-
-
-def test_a_dry_run_with_overwrite_moves_nothing(stopped, capfd):
-    before = files_below(stopped)
-    command = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(stopped), "--dry_run"]
     assert main.main([*command, "--overwrite"]) == 0
     assert "resume" not in labelled(capfd.readouterr().out)
     assert files_below(stopped) == before

@@ -15,13 +15,14 @@ from matplotlib.text import Text
 from display import COLOURS, COMPONENT_COLOURS, component_name, engineering
 from spikesim_eval import plots
 from spikesim_eval.__main__ import main
+from spikesim_eval.chip import Chip
 from spikesim_eval.compare import compare, tables
-from spikesim_eval.estimate import Chip, estimate
-from spikesim_eval.layers import Subject
+from spikesim_eval.estimate import estimate
+from spikesim_eval.layer_list import Subject
 from spikesim_eval.report import build_report, totals_text
 from spikesim_eval.sweep import MOST_SHOWN, front_lines, pareto_front, shown_front, sweep
-from test_reports import full_precision, network
-from test_spikesim import residual_block
+from test_reports import network
+from test_spikesim import as_json, full_precision
 
 
 def legend_of(figure: Figure) -> list[str]:
@@ -47,7 +48,7 @@ def files(tmp_path) -> dict[str, Path]:
     for name, net in {"ours": network(), "theirs": full_precision()}.items():
         found[name] = tmp_path / "lists" / name / "net.json"
         found[name].parent.mkdir(parents=True)
-        found[name].write_text(json.dumps(net.to_json()))
+        found[name].write_text(json.dumps(as_json(net)))
     return found
 
 
@@ -163,22 +164,9 @@ def test_a_legend_stands_beside_the_bars_not_on_them():
 
 
 def test_the_critical_path_names_only_what_there_is():
-    assert legend_of(plots.timeline(report_layers(residual_block()))) == [
-        "on the critical path",
-        "beside it",
-    ]
-    chain = residual_block()
-    chain["layers"] = [x | {"lif": None} for x in chain["layers"][:1]]
-    assert legend_of(plots.timeline(report_layers(chain))) == ["on the critical path"]
-
-
-def report_layers(data: dict) -> list[dict]:
-    from spikesim_eval.layers import network_from_json
-
-    for layer in data["layers"]:
-        if layer.get("lif", 0) is None:
-            del layer["lif"]
-    return build_report(Subject("a", network_from_json(data)), Chip())["layers"]
+    layers = estimate(network(), Chip()).layers
+    assert legend_of(plots.timeline(layers)) == ["on the critical path", "beside it"]
+    assert legend_of(plots.timeline(layers[:1])) == ["on the critical path"]
 
 
 @pytest.mark.parametrize("count", [1, 40, 120])

@@ -16,24 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import main
-from data_loader import (
-    ImageSet,
-    data_of,
-    evaluation_loader,
-    held_out_rows,
-    load_data_sets,
-    train_loader,
-    training_batches,
-)
-from load_settings import (
-    build_scheduler,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-)
+from checkpoints import load_checkpoint
+from data_loader import ImageSet, Share, data_of, evaluation_loader, training_loader
+from data_sets.splits import held_out_rows
+from load_settings import build_loss, build_scheduler, load_network, parse_settings
+from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
 from stand_in_data import write_image_folder, write_tiny_imagenet
-from test_bad_input import ORIGINAL, complaint
+from test_bad_input import ORIGINAL
 from test_input_step import SIDE, T, command
 from test_input_step import write as write_frames
 from test_resume import PowerCutError, assert_same_end, contents, cut_off_after
@@ -85,22 +75,22 @@ def images_of(data_set: ImageSet) -> Counter:
 def test_held_out_images_are_the_other_ones_without_augmentation(augment, tmp_path):
     write_tiny_imagenet(tmp_path, classes=2, per_class=10, val_per_class=2)
     where = ("TinyImagenet", tmp_path, 4)
-    (whole, test), plain = load_data_sets(*where, augment="none"), images_of
-    train, same_test = load_data_sets(*where, 3, augment, val_share=0.3)
+    (whole, test), plain = data_sets_of(*where, augment="none"), images_of
+    train, same_test = data_sets_of(*where, 3, augment, val_share=0.3)
     assert (len(train), len(train.held_out), whole.held_out) == (14, 6, None)
     assert sorted(train.held_out.labels.tolist()) == [0, 0, 0, 1, 1, 1]
     assert plain(same_test) == plain(test)
     held_out = plain(train.held_out)
     train.epoch = 5
     assert not plain(train) <= plain(whole)  # it is augmented
-    unchanged, _ = load_data_sets(*where, 3, "none", val_share=0.3)
+    unchanged, _ = data_sets_of(*where, 3, "none", val_share=0.3)
     assert plain(unchanged) + held_out == plain(whole)
     # The loaders of workers and of the device have those images with their own labels.
     labels = {whole[i][0].numpy().tobytes(): whole[i][1] for i in range(len(whole))}
     for loader in (
-        evaluation_loader(train.held_out, 4, 0, 1, workers=1),
-        train_loader(unchanged, 7, 0, 1, workers=0, seed=3),
-        training_batches(unchanged, 7, 0, 1, 0, 3, torch.device("cpu")),
+        evaluation_loader(train.held_out, Share(4, workers=1)),
+        training_loader(one_by_one(unchanged), Share(7)),
+        training_loader(unchanged, Share(7)),
     ):
         found = Counter()
         for images, targets in loader:
@@ -140,7 +130,7 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 def test_held_out_images_never_reach_a_training_step(run):
     _, seen = run
-    train, test = load_data_sets("digits", "unused", 4)
+    train, test = data_sets_of("digits", "unused", 4)
     held_out = {image.numpy().tobytes() for image in seen["evaluations"][1]}
     trained = [image.numpy().tobytes() for batch in seen["steps"] for image in batch]
     assert [len(x) for x in seen["evaluations"]] == [360, 144] * 3
@@ -251,10 +241,10 @@ def test_a_checkpoint_without_its_held_out_accuracies_is_not_gone_on_with(run, t
 def test_the_input_step_is_found_from_the_images_that_are_trained_on(tmp_path, capsys):
     data = write_frames(tmp_path / "data", "fractional")
     where, share = ("ncaltech101", data, T), {"image_size": (SIDE, SIDE), "val_share": 0.25}
-    frames = load_data_sets(*where, augment="none", image_size=(SIDE, SIDE))[0].images.numpy()
+    frames = data_sets_of(*where, augment="none", image_size=(SIDE, SIDE))[0].images.numpy()
     differing, whole = 0, float(frames.max()) / 255
     for seed in range(4):
-        train, test = load_data_sets(*where, seed, "none", **share)
+        train, test = data_sets_of(*where, seed, "none", **share)
         chosen = held_out_rows(torch.arange(len(frames)) // (len(frames) // 2), 0.25, seed)
         assert train.step == float(frames[~chosen].max()) / 255
         assert train.step == train.held_out.step == test.step
@@ -302,14 +292,14 @@ def test_batch_norm_s_single_values_are_counted_without_the_held_out_images(tmp_
         (["--warmup", "3", "--epochs", "3"], "--warmup 3 leaves nothing of --epochs 3"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_one_line(arguments, expected, tmp_path, capfd, monkeypatch):
-    assert expected in complaint([*ORIGINAL, *arguments], tmp_path, capfd, monkeypatch)
+def test_a_value_that_makes_no_sense_is_one_line(arguments, expected, complaint):
+    assert expected in complaint([*ORIGINAL, *arguments])
 
 
-def test_an_evaluation_takes_none_of_them(run, tmp_path, capfd, monkeypatch):
+def test_an_evaluation_takes_none_of_them(run, complaint):
     for option in (["--val_share", "0.2"], ["--label_smoothing", "0.1"], ["--warmup", "2"]):
         arguments = ["--eval_only", str(run[0] / "student-best.pth"), *option]
-        line = complaint(arguments, tmp_path, capfd, monkeypatch)
+        line = complaint(arguments)
         assert f"{option[0]} has no meaning with --eval_only" in line
 
 
@@ -325,7 +315,7 @@ def test_label_smoothing_gives_all_classes_a_share_of_the_target(setting, tmp_pa
         settings = type(settings)(
             **vars(settings) | values | {"beta_schedule": "constant", "bits": 4, "bn_bits": 8}
         )
-    loss_function = main.build_loss(settings, network, teacher)
+    loss_function = build_loss(settings, network, teacher)
     torch.manual_seed(1)
     images = torch.rand(5, 1, 16, 16, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 3, 0])

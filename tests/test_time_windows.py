@@ -8,20 +8,17 @@ import torch
 from PIL import Image
 
 import main
-from benchmarks.membrane_report import membrane_report
-from checkpoints import Run
+from checkpoints import load_checkpoint
 from conftest import DIGITS
-from data_loader import load_data_sets
+from engine.run import Run
+from experiments.membrane_report import main as membrane_report
 from experiments.runs import main as runs
-from load_settings import (
-    UserError,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-    time_window_of,
-)
+from load_settings import load_network, parse_settings, time_window_of
+from loading import data_sets_of
 from models.neuron import LIF
-from spikesim_eval.estimate import Chip, estimate
+from runtime.errors import UserError
+from spikesim_eval.chip import Chip
+from spikesim_eval.estimate import estimate
 from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint
 from stand_in_data import write_ncaltech101
@@ -62,17 +59,17 @@ def test_a_teacher_teaches_a_student_of_another_t(trained, tmp_path, capfd):
     assert report["ratio"]["edap"] == pytest.approx(edap[1] / edap[0], rel=1e-12)
 
     networks = ["--teacher", str(teacher), "--student", str(student), "--mdsnn", str(student)]
-    membrane_report([*networks, "--out", str(tmp_path / "report")])
+    assert membrane_report([*networks, "--out", str(tmp_path / "report")]) == 0
     rows = read_csv(tmp_path / "report" / "membrane_report.csv")
     assert len(rows) == 3 * 17 * 6
     networks[3] = str(trained["student"])
-    with pytest.raises(UserError, match="differ in --time_window"):
-        membrane_report([*networks, "--out", str(tmp_path / "report")])
+    assert membrane_report([*networks, "--out", str(tmp_path / "report")]) == 2
+    assert "differ in --time_window" in capfd.readouterr().err
 
 
 def test_a_checkpoint_is_evaluated_at_another_t_and_both_are_said(trained, tmp_path, capfd):
     path = trained["qamd"]
-    _, test_set = load_data_sets("digits", ".", 4)
+    _, test_set = data_sets_of("digits", ".", 4)
     for T in (1, 2, 6):
         found = evaluated(path, "--time_window", str(T), "--integer", capfd=capfd)
         assert (found["time_window"], found["trained_time_windows"]) == (T, [4])
@@ -136,7 +133,7 @@ def test_events_of_another_t_are_frames_of_that_t(tmp_path, capfd):
 
     where = ["--data_path", str(tmp_path)]
     found = evaluated(teacher, "--time_window", "3", *where, capfd=capfd)
-    _, test_set = load_data_sets("ncaltech101", tmp_path, 3, image_size=(8, 8))
+    _, test_set = data_sets_of("ncaltech101", tmp_path, 3, image_size=(8, 8))
     assert test_set[0][0].shape[0] == 3
     assert found["correct"] == correct_at(teacher, 3, test_set)
     assert trace_checkpoint(str(teacher), str(tmp_path), 3).accuracy == found["accuracy"]
@@ -174,16 +171,14 @@ def several(trained, tmp_path_factory):
     command += ["--bits", "4", "--teacher_path", str(trained["original"]), *SEVERAL]
     command += ["--accumulate", "2", "--save_path", str(folder)]
     seen: list[int] = []
-    forward = LIF.forward
 
-    def watched(layer, x, time_window, watch=None):
-        if layer.training and layer.quantizer is not None and x.shape[-1] == 16:
-            seen.append(time_window)
-        return forward(layer, x, time_window, watch)
+    def watch(layer: torch.nn.Module, inputs: tuple) -> None:
+        if isinstance(layer, LIF) and layer.training and layer.quantizer is not None:
+            seen.extend([inputs[1]] if inputs[0].shape[-1] == 16 else [])
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(LIF, "forward", watched)
-        assert main.main(command) == 0
+    watching = torch.nn.modules.module.register_module_forward_pre_hook(watch)
+    assert main.main(command) == 0
+    watching.remove()
     return folder, command, seen
 
 
@@ -234,7 +229,7 @@ def test_a_training_with_several_t_that_was_cut_off_ends_as_one_that_was_not(
 def test_one_network_is_evaluated_at_each_t(several, capfd):
     folder, _, _ = several
     path = folder / "qamd-last.pth"
-    _, test_set = load_data_sets("digits", ".", 4)
+    _, test_set = data_sets_of("digits", ".", 4)
     for T in (1, 2, 4):
         found = evaluated(path, "--time_window", str(T), "--integer", capfd=capfd)
         assert (found["time_window"], found["trained_time_windows"]) == (T, [1, 2, 4])

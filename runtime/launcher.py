@@ -1,8 +1,9 @@
-"""The sentence that ends a run, kept in sight under torchrun and torch.distributed.launch.
+"""What a launcher (torchrun, torch.distributed.launch) tells a process, and a process the launcher.
 
 Both end with 24 to 35 lines of their own after the program's last one. What a process leaves in
 TORCHELASTIC_ERROR_FILE stands at the end of those, and in the launcher's own error file; but after
-a signal they are a bare traceback. So the sentence is said again when the launcher has ended.
+a signal they are a bare traceback. So the sentence that ends a run is said again when the launcher
+has ended.
 """
 
 import json
@@ -14,6 +15,10 @@ import time
 from contextlib import suppress
 from types import FrameType
 
+from runtime.errors import UserError
+
+# What a launcher sets; the values without one.
+VARIABLES = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
 PATIENCE = 60  # seconds: a launcher kills what is left 30 s after it has been told to end
 # A process that ends gives back its memory, and its command line with it, a while before the shell
 # is told: the sentence comes after the launcher's last line and before the prompt.
@@ -32,6 +37,25 @@ while time.monotonic() < end:
         break
     time.sleep(0.005)
 """
+
+
+def is_launched() -> bool:
+    return "RANK" in os.environ
+
+
+def launcher_variable(name: str) -> int:
+    """A number of VARIABLES that the launcher has set, if it makes sense."""
+    text = os.environ.get(name, "") if is_launched() else ""
+    return int(text) if text.isascii() and text.isdigit() else VARIABLES[name]
+
+
+def check_launcher() -> None:
+    """Raises UserError for a mistake in what the launcher has set."""
+    for name in VARIABLES if is_launched() else ():
+        text = os.environ.get(name, str(VARIABLES[name]))
+        number = text.isascii() and text.isdigit()
+        if not number or (name == "WORLD_SIZE" and int(text) == 0):
+            raise UserError(f"the launcher's {name} makes no sense: {text!r}")
 
 
 def leave_for_launcher(text: str, trace: str | None = None) -> None:
@@ -68,11 +92,27 @@ def say_last(line: str, code: int) -> None:
         )
 
 
+def tells_user(error: Exception) -> bool:
+    """Whether this process, of all that end with an error, is the one that tells the user.
+
+    A launcher ends all with the first that ends, so the silent ones wait until one has spoken.
+    """
+    if hasattr(error, "said_first"):  # see processes.init_distributed
+        if not error.said_first:
+            time.sleep(1)
+        return error.said_first
+    # Before the processes have met, all of a node meet the same mistake, and the first says it. One
+    # that nobody has ended by now has made one of its own.
+    if launcher_variable("LOCAL_RANK") > 0:
+        time.sleep(10)
+    return True
+
+
 def interrupt_at_once(number: int, frame: FrameType | None) -> None:
     """Handler of SIGINT while modules are loaded: these take a KeyboardInterrupt for their own
     trouble, and end with any traceback."""
     code = 128 + number
     leave_for_launcher("interrupted")
-    if os.environ.get("RANK", "0") == "0":
+    if launcher_variable("RANK") == 0:
         say_last("main.py: interrupted", code)
     os._exit(code)

@@ -5,80 +5,19 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from .constants import REFERENCE
+from runtime.errors import UserError
 
 LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
 MAX_BITS = 32  # full precision enters as 32-bit fixed point
 MOST_JSON = 2**26  # bytes of a file
-
-_SHORT = reprlib.Repr()  # unlike repr() it also ends well on a list nested a thousand deep
-_SHORT.maxlevel = 2
-_SHORT.maxstring = 60
-
-
-class InputError(ValueError):
-    """A mistake of the user; its text is one line that says what is wrong."""
-
-
-def show(value: object) -> str:
-    """A short, one-line repr for error messages."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def check_int(value: object, what: str, high: int = LARGEST, low: int = 1) -> None:
-    """Raise InputError unless `value` is a whole number in low..high (True and 4.0 are not)."""
-    if type(value) is not int or not low <= value <= high:
-        raise InputError(f"{what} must be a whole number from {low} to {high}, got {show(value)}")
-
-
-def check_number(value: object, what: str, low: float, high: float) -> None:
-    """Raise InputError unless `value` is an int or float in low..high (so never NaN)."""
-    if type(value) not in (int, float) or not low <= value <= high:
-        raise InputError(f"{what} must be a number from {low:g} to {high:g}, got {show(value)}")
-
-
-def check_xbar_size(value: object) -> None:
-    """Raise InputError unless `value` is a crossbar side whose columns fill whole ADCs."""
-    check_int(value, "xbar_size")
-    if value % REFERENCE["columns_per_adc"]:
-        raise InputError(f"xbar_size must be a multiple of 8 (columns per ADC), got {value}")
-
-
-def check_clock(value: object, what: str) -> None:
-    """Raise InputError unless `value` is a clock in MHz, from 1 kHz to 1 THz."""
-    check_number(value, what, 1e-3, 1e6)
-
-
-def check_sizes(value: object, what: str, count: int) -> None:
-    """Raise InputError unless `value` is a list of `count` positive whole numbers."""
-    if not isinstance(value, list | tuple) or len(value) != count:
-        raise InputError(f"{what} must be a list of {count} whole numbers, got {show(value)}")
-    for size in value:
-        check_int(size, what)
-
-
-def check_keys(
-    entry: object, what: str, required: Iterable[str], optional: Iterable[str] = ()
-) -> None:
-    """Raise InputError unless `entry` is a mapping with the required keys and no unknown one."""
-    if not isinstance(entry, Mapping):
-        raise InputError(f"{what} must be a JSON object, got {show(entry)}")
-    required = list(required)
-    unknown = [key for key in entry if key not in {*required, *optional}]
-    if unknown:
-        raise InputError(f"{what} has an unknown key: {show(unknown[0])}")
-    missing = [key for key in required if key not in entry]
-    if missing:
-        raise InputError(f"{what} lacks the key {show(missing[0])}")
 
 
 @dataclass(frozen=True)
@@ -86,13 +25,13 @@ class Layer:
     """One convolution, or the linear classifier. Sizes are (height, width) in pixels.
 
     `in_size` is the plane the layer reads; for a linear layer the plane that is pooled before it.
-    `input_bits` is 1 for spikes, 8 for an image; None for a linear layer (see Network.input_bits).
+    `input_bits` is 1 for spikes, 8 for an image; None for a linear layer (see `LayerList`).
     `spike_rate` is the measured share of ones in the input, None where it was not measured.
     `weight_bits` None takes the network's. `bn_bits` is the width of the scale that multiplies the
     layer's sums, None where there is none. `after` names the layers this one waits for.
     `groups` is that of a grouped convolution (depthwise: as many as channels). `runs` is how often
     the layer runs for one sample and timestep, with the same weights. `lif` says whether a LIF
-    population is updated with its sums; None: see Network.has_lif.
+    population is updated with its sums; None: see LayerList.has_lif.
     """
 
     name: str
@@ -102,7 +41,7 @@ class Layer:
     in_size: tuple[int, int]
     out_size: tuple[int, int]
     input_bits: int | None
-    after: tuple[str, ...] = ()
+    after: tuple[str, ...]
     spike_rate: float | None = None
     weight_bits: int | None = None
     bn_bits: int | None = None
@@ -114,21 +53,21 @@ class Layer:
     def __post_init__(self) -> None:
         # Printable, because the name stands in a CSV cell and in a Markdown table.
         if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
-            raise InputError(f"a layer's name must be printable text, got {show(self.name)}")
+            raise UserError(f"a layer's name must be printable text, got {show(self.name)}")
         here = f"layer {show(self.name)}: "
         for name in ("kernel", "in_channels", "out_channels", "groups", "runs"):
             check_int(getattr(self, name), here + name)
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
-                raise InputError(f"{here}{name} do not divide into {self.groups} groups")
+                raise UserError(f"{here}{name} do not divide into {self.groups} groups")
         if self.lif is not None and not isinstance(self.lif, bool):
-            raise InputError(f"{here}lif must be true or false, got {show(self.lif)}")
+            raise UserError(f"{here}lif must be true or false, got {show(self.lif)}")
         check_sizes(self.in_size, here + "in_size", 2)
         check_sizes(self.out_size, here + "out_size", 2)
         if not isinstance(self.linear, bool):
-            raise InputError(f"{here}linear must be true or false, got {show(self.linear)}")
+            raise UserError(f"{here}linear must be true or false, got {show(self.linear)}")
         if self.linear and (self.kernel != 1 or tuple(self.out_size) != (1, 1)):
-            raise InputError(f"{here}a linear layer has kernel 1 and out_size [1, 1]")
+            raise UserError(f"{here}a linear layer has kernel 1 and out_size [1, 1]")
         if not self.linear:
             check_int(self.input_bits, here + "input_bits", MAX_BITS)
         for name in ("weight_bits", "bn_bits"):
@@ -137,15 +76,24 @@ class Layer:
         if self.spike_rate is not None:
             check_number(self.spike_rate, here + "spike_rate", 0, 1)
         if not isinstance(self.after, list | tuple):
-            raise InputError(f"{here}after must be a list of layer names, got {show(self.after)}")
+            raise UserError(f"{here}after must be a list of layer names, got {show(self.after)}")
+
+    @classmethod
+    def from_json(cls, entry: object, what: str) -> "Layer":
+        required = [x.name for x in fields(cls) if x.default is MISSING]
+        optional = [x.name for x in fields(cls) if x.default is not MISSING]
+        if isinstance(entry, dict) and entry.get("linear") is True:
+            entry = entry | {"input_bits": None}  # computed from T, H and W, whatever the file says
+        check_keys(entry, what, required, optional)
+        return cls(**{key: _tuple(value) for key, value in entry.items()})
 
 
 @dataclass(frozen=True)
-class Network:
+class LayerList:
     """All layers of a network, in any order, and what they share.
 
     `lif` holds the (channels, height, width) of every LIF population with a membrane memory.
-    Raises InputError where the layers do not form one acyclic graph of uniquely named layers.
+    Raises UserError where the layers do not form one acyclic graph of uniquely named layers.
     """
 
     time_steps: int
@@ -159,25 +107,25 @@ class Network:
         check_int(self.weight_bits, "weight_bits", MAX_BITS)
         check_int(self.membrane_bits, "membrane_bits", MAX_BITS)
         if not isinstance(self.lif, list | tuple):
-            raise InputError(f"lif must be a list of [C, H, W], got {show(self.lif)}")
+            raise UserError(f"lif must be a list of [C, H, W], got {show(self.lif)}")
         for shape in self.lif:
             check_sizes(shape, "an entry of lif", 3)
         if not self.layers:
-            raise InputError("a network needs at least one layer")
+            raise UserError("a network needs at least one layer")
         name, count = Counter(layer.name for layer in self.layers).most_common(1)[0]
         if count > 1:
-            raise InputError(f"two layers have the name {show(name)}")
+            raise UserError(f"two layers have the name {show(name)}")
         names = {layer.name for layer in self.layers}
         for layer in self.layers:
             for before in layer.after:
                 if not isinstance(before, str) or before not in names:
-                    raise InputError(
+                    raise UserError(
                         f"layer {show(layer.name)} comes after {show(before)}, which is no layer"
                     )
         try:
             self.in_order()
         except CycleError as error:
-            raise InputError(f"layers wait for one another: {show(error.args[1])}") from None
+            raise UserError(f"layers wait for one another: {show(error.args[1])}") from None
 
     def in_order(self) -> list[Layer]:
         """The layers, each one behind every layer it waits for."""
@@ -228,7 +176,7 @@ class Network:
         is_first = not layer.after
         return not layer.linear and not is_first and layer.input_bits == self.membrane_bits > 1
 
-    def at(self, bits: int | None = None, time_steps: int | None = None) -> "Network":
+    def at(self, bits: int | None = None, time_steps: int | None = None) -> "LayerList":
         """The same network with other widths, as `--bits` sets them, or fewer or more timesteps.
 
         Layers with a `weight_bits` of their own keep it: a quantized network's stem and classifier,
@@ -237,17 +185,17 @@ class Network:
         network = self if time_steps is None else replace(self, time_steps=time_steps)
         if bits is None:
             return network
-        layers = tuple(
-            replace(
-                layer,
-                input_bits=bits if self.reads_stream(layer) else layer.input_bits,
-                lif=self.has_lif(
-                    layer
-                ),  # with other widths it could be taken for a stream's reader
-            )
-            for layer in self.layers
-        )
-        return replace(network, weight_bits=bits, membrane_bits=bits, layers=layers)
+        network = network.with_layers(LayerList.reads_stream, input_bits=bits)
+        return replace(network, weight_bits=bits, membrane_bits=bits)
+
+    def with_layers(
+        self, which: "Callable[[LayerList, Layer], bool]", **values: Any
+    ) -> "LayerList":
+        """The same network with other values in these layers. Which layers update neurons stays as
+        it is: with other widths one could be taken for a reader of the stream."""
+        layers = (replace(layer, lif=self.has_lif(layer)) for layer in self.layers)
+        changed = (replace(x, **values) if which(self, x) else x for x in layers)
+        return replace(self, layers=tuple(changed))
 
     def accumulator_bits(self, layer: Layer) -> int:
         """Two's complement bits that hold every sum of k²·I/G products of weight and input codes.
@@ -259,9 +207,21 @@ class Network:
         fan_in = layer.kernel**2 * layer.in_channels // layer.groups
         return (fan_in * weight * (2 ** self.input_bits(layer) - 1)).bit_length() + 1
 
-    def to_json(self) -> dict[str, Any]:
-        """The layer list as plain containers; `network_from_json` reads it back unchanged."""
-        return json.loads(json.dumps(asdict(self)))
+    @classmethod
+    def from_json(cls, data: object) -> "LayerList":
+        """The network that a layer list describes; raises UserError where it is not one."""
+        check_keys(data, "the layer list", [x.name for x in fields(cls)])
+        layers, lif = data["layers"], data["lif"]
+        if not isinstance(layers, list):
+            raise UserError(f"layers must be a list, got {show(layers)}")
+        found = tuple(Layer.from_json(entry, f"layers[{i}]") for i, entry in enumerate(layers))
+        lif = tuple(map(_tuple, lif)) if isinstance(lif, list) else lif
+        return cls(**data | {"layers": found, "lif": lif})
+
+
+def _tuple(value: object) -> object:
+    """A JSON list as the tuple the dataclasses hold; anything else is left for their checks."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -274,45 +234,14 @@ class Subject:
     """
 
     name: str
-    network: Network
+    network: LayerList
     accuracy: float | None = None
     rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
     kind: str | None = None
     trained_time_steps: tuple[int, ...] | None = None
 
 
-LAYER_KEYS = ("name", "kernel", "in_channels", "out_channels", "in_size", "out_size", "after")
-LAYER_OPTIONS = ("spike_rate", "weight_bits", "bn_bits", "linear", "groups", "runs", "lif")
-NETWORK_KEYS = ("time_steps", "weight_bits", "membrane_bits", "layers", "lif")
-
-
-def _tuple(value: object) -> object:
-    """A JSON list as the tuple the dataclasses hold; anything else is left for their checks."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _layer_from_json(entry: object, index: int) -> Layer:
-    here = f"layers[{index}]"
-    if isinstance(entry, dict) and entry.get("linear") is True:
-        check_keys(entry, here, LAYER_KEYS, (*LAYER_OPTIONS, "input_bits"))
-        entry = entry | {"input_bits": None}  # computed from T, H and W, whatever the file says
-    check_keys(entry, here, (*LAYER_KEYS, "input_bits"), LAYER_OPTIONS)
-    return Layer(**{key: _tuple(value) for key, value in entry.items()})
-
-
-def network_from_json(data: object) -> Network:
-    """The network that a layer list describes; raises InputError where it is not one."""
-    check_keys(data, "the layer list", NETWORK_KEYS)
-    layers, lif = data["layers"], data["lif"]
-    if not isinstance(layers, list):
-        raise InputError(f"layers must be a list, got {show(layers)}")
-    return Network(
-        time_steps=data["time_steps"],
-        weight_bits=data["weight_bits"],
-        membrane_bits=data["membrane_bits"],
-        layers=tuple(_layer_from_json(entry, i) for i, entry in enumerate(layers)),
-        lif=tuple(map(_tuple, lif)) if isinstance(lif, list) else lif,
-    )
+# Files.
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -320,21 +249,21 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entry = dict(pairs)
     if len(entry) < len(pairs):
         key, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise InputError(f"the key {show(key)} stands twice in one JSON object")
+        raise UserError(f"the key {show(key)} stands twice in one JSON object")
     return entry
 
 
 def read_json(path: str | Path) -> Any:
-    """The contents of a JSON file; raises InputError where it cannot be read."""
+    """The contents of a JSON file; raises UserError where it cannot be read."""
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
-        raise InputError(f"{str(path)!r} is no file")
+        raise UserError(f"{str(path)!r} is no file")
     try:
         with open(path, "rb") as file:
             content = file.read(MOST_JSON + 1)
     except OSError as error:
-        raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
     if len(content) > MOST_JSON:
-        raise InputError(f"{str(path)!r} is larger than {MOST_JSON >> 20} MB")
+        raise UserError(f"{str(path)!r} is larger than {MOST_JSON >> 20} MB")
     try:
         text = content.decode("utf-8-sig")
         return json.loads(text, object_pairs_hook=_unique_keys)
@@ -345,11 +274,9 @@ def read_json(path: str | Path) -> Any:
         what = what or f"goes wrong in line {error.lineno}, column {error.colno}"
     except RecursionError:
         what = "holds lists in lists, too deep to be read"
-    except InputError:
-        raise
     except ValueError:  # of Python's limit of 4,300 digits
         what = "holds a number of too many digits"
-    raise InputError(f"{str(path)!r} {what}: wanted is a JSON object, in UTF-8")
+    raise UserError(f"{str(path)!r} {what}: wanted is a JSON object, in UTF-8")
 
 
 def _kind_of_file(content: bytes) -> str:
@@ -380,6 +307,54 @@ def _kind_of_text(text: str) -> str | None:
     return "is no JSON"
 
 
-def load_layer_list(path: str | Path) -> Network:
-    """The network in the layer-list file at `path`; raises InputError for every mistake in it."""
-    return network_from_json(read_json(path))
+def load_layer_list(path: str | Path) -> LayerList:
+    """The network in the layer-list file at `path`; raises UserError for every mistake in it."""
+    return LayerList.from_json(read_json(path))
+
+
+# Checks of what a file or a command line says.
+
+_SHORT = reprlib.Repr()  # unlike repr() it also ends well on a list nested a thousand deep
+_SHORT.maxlevel = 2
+_SHORT.maxstring = 60
+
+
+def show(value: object) -> str:
+    """A short, one-line repr for error messages."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_int(value: object, what: str, high: int = LARGEST, low: int = 1) -> None:
+    """Raise UserError unless `value` is a whole number in low..high (True and 4.0 are not)."""
+    if type(value) is not int or not low <= value <= high:
+        raise UserError(f"{what} must be a whole number from {low} to {high}, got {show(value)}")
+
+
+def check_number(value: object, what: str, low: float, high: float) -> None:
+    """Raise UserError unless `value` is an int or float in low..high (so never NaN)."""
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise UserError(f"{what} must be a number from {low:g} to {high:g}, got {show(value)}")
+
+
+def check_sizes(value: object, what: str, count: int) -> None:
+    """Raise UserError unless `value` is a list of `count` positive whole numbers."""
+    if not isinstance(value, list | tuple) or len(value) != count:
+        raise UserError(f"{what} must be a list of {count} whole numbers, got {show(value)}")
+    for size in value:
+        check_int(size, what)
+
+
+def check_keys(
+    entry: object, what: str, required: Iterable[str], optional: Iterable[str] = ()
+) -> None:
+    """Raise UserError unless `entry` is a mapping with the required keys and no unknown one."""
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{what} must be a JSON object, got {show(entry)}")
+    required = list(required)
+    unknown = [key for key in entry if key not in {*required, *optional}]
+    if unknown:
+        raise UserError(f"{what} has an unknown key: {show(unknown[0])}")
+    missing = [key for key in required if key not in entry]
+    if missing:
+        raise UserError(f"{what} lacks the key {show(missing[0])}")

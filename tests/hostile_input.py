@@ -1,8 +1,7 @@
 """Arguments, layer lists and checkpoints as a stranger, a broken disk or a cat would write them.
 
 Each function tries many and lets everything through but the one line for the user, so that whatever
-else happens (a traceback, in the end) stops it. tests/test_faults.py tries some of each,
-benchmarks/fault_injection.py thousands.
+else happens (a traceback, in the end) stops it. test_faults.py tries some of each.
 """
 
 import copy
@@ -26,18 +25,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from checkpoints import Run
-from data_loader import Archive, load_data_sets, read_frames
-from load_settings import (
-    UserError,
-    build_network,
-    build_optimizer,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-)
+from checkpoints import build_network, load_checkpoint
+from data_loader import load_data_sets
+from data_sets.events import read_frames
+from data_sets.sources import Archive
+from engine.run import Run
+from load_settings import build_optimizer, load_network, parse_settings
+from runtime.errors import UserError
 from settings import OPTIONS as DECLARED
-from spikesim_eval.layers import InputError, load_layer_list
+from settings import Settings
+from spikesim_eval.layer_list import load_layer_list
 
 OPTIONS = (*(f"--{name}" for name in DECLARED), "--config", "--no_amp", "--local-rank")
 OPTIONS += ("--help", "--", "-", "--no_such")
@@ -70,27 +67,9 @@ def junk() -> list[Any]:
     for _ in range(500):
         deep = [deep]
     nan = float("nan")
-    return [
-        *(
-            None,
-            True,
-            -1,
-            0,
-            3,
-            10**30,
-            10**400,
-            0.5,
-            nan,
-            float("inf"),
-            "",
-            "text",
-            "a\nb",
-            b"\x80",
-            [],
-            {},
-        ),
-        *((), [1, 2], [[]], {"a": 1}, {1: {"momentum_buffer": 2}}, deep),
-    ]
+    numbers = [True, -1, 0, 3, 10**30, 10**400, 0.5, nan, float("inf")]
+    others = [None, "", "text", "a\nb", b"\x80", [], {}, (), [1, 2], [[]], {"a": 1}, deep]
+    return [*numbers, *others, {1: {"momentum_buffer": 2}}]
 
 
 def tensors() -> list[torch.Tensor]:
@@ -175,7 +154,7 @@ def try_arguments(count: int) -> None:
 
 def try_layer_lists(count: int, folder: Path) -> None:
     def read(path: Path) -> None:
-        with suppress(InputError):
+        with suppress(UserError):
             load_layer_list(path)
 
     try_json(count, folder / "net.json", LAYER_LIST, read)
@@ -265,7 +244,8 @@ def files_to_cut(folder: Path, checkpoint: Path) -> dict[Path, Callable[[Path], 
     counts = np.random.default_rng(0).poisson(1, (4, 2, 180, 240)) * 1.0
     for name in ("a", "b"):
         np.savez_compressed(frames / f"{name}.npz", frames=counts)
-    load_data_sets("ncaltech101", folder, 4)  # packs them
+    of_events = Settings.of("ncaltech101", data_path=str(folder), time_window=4)
+    load_data_sets(of_events)  # packs them
     (index,), (array,) = events.glob("*.json"), events.glob("*.npy")
     npz = (frames / "a.npz").rename(folder / "frames.npz")
     shutil.rmtree(frames.parent)  # the cache alone is enough
@@ -279,8 +259,8 @@ def files_to_cut(folder: Path, checkpoint: Path) -> dict[Path, Callable[[Path], 
         checkpoint: load_checkpoint,
         npz: partial(read_frames, time_window=4, size=(48, 48)),
         layers: load_layer_list,
-        index: lambda _: load_data_sets("ncaltech101", folder, 4),
-        array: lambda _: load_data_sets("ncaltech101", folder, 4),
+        index: lambda _: load_data_sets(of_events),
+        array: lambda _: load_data_sets(of_events),
         archive: lambda path: published.unpack(path, folder / "unpacked"),
     }
 
@@ -295,7 +275,7 @@ def try_cut_files(count: int, readers: dict[Path, Callable[[Path], object]]) -> 
             path.write_bytes(whole[: generator.randrange(len(whole))])
             try:
                 read(path)
-            except (UserError, InputError):
+            except UserError:
                 continue
             raise AssertionError(f"{path}, cut off, was read")
         path.write_bytes(whole)

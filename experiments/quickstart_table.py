@@ -1,4 +1,4 @@
-"""Table and plots of a quickstart: python scripts/quickstart_table.py runs/quickstart
+"""Table and plots of a quickstart: python -m experiments.quickstart_table runs/quickstart
 
 Reads the runs (a teacher, and students with and without it) and their SpikeSim reports below the
 folder, measures the students' distance to the membranes of the teacher that taught over the test
@@ -11,22 +11,23 @@ training images. The teacher's best epoch is the one that taught.
 import csv
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from checkpoints import best_row
-from command_line import HelpFormatter, Parser, UserError
-from data_loader import data_of, evaluation_loader
+from checkpoints import Checkpoint, load_checkpoint
+from data_loader import Share, data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
-from load_settings import Checkpoint, Settings, load_checkpoint, load_network
-from run_folder import read_metrics
-from spikesim_eval.quantities import QUANTITIES, shown
+from engine.run_folder import best_row, read_metrics
+from experiments import as_command
+from load_settings import load_network
+from runtime.command import HelpFormatter, Parser
+from runtime.errors import UserError
+from spikesim_eval.render import QUANTITIES, shown
 
 COSTS = ("energy", "delay", "area", "edap")
 FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)
@@ -48,13 +49,15 @@ class Run(NamedTuple):
     report: dict
 
 
-def main(folder: Path) -> None:
+def write(folder: Path) -> None:
     taught = load_checkpoint(folder / "teacher" / "original-best.pth")
     teacher, *students = runs = find_runs(folder)
     if not students:
         raise UserError(f"{folder} holds no student")
     network = load_network(taught)
-    batches = test_batches(teacher.checkpoint.settings)
+    settings = teacher.checkpoint.settings
+    _, test_set = data_of(settings, settings.data_path)
+    batches = evaluation_loader(test_set, Share(settings.batch_size))
     distances = {
         run.label: distance_to_teacher(network, load_network(run.checkpoint), batches)
         for run in students
@@ -83,11 +86,6 @@ def find_runs(folder: Path) -> list[Run]:
         report = json.loads((path / "edap" / "report.json").read_text())
         runs.append(Run(label, style, checkpoint, read_metrics(path / "metrics.csv"), report))
     return runs
-
-
-def test_batches(settings: Settings):
-    _, test_set = data_of(settings, settings.data_path)
-    return evaluation_loader(test_set, settings.batch_size, 0, 1, workers=0)
 
 
 def table(
@@ -209,11 +207,13 @@ def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -
     save_picture(figure, path)
 
 
-if __name__ == "__main__":
-    parser = Parser(description=__doc__, formatter_class=HelpFormatter)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        prog="experiments.quickstart_table", description=__doc__, formatter_class=HelpFormatter
+    )
     parser.add_argument("folder", nargs="?", type=Path, default="runs/quickstart")
-    try:
-        main(parser.parse_args().folder)
-    except (UserError, OSError) as error:
-        print("quickstart_table.py: error:", error, file=sys.stderr)
-        sys.exit(2)
+    return as_command(parser.prog, lambda: write(parser.parse_args(argv).folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

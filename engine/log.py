@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,14 @@ import torch
 from tqdm import tqdm
 from tqdm.std import Bar as Blocks
 
-from checkpoints import Run, best_row, deciding, disk_errors
+from checkpoints import Checkpoint
 from data_loader import ImageSet
 from display import percent
 from distiller import teacher_steps
-from load_settings import Checkpoint
-from models import MSResNet
-from run_folder import EVENTS
-from settings import MAY_CHANGE, DataSet, Settings, as_text, data_set_of
+from engine.run import Run, disk_errors
+from engine.run_folder import EVENTS, PROGRAM, best_row, deciding
+from runtime.processes import is_main_process, world_size
+from settings import MAY_CHANGE, Settings, as_text, data_set_of
 
 COLUMNS = (
     "epoch",
@@ -98,23 +96,6 @@ def aligned(lines: Iterable[tuple[str, str]], width: int = 10) -> str:
     return "\n".join(f"{word:<{width}}{text}" for word, text in lines)
 
 
-@cache
-def macs_of_image(depth: int, width: int, time_window: int, data_set: DataSet) -> int:
-    """Multiplications with accumulation that an image takes over all timesteps, as the layer list
-    of spikesim_eval counts them: the quantized network has the same layers."""
-    from spikesim_eval.trace import FLOAT_BITS, trace_network
-
-    T = 2  # all but the classifier's are in proportion to the timesteps
-    with torch.random.fork_rng(devices=[]):
-        shape = (depth, data_set.num_classes, T, data_set.in_channels, width)
-        network = MSResNet(*shape).eval()
-        steps = (T,) if data_set.events else ()
-        sample = torch.rand(1, *steps, data_set.in_channels, *data_set.image_size)
-    layers = trace_network(network, sample, FLOAT_BITS, FLOAT_BITS, None, T)
-    layers = layers.at(time_steps=time_window)
-    return sum(map(layers.ops, layers.layers)) // 2
-
-
 def header(
     run: Run,
     train_set: ImageSet,
@@ -122,78 +103,57 @@ def header(
     teacher: Checkpoint | None,
     macs: int,
     device: torch.device,
-    processes: int,
 ) -> str:
     """What is about to run: a few lines."""
-    settings, steps = run.settings, run.steps_per_epoch
+    settings, steps, processes = run.settings, run.steps_per_epoch, world_size()
     data_set, image = data_set_of(settings), test_set[0][0]
     name = f"CPU ({count(torch.get_num_threads(), 'thread')})"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    batch = min(settings.batch_size, run.training_images)
-    share = -(-batch // processes)
-    held_out = "" if train_set.held_out is None else f"{len(train_set.held_out):,} held-out "
-    fold = "" if settings.fold is None else f", fold {settings.fold}"
-    shape = "x".join(map(str, image.shape[-3:]))
-    kind = "MS-ResNet" if settings.bits is None else "Quan-MS-ResNet"
-    parameters = sum(x.numel() for x in run.network.parameters())
-    lines = [
-        (
-            "device",
-            f"{name}, {processes} process{'es' * (processes > 1)}" + ", bfloat16" * settings.amp,
-        ),
-        (
-            "data",
-            f"{settings.data}{fold}: {run.training_images:,} training{',' * bool(held_out)} "
-            f"{held_out}and {len(test_set):,} test "
-            f"images, {data_set.num_classes} classes, "
-            + (f"{len(image)} frames of {shape}" if data_set.events else shape),
-        ),
-        (
-            "batch",
-            f"{batch}"
-            + (f" ({processes} x {share})" if processes > 1 else "")
-            + (f" in {settings.accumulate} parts" if settings.accumulate > 1 else "")
-            + f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}",
-        ),
-        (
-            "network",
-            f"{kind}-{settings.model_depth}, width {settings.width}, "
-            f"T {', '.join(map(str, settings.trained_at))}: "
-            f"{parameters:,} parameters, {amount(macs)} MACs an image"
-            + f" at T {settings.time_window}"
-            * (settings.time_windows is not None),
-        ),
-        (
-            "bits",
-            "full precision"
-            if settings.bits is None
-            else f"{settings.bits}, {settings.bn_bits} in batch norm",
-        ),
-    ]
+    name += f", {processes} process{'es' * (processes > 1)}" + ", bfloat16" * settings.amp
+    data = settings.data + ("" if settings.fold is None else f", fold {settings.fold}")
+    data += f": {run.training_images:,} training"
+    if train_set.held_out is not None:
+        data += f", {len(train_set.held_out):,} held-out"
+    data += f" and {len(test_set):,} test images, {data_set.num_classes} classes, "
+    data += f"{len(image)} frames of " * data_set.events + "x".join(map(str, image.shape[-3:]))
+    size = min(settings.batch_size, run.training_images)
+    batch = f"{size}" + f" ({processes} x {-(-size // processes)})" * (processes > 1)
+    batch += f" in {settings.accumulate} parts" * (settings.accumulate > 1)
+    batch += f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}"
+    network = f"{'Quan-' * (settings.bits is not None)}MS-ResNet-{settings.model_depth}, "
+    network += f"width {settings.width}, T {', '.join(map(str, settings.trained_at))}: "
+    network += f"{sum(x.numel() for x in run.network.parameters()):,} parameters, "
+    network += f"{amount(macs)} MACs an image"
+    network += f" at T {settings.time_window}" * (settings.time_windows is not None)
+    bits = f"{settings.bits}, {settings.bn_bits} in batch norm"
+    if settings.bits is None:
+        bits = "full precision"
+    lines = [("device", name), ("data", data), ("batch", batch), ("network", network)]
+    lines.append(("bits", bits))
     if teacher is not None:
-        text = f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), "
-        text += f"T {teacher.settings.time_window}"
-        if settings.loss is not None:
-            own, how = teacher.settings.time_window, (settings.loss, settings.teacher_logits)
-            longest = [teacher_steps(T, own, *how, data_set.events)[0] for T in settings.trained_at]
-            if {*longest} != {own}:
-                up_to = "up to " * (longest[0] != longest[-1])
-                text += f", run for {up_to}{count(longest[-1], 'timestep')}"
-        lines.append(("teacher", text))
-    unwritten = " (a dry run writes nothing)" if settings.dry_run else ""
+        lines.append(("teacher", about_teacher(settings, teacher)))
+    unwritten = " (a dry run writes nothing)" * settings.dry_run
     lines.append(("files", settings.save_path + unwritten))
     if run.steps_done:
         lines.append(("resume", going_on(run)))
     if steps < FEW_STEPS:
-        lines.append(
-            (
-                "warning",
-                f"an epoch has {count(steps, 'step')}, fewer than {FEW_STEPS}: a smaller "
-                "--batch_size or more --epochs train longer",
-            )
-        )
+        few = f"an epoch has {count(steps, 'step')}, fewer than {FEW_STEPS}: a smaller "
+        lines.append(("warning", few + "--batch_size or more --epochs train longer"))
     return aligned(lines)
+
+
+def about_teacher(settings: Settings, teacher: Checkpoint) -> str:
+    own = teacher.settings.time_window
+    text = f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), T {own}"
+    if settings.loss is None:
+        return text
+    how = settings.loss, settings.teacher_logits, data_set_of(settings).events
+    longest = [teacher_steps(T, own, *how)[0] for T in settings.trained_at]
+    if {*longest} != {own}:
+        up_to = "up to " * (longest[0] != longest[-1])
+        text += f", run for {up_to}{count(longest[-1], 'timestep')}"
+    return text
 
 
 def going_on(run: Run) -> str:
@@ -245,7 +205,7 @@ def ending(run: Run) -> str:
 
 def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
     """Commands for a shell in the current folder: the accuracy again, and the hardware report."""
-    here = Path(__file__).resolve().parent
+    here = PROGRAM
     program, module = ["main.py"], []
     if not os.path.samefile(here, os.curdir):
         program, module = [str(here / "main.py")], [f"PYTHONPATH={shlex.quote(str(here))}"]
@@ -263,45 +223,6 @@ def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
     ]
 
 
-def expectation(
-    run: Run, steps: int, step: float, evaluation: float, device: torch.device
-) -> dict[str, float]:
-    """What a dry run has found: the time and memory that the `steps` to do will take. `step` and
-    `evaluation` are seconds of one; memory is in bytes."""
-    epochs = steps / run.steps_per_epoch
-    epoch = run.steps_per_epoch * step + evaluation
-    found = {
-        "epochs": epochs,
-        "seconds": epochs * epoch,
-        "seconds_an_epoch": epoch,
-        "seconds_a_step": step,
-        "seconds_an_evaluation": evaluation,
-        "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
-    if device.type == "cuda":
-        found["memory_of_gpu"] = torch.cuda.max_memory_reserved(device)
-        found["largest_memory_of_gpu"] = torch.cuda.get_device_properties(device).total_memory
-    return found | {"input_step": run.settings.input_step}
-
-
-def expectation_text(found: dict[str, float]) -> str:
-    memory = gigabytes(found["memory"])
-    if "memory_of_gpu" in found:
-        used, of_gpu = map(gigabytes, (found["memory_of_gpu"], found["largest_memory_of_gpu"]))
-        memory = f"{used} of the GPU's {of_gpu}, main memory {memory}"
-    lines = [
-        (
-            "time",
-            f"about {duration(found['seconds'])} for {count(found['epochs'], 'epoch')}, "
-            f"{duration(found['seconds_an_epoch'])} each "
-            f"({1000 * found['seconds_a_step']:.3g} ms a step, "
-            f"{duration(found['seconds_an_evaluation'])} an evaluation)",
-        ),
-        ("memory", f"about {memory}, in each process, its loaders not counted"),
-    ]
-    return aligned(lines)
-
-
 class ProgressBar(tqdm):
     """One line of a terminal, for a person who watches; nothing where the output is no terminal.
 
@@ -309,9 +230,9 @@ class ProgressBar(tqdm):
     from the last of them on, then the time that is left.
     """
 
-    def __init__(self, batches: Iterable, name: str, total: int, done: int = 0, shown: bool = True):
+    def __init__(self, batches: Iterable, name: str, total: int, done: int = 0):
         self.figures: list[str] = []
-        disable = None if shown else True  # None: where the output is no terminal
+        disable = None if is_main_process() else True  # None: where the output is no terminal
         super().__init__(
             batches, name, total, leave=False, initial=done, disable=disable, dynamic_ncols=True
         )
@@ -347,7 +268,7 @@ class Log:
     nothing of an epoch that was lost.
     """
 
-    def __init__(self, settings: Settings, rows: list[dict[str, Any]], processes: int):
+    def __init__(self, settings: Settings, rows: list[dict[str, Any]]):
         # Imported here: only the first process of a training needs it. A SummaryWriter would write
         # in a thread, which dies with a traceback when the disk is full.
         from tensorboard.compat.proto.event_pb2 import Event
@@ -361,7 +282,7 @@ class Log:
         self.metrics = self.folder / "metrics.csv"
         self.events = self.folder / EVENTS
         with disk_errors(self.folder, self.settings):
-            about = json.dumps(about_run(settings, processes), indent=2) + "\n"
+            about = json.dumps(about_run(settings), indent=2) + "\n"
             (self.folder / "settings.json").write_text(about)
             with self.metrics.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
@@ -417,26 +338,26 @@ def hyper_parameters(settings: Settings) -> dict[str, str | int | float | bool]:
     }
 
 
-def about_run(settings: Settings, processes: int) -> dict[str, Any]:
+def about_run(settings: Settings) -> dict[str, Any]:
     """The contents of settings.json: what is needed to run it again."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "scikit-learn", "spikingjelly"):
         with suppress(PackageNotFoundError):  # not every data set needs every one
             versions[package] = version(package)
     return asdict(settings) | {
-        "world_size": processes,
+        "world_size": world_size(),
         "git_commit": git_commit(),
         "versions": versions,
     }
 
 
-def git_commit() -> str | None:
+def git_commit(folder: Path = PROGRAM) -> str | None:
     """The last commit that has changed the program, and "-dirty" behind it where its files were
     changed since: results that are committed leave it the same. None where this is no git checkout,
     or there is no git."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", Path(__file__).parent, *words, "--", "*.py"]
+        command = ["git", "-C", folder, *words, "--", "*.py"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -1,20 +1,69 @@
-"""What the command lines of all programs share: a mistake is one line, with what was meant."""
+"""What all commands share: a mistake is one line, with what was meant, and exit code 2."""
 
 import argparse
+import errno
 import os
+import signal
 import sys
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
 from textwrap import wrap
 from typing import Any, NoReturn
 
+from runtime.errors import Stopped, UserError
+from runtime.launcher import launcher_variable, leave_for_launcher, say_last, tells_user
+
 MOST_NAMES = 1000  # of a folder that are compared with a misspelt one
 
 
-class UserError(Exception):
-    """A mistake of the user's: its text is the one line that says what is wrong and what to do."""
+# What writing to stdout may meet: a full disk, a reader that has gone.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE)
+
+
+def run_command(
+    program: str,
+    work: Callable[[], int | None],
+    explain: Callable[[Exception], str | None] = lambda error: None,
+    interrupted: str = "interrupted",
+) -> int:
+    """Run a command's `work`; the exit code: what it returns (None: 0), 2 after one line on stderr
+    for what the user has to know of, 128 + its number after a signal.
+
+    `explain` has the line for other errors than a UserError; None where an error is a fault of the
+    program, which keeps its traceback; "" where there is nothing to say.
+    """
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code or 0
+    except (Stopped, KeyboardInterrupt) as stop:
+        text, code = str(stop) or interrupted, 128 + getattr(stop, "signal_number", signal.SIGINT)
+        leave_for_launcher(text)
+        if launcher_variable("RANK") == 0:
+            say_last(f"{program}: {text}", code)
+        return code
+    except Exception as error:
+        text = str(error) if isinstance(error, UserError) else explain(error)
+        if text is None and cannot_print(error):
+            text = f"cannot print ({error.strerror})"
+        if text is None:
+            leave_for_launcher(repr(error), traceback.format_exc())
+            raise
+        if isinstance(error, OSError):
+            # What is left to print, Python would try to print when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if text and tells_user(error):
+            text = " ".join(text.split())
+            leave_for_launcher(text)
+            say_last(f"{program}: error: {text}", 2)
+        return 2
+
+
+def cannot_print(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM
 
 
 class Parser(argparse.ArgumentParser):

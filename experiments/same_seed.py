@@ -1,4 +1,4 @@
-"""How far the quickstart's numbers move with the same seed: python -m benchmarks.same_seed
+"""How far the quickstart's numbers move with the same seed: python -m experiments.same_seed
 
 Trains the quickstart's teacher, student and MD-SNN again under what differs between machines: the
 number of threads and processes, the CPU's instructions, eager and --compile; and, for scale, with
@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import report, table
+from experiments.one_run import hardware
+from spikesim_eval.render import markdown_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SEED = 1234
@@ -111,12 +112,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines += spread(f"seed {SEED}, {len(one_seed)} settings", one_seed)
     other_seeds = [same[first], *seeds.values()]
     lines += spread(f"{len(other_seeds)} seeds, {first}", other_seeds)
-    parts = [
-        f"digits, MS-ResNet-18, width 8, T = 4, 2 bits, the quickstart's epochs; seed {SEED} where "
-        "no other is named; accuracy of the last epoch, %, and MD-SNN minus student, points",
-        table(["", *TRAININGS, "gain"], lines),
-    ]
-    report("same_seed", arguments, torch.device("cpu"), parts, args.out)
+    words = sys.argv[1:] if arguments is None else arguments
+    text = "\n\n".join(
+        [
+            f"`{' '.join(['python -m experiments.same_seed', *words])}`",
+            f"{hardware(torch.device('cpu'))}; torch {torch.__version__}",
+            f"digits, MS-ResNet-18, width 8, T = 4, 2 bits, the quickstart's epochs; seed {SEED} "
+            "where no other is named; accuracy of the last epoch, %, and MD-SNN minus student, "
+            "points",
+            "\n".join(markdown_table(["", *TRAININGS, "gain"], lines)),
+        ]
+    )
+    print(text)
+    if args.out is not None:
+        args.out.write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The folder of a run: what it holds, one run at a time, and moved aside instead of overwritten.
 
-python run_folder.py FOLDER renames it to the first of FOLDER.1, FOLDER.2, … that is free, as
+python -m engine.run_folder FOLDER renames it to the first of FOLDER.1, FOLDER.2, … that is free, as
 --overwrite does; nothing is ever deleted. Options of a training after it are checked before; with
 --resume among them the folder stays.
 """
@@ -17,9 +17,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from load_settings import UserError, check_writable, load_checkpoint, parse_settings
+from checkpoints import load_checkpoint
+from load_settings import parse_settings
+from runtime.command import run_command
+from runtime.errors import UserError
+from runtime.files import check_writable
 from settings import PAPER_SETTINGS, Settings
 
+PROGRAM = Path(__file__).resolve().parent.parent
 EVENTS = "events.out.tfevents.md-snn"
 EMPTY_EVENTS = 40  # bytes of an events file without an epoch
 BEGIN_OF_SETTINGS = b'{\n  "data": '  # of a settings.json
@@ -141,7 +146,7 @@ def first_free(folder: Path) -> Path:
 def place_aside(folder: Path, settings: Settings | None = None) -> Path:
     """Where `folder` can be moved to. Raises UserError where it cannot be moved."""
     real, place = Path(os.path.realpath(folder)), first_free(folder)
-    in_use = {"the current folder": ".", "this program": __file__}
+    in_use = {"the current folder": ".", "this program": PROGRAM}
     if settings is not None:
         for name in ("data_path", "cache_path", "teacher_path"):
             in_use[f"--{name}"] = getattr(settings, name)
@@ -225,6 +230,16 @@ def is_locked(folder: Path) -> bool:
     return struct.unpack(flock, answer)[0] != fcntl.F_UNLCK
 
 
+def deciding(row: dict[str, Any]) -> str:
+    """The accuracy that decides which epoch is the best: where a share of the training images was
+    set apart for that, theirs."""
+    return "val_accuracy" if row.get("val_accuracy") is not None else "test_accuracy"
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return max(rows, key=lambda row: row[deciding(row)])  # the first of equal ones
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.csv, an epoch each, as numbers, None where a field is empty. A line
     that is just being written is left out. Raises UserError for a missing or damaged file."""
@@ -242,23 +257,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def main(argv: Sequence[str]) -> int:
+def move_of(argv: Sequence[str]) -> None:
     """Move the folder aside, where there is something in it and nothing that will go on."""
+    if not argv or argv[0].startswith("-"):
+        raise UserError("expected one folder, and options of main.py")
+    folder, *options = Path(argv[0]), *argv[1:]
+    settings = parse_settings(options) if options else None
+    for name in ("dry_run", "eval_only") if settings is not None else ():
+        if getattr(settings, name):
+            raise UserError(f"--{name} trains nothing, and {folder} stays: leave it out")
+    goes_on = settings is not None and settings.resume
     try:
-        if not argv or argv[0].startswith("-"):
-            raise UserError("expected one folder, and options of main.py")
-        folder, *options = Path(argv[0]), *argv[1:]
-        settings = parse_settings(options) if options else None
-        for name in ("dry_run", "eval_only") if settings is not None else ():
-            if getattr(settings, name):
-                raise UserError(f"--{name} trains nothing, and {folder} stays: leave it out")
-        goes_on = settings is not None and settings.resume
         if not goes_on and os.path.lexists(folder) and os.listdir(folder):
             move_aside(folder)
-    except (UserError, OSError) as error:
-        print("run_folder.py: error:", error, file=sys.stderr)
-        return 2
-    return 0
+    except OSError as error:
+        raise UserError(str(error)) from None
+
+
+def main(argv: Sequence[str]) -> int:
+    return run_command("run_folder.py", lambda: move_of(argv))
 
 
 if __name__ == "__main__":

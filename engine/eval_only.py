@@ -1,5 +1,5 @@
-"""What an evaluation says and writes: its lines or its JSON, the accuracy of each class, the
-confusion matrix, and the likeliest classes of single files."""
+"""--eval_only: what it measures, prints and writes: its lines or its JSON, the accuracy of each
+class, the confusion matrix, and the likeliest classes of single files."""
 
 import csv
 import io
@@ -16,12 +16,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from command_line import UserError
-from data_loader import read_sample
-from display import SHADING, new_figure, percent, picture_files, printable, run_at, text_table
-from load_settings import Checkpoint, load_checkpoint, load_network
+from checkpoints import Checkpoint, load_checkpoint
+from data_loader import Share, evaluation_loader, read_sample, refuse_another_fold
+from display import (
+    SHADING,
+    new_figure,
+    percent,
+    picture_files,
+    plain,
+    printable,
+    run_at,
+    text_table,
+)
+from engine.compile import compile_for
+from engine.data import load_same_data
+from engine.evaluate import evaluate, evaluate_integers
+from engine.start import make_deterministic
+from load_settings import load_network
+from runtime.errors import UserError
+from runtime.files import check_writable, write_files
+from runtime.processes import of_all_processes, of_first_process, rank, world_size
 from settings import Settings, data_set_of
-from spikesim_eval.layers import InputError
 
 FEW = 3  # classes that are named of a file
 SHOWN = 20  # classes, in a terminal and with numbers in the picture
@@ -48,6 +63,40 @@ def about(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def eval_only(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """What --eval_only finds: of single files with --predict, else of the test images."""
+    return (measure if settings.predict is None else predict)(settings, device)
+
+
+def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """What --eval_only finds on the test images of the checkpoint's data."""
+    make_deterministic(settings)
+    of_first_process(lambda: check_files(settings))
+    checkpoint = load_checkpoint(settings.eval_only)
+    network = load_network(checkpoint, settings.time_window).to(device)
+    train_set, test_set = load_same_data(settings)
+    refuse_another_fold(checkpoint, settings.eval_only, settings, train_set)
+    if settings.compile:
+        compile_for(settings, device, test_set)
+    batch_size = max(1, settings.batch_size // world_size())
+    share = Share(batch_size, rank(), world_size(), settings.workers)
+    batches = evaluation_loader(test_set, share, device)
+    pairs: list[Tensor] | None = [] if settings.per_class else None
+    tested = evaluate(network, batches, device, settings.amp, pairs)
+    found = about(settings, checkpoint) | {
+        "images": tested.total,
+        "correct": tested.correct,
+        "accuracy": tested.accuracy,
+        "cross_entropy": tested.loss if math.isfinite(tested.loss) else None,
+        "spike_rate": tested.spike_rate,
+    }
+    if settings.integer:
+        found["integers"] = evaluate_integers(network, batches, device)
+    if pairs is not None:
+        add_classes(settings, found, torch.cat(pairs, 1), test_set.classes or network.class_names)
+    return found
+
+
 # The accuracy of each class.
 
 
@@ -59,8 +108,6 @@ def folder_of(settings: Settings) -> Path:
 def check_files(settings: Settings) -> None:
     """Raises UserError, before any work, where --per_class cannot write, or would replace what it
     has not written about this checkpoint."""
-    from spikesim_eval.report import check_folder  # matplotlib takes a second
-
     if not settings.per_class:
         return
     if data_set_of(settings).num_classes > MOST_CLASSES:
@@ -72,10 +119,7 @@ def check_files(settings: Settings) -> None:
             f"{folder} holds {taken} of something else than {settings.eval_only} at T "
             f"{settings.time_window}: choose another folder with --out"
         )
-    try:
-        check_folder(folder)
-    except InputError as error:
-        raise UserError(f"{error}: choose another with --out") from None
+    check_writable(folder, "--out")
 
 
 def _is_of(settings: Settings, path: Path) -> bool:
@@ -85,6 +129,15 @@ def _is_of(settings: Settings, path: Path) -> bool:
         return same_file and theirs["time_window"] == settings.time_window
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
+
+
+def add_classes(settings: Settings, found: dict[str, Any], pairs: Tensor, names: list[str]) -> None:
+    """Add the accuracy of each class to what was found, and write the files of --per_class."""
+    number = data_set_of(settings).num_classes
+    names = [*names, *map(str, range(len(names), number))]
+    confusion = confusion_of(torch.cat(of_all_processes(pairs), dim=1), number)
+    found["classes"] = rows_of(confusion, names)
+    of_first_process(lambda: write_classes(settings, found, confusion, names))
 
 
 def confusion_of(pairs: Tensor, classes: int) -> np.ndarray:
@@ -121,8 +174,6 @@ def write_classes(
     settings: Settings, found: dict[str, Any], confusion: np.ndarray, names: Sequence[str]
 ) -> None:
     """Write FILES, all or none. Raises UserError where that fails."""
-    from spikesim_eval.report import write_files
-
     contents = {
         FILES[0]: as_json(found),
         "classes.csv": csv_of([[*found["classes"][0]], *(x.values() for x in found["classes"])]),
@@ -132,10 +183,7 @@ def write_classes(
         ),
         **picture_files(picture(confusion, names), "confusion"),
     }
-    try:
-        write_files(folder_of(settings), contents)
-    except InputError as error:
-        raise UserError(f"{error}: choose another with --out") from None
+    write_files(folder_of(settings), contents)
 
 
 def csv_of(rows: Sequence[Sequence[Any]]) -> bytes:
@@ -148,8 +196,6 @@ def picture(confusion: np.ndarray, names: Sequence[str]) -> Any:
     """The figure of a confusion matrix: shares of each true class, so scaled that rare confusions
     are seen too."""
     from matplotlib.colors import PowerNorm
-
-    from spikesim_eval.plots import plain
 
     number = len(names)
     side = min(12.0, max(4.0, 0.42 * number + 1.5))  # inches

@@ -1,0 +1,232 @@
+"""What the rooms share: how a data set is declared, asked for and found on the disk."""
+
+import hashlib
+import os
+import shutil
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from tqdm import tqdm
+
+from runtime.errors import UserError
+from runtime.files import file_lock
+from runtime.processes import is_main_process
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set: how it is read, what a network must know of it, its recipe's defaults."""
+
+    read: Callable[["Request"], "Samples"]
+    num_classes: int  # 0: as many as there are folders
+    in_channels: int
+    image_size: tuple[int, int]  # pixels, height and width
+    image_step: float = 1 / 255  # what one code of the 8-bit input stands for to the network
+    time_window: int = 4
+    batch_size: int = 256
+    events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
+    any_size: bool = False  # --image_size may say another one
+    augmented: bool = True  # --augment has a meaning
+    # What frames of events are made of.
+    recordings: "Recordings | None" = field(default=None, hash=False)
+
+
+class Request(NamedTuple):
+    """Which samples are wanted: all that the function that reads a data set is given."""
+
+    name: str
+    about: DataSet  # with the image size that is wanted
+    data: Path  # the folder where data lie
+    caches: Path  # the folder where what is made of them goes: caches, converted events
+    time_window: int  # T, of events
+
+
+class Input(NamedTuple):
+    """How event frames become the 8-bit input of the networks."""
+
+    step: float  # what one code stands for
+    clipped: float  # share of the non-zero training values that lie above the highest code
+
+
+Labelled = tuple[Tensor, Sequence[int]]
+
+
+class Samples(NamedTuple):
+    """What is read of a data set: images (N, C, H, W), uint8, or event counts (N, T, 2, H, W), and
+    a label from 0 on for each."""
+
+    train: Labelled
+    test: Labelled
+    classes: list[str]  # the labels' names
+    whole: Labelled | None = None  # all samples, where they have an order or an array of their own
+    input: Input | None = None  # of events; None: the one that fits the training frames
+
+
+class Archive(NamedTuple):
+    """A zip file that is only unpacked where it is the one that was published."""
+
+    name: str
+    top: str  # the only folder in it
+    md5: str
+    url: str
+
+    def unpack(self, archive: Path, folder: Path) -> None:
+        """Make `folder` of what is in it; raises UserError for another archive, which is kept."""
+        print(f"checking {archive} ...", flush=True)
+        with archive.open("rb") as file:
+            md5 = hashlib.file_digest(file, "md5").hexdigest()
+        if md5 != self.md5:
+            raise UserError(
+                f"{archive} has the md5 {md5}, not {self.md5}: it is incomplete or another file, "
+                f"put the one of {self.url} in its place"
+            )
+        with zipfile.ZipFile(archive) as files, whole_folder(folder, self.top) as unfinished:
+            for name in tqdm(files.namelist(), "unpacking", leave=False, disable=None):
+                files.extract(name, unfinished)
+
+
+class Recordings(NamedTuple):
+    """Events CLASS/*.bin of five bytes each, below one folder or two."""
+
+    folder: str
+    sensor: tuple[int, int]  # height and width of the camera, pixels
+    # The folders of classes, of all files or of the training and of the test files, and what each
+    # is unpacked from; None: made here.
+    parts: dict[str, Archive | None]
+    one_in: int = 0  # of a class's files is for the test, where all are in one part
+    classes: tuple[str, ...] = ()  # that every part has; of none, those that are found
+
+    def test_share(self, files: int) -> int:
+        """How many of a class's files are for the test."""
+        return max(1, files // self.one_in) if self.one_in and files > 1 else 0
+
+    def frames(self, root: Path) -> dict[str, Path]:
+        """The folder of classes of each part's frames, below the folder of all frames: where there
+        are two, in lower case, as SpikingJelly names them."""
+        return {part: root / part.lower() if len(self.parts) > 1 else root for part in self.parts}
+
+
+@contextmanager
+def downloading(data_path: Path, target: Path, archive: Path) -> Iterator[None]:
+    """Be the only process that gets `target`; a failure leaves no target, new archive or folder."""
+    new_folders = [path for path in (data_path, *data_path.parents) if not path.exists()]
+    try:
+        data_path.mkdir(parents=True, exist_ok=True)
+        with file_lock(target):
+            had_archive = archive.exists()
+            try:
+                yield
+            except BaseException:
+                shutil.rmtree(target, ignore_errors=True)
+                if not had_archive:
+                    archive.unlink(missing_ok=True)
+                raise
+    except BaseException:
+        for path in new_folders:
+            with suppress(OSError):  # never made, or no longer empty
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def whole_folder(folder: Path, top: str = "") -> Iterator[Path]:
+    """A new folder to fill: it, or `top` in it, becomes `folder`; a failure removes it."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        (unfinished / top).rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def files_below(root: Path) -> tuple[list[str], Counter[str]]:
+    """(names of the files below `root`, relative to it and sorted; what else is there, counted).
+
+    Links to folders are followed, and each folder is entered once, under the name that is no link
+    where it has one, else under the one that is least deep: links in a circle end, no image gets
+    two classes, and a class that is a link keeps its images. Hidden files and folders are left
+    alone.
+    """
+    seen = {_identity(x) for x in (*root.absolute().parents, *root.resolve().parents)}
+    files, other, links = [], Counter(), [root]
+
+    def unreadable(error: OSError) -> None:
+        other["unreadable folders"] += 1
+
+    while links:
+        links.sort(key=lambda link: (len(link.parts), link))
+        for name, folders, names in os.walk(links.pop(0), onerror=unreadable):  # follows no link
+            folder = Path(name)
+            if (identity := _identity(folder)) in seen:
+                other["links to folders that are read already"] += 1
+                folders.clear()
+                continue
+            seen.add(identity)
+            other["hidden"] += sum(x.startswith(".") for x in folders + names)
+            folders[:] = [x for x in folders if not x.startswith(".")]
+            links += [folder / x for x in folders if (folder / x).is_symlink()]
+            for path in (folder / x for x in names if not x.startswith(".")):
+                if path.is_file():
+                    files.append(str(path.relative_to(root)))
+                else:
+                    other["broken links" if path.is_symlink() else "pipes or devices"] += 1
+    return sorted(files), +other
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
+def files_of_classes(
+    data: str, root: Path, classes: Sequence[str], endings: Sequence[str], deep: bool = False
+) -> dict[str, list[str]]:
+    """Sorted names, relative to `root`, of each class's files CLASS/* (`deep`: anywhere below
+    CLASS) with one of the endings; says how many others there are."""
+    of_class: dict[str, list[str]] = {name: [] for name in classes}
+    files, other = files_below(root)
+    unused = []
+    for path in files:
+        folder, _, name = path.partition("/")
+        belongs = name and (deep or "/" not in name) and name.lower().endswith(tuple(endings))
+        (of_class.get(folder, unused) if belongs else unused).append(path)
+    say_unused(data, root, unused, other)
+    return of_class
+
+
+def say_unused(data: str, root: Path, files: Iterable[str], other: Counter[str]) -> None:
+    """Print, once, how many `files` and other things in `root` are there and not used."""
+    kinds = other + Counter(Path(name).suffix.lower()[:12] or "no ending" for name in files)
+    if kinds and is_main_process():
+        counted = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
+        text = (
+            f"{data}: {kinds.total()} of the files and folders in {root} are not read ({counted}"
+            f"{', …' if len(kinds) > 8 else ''})"
+        )
+        print("".join(x if x.isprintable() else "?" for x in text), file=sys.stderr)
+
+
+def in_threads(function: Callable[[Any], Any], items: Sequence, what: str) -> Iterator[Any]:
+    """function(item) of each item in order, on all cores, with a progress bar on a terminal.
+
+    Threads are enough: decompressing and decoding let go of Python's lock.
+    """
+    cores = len(os.sched_getaffinity(0))
+    with (
+        ThreadPoolExecutor(cores) as pool,
+        tqdm(total=len(items), desc=what, leave=False, disable=None) as bar,
+    ):
+        for start in range(0, len(items), 4 * cores):  # in parts, so that few results wait
+            for result in pool.map(function, items[start : start + 4 * cores]):
+                yield result
+                bar.update()

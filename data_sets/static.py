@@ -1,0 +1,316 @@
+"""Data sets of images: CIFAR, Tiny ImageNet, a folder of one's own, scikit-learn's digits."""
+
+import os
+import re
+from contextlib import nullcontext
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from data_sets.cache import Source, packed
+from data_sets.sources import (
+    Archive,
+    Request,
+    Samples,
+    downloading,
+    files_below,
+    files_of_classes,
+    say_unused,
+)
+from runtime.command import similar_path
+from runtime.errors import UserError
+
+
+def cifar(request: Request) -> Samples:
+    """CIFAR-10/100 (Krizhevsky 2009), checked by md5; a failed download leaves nothing behind."""
+    from torchvision import datasets  # here, as only this needs it
+
+    data_path, kind = request.data, getattr(datasets, request.name)
+    folder, archive = data_path / kind.base_folder, data_path / kind.filename
+    getting = nullcontext() if folder.exists() else downloading(data_path, folder, archive)
+    try:
+        with getting:
+            parts = kind(data_path, train=True, download=True), kind(data_path, train=False)
+    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{request.name} is expected in {folder}, which is missing or damaged, and "
+            f"downloading it failed ({reason}): remove what is there and unpack {kind.url} "
+            f"in {data_path}"
+        ) from error
+    train, test = (
+        (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), part.targets)
+        for part in parts
+    )
+    return Samples(train, test, parts[0].classes)
+
+
+TINY_IMAGENET = Archive(
+    "tiny-imagenet-200.zip",
+    "tiny-imagenet-200",
+    "90528d7ca1a48142e341f4ef8d21d0de",
+    "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+)
+
+
+def tiny_imagenet(request: Request) -> Samples:
+    """Tiny ImageNet with val/ as the test set; label = place of the WNID in sorted order.
+
+    Missing, it is unpacked from the archive, which is downloaded if that is missing too.
+    """
+    data_path = request.data
+    root, archive = data_path / TINY_IMAGENET.top, data_path / TINY_IMAGENET.name
+    remedy = f"unpack {TINY_IMAGENET.url} in {data_path}"
+    indexes = {part: request.caches / f"{root.name}-{part}.json" for part in ("train", "val")}
+    if not root.is_dir() and not all(index.exists() for index in indexes.values()):
+        try:
+            with downloading(data_path, root, archive):
+                if not (root.exists() or archive.exists()):
+                    from torchvision.datasets.utils import download_url
+
+                    download_url(TINY_IMAGENET.url, data_path, archive.name, TINY_IMAGENET.md5)
+                if not root.exists():
+                    TINY_IMAGENET.unpack(archive, root)
+        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"TinyImagenet is expected in {root}, which is missing, and getting it failed "
+                f"({reason}): {remedy}"
+            ) from error
+    train, test = (
+        packed(index, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))
+        for part, index in indexes.items()
+    )
+    return Samples(train[:2], test[:2], _words(root, train.classes))
+
+
+def _words(root: Path, wnids: list[str]) -> list[str]:
+    """The first word for each class, where words.txt says one."""
+    try:
+        text = (root / "words.txt").read_text(errors="replace")
+    except OSError:  # trained from the cache alone
+        return wnids
+    words = dict(line.split("\t")[:2] for line in text.splitlines() if "\t" in line)
+    return [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
+
+
+def _find_tiny(root: Path, part: str, remedy: str) -> Source:
+    annotations, val = root / "val" / "val_annotations.txt", root / "val"
+    rearranged = not _images_in(val / "images")
+    for needed in (root / "wnids.txt", root / "train", val if rearranged else annotations):
+        if not needed.exists():
+            raise UserError(
+                f"TinyImagenet is expected in {root}, but {needed} is missing: {remedy}"
+            )
+    wnids = sorted((root / "wnids.txt").read_text(errors="replace").split())
+    if not 1 <= len(wnids) <= 200:
+        raise UserError(f"{root / 'wnids.txt'} names {len(wnids)} classes, not 200: {remedy}")
+    for wnid in wnids:
+        if not re.fullmatch(r"\w+", wnid):  # they name folders, here and nowhere else
+            raise UserError(f"{root / 'wnids.txt'} names the class {wnid!r}: {remedy}")
+    labels = {wnid: label for label, wnid in enumerate(wnids)}
+
+    found = []
+    if part == "train" or rearranged:
+        for wnid, label in labels.items():
+            folder = root / part / wnid
+            images = folder / "images" if (folder / "images").is_dir() else folder
+            names = _images_in(images)
+            if not names:
+                raise UserError(f"{images} holds no image (*.JPEG): {remedy}")
+            found += [(f"{images.relative_to(root)}/{name}", label) for name in names]
+    else:
+        found = _annotated(annotations, labels, remedy)
+    used = {name for name, _ in found}
+    files, other = files_below(root / part)
+    unused = (name for name in files if f"{part}/{name}" not in used)
+    lists = re.compile(r"val_annotations\.txt|\w+/\w+_boxes\.txt")
+    say_unused("TinyImagenet", root / part, [x for x in unused if not lists.fullmatch(x)], other)
+    return Source(wnids, found, READING)
+
+
+def _images_in(folder: Path) -> list[str]:
+    """Names of Tiny ImageNet's images, sorted."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return sorted(x for x in names if x.lower().endswith(".jpeg") and x[0] != ".")
+
+
+def _annotated(annotations: Path, labels: dict[str, int], remedy: str) -> list[tuple[str, int]]:
+    """(name, label) of the images that val_annotations.txt names."""
+    images = annotations.parent / "images"
+    found, present = [], set(os.listdir(images))
+    for line in annotations.read_text(errors="replace").splitlines():
+        name, wnid = [*line.split("\t"), ""][:2]  # then a box: x, y, width, height
+        if wnid not in labels:
+            raise UserError(
+                f"{annotations} gives {name} the class {wnid!r}, which wnids.txt lacks: {remedy}"
+            )
+        if name not in present:
+            raise UserError(f"{annotations} names {name}, which is not in {images}: {remedy}")
+        found.append((f"val/images/{name}", labels[wnid]))
+    if not found:
+        raise UserError(f"{annotations} is empty: {remedy}")
+    return found
+
+
+READING = 2  # of images: 1 left them as they lay, 2 turns them upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _read_tiny(path: Path) -> np.ndarray:
+    pixels = read_image(path)
+    if pixels.shape != (3, 64, 64):
+        height, width = pixels.shape[1:]
+        raise UserError(f"{path} is {height}×{width} pixels, not 64×64: fetch it again")
+    return pixels
+
+
+def read_image(path: Path, size: tuple[int, int] | None = None, gray: bool = False) -> np.ndarray:
+    """uint8 (3, H, W), upright, or (1, H, W) of `gray` images; with `size` scaled and cropped in
+    the middle to fit.
+
+    16 bits become 8 (their upper ones), transparency is dropped, and of several frames or pages the
+    first is read. Raises UserError for a damaged file, and where nothing says what is black and
+    what white: numbers of 32 bits, signed or floating-point ones.
+    """
+    try:
+        with Image.open(path) as image:
+            # From a name Pillow (13.0) maps a TIFF, and mixes up the rows of one on its side.
+            image.filename = ""
+            image.info.pop("transparency", None)  # a palette's gives a warning
+            kind = _unclear(image)
+            if kind is not None:
+                raise UserError(
+                    f"{path} holds {kind}, which would be misread: save it with 8 or 16 bits, "
+                    "black 0, white the largest number"
+                )
+            image = _upright(image)
+            if image.mode.startswith("I"):  # 16 bits: convert would clip them
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+            if image.mode == "La":  # multiplied by its opacity
+                image = image.convert("LA")
+            image = image.convert("RGB")
+            if gray:
+                image = image.convert("L")
+            if size is not None:
+                image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
+            return np.atleast_3d(image).transpose(2, 0, 1)
+    except UserError:
+        raise
+    except Exception as error:  # what Pillow raises depends on where the bytes stop making sense
+        why = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{path} cannot be read ({why}): fetch it again or remove it") from error
+
+
+def _unclear(image: Image.Image) -> str | None:
+    """What an image holds whose numbers Pillow would read wrongly as 8 or 16 bits, or None."""
+    if image.mode == "F":
+        return "floating-point numbers"
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    if set(np.ravel(tags.get(339, 1))) - {1, 4}:  # SampleFormat: unsigned, unspecified
+        return "signed numbers"
+    bits = np.max(tags.get(258, 1))  # BitsPerSample
+    if bits > 16 or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        return "numbers of 32 bits"  # of PNG and PPM, older Pillows give 16 bits as these
+    if 8 < bits < 16:
+        return f"numbers of {bits} bits"
+    if bits == 16 and image.mode.startswith("I") and tags.get(262) == 0:
+        return "16-bit numbers with 0 for white"  # which Pillow does not turn round
+    return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; one whose EXIF is damaged stays as it is."""
+    image.load()  # of a TIFF this turns it, and removes the mark
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # what Pillow raises depends on where the bytes stop making sense
+        return image
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def folder(request: Request) -> Samples:
+    """A user's own images, val/ as the test set; label = place of the folder in sorted order."""
+    classes, size = classes_of_folder(request.data), request.about.image_size
+    train, test = (
+        packed(
+            request.caches / "{}-{}x{}.json".format(part, *size),
+            request.data / part,
+            partial(_find_images, request.data / part, classes),
+            partial(read_image, size=size),
+            (3, *size),
+        )
+        for part in ("train", "val")
+    )
+    return Samples(train[:2], test[:2], train.classes)
+
+
+def classes_of_folder(data_path: str | Path) -> list[str]:
+    """The classes of --data folder: the names of the folders in train/, in code-point order."""
+    root = Path(data_path)
+    expected = f"--data folder expects {root}/train/CLASS/* and {root}/val/CLASS/*"
+    names = {}
+    for part in ("train", "val"):
+        try:
+            folders = [x.name for x in (root / part).iterdir() if x.is_dir()]
+        except OSError as error:
+            meant = similar_path(root, folder=True) if not root.exists() else ""
+            raise UserError(
+                f"{expected}: cannot read {root / part} ({error.strerror}){meant}"
+            ) from None
+        names[part] = sorted(name for name in folders if not name.startswith("."))
+    for part, other in (("train", "val"), ("val", "train")):
+        missing = sorted(set(names[other]) - set(names[part]))
+        if missing:
+            raise UserError(
+                f"{root / part} lacks {len(missing)} of the classes of {root / other}: "
+                f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+            )
+    if len(names["train"]) < 2:
+        raise UserError(f"{expected} with two classes or more, found {len(names['train'])}")
+    return names["train"]
+
+
+def _find_images(root: Path, classes: list[str]) -> Source:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    found = []
+    of_class = files_of_classes("folder", root, classes, IMG_EXTENSIONS, deep=True)
+    for label, (name, images) in enumerate(of_class.items()):
+        if not images:
+            kinds = " ".join(IMG_EXTENSIONS)
+            raise UserError(
+                f"{root / name} holds no image ({kinds}) of its own: add some or remove it"
+            )
+        found += [(image, label) for image in images]
+    return Source(classes, found, READING)
+
+
+def digits(request: Request) -> Samples:
+    """scikit-learn's 1,797 digits, enlarged from 8×8 to 16×16, the values 0 … 16 to 0 … 255, and
+    split 80/20, stratified, random_state 0."""
+    # Imported here because it takes more than a second, which no other data set should pay.
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    found = load_digits()
+    small, labels = torch.from_numpy(found.images).unsqueeze(1), torch.from_numpy(found.target)
+    enlarged = F.interpolate(small, size=(16, 16), mode="bilinear", align_corners=False)
+    images = (enlarged * 255 / 16).round().to(torch.uint8)
+    rows = np.arange(len(labels))
+    train, test = train_test_split(rows, test_size=0.2, stratify=labels, random_state=0)
+    parts = ((images[part], labels[part]) for part in (train, test))
+    return Samples(*parts, [*map(str, found.target_names)], whole=(images, labels))

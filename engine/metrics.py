@@ -1,0 +1,68 @@
+"""The sums of an epoch while it runs."""
+
+import math
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from engine.run import Run, not_finite
+from runtime.errors import UserError
+from runtime.processes import sum_over_processes
+
+NO_TERMS = ("loss", "train_accuracy", "images")  # among an epoch's sums
+
+
+class EpochSums:
+    """This process's sums over the images of an epoch: the loss, its terms and the accuracy.
+
+    They stay on the device, and so does the first step in which one was NaN or infinite: all in one
+    tensor each, since a GPU is asked for every sum in turn.
+    """
+
+    def __init__(self, run: Run, device: torch.device):
+        self.run, self.gradient = run, "the gradient"
+        self.names = list(run.sums)
+        self.sums = torch.tensor(list(run.sums.values()), dtype=torch.float64, device=device)
+        self.first_bad: Tensor | None = None
+
+    def add(self, means: dict[str, Tensor], gradient_norm: Tensor, images: int) -> None:
+        """Add a batch's means; `gradient_norm` is only looked at."""
+        means = means | {"images": torch.ones_like(means["loss"])}
+        values = torch.stack([*means.values(), gradient_norm.double()])
+        if not self.names:
+            self.names, self.sums = list(means), torch.zeros_like(values[:-1])
+        self.sums.add_(values[:-1], alpha=images)
+        bad_step = torch.full_like(values, math.inf).where(values.isfinite(), self.run.step + 1)
+        before = bad_step if self.first_bad is None else self.first_bad
+        self.first_bad = torch.minimum(before, bad_step)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise UserError: `what` is not finite in the step that runs."""
+        raise UserError(not_finite(what, self.run, self.run.step + 1))
+
+    def check(self) -> None:
+        """Raise UserError, in all processes, where a number was not finite in one."""
+        if self.first_bad is not None:
+            first = sum_over_processes(self.first_bad.clone(), dist.ReduceOp.MIN).tolist()
+            steps = dict(zip((*self.names, "gradient"), first, strict=True))
+            # Of those that go wrong in the same step, terms are named before their sum.
+            terms = [name for name in self.names if name not in NO_TERMS]
+            name = min((*terms, "loss", "gradient"), key=steps.__getitem__)
+            if steps[name] < math.inf:
+                what = self.gradient if name == "gradient" else f"the loss term {name}"
+                raise UserError(not_finite(what, self.run, int(steps[name])))
+
+    def read(self) -> dict[str, float]:
+        """The sums of this process."""
+        self.check()
+        return dict(zip(self.names, self.sums.tolist(), strict=True))
+
+    def means(self) -> dict[str, float]:
+        """Means over the images of all processes."""
+        self.check()
+        totals = sum_over_processes(self.sums.clone()).tolist()
+        means = dict(zip(self.names, totals, strict=True))
+        images = means.pop("images")
+        return {name: total / images for name, total in means.items()}

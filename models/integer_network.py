@@ -1,0 +1,108 @@
+"""Quan-MS-ResNet evaluated with integers alone: the proof that a chip can."""
+
+import torch
+from torch import Tensor, nn
+
+from models.neuron import LEAK
+from models.Quan_MS_ResNet import QuanMSResNet
+from quantization import GRID, Quantizer
+
+
+def round_shift(x: Tensor, divisor: int) -> Tensor:
+    """x / divisor of int64 x, rounded to the nearest integer, halves to even."""
+    quotient = torch.div(2 * x + divisor, 2 * divisor, rounding_mode="floor")
+    is_half = (2 * x + divisor) % (2 * divisor) == 0
+    return quotient - (is_half & (quotient % 2 == 1)).long()
+
+
+def in_grid_units(x: float) -> int:
+    units = x / GRID
+    if units != round(units):
+        raise ValueError(f"{x} is no multiple of the grid {GRID}")
+    return round(units)
+
+
+def in_24_bits(x: Tensor) -> Tensor:
+    if x.abs().max() >= 2**24:
+        raise OverflowError("a number needs more than 24 bits, which float32 does not hold exactly")
+    return x
+
+
+class IntegerNetwork:
+    """A trained QuanMSResNet evaluated with integers alone, as a chip would: every spike is the
+    same as in the network's own evaluation.
+
+    Weights, accumulators, membrane codes and the residual stream (in units of GRID) are int64;
+    batch norm is an integer multiply and add, and a shift with rounding. Only the classifier's
+    scales and bias, after its integer sums, are float64.
+    """
+
+    def __init__(self, network: QuanMSResNet):
+        self.network = network.eval()
+        self.leak_divisor = round(1 / LEAK)  # exact: steps are multiples of 4 · GRID
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(logits (B, K) float64, spikes (T·B, C, H, W) bool of each LIF layer), as the network's.
+
+        Raises OverflowError where a number leaves the 24 bits that float32 holds exactly.
+        """
+        net, T = self.network, self.network.time_window
+        spikes: list[Tensor] = []
+        frames = images if images.dim() == 4 else images.transpose(0, 1).flatten(0, 1)
+        stem = net.stem
+        stream = self._batch_norm(stem.bn, self._conv(stem.conv, stem.image(frames).long()))
+        if images.dim() == 4:
+            stream = torch.cat([stream] * T)
+        for block in net.blocks:
+            fired = self._lif(block.lif1, stream, spikes)
+            y = self._batch_norm(block.bn1, self._conv(block.conv1, fired))
+            y = self._batch_norm(
+                block.bn2, self._conv(block.conv2, self._lif(block.lif2, y, spikes))
+            )
+            if not isinstance(block.shortcut, nn.Identity):
+                shortcut = block.shortcut
+                stream = self._requantize(shortcut.stream, stream)
+                stream = self._batch_norm(shortcut.bn, self._conv(shortcut.conv, stream))
+            stream = in_24_bits(y + stream)
+        counts = self._lif(net.lif, stream, spikes).unflatten(0, (T, -1))
+        per_image = counts.sum(dim=(0, 3, 4))
+        codes, step = net.linear.quantizer.codes(net.linear.weight)
+        products = (per_image.double() @ codes.double().T) * step.double().T
+        positions = counts[:, 0, 0].numel()  # T·H·W
+        return products / positions + net.linear.bias.double(), spikes
+
+    def _conv(self, conv: nn.Module, x: Tensor) -> Tensor:
+        """Integer accumulators: float64 adds integers below 2^53 exactly, faster than int64."""
+        weight = conv.quantizer.codes(conv.weight)[0].double()
+        return in_24_bits(conv.convolve(x.double(), weight).round().long())
+
+    def _batch_norm(self, bn: nn.Module, accumulator: Tensor) -> Tensor:
+        """scale · accumulator + shift, in units of the scale's step and then shifted to GRID."""
+        (scale, scale_step), (shift, shift_step) = bn.codes(*bn.running_statistics())
+        scale, shift = (x.long()[:, None, None] for x in (scale, shift))
+        shift = shift * in_grid_units(shift_step.item())
+        ratio = scale_step.item() / GRID  # a power of two
+        if ratio >= 1:
+            return in_24_bits(scale * accumulator * round(ratio) + shift)
+        divisor = round(1 / ratio)
+        return in_24_bits(round_shift(scale * accumulator + shift * divisor, divisor))
+
+    def _requantize(self, quantizer: Quantizer, x: Tensor) -> Tensor:
+        """Codes of a stream that is in grid units."""
+        step = in_grid_units(quantizer.used_step().item())
+        return round_shift(x, step).clamp(quantizer.low, quantizer.high)
+
+    def _lif(self, lif: nn.Module, current: Tensor, spikes: list[Tensor]) -> Tensor:
+        """Spikes, 0 or 1; their bool is appended to `spikes`."""
+        step = in_grid_units(lif.quantizer.used_step().item())
+        threshold = in_grid_units(lif.threshold)
+        fired, membrane = [], None
+        for x in current.unflatten(0, (self.network.time_window, -1)):
+            if membrane is not None:
+                x = x + membrane * (step // self.leak_divisor) * (1 - fired[-1])
+            membrane = self._requantize(lif.quantizer, x)  # the b-bit state
+            fired.append((membrane * step > threshold).long())
+        fired = torch.cat(fired)
+        spikes.append(fired.bool())
+        return fired

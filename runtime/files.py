@@ -1,0 +1,126 @@
+"""Files that are whole or not there, locks, and what can be written where."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from runtime.errors import UserError
+
+
+def temporary(path: Path) -> Path:
+    """Where the contents of a file lie until they are complete."""
+    return path.with_name(path.name + ".tmp")
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Replace the file at `path` or leave it as it was: a reader never sees half of it, and once it
+    is there it stays, whatever happens to the machine."""
+    try:
+        with temporary(path).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary(path), path)
+    except BaseException:
+        temporary(path).unlink(missing_ok=True)
+        raise
+
+
+def write_nowhere(path: Path, content: bytes | memoryview) -> None:
+    """Find out whether there is room for `write_whole`: write as much into a file without a name on
+    the same disk."""
+    folder = next(x for x in path.absolute().parents if x.exists())
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(content)
+
+
+def check_writable(folder: str | Path, option: str = "--save_path") -> None:
+    """Raises UserError where `folder` cannot be made and written into; leaves nothing behind."""
+    existing = Path(folder).absolute()
+    try:
+        while not os.path.lexists(existing):
+            existing = existing.parent
+        longest = max(len(os.fsencode(part)) for part in Path(folder).absolute().parts)
+        if longest > os.pathconf(existing, "PC_NAME_MAX"):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {folder} ({error.strerror}): choose another {option}"
+        ) from None
+
+
+def write_files(
+    folder: str | Path, contents: Mapping[str, str | bytes], option: str = "--out"
+) -> None:
+    """Write files into `folder`, all of them or none.
+
+    Each is written beside its target and moved there once all are complete. Raises UserError
+    where the folder cannot be made or written to.
+    """
+    if not str(folder):
+        raise UserError(f"{option} names no folder")
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    complete: dict[Path, Path] = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            target = folder / name
+            if target.is_dir():  # found out now, not after its neighbours have been replaced
+                raise IsADirectoryError(errno.EISDIR, f"{name} is a folder there")
+            temporary = folder / f".{name}.{os.getpid()}"
+            complete[temporary] = target
+            content = content.encode() if isinstance(content, str) else content
+            temporary.write_bytes(content)
+        for temporary, target in complete.items():
+            os.replace(temporary, target)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null byte
+        for temporary in complete:
+            temporary.unlink(missing_ok=True)
+        for path in made:
+            with suppress(OSError, ValueError):
+                path.rmdir()
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"cannot write into {str(folder)!r} ({reason}): choose another {option}"
+        ) from None
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hex."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from None
+
+
+@contextmanager
+def file_lock(target: Path) -> Iterator[None]:
+    """Be the only process that makes `target`; others wait for it.
+
+    The lock dies with its process, so what a killed one leaves is taken over. (The library filelock
+    has none that says that it waits, and removes its file without letting two processes in.)
+    """
+    path = target.with_name(f".{target.name}.lock")
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"waiting for the process that makes {target} ...", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+                continue  # its owner has finished and removed it
+            try:
+                yield
+            finally:
+                path.unlink()
+            return

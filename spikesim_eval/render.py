@@ -1,0 +1,130 @@
+"""Figures, tables and pages as a person reads them; in files, their keys end in units."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from display import engineering, prefixed
+
+from .estimate import GAINED, SPENT
+
+QUANTITIES = {  # key: (what it is, its unit, one of the key's unit in that unit)
+    "energy_pj": ("energy", "J", 1e-12),
+    "delay_ns": ("delay", "s", 1e-9),
+    "area_um2": ("area", "m²", 1e-12),
+    "edap_pj_ns_um2": ("EDAP", "J·ms·mm²", 1e-24),  # as in millijoules, milliseconds, mm²
+    "ops": ("operations", "", 1.0),
+    "tops_per_watt": ("energy efficiency", "OPS/W", 1e12),
+    "tops_per_mm2": ("area efficiency", "OPS/mm²", 1e12),
+}
+RATIOS = {key: name for name, key in SPENT.items()} | {name: name for name in GAINED}
+RATIO_NAMES = {
+    **{"edap": "EDAP", "energy": "energy", "delay": "delay", "area": "area"},
+    **{"tops_per_watt": "TOPS/W", "tops_per_mm2": "TOPS/mm²"},
+}
+
+
+def shown(key: str, value: float, digits: int = 4) -> str:
+    """A figure with the unit a person would choose: "11.18 µJ" for "energy_pj" and 11179416."""
+    _, unit, one = QUANTITIES[key]
+    return engineering(value * one, unit, digits)
+
+
+def unit_of(key: str, value: float) -> tuple[float, str]:
+    """(what to divide figures of this kind by, the unit they then have) for an axis whose largest
+    one is `value`."""
+    _, unit, one = QUANTITIES[key]
+    size, name = prefixed(value * one, unit)
+    return size / one, name
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, sentences, and a table where there is a header."""
+
+    title: str
+    sentences: Sequence[str] = ()
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[Any]] = ()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    cells = (
+        [_cell(value).replace("\\", "\\\\").replace("|", "\\|") for value in line]
+        for line in [header, ["---"] * len(header), *rows]
+    )
+    return [f"| {' | '.join(line)} |" for line in cells]
+
+
+def markdown(title: str, sections: Iterable[Section]) -> str:
+    lines = [f"# {title}", ""]
+    for section in sections:
+        lines += [f"## {section.title}", ""]
+        bullet = "- " if len(section.sentences) > 1 else ""
+        lines += [bullet + sentence for sentence in section.sentences]
+        lines += [""] if section.sentences else []
+        if section.header:
+            lines += [*markdown_table(section.header, section.rows), ""]
+    return "\n".join(lines)
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px;
+       padding: 0 1rem; color: #1b1b1b; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 13px; }
+th, td { padding: 3px 9px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #888; }
+.wide th:first-child, .wide td:first-child { position: sticky; left: 0; background: #fff; }
+svg { width: 100%; max-width: 1000px; height: auto; }
+"""
+
+
+def page(title: str, sections: Iterable[Section], plots: Mapping[str, str]) -> str:
+    """One self-contained HTML file: no script, nothing loaded from elsewhere. `plots` are SVG by
+    heading, shown after the first section."""
+    body = [f"<h1>{escape(title)}</h1>"]
+    for index, section in enumerate(sections):
+        body += _html(section)
+        if index == 0:
+            for heading, svg in plots.items():
+                body += [f"<h2>{escape(heading)}</h2>", svg[svg.index("<svg") :]]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _html(section: Section) -> list[str]:
+    lines = [f"<h2>{escape(section.title)}</h2>"]
+    tag = "li" if len(section.sentences) > 1 else "p"
+    sentences = [f"<{tag}>{escape(sentence)}</{tag}>" for sentence in section.sentences]
+    lines += ["<ul>", *sentences, "</ul>"] if tag == "li" else sentences
+    if section.header:
+        cells = "".join(f"<th>{escape(name)}</th>" for name in section.header)
+        lines += ['<div class="wide"><table>', f"<thead><tr>{cells}</tr></thead>", "<tbody>"]
+        for row in section.rows:
+            lines.append(f"<tr>{''.join(f'<td>{escape(_cell(x))}</td>' for x in row)}</tr>")
+        lines.append("</tbody></table></div>")
+    return lines
