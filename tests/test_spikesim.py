@@ -132,12 +132,9 @@ def test_network_model_gives_the_published_layer_energies_where_they_apply(case,
     energies = [row["energy_pj"] for row in result.layers]
     assert energies == pytest.approx(case["expected"]["layer_energy_pj"], rel=1e-12)
     assert result.total["pes"] == case["expected"]["pes"]
-
-
-def test_network_model_gives_the_published_latency_of_vgg9():
-    case = GOLDEN[0]
-    delay = estimate(published_chain(case), Chip()).total["delay_ns"]
-    assert delay == pytest.approx(case["expected"]["latency_ns"], rel=1e-12)
+    if case == GOLDEN[0]:  # the published tool rounds the delays of others
+        expected = pytest.approx(case["expected"]["latency_ns"], rel=1e-12)
+        assert result.total["delay_ns"] == expected
 
 
 def test_network_model_agrees_with_the_spikingjelly_profiler_on_vgg9():

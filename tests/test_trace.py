@@ -494,56 +494,49 @@ NOT_IN_A_LAYER = [
     (lambda m, s: s + m.fc(s[0, 0, 0]), "layer fc ran on 1 images or tokens for 2 samples"),
     (lambda m, s: s + m.fc(s[-1, :, 0])[:, None], "layer fc runs once for all timesteps and reads"),
 ]
+
+
+def on_channels(part, s):
+    return part(s.flatten(0, 1).mT).mT.view_as(s)
+
+
+def on_planes(part, s):
+    return part(s.flatten(0, 1)[:, None])[:, 0].view_as(s)
+
+
+def on_steps(part, s):
+    return part(s.flatten(0, 1))[0].view_as(s)
+
+
+def attends(part, s):
+    return part(*[s.flatten(0, 1)] * 3, need_weights=False)[0].view_as(s)
+
+
+def on_two_sizes(part, s):
+    return on_planes(part, s) + part(s.flatten(0, 1)[:, None, ::2]).sum()
+
+
+def on_some_steps(part, s):
+    return torch.cat([on_channels(part, s[:3]), s[3:]])
+
+
 PARTS = [
     (LowRank(), lambda part, s: part(s), "layer part computes 3 products"),
-    (
-        nn.MultiheadAttention(8, 2, batch_first=True),
-        lambda part, s: part(*[s.flatten(0, 1)] * 3, need_weights=False)[0].view_as(s),
-        "part.in_proj_weight (24×8)",
-    ),
+    (nn.MultiheadAttention(8, 2, batch_first=True), attends, "part.in_proj_weight (24×8)"),
     (
         nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
         lambda part, s: part(s.flatten(0, 1)).view_as(s),
         "part.self_attn.in_proj_weight",
     ),
-    *(
-        (kind(8, 8, batch_first=True), lambda part, s: part(s.flatten(0, 1))[0].view_as(s), words)
-        for kind, words in (
-            (nn.LSTM, "part.weight_ih_l0 (32×8)"),
-            (nn.GRU, "part.weight_ih_l0 (24×8)"),
-        )
-    ),
-    (
-        nn.RNNCell(8, 8),
-        lambda part, s: part(s.flatten(0, 2)).view_as(s),
-        "part.weight_ih (8×8)",
-    ),
+    (nn.LSTM(8, 8, batch_first=True), on_steps, "part.weight_ih_l0 (32×8)"),
+    (nn.GRU(8, 8, batch_first=True), on_steps, "part.weight_ih_l0 (24×8)"),
+    (nn.RNNCell(8, 8), lambda p, s: p(s.flatten(0, 2)).view_as(s), "part.weight_ih (8×8)"),
     (nn.Bilinear(8, 8, 8), lambda part, s: part(s, s), "part.weight (8×8×8)"),
-    (
-        nn.Conv2d(1, 1, (3, 1), padding=(1, 0)),
-        lambda part, s: part(s.flatten(0, 1)[:, None])[:, 0].view_as(s),
-        "layer part: its kernel is 3×1",
-    ),
-    *(
-        (part, lambda part, s: part(s.flatten(0, 1).mT).mT.view_as(s), words)
-        for part, words in (
-            (nn.Conv1d(8, 8, 3, padding=1), "layer part: its kernel is 3"),
-            (nn.ConvTranspose1d(8, 8, 1), "part.weight (8×8×1)"),
-        )
-    ),
-    (
-        nn.Conv2d(1, 1, 3, padding=1),
-        lambda part, s: (
-            part(s.flatten(0, 1)[:, None])[:, 0]
-            + part(s.flatten(0, 1)[:, None, ::2]).sum((1, 2))[:, None]
-        ).view_as(s),
-        "layer part runs on inputs of different sizes, 16×8 and 8×8",
-    ),
-    (
-        nn.Conv1d(8, 8, 1, groups=2),
-        lambda part, s: torch.cat([part(s[:3].flatten(0, 1).mT).mT, s[3]]).view_as(s),
-        "layer part does not run at every timestep",
-    ),
+    (nn.Conv2d(1, 1, (3, 1), padding=(1, 0)), on_planes, "layer part: its kernel is 3×1"),
+    (nn.Conv1d(8, 8, 3, padding=1), on_channels, "layer part: its kernel is 3"),
+    (nn.ConvTranspose1d(8, 8, 1), on_channels, "part.weight (8×8×1)"),
+    (nn.Conv2d(1, 1, 3, padding=1), on_two_sizes, "layer part runs on inputs of different sizes"),
+    (nn.Conv1d(8, 8, 1, groups=2), on_some_steps, "layer part does not run at every timestep"),
 ]
 
 
