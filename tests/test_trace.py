@@ -302,22 +302,21 @@ def test_linear_layers_on_tokens_cost_what_1x1_convolutions_do():
 
 
 class Mirrored(nn.Module):
-    """One stem on the image and on its mirror image."""
+    """One stem on the image and on its mirror image, in one module or two of the same weight."""
 
-    def __init__(self):
+    def __init__(self, modules):
         super().__init__()
         self.stem, self.lif0 = layer.Conv2d(3, 8, 3, padding=1), lif()
+        self.again = self.stem if modules == 1 else layer.Conv2d(3, 8, 3, padding=1)
+        self.again.weight = self.stem.weight
         self.head = nn.Linear(8, 10)
         multi_step(self)
 
     def forward(self, x):
-        return self.head(self.lif0(self.stem(x) + self.stem(x.flip(-1))).mean((3, 4))).mean(0)
+        return self.head(self.lif0(self.stem(x) + self.again(x.flip(-1))).mean((3, 4))).mean(0)
 
 
 def test_a_layer_that_runs_twice_is_charged_twice():
-    found = layers_of(Mirrored())
-    assert (found["stem"].runs, found["head"].runs) == (2, 1)
-
     class Shared(Between):  # one module in two places, side by side
         def forward(self, x):
             a = self.lif1(self.conv1(x))
@@ -332,16 +331,10 @@ def test_a_layer_that_runs_twice_is_charged_twice():
     )
 
 
-def test_a_weight_in_two_modules_is_one_layer_that_runs_twice():
-    class Tied(Mirrored):
-        def forward(self, x):
-            sums = self.stem(x) + self.again(x.flip(-1))
-            return self.head(self.lif0(sums).mean((3, 4))).mean(0)
-
-    net = Tied()
-    net.again = multi_step(layer.Conv2d(3, 8, 3, padding=1))
-    net.again.weight = net.stem.weight
-    assert {name: found.runs for name, found in layers_of(net).items()} == {"stem": 2, "head": 1}
+@pytest.mark.parametrize("modules", [1, 2])
+def test_a_weight_that_is_used_twice_is_one_layer_that_runs_twice(modules):
+    runs = {name: found.runs for name, found in layers_of(Mirrored(modules)).items()}
+    assert runs == {"stem": 2, "head": 1}
 
 
 class InALoop(Between):
