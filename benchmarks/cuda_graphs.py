@@ -29,7 +29,7 @@ from benchmarks.training_step import (
     set_precision,
     work_of,
 )
-from main import keep_freed_memory
+from engine.start import keep_freed_memory
 
 Step = Callable[[], object]
 EAGER, COMPILED = "eager", "--compile"

@@ -28,7 +28,7 @@ from benchmarks.timing import (
 from benchmarks.training_step import NUM_CLASSES, Regions, set_precision
 from distiller import ALPHA, BETA, TAU, Distiller, within_reach
 from engine.cuda_graphs import ReplayedGradients
-from main import keep_freed_memory
+from engine.start import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
 from models.neuron import LIF, THRESHOLD

@@ -17,7 +17,7 @@ import kernels
 from benchmarks.distillation_step import OURS, parser_of_steps, step_of
 from benchmarks.timing import in_turn, ratios, report, table, with_spread
 from benchmarks.training_step import COMPILED, COMPILED_STUDENT, Regions, Work, network_of
-from main import keep_freed_memory
+from engine.start import keep_freed_memory
 from models import MS_ResNet, Quan_MS_ResNet, batch_norm
 
 FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"

@@ -35,7 +35,7 @@ from benchmarks.timing import (
 from display import percent
 from engine.compile import compile_regions
 from engine.cuda_graphs import ReplayedGradients
-from main import keep_freed_memory
+from engine.start import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.neuron import NEURON
 

@@ -5,12 +5,19 @@ since how a sum is shared out over its many threads depends on that. The eager f
 reference, and what runs where there is no compiler.
 """
 
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import torch
 
 import kernels
+from data_loader import ImageSet
+from load_settings import Checkpoint, build_network
+from models.batch_norm import estimate_statistics
+from runtime.processes import all_or_none, is_main_process, rank, world_size
+from settings import Settings
 
 
 def compile_regions(work: Callable[[], object], every_size: bool = True) -> str | None:
@@ -34,3 +41,60 @@ def compile_regions(work: Callable[[], object], every_size: bool = True) -> str 
         kernels.fused.clear()
         return next(line for line in (*str(error).splitlines(), repr(error)) if line.strip())
     return None
+
+
+def compile_for(
+    settings: Settings,
+    device: torch.device,
+    test_set: ImageSet,
+    train_set: ImageSet | None = None,
+    taught_by: Checkpoint | None = None,
+    build_loss: Callable | None = None,
+) -> None:
+    """--compile: compile the hot functions by using throwaway networks as the run will use its
+    own; where that fails, warn and stay eager. The last three are a training's."""
+    batch = max(1, settings.batch_size // world_size())
+    training_images = 0 if train_set is None else len(train_set)
+    share = min(batch, -(-training_images // world_size()))
+    trained = -(-share // settings.accumulate)
+    evaluated = [test_set]
+    if train_set is not None and train_set.held_out is not None:
+        evaluated.append(train_set.held_out)
+    shares = [len(range(rank(), len(data_set), world_size())) for data_set in evaluated]
+    batches_tested = {size for n in shares for size in (min(batch, n), n % batch)} - {0}
+
+    def use() -> None:
+        network = build_network(settings).to(device)
+        image, _ = test_set[0]
+        images = torch.rand(batch, *image.shape, device=device)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), torch.no_grad():
+            network.eval()
+            with all_or_none():
+                for size in batches_tested:
+                    network(images[:size])
+                    if settings.integer:
+                        network(images[:size], membranes=True)
+        if not trained:
+            return
+        teacher = None if taught_by is None else build_network(taught_by.settings).to(device)
+        loss_function = build_loss(settings, network.train(), teacher)
+        for T in settings.trained_at:
+            with (
+                network.running_for(T),
+                torch.autocast(device.type, torch.bfloat16, enabled=settings.amp),
+            ):
+                _, loss, _ = loss_function(images[:trained], labels[:trained])
+            loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
+            estimate_statistics(network, [images[:share]], settings.trained_at)
+
+    start = time.perf_counter()
+    if is_main_process():
+        print("compiling, which takes up to a minute ...", flush=True)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        error = compile_regions(use, every_size=device.type == "cpu")
+    if is_main_process() and error is None:
+        print(f"compiled in {time.perf_counter() - start:.0f} s", flush=True)
+    elif is_main_process():
+        print(f"main.py: warning: --compile: going on without it: {error}", file=sys.stderr)

@@ -5,7 +5,6 @@ import csv
 import json
 import os
 import platform
-import resource
 import shlex
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,8 @@ from distiller import teacher_steps
 from engine.run import Run, disk_errors
 from engine.run_folder import EVENTS, PROGRAM, best_row, deciding
 from load_settings import Checkpoint
-from models import MSResNet
-from settings import MAY_CHANGE, DataSet, Settings, as_text, data_set_of
+from runtime.processes import is_main_process, world_size
+from settings import MAY_CHANGE, Settings, as_text, data_set_of
 
 COLUMNS = (
     "epoch",
@@ -98,23 +96,6 @@ def aligned(lines: Iterable[tuple[str, str]], width: int = 10) -> str:
     return "\n".join(f"{word:<{width}}{text}" for word, text in lines)
 
 
-@cache
-def macs_of_image(depth: int, width: int, time_window: int, data_set: DataSet) -> int:
-    """Multiplications with accumulation that an image takes over all timesteps, as the layer list
-    of spikesim_eval counts them: the quantized network has the same layers."""
-    from spikesim_eval.trace import FLOAT_BITS, trace_network
-
-    T = 2  # all but the classifier's are in proportion to the timesteps
-    with torch.random.fork_rng(devices=[]):
-        shape = (depth, data_set.num_classes, T, data_set.in_channels, width)
-        network = MSResNet(*shape).eval()
-        steps = (T,) if data_set.events else ()
-        sample = torch.rand(1, *steps, data_set.in_channels, *data_set.image_size)
-    layers = trace_network(network, sample, FLOAT_BITS, FLOAT_BITS, None, T)
-    layers = layers.at(time_steps=time_window)
-    return sum(map(layers.ops, layers.layers)) // 2
-
-
 def header(
     run: Run,
     train_set: ImageSet,
@@ -122,10 +103,9 @@ def header(
     teacher: Checkpoint | None,
     macs: int,
     device: torch.device,
-    processes: int,
 ) -> str:
     """What is about to run: a few lines."""
-    settings, steps = run.settings, run.steps_per_epoch
+    settings, steps, processes = run.settings, run.steps_per_epoch, world_size()
     data_set, image = data_set_of(settings), test_set[0][0]
     name = f"CPU ({count(torch.get_num_threads(), 'thread')})"
     if device.type == "cuda":
@@ -263,45 +243,6 @@ def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
     ]
 
 
-def expectation(
-    run: Run, steps: int, step: float, evaluation: float, device: torch.device
-) -> dict[str, float]:
-    """What a dry run has found: the time and memory that the `steps` to do will take. `step` and
-    `evaluation` are seconds of one; memory is in bytes."""
-    epochs = steps / run.steps_per_epoch
-    epoch = run.steps_per_epoch * step + evaluation
-    found = {
-        "epochs": epochs,
-        "seconds": epochs * epoch,
-        "seconds_an_epoch": epoch,
-        "seconds_a_step": step,
-        "seconds_an_evaluation": evaluation,
-        "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
-    if device.type == "cuda":
-        found["memory_of_gpu"] = torch.cuda.max_memory_reserved(device)
-        found["largest_memory_of_gpu"] = torch.cuda.get_device_properties(device).total_memory
-    return found | {"input_step": run.settings.input_step}
-
-
-def expectation_text(found: dict[str, float]) -> str:
-    memory = gigabytes(found["memory"])
-    if "memory_of_gpu" in found:
-        used, of_gpu = map(gigabytes, (found["memory_of_gpu"], found["largest_memory_of_gpu"]))
-        memory = f"{used} of the GPU's {of_gpu}, main memory {memory}"
-    lines = [
-        (
-            "time",
-            f"about {duration(found['seconds'])} for {count(found['epochs'], 'epoch')}, "
-            f"{duration(found['seconds_an_epoch'])} each "
-            f"({1000 * found['seconds_a_step']:.3g} ms a step, "
-            f"{duration(found['seconds_an_evaluation'])} an evaluation)",
-        ),
-        ("memory", f"about {memory}, in each process, its loaders not counted"),
-    ]
-    return aligned(lines)
-
-
 class ProgressBar(tqdm):
     """One line of a terminal, for a person who watches; nothing where the output is no terminal.
 
@@ -309,9 +250,9 @@ class ProgressBar(tqdm):
     from the last of them on, then the time that is left.
     """
 
-    def __init__(self, batches: Iterable, name: str, total: int, done: int = 0, shown: bool = True):
+    def __init__(self, batches: Iterable, name: str, total: int, done: int = 0):
         self.figures: list[str] = []
-        disable = None if shown else True  # None: where the output is no terminal
+        disable = None if is_main_process() else True  # None: where the output is no terminal
         super().__init__(
             batches, name, total, leave=False, initial=done, disable=disable, dynamic_ncols=True
         )
@@ -347,7 +288,7 @@ class Log:
     nothing of an epoch that was lost.
     """
 
-    def __init__(self, settings: Settings, rows: list[dict[str, Any]], processes: int):
+    def __init__(self, settings: Settings, rows: list[dict[str, Any]]):
         # Imported here: only the first process of a training needs it. A SummaryWriter would write
         # in a thread, which dies with a traceback when the disk is full.
         from tensorboard.compat.proto.event_pb2 import Event
@@ -361,7 +302,7 @@ class Log:
         self.metrics = self.folder / "metrics.csv"
         self.events = self.folder / EVENTS
         with disk_errors(self.folder, self.settings):
-            about = json.dumps(about_run(settings, processes), indent=2) + "\n"
+            about = json.dumps(about_run(settings), indent=2) + "\n"
             (self.folder / "settings.json").write_text(about)
             with self.metrics.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
@@ -417,14 +358,14 @@ def hyper_parameters(settings: Settings) -> dict[str, str | int | float | bool]:
     }
 
 
-def about_run(settings: Settings, processes: int) -> dict[str, Any]:
+def about_run(settings: Settings) -> dict[str, Any]:
     """The contents of settings.json: what is needed to run it again."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "scikit-learn", "spikingjelly"):
         with suppress(PackageNotFoundError):  # not every data set needs every one
             versions[package] = version(package)
     return asdict(settings) | {
-        "world_size": processes,
+        "world_size": world_size(),
         "git_commit": git_commit(),
         "versions": versions,
     }

@@ -1,6 +1,7 @@
 """The sums of an epoch while it runs."""
 
 import math
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -36,6 +37,10 @@ class EpochSums:
         bad_step = torch.full_like(values, math.inf).where(values.isfinite(), self.run.step + 1)
         before = bad_step if self.first_bad is None else self.first_bad
         self.first_bad = torch.minimum(before, bad_step)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise UserError: `what` is not finite in the step that runs."""
+        raise UserError(not_finite(what, self.run, self.run.step + 1))
 
     def check(self) -> None:
         """Raise UserError, in all processes, where a number was not finite in one."""

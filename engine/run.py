@@ -29,7 +29,7 @@ from engine.run_folder import best_row, checkpoints_of, deciding, lock, move_asi
 from load_settings import Checkpoint, Settings, load_checkpoint
 from runtime.errors import Stopped, UserError
 from runtime.files import digest, temporary, write_nowhere, write_whole
-from runtime.processes import PATIENCE, of_first_process
+from runtime.processes import PATIENCE, mark_started, of_first_process
 from settings import MAY_CHANGE, as_text
 
 
@@ -237,6 +237,13 @@ class Run:
             raise KeyboardInterrupt
         self.received = number
 
+    def begin(self) -> None:
+        """Find out now whether a checkpoint can be written; from here on a launcher's next attempt
+        goes on with this run."""
+        if self.steps_done == 0 or self.settings.dry_run:
+            self.save()
+        mark_started()
+
     def step_is_done(self, sums: Callable[[], dict[str, float]]) -> None:
         """To be called after each step, by all processes: saves and stops where it is time to.
 
@@ -280,6 +287,7 @@ class Run:
     def epoch_is_done(self, row: dict[str, Any]) -> None:
         """Save after an epoch with these metrics, as the best too if it is."""
         is_best = row[deciding(row)] > self.best_accuracy or not self.rows
+        row["best_accuracy"] = max(self.best_accuracy, row[deciding(row)])
         self.rows.append(row | {"time": time.time(), "seconds": self.seconds})
         self.step, self.sums = 0, {}
         self.seconds_before, self.clock = 0.0, time.monotonic()

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 import main as training
 from data_loader import Share, data_of, evaluation_loader
 from distiller import distance_to_teacher
+from engine.evaluate import evaluate
 from engine.log import git_commit
 from engine.run_folder import best_row, checkpoints_of
 from experiments.run_plan import MEASURED, RUN, write_whole
@@ -101,7 +102,7 @@ def measure(path: Path, teacher_path: Path | None, commit: str | None = None) ->
                 found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
                 found["best_accuracy"] = best_row(rows)["test_accuracy"]
             else:
-                tested = training.evaluate(network, batches, device, settings.amp)
+                tested = evaluate(network, batches, device, settings.amp)
                 found |= {"accuracy": tested.accuracy, "spike_rate": tested.spike_rate}
             with torch.no_grad(), count_spikes(network) as counts:
                 if of_teacher is None:

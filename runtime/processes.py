@@ -19,6 +19,8 @@ from runtime.errors import UserError
 from runtime.launcher import check_launcher, is_launched, launcher_variable
 
 PATIENCE = timedelta(minutes=10)  # with another process, or a loader
+STARTED = "run started"  # in the launcher's store
+_launcher_store: dist.Store | None = None  # all attempts of a launcher share it
 LONGEST_PREPARATION = timedelta(days=1)  # such as a download
 
 
@@ -43,17 +45,16 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def init_distributed(backend: str) -> Iterator[dist.Store | None]:
-    """While open, the processes that a launcher has started are one group.
-
-    Yields the launcher's store, which all its attempts share; None without a launcher.
-    """
+def init_distributed(backend: str) -> Iterator[None]:
+    """While open, the processes that a launcher has started are one group."""
+    global _launcher_store
     if not is_launched():
-        yield None
+        yield
         return
     store = _join(backend)
+    _launcher_store = store.underlying_store
     try:
-        yield store.underlying_store
+        yield
     except Exception as error:
         # Of all processes one tells the user, the one that meets the trouble first. The group
         # stays: while a DistributedDataParallel is alive, destroying it may abort.
@@ -88,6 +89,17 @@ def _join(backend: str) -> dist.Store:
     except (ValueError, RuntimeError) as error:
         raise UserError(f"the {count} processes cannot meet: {error}") from None
     return store
+
+
+def mark_started() -> None:
+    """Tell the launcher's later attempts that this one has begun to write."""
+    if _launcher_store is not None and is_main_process():
+        _launcher_store.set(STARTED, "")
+
+
+def has_started_before() -> bool:
+    """Whether an earlier attempt of this launcher has begun to write."""
+    return _launcher_store is not None and _launcher_store.check([STARTED])
 
 
 def of_all_processes(value: Any) -> list[Any]:

@@ -83,7 +83,7 @@ def trained(
     # Of four, the last of which would be saved.
     run = Run(settings, network, optimizer, training_images=16, steps_per_epoch=4)
     gradients = main.gradients_of(settings, network, loss_function, device)
-    row = main.train_epoch(gradients, batches, optimizer, scheduler, settings, device, run)
+    row = main.train_epoch(run, gradients, batches, scheduler, device)
     return network.state_dict(), row
 
 

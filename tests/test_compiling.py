@@ -192,8 +192,9 @@ def test_all_is_compiled_before_the_training_starts_and_how_long_it_took_is_said
 
 def test_a_training_does_not_ask_the_system_for_the_same_memory_again_and_again():
     script = """
-import resource, sys, torch, main
-if sys.argv[1] == "keep": main.keep_freed_memory()
+import resource, sys, torch
+from engine import start
+if sys.argv[1] == "keep": start.keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 torch.zeros(2**24); before = faults()  # 64 MB
 for _ in range(40): torch.zeros(2**24)

@@ -21,6 +21,7 @@ from data_loader import ImageSet, Share, set_epoch, training_loader
 from data_sets.augment import CropAndFlip
 from distiller import Distiller
 from engine import compile as compiling
+from engine import start
 from engine.cuda_graphs import ReplayedGradients
 from engine.run import random_state
 from load_settings import load_checkpoint, parse_settings
@@ -324,34 +325,25 @@ def two_processes_see_one_gpu(request, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setattr(main, "LOCAL_WORLD_SIZE", request.param)
-    monkeypatch.setattr(main, "LOCAL_RANK", 1)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(request.param))
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_more_processes_than_gpus_are_refused_with_the_ways_out(device, two_processes_see_one_gpu):
     settings = parse_settings([*DIGITS, *STUDENT, "--device", device])
     with pytest.raises(UserError, match=rf"2 processes .* 1: start fewer.* cpu .*{SHARED_GPU}"):
-        main.processes(settings).__enter__()
+        start.device_of(settings)
 
 
 def test_asked_to_processes_share_a_gpu_and_talk_by_gloo(
     two_processes_see_one_gpu, monkeypatch, capsys
 ):
-    class MetError(Exception):
-        pass
-
-    def meet(backend: str) -> None:
-        raise MetError(backend)
-
     settings = parse_settings([*DIGITS, *STUDENT, "--device", SHARED_GPU])
-    with main.processes(settings) as (device, _):
-        assert device == torch.device("cuda", 0)
+    monkeypatch.setenv("RANK", "0")  # which speaks
+    assert start.device_of(settings) == (torch.device("cuda", 0), "gloo")
     assert capsys.readouterr().out == "processes: 2, GPUs: 1: they talk by gloo, slowly\n"
-    monkeypatch.setattr(main, "LAUNCHED", True)
-    monkeypatch.setattr(main, "meet", meet)
-    with pytest.raises(MetError, match="gloo"):
-        main.processes(settings).__enter__()
 
 
 def test_a_gpu_without_memory_left_is_one_line(monkeypatch, tmp_path, capfd):

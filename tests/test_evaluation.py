@@ -16,7 +16,7 @@ import main
 from conftest import DIGITS
 from data_loader import ImageSet, read_sample
 from data_sets.event_camera import as_atis
-from engine import evaluation
+from engine import eval_only
 from load_settings import class_names, load_checkpoint, load_network
 from loading import data_sets_of
 from models import MSResNet
@@ -57,7 +57,7 @@ def test_per_class_counts_each_test_image_once_and_its_files_say_what_json_says(
 ):
     found = result_of(["--eval_only", str(checkpoint), "--per_class", "--integer"], capfd)
     folder = checkpoint.with_name("s-classes")
-    assert {path.name for path in folder.iterdir()} == set(evaluation.FILES)
+    assert {path.name for path in folder.iterdir()} == set(eval_only.FILES)
     assert json.loads((folder / "evaluation.json").read_text()) == found
 
     # an independent count
@@ -114,7 +114,7 @@ def test_what_per_class_has_not_written_itself_is_not_overwritten(
     (tmp_path / "confusion.png").unlink()
     assert main.main([*arguments, "--workers", "0"]) == 0
     capfd.readouterr()
-    monkeypatch.setattr(main, "load_data_sets", None)  # refused before anything is read
+    monkeypatch.setattr(eval_only, "load_same_data", None)  # refused before anything is read
     other = ["--eval_only", str(trained["qamd"]), *arguments[2:]]
     assert "holds evaluation.json of something else" in refusal(other, capfd)
     monkeypatch.undo()
@@ -129,7 +129,7 @@ def test_what_per_class_has_not_written_itself_is_not_overwritten(
 
 
 def test_with_json_nothing_else_is_on_stdout(checkpoint, capfd, monkeypatch):
-    monkeypatch.setattr(main, "input_text", lambda _: "what is told of the data")
+    monkeypatch.setattr("engine.data.input_text", lambda _: "what is told of the data")
     assert main.main(["--eval_only", str(checkpoint), "--json", "--workers", "0"]) == 0
     out, err = capfd.readouterr()
     assert json.loads(out)["checkpoint"] == str(checkpoint)
@@ -359,7 +359,7 @@ def test_an_older_checkpoint_has_numbers_for_names(trained, tmp_path):
 def test_a_picture_of_many_classes_with_any_names_is_drawn():
     names = [f"a_long name {i} $x$ \\" * 2 for i in range(120)]
     confusion = np.diag(np.arange(120))
-    figure = evaluation.picture(confusion, names)
+    figure = eval_only.picture(confusion, names)
     figure.canvas.draw()
     (panel, _) = figure.axes
     labels = [x.get_window_extent() for x in panel.get_yticklabels()]

@@ -18,8 +18,9 @@ import torch
 import main
 from benchmarks import hostile_input
 from conftest import DIGITS, REPOSITORY
+from data_loader import load_data_sets
 from engine.numerics import watch_numbers
-from load_settings import load_checkpoint
+from load_settings import load_checkpoint, parse_settings
 from models.batch_norm import BatchNorm
 from stand_in_data import write_ncaltech101
 
@@ -445,19 +446,13 @@ def test_statistics_that_overflow_are_named_though_the_output_is_finite():
     assert found == ["the running_var of 0"]
 
 
-def test_images_that_are_not_finite_are_named(resumable, tmp_path, capfd, monkeypatch):
+def test_images_that_are_not_finite_are_named(resumable, tmp_path, capfd):
     options, _ = resumable
-    load = main.load_data_sets
-
-    def damaged(*arguments):
-        train_set, test_set = load(*arguments)
-        train_set.images = train_set.images.float()
-        train_set.images[3] = float("nan")
-        return train_set, test_set
-
-    monkeypatch.setattr(main, "load_data_sets", damaged)
-    options = [*options, "--batch_size", "1437", "--save_path", str(tmp_path)]
-    assert main.main([*options, "--check_numerics"]) == 2
+    options = [*options, "--batch_size", "1437", "--save_path", str(tmp_path), "--check_numerics"]
+    train_set, test_set = load_data_sets(parse_settings(options))
+    train_set.images = train_set.images.float()
+    train_set.images[3] = float("nan")
+    assert main.main(options, (train_set, test_set)) == 2
     assert "the images: not finite in step 1" in capfd.readouterr().err
 
 

@@ -29,16 +29,17 @@ from torch import nn
 
 import main
 from conftest import DIGITS, REPOSITORY
+from engine.dry_run import FirstBatches
 from engine.log import (
     ProgressBar,
     amount,
     duration,
     epoch_line,
-    macs_of_image,
     next_commands,
 )
 from load_settings import build_network, data_set_of, load_checkpoint, load_network, parse_settings
 from loading import data_sets_of
+from spikesim_eval.trace import macs_of_image
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]
 FIVE_STEPS = ["--batch_size", "240"]
@@ -389,7 +390,7 @@ def test_macs_are_those_that_one_image_takes(options):
         pixels = data_set.image_size[0] * data_set.image_size[1]
         expected += (T - 1) * 9 * data_set.in_channels * settings.width * pixels
     state = torch.get_rng_state()
-    assert macs_of_image(18, 2, T, data_set) == expected
+    assert macs_of_image(settings) == expected
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -439,7 +440,7 @@ def test_a_dry_run_expects_what_the_run_takes_and_leaves_nothing(tmp_path, monke
 def test_a_dry_run_times_batches_after_those_in_which_all_warms_up(monkeypatch):
     now = itertools.accumulate([100.0, 9.0, 2.0, 4.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    batches = main.FirstBatches(range(50), warm_up=1, device=torch.device("cpu"))
+    batches = FirstBatches(range(50), warm_up=1, device=torch.device("cpu"))
     assert list(batches) == [0, 1, 2]
     assert batches.seconds() == 3.0
 

@@ -469,8 +469,7 @@ def dead_loader():
 
 
 def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
-    item, load = ImageSet.__getitem__, main.load_data_sets
-    pid = os.getpid()
+    item, load, pid = ImageSet.__getitem__, main.load_same_data, os.getpid()
 
     def with_a_transform(*arguments):
         """Images of a transform that is none of batches come from workers."""
@@ -483,7 +482,7 @@ def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
             os.kill(os.getpid(), signal.SIGKILL)
         return item(data_set, index)
 
-    monkeypatch.setattr(main, "load_data_sets", with_a_transform)
+    monkeypatch.setattr(main, "load_same_data", with_a_transform)
     monkeypatch.setattr(ImageSet, "__getitem__", dies)
     assert train(tmp_path, "--workers", "1", "--save_every", "1") == 2
     err = capfd.readouterr().err
@@ -494,7 +493,7 @@ def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
     assert train(tmp_path, "--workers", "1", "--resume") == 2
     assert "the same command goes on from student-last.pth" in capfd.readouterr().err
     last = str(tmp_path / "student-last.pth")
-    monkeypatch.setattr(main, "evaluation_loader", lambda *_: dead_loader())
+    monkeypatch.setattr("engine.eval_only.evaluation_loader", lambda *_: dead_loader())
     assert main.main(["--eval_only", last]) == 2
     assert capfd.readouterr().err.endswith("start it again\n")
     monkeypatch.undo()

@@ -68,7 +68,7 @@ def refusal(options: list[str], folder: Path, capfd, monkeypatch) -> str:
         raise AssertionError("data are read")
 
     before = contents(folder.parent)
-    monkeypatch.setattr(main, "load_data_sets", never)
+    monkeypatch.setattr(main, "load_same_data", never)
     assert main.main([*options, "--save_path", str(folder)]) == 2
     monkeypatch.undo()
     out, err = capfd.readouterr()

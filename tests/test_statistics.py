@@ -9,6 +9,7 @@ import main
 from conftest import DIGITS
 from data_loader import ImageSet, Share, training_loader
 from data_sets.augment import CropAndFlip
+from engine.data import first_images
 from load_settings import load_checkpoint
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm, estimate_statistics
@@ -104,7 +105,7 @@ def test_few_batches_are_kept_however_large_the_data_set_is(images, expected):
     pixels = torch.arange(images, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 8, 8)
     data_set = ImageSet(pixels, [0] * images)
     batches = training_loader(data_set, Share(1))
-    assert len(main.first_images(batches, torch.device("cpu"))) == expected
+    assert len(first_images(batches, torch.device("cpu"))) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -112,5 +113,5 @@ def test_keeping_images_leaves_the_random_numbers_of_a_training_as_they_were(wor
     pixels = torch.zeros(8, 1, 8, 8, dtype=torch.uint8)
     data_set = ImageSet(pixels, [0] * 8, CropAndFlip((8, 8)).of_one)
     batches, before = training_loader(data_set, Share(2, workers=workers)), torch.get_rng_state()
-    main.first_images(batches, torch.device("cpu"))
+    first_images(batches, torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), before)

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import torch
 
-from data_loader import ImageSet
-from runtime import processes
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import main
-
-load_data_sets = main.load_data_sets
+from data_loader import ImageSet, load_data_sets
+from load_settings import parse_settings
+from runtime import launcher, processes
 
 
 def first(data_set: ImageSet | None, number: int) -> ImageSet | None:
@@ -28,14 +26,14 @@ def first(data_set: ImageSet | None, number: int) -> ImageSet | None:
     return ImageSet(data_set.images, whole, rows=rows[:number])
 
 
-def few_digits(*arguments) -> tuple[ImageSet, ImageSet]:
-    train, test = load_data_sets(*arguments)
+def few_digits(options: list[str]) -> tuple[ImageSet, ImageSet]:
+    settings = parse_settings(options, launcher.launcher_variable("WORLD_SIZE"))
+    train, test = load_data_sets(settings)
     few = first(train, 48)
     few.held_out = first(train.held_out, 9)
     return few, first(test, 48)
 
 
-main.load_data_sets = few_digits
 name, rank, step = os.environ.get("FAULT", "none 0 0").split()
 add = main.EpochSums.add
 
@@ -50,4 +48,5 @@ def add_and_meet_fault(sums: main.EpochSums, *arguments) -> None:
 main.EpochSums.add = add_and_meet_fault
 torch.set_default_dtype(torch.float64)
 shape = ["--data", "digits", "--width", "4", "--batch_size", "16", "--epochs", "1"]
-main.leave(main.main([*shape, "--workers", "0", *sys.argv[1:]]))
+options = [*shape, "--workers", "0", *sys.argv[1:]]
+main.leave(main.main(options, few_digits(options)))

@@ -1,5 +1,5 @@
-"""What an evaluation says and writes: its lines or its JSON, the accuracy of each class, the
-confusion matrix, and the likeliest classes of single files."""
+"""--eval_only: what it measures, prints and writes: its lines or its JSON, the accuracy of each
+class, the confusion matrix, and the likeliest classes of single files."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_loader import read_sample
+from data_loader import Share, evaluation_loader, read_sample, refuse_another_fold
 from display import (
     SHADING,
     new_figure,
@@ -27,9 +27,14 @@ from display import (
     run_at,
     text_table,
 )
+from engine.compile import compile_for
+from engine.data import load_same_data
+from engine.evaluate import evaluate, evaluate_integers
+from engine.start import make_deterministic
 from load_settings import Checkpoint, load_checkpoint, load_network
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
+from runtime.processes import of_all_processes, of_first_process, rank, world_size
 from settings import Settings, data_set_of
 
 FEW = 3  # classes that are named of a file
@@ -55,6 +60,40 @@ def about(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
         **{name: getattr(settings, name) for name in names},
         "trained_time_windows": list(checkpoint.settings.trained_at),
     }
+
+
+def eval_only(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """What --eval_only finds: of single files with --predict, else of the test images."""
+    return (measure if settings.predict is None else predict)(settings, device)
+
+
+def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
+    """What --eval_only finds on the test images of the checkpoint's data."""
+    make_deterministic(settings)
+    of_first_process(lambda: check_files(settings))
+    checkpoint = load_checkpoint(settings.eval_only)
+    network = load_network(checkpoint, settings.time_window).to(device)
+    train_set, test_set = load_same_data(settings)
+    refuse_another_fold(checkpoint, settings.eval_only, settings, train_set)
+    if settings.compile:
+        compile_for(settings, device, test_set)
+    batch_size = max(1, settings.batch_size // world_size())
+    share = Share(batch_size, rank(), world_size(), settings.workers)
+    batches = evaluation_loader(test_set, share, device)
+    pairs: list[Tensor] | None = [] if settings.per_class else None
+    tested = evaluate(network, batches, device, settings.amp, pairs)
+    found = about(settings, checkpoint) | {
+        "images": tested.total,
+        "correct": tested.correct,
+        "accuracy": tested.accuracy,
+        "cross_entropy": tested.loss if math.isfinite(tested.loss) else None,
+        "spike_rate": tested.spike_rate,
+    }
+    if settings.integer:
+        found["integers"] = evaluate_integers(network, batches, device)
+    if pairs is not None:
+        add_classes(settings, found, torch.cat(pairs, 1), test_set.classes or network.class_names)
+    return found
 
 
 # The accuracy of each class.
@@ -89,6 +128,15 @@ def _is_of(settings: Settings, path: Path) -> bool:
         return same_file and theirs["time_window"] == settings.time_window
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
+
+
+def add_classes(settings: Settings, found: dict[str, Any], pairs: Tensor, names: list[str]) -> None:
+    """Add the accuracy of each class to what was found, and write the files of --per_class."""
+    number = data_set_of(settings).num_classes
+    names = [*names, *map(str, range(len(names), number))]
+    confusion = confusion_of(torch.cat(of_all_processes(pairs), dim=1), number)
+    found["classes"] = rows_of(confusion, names)
+    of_first_process(lambda: write_classes(settings, found, confusion, names))
 
 
 def confusion_of(pairs: Tensor, classes: int) -> np.ndarray:

@@ -1,0 +1,124 @@
+"""The data of a run: the same in all processes, and fit for its settings."""
+
+import math
+import zlib
+from dataclasses import replace
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data_loader import (
+    ImageSet,
+    Share,
+    evaluation_loader,
+    input_text,
+    load_data_sets,
+    refuse_another_fold,
+    set_epoch,
+    training_loader,
+)
+from data_sets import DATA_SETS
+from load_settings import Checkpoint, refuse_single_values
+from runtime.errors import UserError
+from runtime.processes import all_agree, is_main_process, rank, world_size
+from settings import Settings, input_step_of
+
+SHARE_OF_STATISTICS = 0.05  # of an epoch's batches, without gradients: under 2 % of its time
+MOST_OF_STATISTICS = 20  # batches: they stay in memory, and are little beside what a step takes
+
+DataSets = tuple[ImageSet, ImageSet]  # training and test data
+
+
+class Batches(NamedTuple):
+    """This process's share of the data, in batches."""
+
+    train: DataLoader
+    test: DataLoader
+    held_out: DataLoader | None
+
+    @property
+    def evaluated(self) -> int:
+        """Batches of all evaluations after an epoch."""
+        return len(self.test) + len(self.held_out or ())
+
+
+def batches_of(
+    settings: Settings, train_set: ImageSet, test_set: ImageSet, device: torch.device
+) -> Batches:
+    share = Share(settings.batch_size // world_size(), rank(), world_size(), settings.workers)
+    held_out = train_set.held_out
+    return Batches(
+        training_loader(train_set, share, device),
+        evaluation_loader(test_set, share, device),
+        None if held_out is None else evaluation_loader(held_out, share, device),
+    )
+
+
+def load_same_data(settings: Settings) -> DataSets:
+    """Training and test data; for an evaluation as the checkpoint's network reads them."""
+    input_step = None if settings.eval_only is None else input_step_of(settings)
+    train_set, test_set = load_data_sets(settings, input_step)
+    if world_size() > 1:
+        # With other numbers of batches the processes would wait for each other for ever.
+        all_agree(
+            {
+                "training images": len(train_set),
+                "test images": len(test_set),
+                "input step": train_set.step,
+                "labels' checksum": zlib.crc32(train_set.labels.numpy(), len(test_set)),
+                "training images' checksum": zlib.crc32(train_set.rows.numpy())
+                if train_set.rows is not None
+                else 0,
+            },
+            "found data",
+            "give all the same --data_path, or copies of it",
+        )
+    if is_main_process() and (text := input_text(train_set)) is not None:
+        print(text, flush=True)
+    return train_set, test_set
+
+
+def settings_for(settings: Settings, train_set: ImageSet, teacher: Checkpoint | None) -> Settings:
+    """The settings with what the training data have told. Raises UserError where the data do not go
+    with them, or with the teacher."""
+    refuse_single_values(settings, world_size(), len(train_set))
+    if train_set.held_out is not None and len(train_set.held_out) == 0:
+        raise UserError(
+            f"--val_share {settings.val_share} holds out none of the {len(train_set)} training "
+            "images: take more"
+        )
+    if teacher is not None:
+        refuse_another_fold(teacher, settings.teacher_path, settings, train_set)
+    return _with_input_step(settings, train_set.step, teacher)
+
+
+def _with_input_step(
+    settings: Settings, step: float | None, teacher: Checkpoint | None
+) -> Settings:
+    """Raises UserError where the teacher reads the same frames in other steps; those of another T
+    have other counts."""
+    if step not in (None, DATA_SETS[settings.data].image_step):
+        settings = replace(settings, input_step=step)
+    if teacher is not None:
+        theirs = input_step_of(teacher.settings)
+        same_frames = teacher.settings.time_window == settings.time_window
+        if same_frames and theirs != input_step_of(settings):
+            of_teacher = teacher.settings  # a found step is that of the images that are used
+            used = f" (it had --val_share {of_teacher.val_share} --seed {of_teacher.seed})"
+            used *= of_teacher.val_share > 0 or settings.val_share > 0
+            raise UserError(
+                f"--teacher_path {settings.teacher_path} was trained with the input step "
+                f"{theirs!r}, the training data in {settings.data_path} have {step!r}: give the "
+                f"data that the teacher was trained on{used}, or train a teacher on these"
+            )
+    return settings
+
+
+def first_images(batches: DataLoader, device: torch.device) -> list[Tensor]:
+    """The first batches of images, of an order and an augmentation that no epoch has."""
+    set_epoch(batches, 0)
+    number = min(MOST_OF_STATISTICS, math.ceil(SHARE_OF_STATISTICS * len(batches)))
+    return [images.to(device) for images, _ in islice(batches, number)]

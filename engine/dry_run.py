@@ -1,0 +1,107 @@
+"""--dry_run: how long a training will take and how much memory, from a few of its steps."""
+
+import resource
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from engine.data import Batches
+from engine.evaluate import evaluate
+from engine.log import aligned, count, duration, gigabytes
+from engine.run import Run
+from runtime.processes import is_main_process
+
+TIMED = 2  # batches, after those in which all warms up
+
+
+def dry_run(
+    run: Run,
+    batches: Batches,
+    device: torch.device,
+    warm_up: int,
+    train_on: Callable[["FirstBatches"], object],
+) -> dict[str, float]:
+    """What the training will take, found by `train_on` its first batches and an evaluation of one.
+    The first `warm_up` steps of each T are not timed."""
+    settings = run.settings
+    of_each = len(settings.trained_at)  # every T is warmed up, and timed
+    few = FirstBatches(batches.train, warm_up * of_each, device, max(TIMED, of_each))
+    few_tests = FirstBatches(batches.test, 1, device)
+    left = settings.epochs * run.steps_per_epoch - run.steps_done
+    run.step, run.sums = 0, {}  # these few steps are an epoch of their own
+    train_on(few)
+    evaluate(run.network, few_tests, device, settings.amp)
+    evaluation = batches.evaluated * few_tests.seconds()
+    expected = expectation(run, left, few.seconds(), evaluation, device)
+    if is_main_process():
+        print(expectation_text(expected), flush=True)
+    return expected
+
+
+class FirstBatches:
+    """The first batches of a loader, and how long the work on one takes after `warm_up` of them."""
+
+    def __init__(self, batches: DataLoader, warm_up: int, device: torch.device, timed: int = TIMED):
+        self.batches, self.warm_up, self.device = batches, warm_up, device
+        self.count = min(warm_up + timed, len(batches))
+        self.times: list[float] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.times = [time.perf_counter()]
+        for batch in islice(self.batches, self.count):
+            yield batch
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.times.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        timed = self.times[self.warm_up :]
+        if len(timed) < 2:  # too few batches: those of the warm-up, too
+            timed = self.times
+        return (timed[-1] - timed[0]) / max(1, len(timed) - 1)
+
+
+def expectation(
+    run: Run, steps: int, step: float, evaluation: float, device: torch.device
+) -> dict[str, float]:
+    """What a dry run has found: the time and memory that the `steps` to do will take. `step` and
+    `evaluation` are seconds of one; memory is in bytes."""
+    epochs = steps / run.steps_per_epoch
+    epoch = run.steps_per_epoch * step + evaluation
+    found = {
+        "epochs": epochs,
+        "seconds": epochs * epoch,
+        "seconds_an_epoch": epoch,
+        "seconds_a_step": step,
+        "seconds_an_evaluation": evaluation,
+        "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    if device.type == "cuda":
+        found["memory_of_gpu"] = torch.cuda.max_memory_reserved(device)
+        found["largest_memory_of_gpu"] = torch.cuda.get_device_properties(device).total_memory
+    return found | {"input_step": run.settings.input_step}
+
+
+def expectation_text(found: dict[str, float]) -> str:
+    memory = gigabytes(found["memory"])
+    if "memory_of_gpu" in found:
+        used, of_gpu = map(gigabytes, (found["memory_of_gpu"], found["largest_memory_of_gpu"]))
+        memory = f"{used} of the GPU's {of_gpu}, main memory {memory}"
+    lines = [
+        (
+            "time",
+            f"about {duration(found['seconds'])} for {count(found['epochs'], 'epoch')}, "
+            f"{duration(found['seconds_an_epoch'])} each "
+            f"({1000 * found['seconds_a_step']:.3g} ms a step, "
+            f"{duration(found['seconds_an_evaluation'])} an evaluation)",
+        ),
+        ("memory", f"about {memory}, in each process, its loaders not counted"),
+    ]
+    return aligned(lines)
