@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from data_loader import Share, data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
+from engine.evaluate import evaluate
 from load_settings import (
     Checkpoint,
     Settings,
@@ -29,7 +29,7 @@ from load_settings import (
     load_network,
 )
 from models import MSResNet
-from models.neuron import LIF, count_spikes
+from models.neuron import LIF
 from runtime.errors import UserError
 
 from .codes import code_bits, common_step, share_of_ones
@@ -478,7 +478,7 @@ def evaluation_data(
     """The test set of a checkpoint's data, for the checkpoint's or another T; None where nobody has
     said where it lies.
 
-    The digits are always at hand. Raises load_settings.UserError where the data cannot be read.
+    The digits are always at hand. Raises UserError where the data cannot be read.
     """
     settings = checkpoint.settings
     if time_window is not None:
@@ -492,36 +492,6 @@ def evaluation_data(
     return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
 
 
-@torch.no_grad()
-def measure(network: MSResNet, batches: DataLoader) -> tuple[float, dict[str, Tensor]]:
-    """(accuracy, spikes per neuron at each timestep, (T,), of every LIF layer by name)."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    network.to(device)
-    correct = total = 0
-    with count_spikes(network) as counts:
-        for images, labels in tqdm(batches, "measuring spike rates", leave=False, disable=None):
-            correct += (network(images.to(device)).argmax(1).cpu() == labels).sum().item()
-            total += len(labels)
-    network.cpu()
-    return correct / total, {
-        name: (fired / neurons).cpu() for name, (fired, neurons) in counts.items()
-    }
-
-
-def macs_of_image(settings: Settings) -> int:
-    """Multiplications with accumulation that an image takes over all timesteps, as a layer
-    list counts them: the quantized network has the same layers."""
-    data_set, T = data_set_of(settings), 2  # all but the classifier's are in proportion to T
-    with torch.random.fork_rng(devices=[]):
-        shape = (settings.model_depth, data_set.num_classes, T, data_set.in_channels)
-        network = MSResNet(*shape, settings.width).eval()
-        steps = (T,) if data_set.events else ()
-        sample = torch.rand(1, *steps, data_set.in_channels, *data_set.image_size)
-    layers = trace_network(network, sample, FLOAT_BITS, FLOAT_BITS, None, T)
-    layers = layers.at(time_steps=settings.time_window)
-    return sum(map(layers.ops, layers.layers)) // 2
-
-
 def trace_checkpoint(
     path: str, data_path: str | None = None, time_steps: int | None = None
 ) -> Subject:
@@ -529,7 +499,7 @@ def trace_checkpoint(
 
     With `time_steps` it is run at so many timesteps instead of those it was trained with, events on
     as many frames, and its accuracy is measured again. Raises UserError where that needs data that
-    nobody has given, and load_settings.UserError where the checkpoint or the data cannot be read.
+    nobody has given, and where the checkpoint or the data cannot be read.
     """
     checkpoint = load_checkpoint(path)
     settings, accuracy = checkpoint.settings, checkpoint.accuracy
@@ -544,7 +514,11 @@ def trace_checkpoint(
         )
     rates: dict[str, Tensor] = {}
     if batches is not None:
-        accuracy, rates = measure(network, batches)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tested = evaluate(network.to(device), batches, device, name="measuring spike rates")
+        network.cpu()
+        accuracy = tested.accuracy
+        rates = {name: (fired / seen).cpu() for name, (fired, seen) in tested.spikes.items()}
     means = {name: rate.mean().item() for name, rate in rates.items()}
     by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)
