@@ -492,6 +492,20 @@ def evaluation_data(
     return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
 
 
+def macs_of_image(settings: Settings) -> int:
+    """Multiplications with accumulation that an image takes over all timesteps, as a layer
+    list counts them: the quantized network has the same layers."""
+    data_set, T = data_set_of(settings), 2  # all but the classifier's are in proportion to T
+    with torch.random.fork_rng(devices=[]):
+        shape = (settings.model_depth, data_set.num_classes, T, data_set.in_channels)
+        network = MSResNet(*shape, settings.width).eval()
+        steps = (T,) if data_set.events else ()
+        sample = torch.rand(1, *steps, data_set.in_channels, *data_set.image_size)
+    layers = trace_network(network, sample, FLOAT_BITS, FLOAT_BITS, None, T)
+    layers = layers.at(time_steps=settings.time_window)
+    return sum(map(layers.ops, layers.layers)) // 2
+
+
 def trace_checkpoint(
     path: str, data_path: str | None = None, time_steps: int | None = None
 ) -> Subject:
