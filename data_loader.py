@@ -1,15 +1,6 @@
 """The data sets as pairs (train, test), and the loaders that share them out over processes.
 
-| name | read from (below --data_path) | image, float32 | classes |
-|---|---|---|---|
-| CIFAR10 | cifar-10-batches-py, downloaded when missing | (3, 32, 32) | 10 |
-| CIFAR100 | cifar-100-python, downloaded when missing | (3, 32, 32) | 100 |
-| TinyImagenet | tiny-imagenet-200, downloaded when missing | (3, 64, 64) | 200 |
-| ncaltech101 | N-Caltech101/frames_number_T_split_by_number | (T, 2, 48, 48) | 101 |
-| nmnist | N-MNIST/frames_number_T_split_by_number | (T, 2, 34, 34) | 10 |
-| digits | scikit-learn itself | (1, 16, 16) | 10 |
-| digits-dvs | Digits-DVS, made from scikit-learn's digits when missing | (T, 2, 24, 24) | 10 |
-| folder | train/CLASS/*, val/CLASS/* | (3, 64, 64) | as many as there are |
+Which there are, `data_sets.DATA_SETS` says, and how they lie on the disk, docs/data.md.
 
 Static images are pixel values / 255, so they lie in [0, 1] and are **not** normalised by a mean and
 a standard deviation: the network's first batch norm does that, and the image that enters the
@@ -22,14 +13,14 @@ array that is mapped into memory.
 raw events and the cache; a training makes what is missing too, but for the frames.
 """
 
-import argparse
 import errno
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -54,18 +45,18 @@ from data_sets.splits import fold_rows, held_out_rows
 from data_sets.static import read_image
 from load_settings import Checkpoint
 from quantization import codes_of
-from runtime.command import Parser, similar_path
+from runtime.command import Parser, run_command, similar_path
 from runtime.errors import UserError
-from runtime.processes import PATIENCE, first_process_first, is_main_process
-from settings import OPTIONS, Settings, check_settings, data_set_of, input_step_of
+from runtime.processes import PATIENCE, SIGNALS, first_process_first, is_main_process
+from settings import Settings, check_settings, data_set_of, input_step_of
 
 # How long a process waits for another that says nothing, or for a batch of a loader. One that dies
 # is noticed at once; a checkpoint may take its time on a slow disk.
 CPU = torch.device("cpu")
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
 
 
+@dataclass(eq=False)
 class ImageSet(Dataset):
     """Pairs (image, label): an augmented image in torch's default dtype, an int.
 
@@ -81,24 +72,21 @@ class ImageSet(Dataset):
     generator only, as torchvision's v2 transforms do.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Sequence[int],
-        augment: Callable[[Tensor], Tensor] | None = None,
-        seed: int = 0,
-        step: float | None = None,
-        clipped: float = 0.0,
-        rows: Tensor | None = None,
-        classes: Sequence[str] | None = None,
-    ):
-        self.images, self.rows, self.labels = images, rows, torch.as_tensor(labels)
-        if rows is not None:
-            self.labels = self.labels[rows]
-        self.held_out: ImageSet | None = None
-        self.augment, self.step, self.clipped = augment, step, clipped
-        self.classes = None if classes is None else list(classes)
-        self.seed, self.epoch = seed, 0
+    images: Tensor
+    labels: Tensor | Sequence[int]
+    augment: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+    step: float | None = None
+    clipped: float = 0.0
+    rows: Tensor | None = None
+    classes: Sequence[str] | None = None
+    held_out: "ImageSet | None" = None
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.labels = torch.as_tensor(self.labels)
+        if self.rows is not None:
+            self.labels = self.labels[self.rows]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -181,24 +169,17 @@ def load_data_sets(
     transform, about = None, request.about
     if about.augmented:
         transform = augmentation(settings.augment, about.events, about.image_size)
-    sets = (
-        ImageSet(
-            train, train_labels, transform, settings.seed, step, clipped, rows, samples.classes
-        ),
-        ImageSet(test, test_labels, step=step, rows=test_rows, classes=samples.classes),
-    )
+    test_set = ImageSet(test, test_labels, step=step, rows=test_rows, classes=samples.classes)
     if held_out is not None:
-        sets[0].held_out = ImageSet(train, train_labels, step=step, rows=held_out)
-    return sets
+        held_out = ImageSet(train, train_labels, step=step, rows=held_out)
+    how = transform, settings.seed, step, clipped, rows, samples.classes, held_out
+    return ImageSet(train, train_labels, *how), test_set
 
 
 def _read(request: Request) -> Samples:
     """What the data set's function reads, first in process 0; labels are tensors."""
-    with first_process_first():
-        try:
-            samples = request.about.read(request)
-        except OSError as error:  # no permission, a disk that fails or is full
-            raise UserError(cannot_prepare(request, error)) from error
+    with first_process_first(), preparing(request):
+        samples = request.about.read(request)
     parts = ((images, torch.as_tensor(labels)) for images, labels in samples[:2])
     samples = Samples(*parts, *samples[2:])
     known = request.about.num_classes or len(samples.classes)
@@ -235,19 +216,24 @@ def refuse_another_fold(
         )
 
 
-def cannot_prepare(request: Request, error: OSError) -> str:
-    """What to say where preparing failed; of a folder that cannot be written, what to do."""
-    text = f"cannot prepare {request.name} in {request.data}: {error}"
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and isinstance(error.filename, str):
-        folder = Path(error.filename).parent
-        while not folder.exists():
-            folder = folder.parent
-        if not os.access(folder, os.W_OK):
-            text += (
-                f": {folder} cannot be written; give another folder for what is made of the data "
-                f"with --cache_path (or {CACHE_PATH} in the environment, for every command)"
-            )
-    return text
+@contextmanager
+def preparing(request: Request) -> Iterator[None]:
+    """What the disk refuses becomes a UserError; of a folder that cannot be written, it says what
+    to do."""
+    try:
+        yield
+    except OSError as error:  # no permission, a disk that fails or is full
+        text = f"cannot prepare {request.name} in {request.data}: {error}"
+        refused = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        if refused and isinstance(error.filename, str):
+            folder = next(x for x in Path(error.filename).parents if x.exists())
+            if not os.access(folder, os.W_OK):
+                text += (
+                    f": {folder} cannot be written; give another folder for what is made of the "
+                    f"data with --cache_path (or {CACHE_PATH} in the environment, for every "
+                    "command)"
+                )
+        raise UserError(text) from error
 
 
 class Share(NamedTuple):
@@ -343,10 +329,9 @@ class DeviceLoader:
     """Batches of images on the device.
 
     The same images in the same batches as a DataLoader's, and, where there is no augmentation, the
-    same numbers. An
-    epoch's augmentation is drawn for all images at once, from (seed, epoch): the number of
-    processes does not change it. Images that would take more than a quarter of a GPU's memory stay
-    where they are, and each batch is copied.
+    same numbers. An epoch's augmentation is drawn for all images at once, from (seed, epoch): the
+    number of processes does not change it. Images that would take more than a quarter of a GPU's
+    memory stay where they are, and each batch is copied.
     """
 
     def __init__(
@@ -425,67 +410,53 @@ def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
         return read_frames(frames, T, data_set.image_size).astype(np.float32)
 
 
-def _settings_of(args: argparse.Namespace) -> Settings:
-    """The settings of a training whose data `prepare` makes. Raises UserError where an option is
-    wrong, or has no meaning."""
-    if args.image_size is not None and not DATA_SETS[args.data].any_size:
-        raise UserError(f"--image_size: the images of {args.data} have a size of their own")
-    if args.skip_damaged and DATA_SETS[args.data].recordings is None:
-        raise UserError("--skip_damaged goes with raw events")
-    given = {name: value for name, value in vars(args).items() if name in OPTIONS}
-    settings = Settings.of(**given)
-    check_settings(settings)
-    return settings
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """`python data_loader.py prepare`: everything that a first training would have to make."""
+    """`python data_loader.py prepare`; returns the exit code."""
+    goes_on = "interrupted: the same command goes on"
+    return run_command("data_loader.py", lambda: prepare(argv), interrupted=goes_on)
+
+
+def prepare(argv: Sequence[str] | None = None) -> None:
+    """Make everything that a first training would have to make, and say what there is."""
     parser = Parser(
         prog="data_loader.py",
         description="Convert raw events to frames, fetch what can be fetched, pack the cache.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="prepare")
-    prepare = commands.add_parser("prepare", allow_abbrev=False)
-    add = prepare.add_argument
+    add = commands.add_parser("prepare", allow_abbrev=False).add_argument
     add("--data", choices=DATA_SETS, required=True)
     add("--data_path", default="./data", help="default ./data")
     add("--cache_path", help="where frames and caches go (default: into the data path)")
     add("--time_window", type=int, help="frames of a sample of events (default 10)")
-    add(
-        "--image_size",
-        help="HxW or one side (ncaltech101 48, all of its camera: 180x240; nmnist 34)",
-    )
+    size = "HxW or one side (ncaltech101 48, all of its camera: 180x240; nmnist 34)"
+    add("--image_size", help=size)
     add("--skip_damaged", action="store_true", help="leave damaged files of events out")
-    try:
-        args = parser.parse_args(argv)
-        settings = _settings_of(args)
-        request, skipped = request_of(settings), []
-        if request.about.recordings and not event_cache(request).exists():
-            skipped = convert_events(request, args.skip_damaged)
-        if args.skip_damaged:
+    given = vars(parser.parse_args(argv))
+    del given["command"]
+    skip, about = given.pop("skip_damaged"), DATA_SETS[given["data"]]
+    if given["image_size"] is not None and not about.any_size:
+        raise UserError(f"--image_size: the images of {given['data']} have a size of their own")
+    if skip and about.recordings is None:
+        raise UserError("--skip_damaged goes with raw events")
+    settings = Settings.of(**given)
+    check_settings(settings)
+    request, skipped = request_of(settings), []
+    with preparing(request):
+        if about.recordings and not event_cache(request).exists():
+            skipped = convert_events(request, skip)
+        if skip:
             skipped += set_damaged_frames_aside(request)
-        for text in skipped:
-            print(f"data_loader.py: warning: skipped: {text}", file=sys.stderr)
-        train, test = load_data_sets(settings)
-    except UserError as error:
-        print("data_loader.py: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except OSError as error:
-        text = cannot_prepare(request, error)
-        print("data_loader.py: error:", " ".join(text.split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("data_loader.py: interrupted: the same command goes on", file=sys.stderr)
-        return 130
-    classes = len(torch.cat([train.labels, test.labels]).unique())
+    for text in skipped:
+        print(f"data_loader.py: warning: skipped: {text}", file=sys.stderr)
+    train, test = load_data_sets(settings)
+    classes, images = len(torch.cat([train.labels, test.labels]).unique()), train.images
     print(
-        f"{args.data}: {len(train)} training and {len(test)} test samples of {classes} classes, "
-        f"{tuple(train.images.shape[1:])} {str(train.images.dtype).removeprefix('torch.')} each"
+        f"{settings.data}: {len(train)} training and {len(test)} test samples of {classes} "
+        f"classes, {tuple(images.shape[1:])} {str(images.dtype).removeprefix('torch.')} each"
     )
     if (text := input_text(train)) is not None:
         print(text)
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,8 @@ from data_loader import set_epoch
 from display import percent
 from distiller import Distiller
 from engine.compile import compile_for
-from engine.cuda_graphs import WARM_UP, Gradients, ReplayedGradients
-from engine.data import DataSets, batches_of, first_images, load_same_data, settings_for
+from engine.cuda_graphs import Gradients, ReplayedGradients
+from engine.data import Batches, DataSets, batches_of, first_images, load_same_data, settings_for
 from engine.dry_run import dry_run
 from engine.eval_only import eval_only, output, result_text
 from engine.evaluate import evaluate
@@ -45,6 +46,7 @@ from engine.run_folder import check_save_path
 from engine.start import explain, leave, make_deterministic, start_processes
 from kernels import at_least_float32
 from load_settings import (
+    Checkpoint,
     build_network,
     build_optimizer,
     build_scheduler,
@@ -104,16 +106,8 @@ def train(
     if settings.compile:
         compile_for(settings, device, test_set, train_set, taught_by, build_loss)
 
-    network = build_network(settings)
-    teacher = None if taught_by is None else load_network(taught_by).to(device)
-    if settings.init_from_teacher:
-        network.start_from(teacher)
-    network.to(device)
+    network, student, teacher = build_networks(settings, taught_by, device)
     optimizer = build_optimizer(network, settings)
-    student = network
-    if world_size() > 1:
-        # Batch norm statistics are already the same on all processes: nothing to broadcast.
-        student = DistributedDataParallel(network, broadcast_buffers=False)
     loss_function = build_loss(settings, student, teacher)
     del teacher  # the loss has a faster copy
     gradients = gradients_of(settings, student, loss_function, device)
@@ -127,15 +121,8 @@ def train(
         warmup = settings.warmup * steps
         scheduler = build_scheduler(optimizer, settings.epochs * steps, run.steps_done, warmup)
         if settings.dry_run:
-            # A graph is taken in the step after its warm-up.
-            warm_up = WARM_UP + 1 if isinstance(gradients, ReplayedGradients) else 1
-            return dry_run(
-                run,
-                batches,
-                device,
-                warm_up,
-                lambda few: train_epoch(run, gradients, few, scheduler, device),
-            )
+            few_steps = partial(train_epoch, run, gradients, scheduler=scheduler, device=device)
+            return dry_run(run, batches, device, gradients, few_steps)
         log = Log(settings, run.rows) if is_main_process() else None
         for epoch in range(run.epoch, settings.epochs + 1):
             set_epoch(batches.train, epoch, run.step)
@@ -145,18 +132,28 @@ def train(
             row |= train_epoch(run, gradients, batches.train, scheduler, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
                 estimate_statistics(network, images_of_statistics, settings.trained_at)
-            tested = evaluate(network, batches.test, device, settings.amp)
-            row |= {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
-            row["spike_rate"] = tested.spike_rate
-            if batches.held_out is not None:
-                held_out = evaluate(network, batches.held_out, device, settings.amp)
-                row |= {"val_accuracy": held_out.accuracy, "val_loss": held_out.loss}
-            run.epoch_is_done(row)
+            found, silent = evaluate_epoch(network, batches, device, settings.amp)
+            run.epoch_is_done(row | found)
             if log is not None:
-                log.write(run.rows, tested.silent)
+                log.write(run.rows, silent)
         if log is not None:
             print(ending(run), flush=True)
     return None
+
+
+def build_networks(
+    settings: Settings, taught_by: Checkpoint | None, device: torch.device
+) -> tuple[MSResNet, nn.Module, MSResNet | None]:
+    """The network, the same one trained by all processes, and its teacher."""
+    network = build_network(settings)
+    teacher = None if taught_by is None else load_network(taught_by).to(device)
+    if settings.init_from_teacher:
+        network.start_from(teacher)
+    network.to(device)
+    if world_size() == 1:
+        return network, network, teacher
+    # Batch norm statistics are already the same on all processes: nothing to broadcast.
+    return network, DistributedDataParallel(network, broadcast_buffers=False), teacher
 
 
 def train_epoch(
@@ -199,6 +196,20 @@ def train_epoch(
     per_second = round(images_seen / (time.perf_counter() - start), 1)
     # An epoch that was stopped after its last step has only its evaluation left.
     return row | {"images_per_second": per_second if images_seen else None}
+
+
+def evaluate_epoch(
+    network: MSResNet, batches: Batches, device: torch.device, amp: bool
+) -> tuple[dict[str, float], list[str]]:
+    """What an epoch's row holds of the test images and of those that are held out; the layers that
+    never fired."""
+    tested = evaluate(network, batches.test, device, amp)
+    row = {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
+    row["spike_rate"] = tested.spike_rate
+    if batches.held_out is not None:
+        held_out = evaluate(network, batches.held_out, device, amp)
+        row |= {"val_accuracy": held_out.accuracy, "val_loss": held_out.loss}
+    return row, tested.silent
 
 
 def gradients_of(

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,8 @@ from data_sets.sources import (
     Recordings,
     Request,
     Samples,
-    files_below,
+    files_of_classes,
     in_threads,
-    say_unused,
     whole_folder,
 )
 from runtime.errors import UserError
@@ -163,23 +162,6 @@ def _classes_of(request: Request, root: Path, remedy: str) -> list[str]:
     return list(classes) or sorted(below)
 
 
-def _files_of_classes(
-    data: str, root: Path, classes: Sequence[str], ending: str
-) -> dict[str, list[str]]:
-    """Sorted names of each class's files root/CLASS/*ending; says how many others there are."""
-    of_class: dict[str, list[str]] = {name: [] for name in classes}
-    files, other = files_below(root)
-    unused = []
-    for path in files:
-        folder, _, name = path.partition("/")
-        if folder in of_class and "/" not in name and name.lower().endswith(ending):
-            of_class[folder].append(name)
-        else:
-            unused.append(path)
-    say_unused(data, root, unused, other)
-    return of_class
-
-
 def _find_frames(request: Request) -> Source:
     """All training files, then all test files."""
     data, kind, root = request.name, request.about.recordings, frames_folder(request)
@@ -191,12 +173,12 @@ def _find_frames(request: Request) -> Source:
         most = request.about.num_classes
         if not 1 <= len(classes) <= most:
             raise UserError(f"{folder} holds {len(classes)} classes, {data} has {most}")
-        of_class = _files_of_classes(data, folder, classes, ".npz")
+        of_class = files_of_classes(data, folder, classes, (".npz",))
         for label, (name, files) in enumerate(of_class.items()):
             if not files:
                 remove = "" if kind.classes else "remove it, or "
                 raise UserError(f"{folder / name} holds no frames (*.npz): {remove}{again}")
-            found = [(str((folder / name / x).relative_to(root)), label) for x in files]
+            found = [(str((folder / x).relative_to(root)), label) for x in files]
             first_test = 0 if of_test else len(found) - kind.test_share(len(found))
             train += found[:first_test]
             test += found[first_test:]
@@ -336,11 +318,11 @@ def _find_events(request: Request) -> list[tuple[str, Path]]:
                         write_digit_events(unfinished)
         remedy = f"unpack {archive.name} of {archive.url} again" if archive else "remove it"
         classes = _classes_of(request, extracted, remedy)
-        for name, files in _files_of_classes(data, extracted, classes, ".bin").items():
+        for name, files in files_of_classes(data, extracted, classes, (".bin",)).items():
             if not files:
                 do = remedy if kind.classes else "fill or remove it"
                 raise UserError(f"{extracted / name} holds no events (*.bin): {do}")
-            events += [(part, extracted / name / file) for file in files]
+            events += [(part, extracted / file) for file in files]
     if not events:
         raise UserError(f"{extracted} holds no classes CLASS/*.bin")
     return events

@@ -90,8 +90,6 @@ class Archive(NamedTuple):
             )
         with zipfile.ZipFile(archive) as files, whole_folder(folder, self.top) as unfinished:
             for name in tqdm(files.namelist(), "unpacking", leave=False, disable=None):
-                if not (unfinished / name).resolve().is_relative_to(unfinished.resolve()):
-                    raise UserError(f"{archive} holds {name!r}, which leads out of {folder}")
                 files.extract(name, unfinished)
 
 
@@ -118,16 +116,20 @@ class Recordings(NamedTuple):
 
 @contextmanager
 def downloading(data_path: Path, target: Path, archive: Path) -> Iterator[None]:
-    """Be the only process that gets `target`; a failure leaves no new archive and folders."""
+    """Be the only process that gets `target`; a failure leaves no target, new archive or folder."""
     new_folders = [path for path in (data_path, *data_path.parents) if not path.exists()]
-    had_archive = archive.exists()
     try:
         data_path.mkdir(parents=True, exist_ok=True)
         with file_lock(target):
-            yield
+            had_archive = archive.exists()
+            try:
+                yield
+            except BaseException:
+                shutil.rmtree(target, ignore_errors=True)
+                if not had_archive:
+                    archive.unlink(missing_ok=True)
+                raise
     except BaseException:
-        if not had_archive:
-            archive.unlink(missing_ok=True)
         for path in new_folders:
             with suppress(OSError):  # never made, or no longer empty
                 path.rmdir()
@@ -156,39 +158,50 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
     alone.
     """
     seen = {_identity(x) for x in (*root.absolute().parents, *root.resolve().parents)}
-    files, other = [], Counter()
-    folders, links = [""], []
-    while folders or links:
-        name = folders.pop() if folders else links.pop(0)
-        try:
-            if (identity := _identity(root / name)) in seen:
+    files, other, links = [], Counter(), [root]
+
+    def unreadable(error: OSError) -> None:
+        other["unreadable folders"] += 1
+
+    while links:
+        links.sort(key=lambda link: (len(link.parts), link))
+        for name, folders, names in os.walk(links.pop(0), onerror=unreadable):  # follows no link
+            folder = Path(name)
+            if (identity := _identity(folder)) in seen:
                 other["links to folders that are read already"] += 1
+                folders.clear()
                 continue
             seen.add(identity)
-            entries = sorted(os.scandir(root / name), key=lambda entry: entry.name)
-        except OSError:
-            other["unreadable folders"] += 1
-            continue
-        for entry in entries:
-            path = f"{name}/{entry.name}".lstrip("/")
-            try:
-                if entry.name.startswith("."):
-                    other["hidden"] += 1
-                elif entry.is_dir():
-                    (links if entry.is_symlink() else folders).append(path)
-                elif entry.is_file():
-                    files.append(path)
+            other["hidden"] += sum(x.startswith(".") for x in folders + names)
+            folders[:] = [x for x in folders if not x.startswith(".")]
+            links += [folder / x for x in folders if (folder / x).is_symlink()]
+            for path in (folder / x for x in names if not x.startswith(".")):
+                if path.is_file():
+                    files.append(str(path.relative_to(root)))
                 else:
-                    other["broken links" if entry.is_symlink() else "pipes or devices"] += 1
-            except OSError:  # links to one another
-                other["broken links"] += 1
-        links.sort(key=lambda link: (link.count("/"), link))
-    return sorted(files), other
+                    other["broken links" if path.is_symlink() else "pipes or devices"] += 1
+    return sorted(files), +other
 
 
 def _identity(folder: Path) -> tuple[int, int]:
     stat = os.stat(folder)
     return stat.st_dev, stat.st_ino
+
+
+def files_of_classes(
+    data: str, root: Path, classes: Sequence[str], endings: Sequence[str], deep: bool = False
+) -> dict[str, list[str]]:
+    """Sorted names, relative to `root`, of each class's files CLASS/* (`deep`: anywhere below
+    CLASS) with one of the endings; says how many others there are."""
+    of_class: dict[str, list[str]] = {name: [] for name in classes}
+    files, other = files_below(root)
+    unused = []
+    for path in files:
+        folder, _, name = path.partition("/")
+        belongs = name and (deep or "/" not in name) and name.lower().endswith(tuple(endings))
+        (of_class.get(folder, unused) if belongs else unused).append(path)
+    say_unused(data, root, unused, other)
+    return of_class
 
 
 def say_unused(data: str, root: Path, files: Iterable[str], other: Counter[str]) -> None:

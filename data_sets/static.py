@@ -2,12 +2,10 @@
 
 import os
 import re
-import shutil
 from contextlib import nullcontext
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,15 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from data_sets.cache import Source, packed
-from data_sets.sources import Archive, Request, Samples, downloading, files_below, say_unused
+from data_sets.sources import (
+    Archive,
+    Request,
+    Samples,
+    downloading,
+    files_below,
+    files_of_classes,
+    say_unused,
+)
 from runtime.command import similar_path
 from runtime.errors import UserError
 
@@ -26,15 +32,10 @@ def cifar(request: Request) -> Samples:
 
     data_path, kind = request.data, getattr(datasets, request.name)
     folder, archive = data_path / kind.base_folder, data_path / kind.filename
-    downloads = not folder.exists()
+    getting = nullcontext() if folder.exists() else downloading(data_path, folder, archive)
     try:
-        with downloading(data_path, folder, archive) if downloads else nullcontext():
-            try:
-                parts = kind(data_path, train=True, download=True), kind(data_path, train=False)
-            except BaseException:
-                if downloads:
-                    shutil.rmtree(folder, ignore_errors=True)
-                raise
+        with getting:
+            parts = kind(data_path, train=True, download=True), kind(data_path, train=False)
     except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
         reason = " ".join(str(error).split())
         raise UserError(
@@ -199,8 +200,8 @@ def read_image(path: Path, size: tuple[int, int] | None = None, gray: bool = Fal
             image = _upright(image)
             if image.mode.startswith("I"):  # 16 bits: convert would clip them
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-            if image.mode in ("La", "RGBa"):  # colours multiplied by their opacity
-                image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+            if image.mode == "La":  # multiplied by its opacity
+                image = image.convert("LA")
             image = image.convert("RGB")
             if gray:
                 image = image.convert("L")
@@ -219,9 +220,9 @@ def _unclear(image: Image.Image) -> str | None:
     if image.mode == "F":
         return "floating-point numbers"
     tags = getattr(image, "tag_v2", {})  # of a TIFF
-    if set(_numbers(tags.get(339, 1))) - {1, 4}:  # SampleFormat: unsigned, unspecified
+    if set(np.ravel(tags.get(339, 1))) - {1, 4}:  # SampleFormat: unsigned, unspecified
         return "signed numbers"
-    bits = max(_numbers(tags.get(258, 1)))  # BitsPerSample
+    bits = np.max(tags.get(258, 1))  # BitsPerSample
     if bits > 16 or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         return "numbers of 32 bits"  # of PNG and PPM, older Pillows give 16 bits as these
     if 8 < bits < 16:
@@ -229,10 +230,6 @@ def _unclear(image: Image.Image) -> str | None:
     if bits == 16 and image.mode.startswith("I") and tags.get(262) == 0:
         return "16-bit numbers with 0 for white"  # which Pillow does not turn round
     return None
-
-
-def _numbers(tag: Any) -> tuple:
-    return tag if isinstance(tag, tuple) else (tag,)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -290,13 +287,8 @@ def classes_of_folder(data_path: str | Path) -> list[str]:
 def _find_images(root: Path, classes: list[str]) -> Source:
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    files, other = files_below(root)
-    of_class: dict[str, list[str]] = {name: [] for name in classes}
-    found, unused = [], []
-    for name in files:
-        folder, inside, _ = name.partition("/")
-        is_image = inside and Path(name).suffix.lower() in IMG_EXTENSIONS
-        (of_class.get(folder, unused) if is_image else unused).append(name)
+    found = []
+    of_class = files_of_classes("folder", root, classes, IMG_EXTENSIONS, deep=True)
     for label, (name, images) in enumerate(of_class.items()):
         if not images:
             kinds = " ".join(IMG_EXTENSIONS)
@@ -304,7 +296,6 @@ def _find_images(root: Path, classes: list[str]) -> Source:
                 f"{root / name} holds no image ({kinds}) of its own: add some or remove it"
             )
         found += [(image, label) for image in images]
-    say_unused("folder", root, unused, other)
     return Source(classes, found, READING)
 
 

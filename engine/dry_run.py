@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from engine.cuda_graphs import WARM_UP, Gradients, ReplayedGradients
 from engine.data import Batches
 from engine.evaluate import evaluate
 from engine.log import aligned, count, duration, gigabytes
@@ -22,12 +23,14 @@ def dry_run(
     run: Run,
     batches: Batches,
     device: torch.device,
-    warm_up: int,
+    gradients: Gradients,
     train_on: Callable[["FirstBatches"], object],
 ) -> dict[str, float]:
     """What the training will take, found by `train_on` its first batches and an evaluation of one.
-    The first `warm_up` steps of each T are not timed."""
+    The first steps of each T are not timed."""
     settings = run.settings
+    # A graph is taken in the step after its warm-up.
+    warm_up = WARM_UP + 1 if isinstance(gradients, ReplayedGradients) else 1
     of_each = len(settings.trained_at)  # every T is warmed up, and timed
     few = FirstBatches(batches.train, warm_up * of_each, device, max(TIMED, of_each))
     few_tests = FirstBatches(batches.test, 1, device)

@@ -110,70 +110,50 @@ def header(
     name = f"CPU ({count(torch.get_num_threads(), 'thread')})"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    batch = min(settings.batch_size, run.training_images)
-    share = -(-batch // processes)
-    held_out = "" if train_set.held_out is None else f"{len(train_set.held_out):,} held-out "
-    fold = "" if settings.fold is None else f", fold {settings.fold}"
-    shape = "x".join(map(str, image.shape[-3:]))
-    kind = "MS-ResNet" if settings.bits is None else "Quan-MS-ResNet"
-    parameters = sum(x.numel() for x in run.network.parameters())
-    lines = [
-        (
-            "device",
-            f"{name}, {processes} process{'es' * (processes > 1)}" + ", bfloat16" * settings.amp,
-        ),
-        (
-            "data",
-            f"{settings.data}{fold}: {run.training_images:,} training{',' * bool(held_out)} "
-            f"{held_out}and {len(test_set):,} test "
-            f"images, {data_set.num_classes} classes, "
-            + (f"{len(image)} frames of {shape}" if data_set.events else shape),
-        ),
-        (
-            "batch",
-            f"{batch}"
-            + (f" ({processes} x {share})" if processes > 1 else "")
-            + (f" in {settings.accumulate} parts" if settings.accumulate > 1 else "")
-            + f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}",
-        ),
-        (
-            "network",
-            f"{kind}-{settings.model_depth}, width {settings.width}, "
-            f"T {', '.join(map(str, settings.trained_at))}: "
-            f"{parameters:,} parameters, {amount(macs)} MACs an image"
-            + f" at T {settings.time_window}"
-            * (settings.time_windows is not None),
-        ),
-        (
-            "bits",
-            "full precision"
-            if settings.bits is None
-            else f"{settings.bits}, {settings.bn_bits} in batch norm",
-        ),
-    ]
+    name += f", {processes} process{'es' * (processes > 1)}" + ", bfloat16" * settings.amp
+    data = settings.data + ("" if settings.fold is None else f", fold {settings.fold}")
+    data += f": {run.training_images:,} training"
+    if train_set.held_out is not None:
+        data += f", {len(train_set.held_out):,} held-out"
+    data += f" and {len(test_set):,} test images, {data_set.num_classes} classes, "
+    data += f"{len(image)} frames of " * data_set.events + "x".join(map(str, image.shape[-3:]))
+    size = min(settings.batch_size, run.training_images)
+    batch = f"{size}" + f" ({processes} x {-(-size // processes)})" * (processes > 1)
+    batch += f" in {settings.accumulate} parts" * (settings.accumulate > 1)
+    batch += f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}"
+    network = f"{'Quan-' * (settings.bits is not None)}MS-ResNet-{settings.model_depth}, "
+    network += f"width {settings.width}, T {', '.join(map(str, settings.trained_at))}: "
+    network += f"{sum(x.numel() for x in run.network.parameters()):,} parameters, "
+    network += f"{amount(macs)} MACs an image"
+    network += f" at T {settings.time_window}" * (settings.time_windows is not None)
+    bits = f"{settings.bits}, {settings.bn_bits} in batch norm"
+    if settings.bits is None:
+        bits = "full precision"
+    lines = [("device", name), ("data", data), ("batch", batch), ("network", network)]
+    lines.append(("bits", bits))
     if teacher is not None:
-        text = f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), "
-        text += f"T {teacher.settings.time_window}"
-        if settings.loss is not None:
-            own, how = teacher.settings.time_window, (settings.loss, settings.teacher_logits)
-            longest = [teacher_steps(T, own, *how, data_set.events)[0] for T in settings.trained_at]
-            if {*longest} != {own}:
-                up_to = "up to " * (longest[0] != longest[-1])
-                text += f", run for {up_to}{count(longest[-1], 'timestep')}"
-        lines.append(("teacher", text))
-    unwritten = " (a dry run writes nothing)" if settings.dry_run else ""
+        lines.append(("teacher", about_teacher(settings, teacher)))
+    unwritten = " (a dry run writes nothing)" * settings.dry_run
     lines.append(("files", settings.save_path + unwritten))
     if run.steps_done:
         lines.append(("resume", going_on(run)))
     if steps < FEW_STEPS:
-        lines.append(
-            (
-                "warning",
-                f"an epoch has {count(steps, 'step')}, fewer than {FEW_STEPS}: a smaller "
-                "--batch_size or more --epochs train longer",
-            )
-        )
+        few = f"an epoch has {count(steps, 'step')}, fewer than {FEW_STEPS}: a smaller "
+        lines.append(("warning", few + "--batch_size or more --epochs train longer"))
     return aligned(lines)
+
+
+def about_teacher(settings: Settings, teacher: Checkpoint) -> str:
+    own = teacher.settings.time_window
+    text = f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), T {own}"
+    if settings.loss is None:
+        return text
+    how = settings.loss, settings.teacher_logits, data_set_of(settings).events
+    longest = [teacher_steps(T, own, *how)[0] for T in settings.trained_at]
+    if {*longest} != {own}:
+        up_to = "up to " * (longest[0] != longest[-1])
+        text += f", run for {up_to}{count(longest[-1], 'timestep')}"
+    return text
 
 
 def going_on(run: Run) -> str:

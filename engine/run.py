@@ -23,14 +23,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from checkpoints import are_random_states, are_rows, are_sums, momentum_of
-from data_loader import SIGNALS, input_step_of
 from display import percent
 from engine.run_folder import best_row, checkpoints_of, deciding, lock, move_aside, must_move
 from load_settings import Checkpoint, Settings, load_checkpoint
 from runtime.errors import Stopped, UserError
 from runtime.files import digest, temporary, write_nowhere, write_whole
-from runtime.processes import PATIENCE, mark_started, of_first_process
-from settings import MAY_CHANGE, as_text
+from runtime.processes import (
+    PATIENCE,
+    SIGNALS,
+    is_main_process,
+    mark_started,
+    of_all_processes,
+    of_first_process,
+    rank,
+    world_size,
+)
+from settings import MAY_CHANGE, as_text, input_step_of
 
 
 class Run:
@@ -85,7 +93,7 @@ class Run:
         return max((row[deciding(row)] for row in self.rows), default=0.0)
 
     def __enter__(self) -> "Run":
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             # For numbers that lie in main memory, also where the tensors are on GPUs.
             self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
         self.lock = None
@@ -217,18 +225,16 @@ class Run:
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.rows, self.step = state["rows"], state["step"]
         self.seconds_before = state["seconds"]
-        rank, processes = 0, 1
-        if self.group is not None:
-            rank, processes = dist.get_rank(), dist.get_world_size()
-        sums = state["sums"]
-        if len(sums) != processes:  # the first process takes over all of them
-            names = sums[0] if rank == 0 else ()
-            total = {name: math.fsum(part[name] for part in sums) for name in names}
-            self.sums = dict.fromkeys(sums[0], 0.0) | total
-        else:
-            self.sums = sums[rank]
-        if rank < len(state["random_states"]):
-            set_random_state(state["random_states"][rank])
+        if len(state["sums"]) == world_size():
+            self.sums = state["sums"][rank()]
+        else:  # the first process takes over all of them
+            names, first = state["sums"][0], is_main_process()
+            self.sums = {
+                name: math.fsum(part[name] for part in state["sums"]) if first else 0.0
+                for name in names
+            }
+        if rank() < len(state["random_states"]):
+            set_random_state(state["random_states"][rank()])
 
     def _receive(self, number: int, frame: object) -> None:
         if number == self.received == signal.SIGINT:
@@ -299,11 +305,8 @@ class Run:
         tensors = [*self.network.state_dict().values(), *momentum_buffers(self.optimizer)]
         if not torch.stack([x.isfinite().all() for x in tensors]).all():
             raise UserError(not_finite("a weight", self, self.step))
-        processes = [(random_state(), self.sums)]
-        if self.group is not None:
-            processes *= dist.get_world_size()
-            dist.all_gather_object(processes, (random_state(), self.sums), group=self.group)
-        if self.group is None or dist.get_rank() == 0:
+        processes = of_all_processes((random_state(), self.sums), self.group)
+        if is_main_process():
             last_row = self.rows[-1] if self.rows else {"test_accuracy": 0.0}
             content = {
                 "model": dict(self.network.state_dict()),
@@ -311,7 +314,6 @@ class Run:
                 "epoch": len(self.rows),
                 "accuracy": last_row["test_accuracy"],  # of the last evaluation
                 "optimizer": self.optimizer.state_dict(),
-                "scheduler": {"last_epoch": self.steps_done},  # all that it depends on
                 "random_states": [state for state, _ in processes],
                 "sums": [sums for _, sums in processes],
                 "rows": self.rows,

@@ -23,13 +23,16 @@ from torch.utils.data import DataLoader
 from data_loader import Share, data_of, evaluation_loader
 from display import COLOURS, legend_below, new_figure, save_picture
 from distiller import distance_to_teacher, membrane_kl
+from experiments import as_command
 from kernels import integer_codes
 from load_settings import load_checkpoint, load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
 from quantization import signed_range
+from runtime.command import Parser
 from runtime.errors import UserError
 from runtime.files import check_writable
+from settings import Settings
 
 ROUNDED = "rounded teacher"
 NETWORK_COLOURS = COLOURS | {ROUNDED: "#000000"}
@@ -40,10 +43,6 @@ DISTANCES = {  # of distance_to_teacher: (what the axis says, its scale)
 }
 BINS = 80  # of a full-precision membrane's histogram
 SAMPLES = 10**7  # most membrane potentials that a distribution is drawn from
-
-
-def layer_names(network: MSResNet) -> list[str]:
-    return [name for name, module in network.named_modules() if isinstance(module, LIF)]
 
 
 class RoundedTeacher(nn.Module):
@@ -136,20 +135,12 @@ def draw_distributions(axes, membranes: dict[str, Tensor], layer: str) -> None:
     axes[0].set_ylabel("neurons · timesteps, % per unit")
 
 
-def membrane_report(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for network in ("teacher", "student", "mdsnn"):
-        parser.add_argument(f"--{network}", required=True, metavar="CKPT")
-    parser.add_argument("--layer", help="the LIF layer whose distribution is drawn, by name")
-    parser.add_argument("--data_path", default="./data")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
-    args = parser.parse_args(arguments)
-
-    paths = {"teacher": args.teacher, "student": args.student, "MD-SNN": args.mdsnn}
+def networks_of(paths: dict[str, str]) -> tuple[Settings, dict[str, MSResNet]]:
+    """MD-SNN's settings, and the networks. Raises UserError where they cannot be compared."""
     checkpoints = {label: load_checkpoint(path) for label, path in paths.items()}
     settings = checkpoints["MD-SNN"].settings
     if settings.bits is None:
-        raise UserError(f"--mdsnn {args.mdsnn} is a full-precision network")
+        raise UserError(f"--mdsnn {paths['MD-SNN']} is a full-precision network")
     for label, checkpoint in checkpoints.items():
         names = ["data", "model_depth", "width", "fold"]
         if label != "teacher":  # which may be of another T, and is run for theirs
@@ -158,31 +149,13 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
             names.append("input_step")
         for name in names:
             if getattr(checkpoint.settings, name) != getattr(settings, name):
-                raise UserError(f"{paths[label]} and {args.mdsnn} differ in --{name}")
-    networks = {label: load_network(checkpoint) for label, checkpoint in checkpoints.items()}
-    names = layer_names(networks["teacher"])
-    layer = args.layer or names[len(names) // 2]
-    if layer not in names:
-        raise UserError(f"--layer {layer}: the LIF layers are {', '.join(names)}")
-    check_writable(args.out)
-    _, test_set = data_of(settings, args.data_path)
-    batches = evaluation_loader(test_set, Share(settings.batch_size, workers=settings.workers))
+                raise UserError(f"{paths[label]} and {paths['MD-SNN']} differ in --{name}")
+    return settings, {label: load_network(checkpoint) for label, checkpoint in checkpoints.items()}
 
-    teacher = networks["teacher"]
-    teacher.time_window = settings.time_window
-    distances = {
-        label: distance_to_teacher(teacher, networks[label], batches)
-        for label in ("student", "MD-SNN")
-    }
-    first_images, _ = next(iter(batches))
-    rounded = RoundedTeacher(teacher, settings.bits, first_images)
-    distances[ROUNDED] = distance_to_teacher(teacher, rounded, batches)
-    membranes = {
-        label: membrane_of(network, names.index(layer), batches)
-        for label, network in networks.items()
-    }
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_csv(args.out / "membrane_report.csv", names, distances)
+
+def draw(
+    distances: dict[str, dict[str, Tensor]], membranes: dict[str, Tensor], layer: str, path: Path
+) -> None:
     figure, (above, below) = new_figure(13, 7.5, 2, 3)
     draw_distances(above, distances)
     draw_distributions(below, membranes, layer)
@@ -190,7 +163,30 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
         panel.sharey(below[0])
     below[0].autoscale(axis="y")
     legend_below(figure, above)
-    save_picture(figure, args.out / "membrane_report.png")
+    save_picture(figure, path)
+
+
+def membrane_report(args: argparse.Namespace) -> None:
+    paths = {"teacher": args.teacher, "student": args.student, "MD-SNN": args.mdsnn}
+    settings, networks = networks_of(paths)
+    teacher, *_ = networks.values()
+    names = [name for name, module in teacher.named_modules() if isinstance(module, LIF)]
+    layer = args.layer or names[len(names) // 2]
+    if layer not in names:
+        raise UserError(f"--layer {layer}: the LIF layers are {', '.join(names)}")
+    check_writable(args.out, "--out")
+    _, test_set = data_of(settings, args.data_path)
+    batches = evaluation_loader(test_set, Share(settings.batch_size, workers=settings.workers))
+
+    with teacher.running_for(settings.time_window):
+        first_images, _ = next(iter(batches))
+        rounded = RoundedTeacher(teacher, settings.bits, first_images)
+        compared = {x: networks[x] for x in ("student", "MD-SNN")} | {ROUNDED: rounded}
+        distances = {x: distance_to_teacher(teacher, y, batches) for x, y in compared.items()}
+        membranes = {x: membrane_of(y, names.index(layer), batches) for x, y in networks.items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_csv(args.out / "membrane_report.csv", names, distances)
+    draw(distances, membranes, layer, args.out / "membrane_report.png")
     for label, distance in distances.items():
         means = ", ".join(
             f"{text} {distance[key].mean() * scale:.4g}" for key, (text, scale) in DISTANCES.items()
@@ -199,9 +195,15 @@ def membrane_report(arguments: Sequence[str] | None = None) -> None:
     print(f"membrane_report.csv, membrane_report.png and .pdf are in {args.out}")
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="experiments.membrane_report", description=__doc__.splitlines()[0])
+    for network in ("teacher", "student", "mdsnn"):
+        parser.add_argument(f"--{network}", required=True, metavar="CKPT")
+    parser.add_argument("--layer", help="the LIF layer whose distribution is drawn, by name")
+    parser.add_argument("--data_path", default="./data")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    return as_command(parser.prog, lambda: membrane_report(parser.parse_args(argv)))
+
+
 if __name__ == "__main__":
-    try:
-        membrane_report()
-    except UserError as error:
-        print("membrane_report: error:", error, file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

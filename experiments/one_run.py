@@ -2,7 +2,7 @@
 measured against its teacher on the test images.
 
     python -m experiments.one_run FOLDER         do what FOLDER/run.json says, write measured.json
-    python -m experiments.one_run --times FILE   how long runs will take, by main.py's dry run
+    python -m experiments.one_run --times        how long those on stdin take, by main.py's dry run
 
 The study starts it; so can you, to see a run by itself.
 """
@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader
 import main as training
 from data_loader import Share, data_of, evaluation_loader
 from distiller import distance_to_teacher
-from engine.evaluate import evaluate
 from engine.log import git_commit
 from engine.run_folder import best_row, checkpoints_of
-from experiments.run_plan import MEASURED, RUN, write_whole
+from experiments import as_command
+from experiments.run_plan import FOUND, RUN, write_json
 from load_settings import (
     Checkpoint,
     build_network,
@@ -56,14 +56,14 @@ def run(folder: Path) -> int:
     about = json.loads((folder / RUN).read_text())
     settings = parse_settings(about["options"])
     last, _ = checkpoints_of(folder, settings.paper_setting)
-    if (folder / MEASURED).is_file() and last.is_file():
+    if (folder / FOUND).is_file() and last.is_file():
         return 0
     commits = note_commit(folder / COMMITS, anew=not last.is_file())
     print("main.py", *about["options"], flush=True)
     code = training.main(about["options"])
     if code == 0:
         teacher = None if about["teacher"] is None else Path(about["teacher"])
-        write_whole(folder / MEASURED, measure(last, teacher, commits))
+        write_json(folder / FOUND, measure(last, teacher, commits))
     return code
 
 
@@ -96,24 +96,14 @@ def measure(path: Path, teacher_path: Path | None, commit: str | None = None) ->
     of_teacher = None if teacher is None else load_network(teacher).to(device)
 
     def at(time_window: int) -> dict[str, Any]:
-        found = dict(about)
         with network.running_for(time_window):
-            if time_window == settings.time_window:
-                found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
-                found["best_accuracy"] = best_row(rows)["test_accuracy"]
-            else:
-                tested = evaluate(network, batches, device, settings.amp)
-                found |= {"accuracy": tested.accuracy, "spike_rate": tested.spike_rate}
-            with torch.no_grad(), count_spikes(network) as counts:
-                if of_teacher is None:
-                    for images, _ in on_device(batches, device):
-                        network(images)
-                else:
-                    distance = distance_to_teacher(of_teacher, network, on_device(batches, device))
-                    found |= {name: by_layer.mean().item() for name, by_layer in distance.items()}
+            found, counts = over_images(network, of_teacher, batches, device)
             found |= costs(network.cpu(), checkpoint, counts)
             network.to(device)
-        return found | against(found, teacher, teacher_path)
+        if time_window == settings.time_window:  # main.py has tested it
+            found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
+            found["best_accuracy"] = best_row(rows)["test_accuracy"]
+        return about | found | against(found, teacher, teacher_path)
 
     others = [T for T in settings.trained_at if settings.time_window != T]
     found = at(settings.time_window)
@@ -126,7 +116,7 @@ def against(
     """What the teacher, run at its own T, and a network are to each other."""
     if teacher is None:
         return {"edap_ratio": 1.0}
-    baseline = json.loads((teacher_path.parent / MEASURED).read_text())
+    baseline = json.loads((teacher_path.parent / FOUND).read_text())
     return {
         "teacher_accuracy": teacher.accuracy,
         "drop_to_teacher": teacher.accuracy - found["accuracy"],
@@ -135,9 +125,34 @@ def against(
     }
 
 
-def on_device(batches: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in batches:
-        yield images.to(device), labels
+@torch.no_grad()
+def over_images(
+    network: MSResNet, teacher: MSResNet | None, batches: DataLoader, device: torch.device
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """In one pass: accuracy, spike rate and, with a teacher, the distances to it; and the spikes of
+    each layer, as `count_spikes` has them."""
+    correct, logits = [], []
+    hook = network.register_forward_hook(lambda _, __, x: logits.append(x))
+
+    def on_device() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches:
+            yield images.to(device), labels
+            found = logits.pop()  # of these images: the one who asks for the next has used them
+            found = found[0] if isinstance(found, tuple) else found
+            correct.append(found.argmax(1).cpu() == labels)
+
+    with count_spikes(network.eval()) as counts:
+        if teacher is None:
+            distances: dict[str, Tensor] = {}
+            for images, _ in on_device():
+                network(images)
+        else:
+            distances = distance_to_teacher(teacher, network, on_device())
+    hook.remove()
+    fired, neurons = sum(x.sum(1) for x in counts.values()).tolist()
+    right = torch.cat(correct)
+    found = {"accuracy": right.sum().item() / len(right), "spike_rate": fired / neurons}
+    return found | {name: by_layer.mean().item() for name, by_layer in distances.items()}, counts
 
 
 def costs(network: MSResNet, checkpoint: Checkpoint, counts: dict[str, Tensor]) -> dict[str, float]:
@@ -210,17 +225,16 @@ def end_with(parent: int) -> None:
 def main(argv: Sequence[str]) -> int:
     if parent := os.environ.pop("MD_SNN_STUDY", ""):
         end_with(int(parent))
-    try:
-        if argv[:1] == ["--times"]:
-            jobs = json.loads(Path(argv[1]).read_text())
-            print(json.dumps(times(jobs)))
-            return 0
-        if len(argv) != 1 or argv[0].startswith("-"):
-            raise UserError("expected one folder of a study's run")
-        return run(Path(argv[0]))
-    except (UserError, OSError) as error:
-        print("experiments.one_run: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    return as_command("experiments.one_run", lambda: work(argv))
+
+
+def work(argv: Sequence[str]) -> int:
+    if [*argv] == ["--times"]:
+        print(json.dumps(times(json.load(sys.stdin))))
+        return 0
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise UserError("expected one folder of a study's run")
+    return run(Path(argv[0]))
 
 
 if __name__ == "__main__":

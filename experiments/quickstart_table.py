@@ -22,6 +22,7 @@ from data_loader import Share, data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
 from engine.run_folder import best_row, read_metrics
+from experiments import as_command
 from load_settings import Checkpoint, Settings, load_checkpoint, load_network
 from runtime.command import HelpFormatter, Parser
 from runtime.errors import UserError
@@ -213,12 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="experiments.quickstart_table", description=__doc__, formatter_class=HelpFormatter
     )
     parser.add_argument("folder", nargs="?", type=Path, default="runs/quickstart")
-    try:
-        write(parser.parse_args(argv).folder)
-    except (UserError, OSError) as error:
-        print("experiments.quickstart_table: error:", error, file=sys.stderr)
-        return 2
-    return 0
+    return as_command(parser.prog, lambda: write(parser.parse_args(argv).folder))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +17,11 @@ from display import percent
 from engine.log import duration
 from engine.run_folder import is_locked, move_aside, read_metrics, trained_in
 from experiments.plan import Planned, is_taught
-from runtime.errors import UserError
+from runtime.errors import Stopped, UserError
+from runtime.files import write_whole
 
 HERE = Path(__file__).resolve().parent.parent
-RUN, MEASURED, LOG = "run.json", "measured.json", "log.txt"
+RUN, FOUND, LOG = "run.json", "measured.json", "log.txt"
 POLL = 0.1  # seconds
 STARTING = 5.0  # seconds of a run besides training: imports, data
 MEASURING = 3  # times an evaluation: two networks, all membranes
@@ -29,14 +29,6 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Options that do not change how long a step or an evaluation takes.
 TIMELESS = {"seed", "fold", "epochs", "lr", "warmup", "weight_decay", "clip_grad", "alpha", "beta"}
 TIMELESS |= {"tau", "beta_schedule", "label_smoothing", "init_from_teacher", "bn_bits"}
-
-
-class Stopped(BaseException):
-    """A signal has ended the study; what is running has saved itself."""
-
-    def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}")
-        self.number = number
 
 
 @dataclass
@@ -104,21 +96,16 @@ def measure_times(plan: Plan) -> None:
     for planned in plan.todo:
         kinds.setdefault(kind(planned), planned)
     jobs = [
-        {
-            "options": planned.options,
-            "teacher": planned.teacher.options if is_taught(planned.settings) else None,
-        }
-        for planned in kinds.values()
+        {"options": x.options, "teacher": x.teacher.options if is_taught(x.settings) else None}
+        for x in kinds.values()
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "jobs.json")
-        path.write_text(json.dumps(jobs))
-        done = subprocess.run(
-            command("--times", str(path)),
-            env=environment(plan.places[0]),
-            capture_output=True,
-            text=True,
-        )
+    done = subprocess.run(
+        command("--times"),
+        env=environment(plan.places[0]),
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+    )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise UserError(f"cannot measure how long the runs take: {lines[-1]}")
@@ -199,7 +186,8 @@ def run_all(
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
-        raise Stopped(received[0])
+        name = signal.Signals(received[0]).name
+        raise Stopped(f"stopped by {name}: the same command goes on", received[0])
     return failed
 
 
@@ -250,18 +238,11 @@ def write_run(planned: Planned, runs: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = None if teacher is None else str(teacher.checkpoint(runs))
     content = {"options": planned.command(runs), "teacher": path}
-    write_whole(folder / RUN, content)
+    write_json(folder / RUN, content)
 
 
-def write_whole(path: Path, content: Any) -> None:
-    """Write JSON: a reader sees all of it or none."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def write_json(path: Path, content: Any) -> None:
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def stop(going: list[Going], kill: bool) -> None:
@@ -275,7 +256,7 @@ def what_ended(one: Going, runs: Path) -> str | None:
     """Why it has failed; None where it has not."""
     code, folder = one.process.returncode, one.planned.folder(runs)
     if code == 0:
-        return None if measured(folder) else f"it has left no {MEASURED}"
+        return None if measured(folder) else f"it has left no {FOUND}"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return last_line(folder) or f"exit code {code}"
@@ -300,7 +281,7 @@ def why_missing(folder: Path) -> str:
 def measured(folder: Path) -> dict[str, Any] | None:
     """What was measured of a run; None where it is not finished."""
     try:
-        return json.loads((folder / MEASURED).read_bytes())
+        return json.loads((folder / FOUND).read_bytes())
     except (OSError, ValueError):
         return None
 

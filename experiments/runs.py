@@ -9,13 +9,14 @@ given folders are found, but for hidden ones. Nothing is changed in them, so run
 can be looked at. What cannot be read is named and left out.
 """
 
-import os
+import argparse
 import sys
 from collections.abc import Sequence
 
 from display import percent, printable, text_table
 from engine.log import duration
 from engine.run_folder import deciding
+from experiments import as_command
 from experiments.found_runs import Run, find_runs, names_of
 from experiments.table import FORMATS, table_text
 from runtime.command import Parser
@@ -57,33 +58,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument("--format", choices=FORMATS, default="markdown")
         if name == "curves":
             command.add_argument("--out", required=True, help="NAME of NAME.png and NAME.pdf")
-    try:
-        args = parser.parse_args(argv)
-        runs = find_runs(args.folders)
-        if not runs:
-            raise UserError(f"there is no run below {', '.join(args.folders)}")
-        if args.command == "list":
-            print(list_text(runs))
-        elif args.command == "table":
-            print(table_text(runs, args.format))
-        else:
-            from experiments.curves import draw  # matplotlib takes a second
+    return as_command(parser.prog, lambda: show(parser.parse_args(argv)))
 
-            for path in draw(runs, args.out):
-                print(printable(str(path)))
-        sys.stdout.flush()
-    except UserError as error:
-        print("experiments.runs: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, or a reader such as head that has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        if not isinstance(error, BrokenPipeError):
-            print("experiments.runs: error: cannot print:", error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("experiments.runs: interrupted", file=sys.stderr)
-        return 130
-    return 0
+
+def show(args: argparse.Namespace) -> None:
+    runs = find_runs(args.folders)
+    if not runs:
+        raise UserError(f"there is no run below {', '.join(args.folders)}")
+    if args.command == "list":
+        print(list_text(runs))
+    elif args.command == "table":
+        print(table_text(runs, args.format))
+    else:
+        from experiments.curves import draw  # matplotlib takes a second
+
+        for path in draw(runs, args.out):
+            print(printable(str(path)))
 
 
 if __name__ == "__main__":

@@ -11,18 +11,16 @@ Stopped, by whatever, the same command goes on; what is in rows.csv is never run
 """
 
 import argparse
-import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from display import printable
 from engine.log import count, duration
 from engine.run_folder import lock
+from experiments import as_command
 from experiments.plan import (
     CHANGE_NO_NUMBER,
     METHODS,
@@ -35,7 +33,6 @@ from experiments.plan import (
 from experiments.rows import ROWS, Row, append, identity_of, read_rows, rows_of
 from experiments.run_plan import (
     Plan,
-    Stopped,
     measure_times,
     measured,
     places,
@@ -51,7 +48,6 @@ from runtime.files import check_writable
 from settings import DATA_SETS, OPTIONS, is_flag
 
 OF_TEACHER = "of teacher: "  # main.py has options that begin with teacher_
-SEVERAL = {"data": "data", "time_window": "time_windows", "seed": "seeds", "fold": "folds"}
 
 
 def base_parser(name: str, description: str, methods: Sequence[str]) -> Parser:
@@ -65,58 +61,33 @@ def base_parser(name: str, description: str, methods: Sequence[str]) -> Parser:
         allow_abbrev=False,
         add_help=False,
     )
-    what = parser.add_argument_group("what to compare")
-    what.add_argument(
-        "--data", nargs="+", metavar="NAME", choices=DATA_SETS, help=f"of {', '.join(DATA_SETS)}"
-    )
-    what.add_argument("--bits", nargs="+", default=["4"], metavar="N", help="widths (default 4)")
-    if methods:
-        add = {"nargs": "+", "default": [*methods], "choices": methods, "metavar": "NAME"}
-        names = ", ".join(methods)
-        what.add_argument("--methods", **add, help=f"of {names} (default all)")
-    add = {"nargs": "+", "default": ["scratch"], "choices": STARTS, "metavar": "NAME"}
-    what.add_argument("--starts", **add, help="students' weights: scratch, teacher, or both")
-    for option, default, text in (
-        ("seed", ["1", "2", "3"], "of a teacher and its students (default 1 2 3)"),
-        ("fold", None, "each tests on another of five parts of all images"),
-        ("time_window", None, "timesteps T (default: the data set's)"),
-    ):
-        names = (f"--{SEVERAL[option]}", f"--{option}")
-        about = {"dest": option, "default": default, "help": text}
-        what.add_argument(*names, nargs="+", metavar="N", **about)
+    add_axes(parser.add_argument_group("what to compare"), methods)
     how = parser.add_argument_group("how to run them")
     one = how.add_mutually_exclusive_group()
-    one.add_argument(
-        "--parallel", type=int, metavar="N", help="so many at a time, with cores / N threads each"
-    )
-    one.add_argument("--gpus", type=int, metavar="N", help="one on each of N GPUs")
-    how.add_argument(
-        "--dry_run", action="store_true", help="say how many there are and how long they take"
-    )
-    how.add_argument(
-        "--slurm", action="store_true", help="write jobs for a Slurm cluster instead of running"
-    )
-    how.add_argument(
-        "--table",
-        action="store_true",
-        help="run nothing: write tables and pictures of rows.csv, with --data also of runs that "
-        "are finished and have no row yet",
-    )
+    for option, text in (
+        ("parallel", "so many at a time, with cores / N threads each"),
+        ("gpus", "one on each of N GPUs"),
+    ):
+        one.add_argument(f"--{option}", type=int, metavar="N", help=text)
+    for option, text in (
+        ("dry_run", "say how many there are and how long they take"),
+        ("slurm", "write jobs for a Slurm cluster instead of running"),
+        (
+            "table",
+            "run nothing: write tables and pictures of rows.csv, with --data also of runs that are "
+            "finished and have no row yet",
+        ),
+    ):
+        how.add_argument(f"--{option}", action="store_true", help=text)
     how.add_argument("--name", default=name, help=f"of the study's folders (default {name})")
-    how.add_argument(
-        "--runs",
-        type=Path,
-        default=Path("runs"),
-        metavar="FOLDER",
-        help="FOLDER/NAME holds the runs (default runs)",
-    )
-    how.add_argument(
-        "--results",
-        type=Path,
-        default=Path("experiments/results"),
-        metavar="FOLDER",
-        help="FOLDER/NAME holds rows.csv, tables and pictures (default experiments/results)",
-    )
+    for option, default, text in (
+        ("runs", "runs", "the runs"),
+        ("results", "experiments/results", "rows.csv, tables and pictures"),
+    ):
+        text = f"FOLDER/NAME holds {text} (default {default})"
+        how.add_argument(
+            f"--{option}", type=Path, default=Path(default), metavar="FOLDER", help=text
+        )
     how.add_argument("-h", "--help", action="help", help="print this")
     hidden = {"help": argparse.SUPPRESS}
     for option in (x for x in OPTIONS if x not in OWN):
@@ -128,6 +99,29 @@ def base_parser(name: str, description: str, methods: Sequence[str]) -> Parser:
         if option not in ("data", "bits"):
             parser.add_argument(f"--teacher_{option}", dest=f"{OF_TEACHER}{option}", **hidden)
     return parser
+
+
+def add_axes(group: Any, methods: Sequence[str]) -> None:
+    """The options of which each value is tried."""
+    for names, default, choices, text in (
+        (["data"], None, DATA_SETS, f"of {', '.join(DATA_SETS)}"),
+        (["bits"], ["4"], None, "widths (default 4)"),
+        (["methods"], [*methods], methods, f"of {', '.join(methods)} (default all)"),
+        (["starts"], ["scratch"], STARTS, "students' weights: scratch, teacher, or both"),
+        (["seeds", "seed"], ["1", "2", "3"], None, "of a teacher and its students (default 1 2 3)"),
+        (["folds", "fold"], None, None, "each tests on another of five parts of all images"),
+        (
+            ["time_windows", "time_window"],
+            None,
+            None,
+            "timesteps T, for each of which networks are trained (default: the data set's); "
+            "main.py's --time_windows is one network for several T",
+        ),
+    ):
+        if names != ["methods"] or methods:
+            about = {"dest": names[-1], "default": default, "choices": choices, "help": text}
+            about["metavar"] = "N" if choices is None else "NAME"
+            group.add_argument(*(f"--{x}" for x in names), nargs="+", **about)
 
 
 def study_parser() -> Parser:
@@ -185,7 +179,8 @@ def command(
 ) -> int:
     """Run the command line of a study; the exit code: 0, 1 where a run has failed, 2 for a mistake,
     and 128 + its number after a signal."""
-    try:
+
+    def work() -> int:
         args = parser.parse_args(argv)
         check(args)
         results, runs = args.results / args.name, args.runs / args.name
@@ -200,21 +195,17 @@ def command(
             outline(plan, read_rows(results / ROWS))
             return 0
         runs.mkdir(parents=True, exist_ok=True)
-        with alone(runs):
+        try:
+            held = lock(runs)
+        except UserError:
+            raise UserError(f"another study is running in {runs}: choose another --name") from None
+        with held:
             if args.slurm:
                 words = sys.argv[1:] if argv is None else argv
                 return write_slurm(plan, results, [parser.prog, *words])
             return carry_out(plan, results, write_tables, only_table=args.table)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 2
-    except (UserError, OSError) as error:
-        print(f"{parser.prog}: error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except (Stopped, KeyboardInterrupt) as stop:
-        text = f"{str(stop) or 'interrupted'}: the same command goes on"
-        print(f"{parser.prog}: {text}", file=sys.stderr)
-        return 128 + getattr(stop, "number", signal.SIGINT)
+
+    return as_command(parser.prog, work, "interrupted: the same command goes on")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -225,17 +216,6 @@ def check(args: argparse.Namespace) -> None:
     for name in ("parallel", "gpus"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} must be 1 or more")
-
-
-@contextmanager
-def alone(runs: Path) -> Iterator[None]:
-    """Raises UserError where another study has the folder."""
-    try:
-        held = lock(runs)
-    except UserError:
-        raise UserError(f"another study is running in {runs}: choose another --name") from None
-    with held:
-        yield
 
 
 def outline(plan: Plan, rows: Sequence[Row]) -> None:

@@ -1,7 +1,5 @@
 """What a study's rows.csv says: a table (Markdown, CSV, LaTeX) and a picture (PNG, PDF)."""
 
-import csv
-import io
 import math
 import re
 import shlex
@@ -18,10 +16,11 @@ from matplotlib.figure import Figure
 from display import COLOURS, legend_below, new_figure, picture_files, plain, significant, styles
 from experiments.plan import METHODS, STARTS, TEACHER
 from experiments.rows import ROWS, Row, read_rows
-from experiments.table import cell, latex, markdown, mean_and_error
+from experiments.table import cell, latex, markdown, mean_and_error, mean_cells, mean_columns
 from runtime.errors import UserError
 from runtime.files import write_files
 from settings import OPTIONS, complete
+from spikesim_eval.render import csv_text
 
 two_digits, signed = "{:.2f}".format, "{:+.2f}".format
 # Accuracies of MD-SNN, %, as public digests of arXiv 2512.04443 give them.
@@ -209,6 +208,11 @@ def shown_value(row: Row, name: str) -> str:
         return text
 
 
+def words(row: Row, names: Iterable[str]) -> list[str]:
+    """Its values of these options, of those that have a meaning for it."""
+    return [f"{x} {shown_value(row, x)}" for x in names if shown_value(row, x)]
+
+
 def cells_of(groups: Sequence[Group]) -> list[list[str]]:
     """The table as a person reads it, with its header."""
     axes = varied(groups)
@@ -305,24 +309,20 @@ def _common_options(groups: Sequence[Group]) -> str:
     return ", ".join(words)
 
 
-def csv_text(groups: Sequence[Group]) -> str:
+def table_csv(groups: Sequence[Group]) -> str:
     """Of each measure the mean, its standard error and how many values it is of."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     keys = ("data", "time_window", "bits", "method", "start", "options", "teacher_options")
-    parts = ("mean", "standard_error", "n")
-    columns = [f"{MEASURES[name][0]}_{part}" for name in MEASURES for part in parts]
-    writer.writerow([*keys, "seeds", "folds", *columns, "paper_second_hand_percent"])
+    columns = mean_columns((name for name, *_ in MEASURES.values()), "n")
+    lines = []
     for group in groups:
         row = group.about
         line = [row[key] for key in keys]
         line += [" ".join(dict.fromkeys(x[name] for x in group.rows)) for name in ("seed", "fold")]
         for name, (_, _, scale, _) in MEASURES.items():
-            values = [scale * x for x in group.values[name]]
-            line += [*(mean_and_error(values) if values else (None, None)), len(values)]
+            line += mean_cells([scale * x for x in group.values[name]])
         line.append(PAPER.get(row["data"]) if row["method"] == PAPERS_METHOD else None)
-        writer.writerow(line)
-    return out.getvalue()
+        lines.append(line)
+    return csv_text([*keys, "seeds", "folds", *columns, "paper_second_hand_percent"], lines)
 
 
 # The picture.
@@ -334,9 +334,6 @@ def picture(groups: Sequence[Group]) -> Figure:
     axes = varied(groups)
     of_line = [name for name in axes if name in of_method()]
     of_panel = [name for name in axes if name not in of_method()]
-
-    def words(row: Row, names: Iterable[str]) -> list[str]:
-        return [f"{x} {shown_value(row, x)}" for x in names if shown_value(row, x)]
 
     def panel_of(row: Row) -> str:
         parts = [row["data"], f"T {row['time_window']}", f"from {row['start']}"]
@@ -411,7 +408,7 @@ def write_tables(
     text = markdown(cells, notes)
     contents: dict[str, str | bytes] = {
         "table.md": text + "\n",
-        "table.csv": csv_text(groups),
+        "table.csv": table_csv(groups),
         "table.tex": latex(cells, notes) + "\n",
     }
     if any(group.about["method"] != TEACHER for group in groups):

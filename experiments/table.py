@@ -1,16 +1,15 @@
 """Accuracies, drops to the teacher and hardware costs of groups of runs that differ in the seed."""
 
-import csv
-import io
 import json
 import math
 import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from load_settings import Checkpoint, load_checkpoint
 from runtime.errors import UserError
 from runtime.files import digest
 from settings import Settings
-from spikesim_eval.render import markdown_table
+from spikesim_eval.render import csv_text, markdown_table
 
 two_digits = "{:.2f}".format
 
@@ -270,57 +269,46 @@ def markdown(cells: Sequence[list[str]], notes: Sequence[str]) -> str:
     return "\n".join([*markdown_table(header, rows), "", *notes])
 
 
+LATEX = str.maketrans(
+    {x: rf"\{x}" for x in "{}$&#%_"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "µ": r"$\mu$", "²": "$^2$"}
+)
+
+
 def latex(cells: Sequence[list[str]], notes: Sequence[str]) -> str:
     """A tabular of booktabs."""
-    lines = [" & ".join(map(_latex, line)) + r" \\" for line in cells]
-    return "\n".join(
-        [
-            r"% \usepackage{booktabs}",
-            *(f"% {note}" for note in notes),
-            rf"\begin{{tabular}}{{l{'r' * (len(cells[0]) - 1)}}}",
-            r"\toprule",
-            lines[0],
-            r"\midrule",
-            *lines[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
+    header, *rows = (" & ".join(x.translate(LATEX) for x in line) + r" \\" for line in cells)
+    top = [r"% \usepackage{booktabs}", *(f"% {note}" for note in notes)]
+    top += [rf"\begin{{tabular}}{{l{'r' * (len(cells[0]) - 1)}}}", r"\toprule", header, r"\midrule"]
+    return "\n".join([*top, *rows, r"\bottomrule", r"\end{tabular}"])
 
 
-LATEX = {
-    **{x: rf"\{x}" for x in "{}$&#%_"},
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "µ": r"$\mu$", "²": "$^2$"},
-}
+def mean_columns(names: Iterable[str], number: str) -> list[str]:
+    """Of a CSV: for each of `mean_cells`."""
+    return [f"{name}_{part}" for name in names for part in ("mean", "standard_error", number)]
 
 
-def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+def mean_cells(values: Sequence[float]) -> list[float | None]:
+    """Mean, standard error and number of the values."""
+    return [*(mean_and_error(values) if values else (None, None)), len(values)]
 
 
-def csv_text(groups: Sequence[Group]) -> str:
-    """Of each measure the mean, its standard error and the number of runs that have it."""
+def _csv(groups: Sequence[Group]) -> str:
     shown = _shown(groups)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    parts = ("mean", "standard_error", "runs")
-    columns = [f"{name}_{part}" for name in shown for part in parts]
     keys = ("data", "paper_setting", "loss", "bits", "time_window")
-    writer.writerow(["name", *keys, "seeds", "runs_finished", "runs_unfinished", *columns])
+    header = ["name", *keys, "seeds", "runs_finished", "runs_unfinished"]
+    lines = []
     for group in groups:
         about = [getattr(group.settings, key) for key in keys]
         seeds = " ".join(str(run.settings.seed) for run in group.runs)
-        line = [group.name, *about, seeds, len(group.runs), group.unfinished]
-        for name in shown:
-            values = group.values[name]
-            line += [*(mean_and_error(values) if values else (None, None)), len(values)]
-        writer.writerow(line)
-    return out.getvalue().rstrip("\n")
+        values = chain.from_iterable(mean_cells(group.values[name]) for name in shown)
+        lines.append([group.name, *about, seeds, len(group.runs), group.unfinished, *values])
+    return csv_text([*header, *mean_columns(shown, "runs")], lines).rstrip("\n")
 
 
 FORMATS = {
     "markdown": lambda groups: markdown(_cells(groups), _notes(groups)),
-    "csv": csv_text,
+    "csv": _csv,
     "latex": lambda groups: latex(_cells(groups), _notes(groups)),
 }

@@ -28,6 +28,7 @@ from experiments.study_table import (
     values_of,
     varied,
     without_seed,
+    words,
     write_tables,
 )
 from experiments.table import cell, mean_and_error
@@ -117,8 +118,8 @@ def picture(groups: Sequence[Group]) -> Figure:
     names = options_of(groups)
 
     def panel_of(row: Row) -> str:
-        words = [f"{x} {shown_value(row, x)}" for x in names if shown_value(row, x)]
-        return ", ".join([row["data"], f"{row['bits']} bits", f"from {row['start']}", *words])
+        about = [row["data"], f"{row['bits']} bits", f"from {row['start']}"]
+        return ", ".join([*about, *words(row, names)])
 
     students = [group for group in groups if group.about["method"] != TEACHER]
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))

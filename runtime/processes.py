@@ -6,6 +6,7 @@ each function here is as short as it can be.
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from runtime.errors import UserError
 from runtime.launcher import check_launcher, is_launched, launcher_variable
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 PATIENCE = timedelta(minutes=10)  # with another process, or a loader
 STARTED = "run started"  # in the launcher's store
 _launcher_store: dist.Store | None = None  # all attempts of a launcher share it
@@ -102,11 +104,11 @@ def has_started_before() -> bool:
     return _launcher_store is not None and _launcher_store.check([STARTED])
 
 
-def of_all_processes(value: Any) -> list[Any]:
+def of_all_processes(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """The `value` of each process, in order."""
     values = [value] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=group)
     return values
 
 

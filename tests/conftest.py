@@ -19,13 +19,14 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import kernels
 import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DIGITS = ["--data", "digits", "--width", "2", "--epochs", "1", "--workers", "0"]
 QUICK = ["--epochs", "1", "--width", "2"]  # for scripts, which set the rest
 SLOW_PROGRAMS = re.compile("python|bash|torchrun|gcc|g[+][+]|c[+][+]")
-FEW_STEPS = 10  # of an optimizer: more are a training
+FEW_STEPS = 2  # of an optimizer: more are a training
 
 
 class Fast:
@@ -47,6 +48,7 @@ class Fast:
         if event == "subprocess.Popen" and self.testing:
             name = os.path.basename(os.fsdecode(about[0]))
             if SLOW_PROGRAMS.match(name):
+                kernels.fused.clear()  # where it is the compiler
                 pytest.skip(f"starts {name}: not with --fast")
 
     def on_step(self, *_) -> None:
@@ -131,6 +133,13 @@ def scripts_clone(clone, tmp_path_factory) -> Path:
     shutil.copy(REPOSITORY / "requirements.txt", folder)
     (folder / ".venv").symlink_to(environment)
     return folder
+
+
+def write_programs(folder: Path, **bodies: str) -> None:
+    """Scripts in `folder`, by their names."""
+    for name, body in bodies.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}")
+        (folder / name).chmod(0o755)
 
 
 def run_script(script: str, *arguments: str, folder: Path) -> str:

@@ -31,6 +31,6 @@ def data_sets_of(*arguments, **rest) -> tuple[ImageSet, ImageSet]:
 
 def one_by_one(data_set: ImageSet) -> ImageSet:
     """The same images, from a DataLoader: their transform, if any, is none of batches."""
-    other = copy.copy(data_set)
-    other.augment = torch.nn.Identity() if other.augment is None else other.augment.of_one
+    other, augment = copy.copy(data_set), data_set.augment
+    other.augment = torch.nn.Identity() if augment is None else getattr(augment, "of_one", augment)
     return other

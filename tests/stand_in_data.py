@@ -136,19 +136,18 @@ def write_events(root: Path, classes: int = 2, per_class: int = 5, events: int =
 
 
 def write_nmnist(root: Path, train: int = 3, test: int = 2, events: int = 200) -> Path:
-    """Raw events Train|Test/DIGIT/NNNNN.bin as N-MNIST's archives have them; returns the folder.
+    """Raw events Train|Test/DIGIT/NNNNN.bin as N-MNIST's archives have them; returns `root`.
 
     Numbers go on through the digits, as in the real ones.
     """
-    folder = root / "N-MNIST"
     rng = np.random.default_rng(34)
     for part, per_class in (("Train", train), ("Test", test)):
         for label in range(10):
-            (folder / part / str(label)).mkdir(parents=True)
+            (root / part / str(label)).mkdir(parents=True)
             for number in range(per_class):
-                path = folder / part / str(label) / f"{10 * number + label + 1:05d}.bin"
+                path = root / part / str(label) / f"{10 * number + label + 1:05d}.bin"
                 path.write_bytes(_events_in_a_band(rng, (3 * label, 3 * label + 6), 34, events))
-    return folder
+    return root
 
 
 def _events_in_a_band(

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+import hostile_input
 import main
-from benchmarks import hostile_input
 from conftest import DIGITS, REPOSITORY
 from data_loader import load_data_sets
 from engine.numerics import watch_numbers
@@ -30,6 +30,7 @@ TRAIN = ["--width", "2", "--epochs", "1", "--workers", "0"]  # as the checkpoint
 EVENTS = ["--data", "ncaltech101", "--time_window", "2", "--image_size", "16"]
 EVENTS += ["--batch_size", "2", "--workers", "0", "--data_path"]
 ROW = {"epoch": 1, "test_accuracy": 0.5, "best_accuracy": 0.5, "time": 0.0}
+NO_TIMES = (float("nan"), -1.0, float("inf"), 1, "1")
 SUMS = {"images": 240.0, "loss": 1.0, "train_accuracy": 120.0}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
@@ -310,6 +311,8 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
         ({"rows": [ROW | {"loss": 10**400}]}, "metrics of 1 epochs are damaged"),
         ({"rows": [ROW | {"epoch": 1.0}]}, "metrics of 1 epochs are damaged"),
         ({"rows": []}, "metrics of 1 epochs are damaged"),
+        *(({"seconds": x}, "time is damaged") for x in NO_TIMES),
+        *(({"rows": [ROW | {"seconds": x}]}, "metrics of 1 epochs are damaged") for x in NO_TIMES),
         ({"step": 6}, "number of steps is damaged"),
         ({"step": 2, "sums": [{}]}, "sums are damaged"),
         ({"step": 2, "sums": [{"images": 0.0}]}, "sums are damaged"),

@@ -255,23 +255,6 @@ def test_an_epoch_that_has_only_its_evaluation_left_tells_no_speed(stopped, tmp_
         assert [row["images_per_second"] != "" for row in csv.DictReader(file)] == [True, False]
 
 
-@pytest.mark.parametrize("seconds", [float("nan"), -1.0, float("inf"), 1, "1"])
-def test_a_time_that_is_none_is_refused(seconds, stopped, tmp_path, capfd):
-    for change in ({"seconds": seconds}, {"rows": [{"seconds": seconds}]}):
-        content = torch.load(stopped / "original-last.pth", weights_only=True)
-        if "rows" in change:
-            content["rows"][0] |= change["rows"][0]
-        else:
-            content |= change
-        torch.save(content, tmp_path / "original-last.pth")
-        capfd.readouterr()
-        options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(tmp_path)]
-        assert main.main([*options, "--resume"]) == 2
-        out, err = capfd.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert "damaged" in err
-
-
 def test_the_line_names_the_best_epoch_and_the_accuracy_that_decides():
     def row(epoch: int, test: float, **more: float) -> dict:
         known = {"loss": 1.2345, "ce": 1.2345, "lr": 0.095, "train_accuracy": 0.612}

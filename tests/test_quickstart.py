@@ -39,14 +39,11 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(scripts_clone)
     assert named in next(x for x in printed.splitlines() if x.startswith("accuracy, best"))
     assert f"of its best epoch ({best.epoch}, {100 * best.accuracy:.2f} %): membrane KL" in printed
     for name in ("accuracy, best epoch, %", "EDAP, µJ·ms·mm²", "TOPS/mm², × better"):
-        assert (
-            name.removesuffix(", %").split(", µJ")[0] in printed
-        )  # where each value has a unit of its own
         assert len(table[name]) == 3
-    assert "OPS/mm²" in printed
-    kl = table["membrane KL to teacher"]
-    assert kl[0] == "-"
-    assert float(kl[1]) > 0
+    for name in ("accuracy, best epoch", "EDAP", "TOPS/mm², × better", "OPS/mm²"):
+        assert name in printed  # where each value has a unit of its own
+    assert table["membrane KL to teacher"][0] == "-"
+    assert float(table["membrane KL to teacher"][1]) > 0
     assert float(table["EDAP, × better"][2]) > 1
     assert (out / "table.md").read_text().count("\n") > len(table)
     assert (out / "quickstart.png").read_bytes().startswith(b"\x89PNG")

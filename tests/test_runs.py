@@ -2,26 +2,22 @@
 
 import csv
 import json
-import math
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib.colors
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from matplotlib.colors import same_color
 
+from conftest import REPOSITORY
 from display import COLOURS
 from engine.run_folder import is_locked, read_metrics
 from experiments import curves, runs
 from experiments.found_runs import find_runs
-from experiments.table import mean_and_error
 from runtime.files import digest
 from spikesim_eval.__main__ import main as spikesim_eval
 
@@ -32,16 +28,18 @@ def output(arguments: list[str], capfd) -> tuple[str, str]:
     return capfd.readouterr()
 
 
+def csv_of(folders: list[Path], capfd) -> tuple[str, str]:
+    return output(["table", *map(str, folders), "--format", "csv"], capfd)
+
+
 def change(run: Path, of_settings: dict[str, Any], rows: Callable[[list], None]) -> None:
     """Change the settings and the metrics of a real run's checkpoints and files."""
     for path in run.glob("*.pth"):
         content = torch.load(path, weights_only=True)
         content["settings"] |= of_settings
         rows(content["rows"])
-        content["accuracy"], content["epoch"] = (
-            content["rows"][-1]["test_accuracy"],
-            len(content["rows"]),
-        )
+        content["accuracy"] = content["rows"][-1]["test_accuracy"]
+        content["epoch"] = len(content["rows"])
         torch.save(content, path)
     settings = json.loads((run / "settings.json").read_text()) | of_settings
     (run / "settings.json").write_text(json.dumps(settings, indent=2))
@@ -79,8 +77,7 @@ def folder(trained, tmp_path_factory) -> Path:
         teacher = folder / f"original-{seed}" / "original-best.pth"
         for path in (folder / f"qamd-{seed}").glob("*.pth"):
             content = torch.load(path, weights_only=True)
-            content["teacher"] = digest(teacher)
-            torch.save(content, path)
+            torch.save(content | {"teacher": digest(teacher)}, path)
     return folder
 
 
@@ -112,12 +109,8 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_stopped(copied, capfd):
     change(run, {"epochs": 3}, lambda rows: rows.append(rows[0] | {"epoch": 2, "seconds": 60.0}))
     hold = "import sys; from pathlib import Path; from engine.run_folder import lock; "
     hold += "file = lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", hold, str(run)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=Path(runs.__file__).parent.parent,
-    )
+    command, pipe = [sys.executable, "-c", hold, str(run)], subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=REPOSITORY)
     assert process.stdout.readline() == b"held\n"
     assert is_locked(run)
     out, _ = output(["list", str(run)], capfd)
@@ -182,7 +175,7 @@ def test_a_run_of_which_only_text_or_only_the_best_checkpoint_is_left_is_read(co
 
 
 def test_table_gives_means_standard_errors_and_the_drop_to_each_run_s_own_teacher(folder, capfd):
-    out, err = output(["table", str(folder), "--format", "csv"], capfd)
+    out, err = csv_of([folder], capfd)
     assert err == ""
     names = ["teacher", "student, 4 bits", "MD-SNN, 4 bits"]
     mean = column(out, "accuracy_last_epoch_percent_mean")
@@ -225,18 +218,18 @@ def test_a_group_counts_finished_runs_once_a_seed_and_says_what_it_leaves_out(co
 def test_other_settings_are_other_groups_and_paths_are_not_settings(copied, capfd):
     change(copied / "student-1", {"lr": 0.05}, lambda rows: None)
     change(copied / "qamd-1", {"workers": 3, "data_path": "elsewhere"}, lambda rows: None)
-    out, _ = output(["table", str(copied), "--format", "csv"], capfd)
+    out, _ = csv_of([copied], capfd)
     finished = column(out, "runs_finished")
     assert finished["student, 4 bits, lr 0.05"] == finished["student, 4 bits, lr 0.1"] == "1"
     change(copied / "student-1", {"lr": 1.0}, lambda rows: None)
-    out, _ = output(["table", str(copied), "--format", "csv"], capfd)
+    out, _ = csv_of([copied], capfd)
     assert "student, 4 bits, lr 1" in column(out, "runs_finished")
     assert finished["MD-SNN, 4 bits, lr 0.1"] == "2"
 
 
 def test_no_drop_is_shown_to_a_teacher_s_file_that_is_another_now(copied, capfd):
     change(copied / "original-1", {}, with_accuracy(0.99))
-    out, err = output(["table", str(copied), "--format", "csv"], capfd)
+    out, err = csv_of([copied], capfd)
     assert f"{copied / 'qamd-1'}: the file that taught it" in err
     assert "no drop to it is shown" in err
     # the two differ in what taught them now
@@ -253,13 +246,13 @@ def test_a_teacher_is_found_by_the_run_s_name_or_path_where_the_checkpoint_is_go
     name = f"digits-qamd-CLK-4bit-teacher{digest(teacher)[:6]}-depth18-width2-T4-seed1"
     named = run.rename(copied / name)
     drop = "drop_to_teacher_last_epoch_points_mean"
-    out, _ = output(["table", str(named), str(teacher.parent), "--format", "csv"], capfd)
+    out, _ = csv_of([named, teacher.parent], capfd)
     assert float(column(out, drop)["MD-SNN, 4 bits"]) == pytest.approx(5)
     bare = named.rename(copied / "bare")
     settings = json.loads((bare / "settings.json").read_text())
     settings["teacher_path"] = str(teacher)
     (bare / "settings.json").write_text(json.dumps(settings))
-    out, _ = output(["table", str(bare), "--format", "csv"], capfd)
+    out, _ = csv_of([bare], capfd)
     assert float(column(out, drop)["MD-SNN, 4 bits"]) == pytest.approx(5)
 
 
@@ -286,7 +279,7 @@ def test_edap_is_taken_from_the_report_of_the_run_s_own_network(copied, trained,
     assert spikesim_eval(["report", "--checkpoint", str(last), "--out", str(run / "edap")]) == 0
     report = json.loads((run / "edap" / "report.json").read_text())
     total = report["total"]
-    out, err = output(["table", str(run), "--format", "csv"], capfd)
+    out, err = csv_of([run], capfd)
     expected = total["energy_pj"] * 1e-6 * total["delay_ns"] * 1e-6 * total["area_um2"] * 1e-6
     assert float(column(out, "edap_uj_ms_mm2_mean")["student, 4 bits"]) == pytest.approx(expected)
     assert err == ""
@@ -299,13 +292,13 @@ def test_edap_is_taken_from_the_report_of_the_run_s_own_network(copied, trained,
         ({"total": {}}, "is no report of spikesim_eval"),
     ):
         (run / "edap" / "report.json").write_text(json.dumps(report | change_report))
-        out, err = output(["table", str(run), "--format", "csv"], capfd)
+        out, err = csv_of([run], capfd)
         assert said in err
         assert "edap" not in out
     (run / "report.json").write_text(json.dumps(report))
     other = report | {"chip": report["chip"] | {"xbar_size": 128}}
     (run / "edap" / "report.json").write_text(json.dumps(other))
-    out, err = output(["table", str(run), "--format", "csv"], capfd)
+    out, err = csv_of([run], capfd)
     assert "reports of 2 chips: no EDAP is shown" in err
 
 
@@ -317,23 +310,21 @@ def test_curves_have_a_panel_a_measure_and_a_line_a_run_in_its_own_colour(folder
     assert pdf.read_bytes().startswith(b"%PDF")
 
     figure = curves.picture(find_runs([folder / f"{x}-0" for x in ("original", "student", "qamd")]))
-    titles = [panel.get_title() for panel in figure.axes]
-    assert titles == [
-        "test accuracy, %",
-        "training accuracy, %",
-        "training loss",
-        "cross-entropy, training",
-        "logit loss (unweighted)",
-        "membrane loss (unweighted)",
-        "cross-entropy, test",
-        "learning rate",
+    shown = [
+        "test_accuracy",
+        "train_accuracy",
+        "loss",
+        "ce",
+        "logit",
+        "membrane",
+        "test_loss",
+        "lr",
     ]
+    assert [panel.get_title() for panel in figure.axes] == [curves.PANELS[x][0] for x in shown]
     accuracy = figure.axes[0]
-    colours = {line.get_label(): line.get_color() for line in accuracy.lines}
-    expected = {"teacher": "teacher", "student, 4 bits": "student", "MD-SNN, 4 bits": "MD-SNN"}
-    assert {name: matplotlib.colors.to_hex(x).upper() for name, x in colours.items()} == {
-        name: COLOURS[kind].upper() for name, kind in expected.items()
-    }
+    kinds = {"teacher": "teacher", "student, 4 bits": "student", "MD-SNN, 4 bits": "MD-SNN"}
+    for line in accuracy.lines:
+        assert same_color(line.get_color(), COLOURS[kinds[line.get_label()]])
     values = {line.get_label(): [*line.get_ydata()] for line in accuracy.lines}
     assert values == {"teacher": [90], "student, 4 bits": [50], "MD-SNN, 4 bits": [80]}
     assert figure.axes[1].get_ylim() == accuracy.get_ylim()
@@ -342,22 +333,14 @@ def test_curves_have_a_panel_a_measure_and_a_line_a_run_in_its_own_colour(folder
 
 
 def test_curves_of_runs_without_an_epoch_are_refused_in_one_line(copied, tmp_path, capfd):
-    change_nothing = copied / "student-0"
-    for path in change_nothing.glob("*.pth"):
+    run = copied / "student-0"
+    for path in run.glob("*.pth"):
         content = torch.load(path, weights_only=True)
         torch.save(content | {"rows": [], "epoch": 0}, path)
-    out, _ = output(["list", str(change_nothing)], capfd)
+    out, _ = output(["list", str(run)], capfd)
     assert "0/1" in out
-    for folder, name in ((change_nothing, "c"), (copied / "qamd-0", "qamd-0.txt/c")):
+    for folder, name in ((run, "c"), (copied / "qamd-0", "qamd-0.txt/c")):
         (tmp_path / "qamd-0.txt").touch()
         capfd.readouterr()
         assert runs.main(["curves", str(folder), "--out", str(tmp_path / name)]) == 2
         assert capfd.readouterr().err.splitlines()[-1].startswith("experiments.runs: error: ")
-
-
-@given(st.lists(st.floats(0, 100), min_size=2, max_size=20))
-def test_the_standard_error_is_the_sample_s_deviation_over_the_root_of_n(values):
-    mean, error = mean_and_error(values)
-    assert mean == pytest.approx(sum(values) / len(values))
-    assert error == pytest.approx(statistics.stdev(values) / math.sqrt(len(values)))
-    assert mean_and_error(values[:1]) == (values[0], None)

@@ -135,37 +135,38 @@ def test_one_process_is_plain_python_and_several_are_torchrun_s(recorder):
     assert "--model_depth 34 " in tiny
 
 
-@pytest.mark.parametrize("script", ["train_teacher.sh", "train_student.sh", "distill_student.sh"])
-def test_an_option_says_the_same_in_any_order_and_names_the_folder(script, recorder, trained):
+@pytest.mark.parametrize(
+    ("script", "own", "name"),
+    [
+        ("train_teacher.sh", "", "teacher"),
+        ("train_student.sh", "--bits 3", "student-3bit"),
+        ("distill_student.sh", "--bits 3,--loss=CLM,--beta 5,--width 2", "mdsnn-CLM-3bit"),
+    ],
+)
+def test_an_option_says_the_same_in_any_order_and_names_the_folder(
+    script, own, name, recorder, trained
+):
     """Also what the script would set itself, and in both ways to write it."""
-    parts = [["--seed=7"], ["--epochs", "3"], ["--data", "digits"]]
-    if script != "train_teacher.sh":
-        parts.append(["--bits", "3"])
+    parts = [x.split() for x in ("--seed=7", "--epochs 3", "--data digits", *own.split(","))]
     if script == "distill_student.sh":
-        parts += [["--loss=CLM"], ["--beta", "5"], ["--width", "2"]]
         parts.append(["--teacher_path", str(trained["original"])])
-    names = {
-        "train_teacher.sh": "digits-teacher-seed7",
-        "train_student.sh": "digits-student-3bit-seed7",
-        "distill_student.sh": "digits-mdsnn-CLM-3bit-seed7",
+
+    def settings_of_start(*options: list[str]) -> Settings:
+        (command,) = started(script, *chain(*options), folder=recorder)
+        return settings_of(command)
+
+    (settings,) = {
+        settings_of_start(*order) for order in (parts, parts[::-1], parts[1:] + parts[:1])
     }
-    found = set()
-    for order in (parts, parts[::-1], parts[1:] + parts[:1]):
-        (command,) = started(script, *chain(*order), folder=recorder)
-        found.add(settings_of(command))
-    (settings,) = found
     assert (settings.data, settings.seed, settings.epochs) == ("digits", 7, 3)
-    assert settings.save_path == f"checkpoints/{names[script]}"
+    assert settings.save_path == f"checkpoints/digits-{name}-seed7"
     assert settings.resume
-    if script != "train_teacher.sh":
-        assert settings.bits == 3
+    assert settings.bits == (3 if own else None)
     if script == "distill_student.sh":
         assert (settings.loss, settings.beta) == ("CLM", 5)
-    (command,) = started(script, *chain(*parts), "--overwrite", folder=recorder)
-    settings = settings_of(command)
-    assert (settings.overwrite, settings.resume) == (True, False)
-    (command,) = started(script, *chain(*parts), "--save_path", "mine", folder=recorder)
-    assert settings_of(command).save_path == "mine"
+    anew = settings_of_start(*parts, ["--overwrite"])
+    assert (anew.overwrite, anew.resume) == (True, False)
+    assert settings_of_start(*parts, ["--save_path", "mine"]).save_path == "mine"
 
 
 @pytest.mark.parametrize("script", ["train_student.sh", "distill_student.sh"])
@@ -242,17 +243,14 @@ def test_a_script_refuses_in_one_line_what_it_cannot_do(command, expected, recor
     assert not (recorder / "started").exists()
 
 
-@pytest.mark.parametrize(
-    ("argument", "expected"),
-    [
+def test_the_quickstart_s_table_names_what_is_missing(capsys):
+    for argument, expected in (
         ("missing", "checkpoint missing/teacher/original-best.pth"),
         ("--out", "unrecognized arguments: --out"),
-    ],
-)
-def test_the_quickstart_s_table_names_what_is_missing(argument, expected, capsys):
-    assert quickstart_table.main([argument]) == 2
-    error = f"experiments.quickstart_table: error: {expected}"
-    assert capsys.readouterr().err.startswith(error)
+    ):
+        assert quickstart_table.main([argument]) == 2
+        error = f"experiments.quickstart_table: error: {expected}"
+        assert capsys.readouterr().err.startswith(error)
 
 
 @pytest.mark.parametrize("script", ["quickstart.sh", "quickstart_dvs.sh"])

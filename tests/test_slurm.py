@@ -5,7 +5,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from conftest import REPOSITORY
+from conftest import DIGITS, REPOSITORY, write_programs
 
 SCONTROL = """\
 [[ "$*" == "show hostnames node[1-2]" ]] || exit 1
@@ -17,7 +17,7 @@ SRUN = """\
 "${@:2}" & second=$!
 wait $first && wait $second
 """
-SMALL = ["--data", "digits", "--width", "2", "--epochs", "1", "--workers", "0", "--device", "cpu"]
+SMALL = [*DIGITS, "--device", "cpu"]
 
 
 def job_with_a_free_port() -> int:
@@ -34,9 +34,7 @@ def test_the_slurm_example_trains_on_two_nodes(clone, tmp_path, shell_environmen
     sbatch = [n for n, line in enumerate(lines) if line.startswith("#SBATCH ")]
     commands = [n for n, line in enumerate(lines) if line and not line.startswith("#")]
     assert max(sbatch) < min(commands)  # Slurm does not read on
-    for name, body in (("scontrol", SCONTROL), ("srun", SRUN)):
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}")
-        (tmp_path / name).chmod(0o755)
+    write_programs(tmp_path, scontrol=SCONTROL, srun=SRUN)
     job = job_with_a_free_port()
     of_slurm = {
         "SLURM_SUBMIT_DIR": str(clone),
@@ -47,14 +45,9 @@ def test_the_slurm_example_trains_on_two_nodes(clone, tmp_path, shell_environmen
         "SLURM_CPUS_PER_TASK": "2",
         "PATH": f"{tmp_path}:{shell_environment['PATH']}",
     }
-    result = subprocess.run(
-        ["bash", str(script), *SMALL],
-        cwd=tmp_path,
-        env=shell_environment | of_slurm,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command, how = ["bash", str(script), *SMALL], {"capture_output": True, "text": True}
+    environment = shell_environment | of_slurm
+    result = subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, **how)
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("best accuracy") == 1
     run = Path(clone, "checkpoints", f"slurm-{job}")

@@ -1,8 +1,7 @@
 """Arguments, layer lists and checkpoints as a stranger, a broken disk or a cat would write them.
 
 Each function tries many and lets everything through but the one line for the user, so that whatever
-else happens (a traceback, in the end) stops it. tests/test_faults.py tries some of each,
-benchmarks/fault_injection.py thousands.
+else happens (a traceback, in the end) stops it. test_faults.py tries some of each.
 """
 
 import copy
@@ -73,27 +72,9 @@ def junk() -> list[Any]:
     for _ in range(500):
         deep = [deep]
     nan = float("nan")
-    return [
-        *(
-            None,
-            True,
-            -1,
-            0,
-            3,
-            10**30,
-            10**400,
-            0.5,
-            nan,
-            float("inf"),
-            "",
-            "text",
-            "a\nb",
-            b"\x80",
-            [],
-            {},
-        ),
-        *((), [1, 2], [[]], {"a": 1}, {1: {"momentum_buffer": 2}}, deep),
-    ]
+    numbers = [True, -1, 0, 3, 10**30, 10**400, 0.5, nan, float("inf")]
+    others = [None, "", "text", "a\nb", b"\x80", [], {}, (), [1, 2], [[]], {"a": 1}, deep]
+    return [*numbers, *others, {1: {"momentum_buffer": 2}}]
 
 
 def tensors() -> list[torch.Tensor]:
