@@ -19,7 +19,6 @@ from conftest import REPOSITORY, files_below
 from data_loader import ImageSet, Share, training_loader
 from load_settings import parse_settings, refuse_single_values
 from runtime.errors import UserError
-from runtime.files import check_writable
 from spikesim_eval.__main__ import main as spikesim_eval
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet
 
@@ -355,11 +354,3 @@ def test_the_hardware_report_refuses_what_is_not_our_checkpoint(trained, tmp_pat
         assert err.count("\n") == 1
         assert "net.pth is not a checkpoint of this program" in err
         assert files_below(tmp_path) == {path}
-
-
-def test_checking_a_save_path_leaves_nothing(tmp_path):
-    check_writable(tmp_path / "a" / "b")
-    assert files_below(tmp_path) == set()
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError):
-        check_writable(tmp_path / "file" / "b")
