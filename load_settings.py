@@ -20,7 +20,7 @@ from torch import nn
 
 from checkpoints import Checkpoint, build_network, class_names, load_checkpoint
 from data_sets.static import classes_of_folder
-from distiller import BETA_SCHEDULES
+from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
 from models import MSResNet
 from runtime.command import did_you_mean, similar_path, wrong_choice
 from runtime.errors import UserError
@@ -364,6 +364,15 @@ def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = 
     network.load_state_dict(checkpoint.model)
     network.class_names = class_names(checkpoint)
     return network.eval()
+
+
+def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
+    """What is minimized: cross-entropy, and of an MD-SNN the distance to its teacher too."""
+    if settings.paper_setting != "qamd":
+        return cross_entropy(student, settings.label_smoothing)
+    weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
+    how = settings.label_smoothing, settings.teacher_logits
+    return Distiller(teacher, student, settings.loss, *weights, *how)
 
 
 def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:

@@ -19,7 +19,7 @@ import main
 from checkpoints import load_checkpoint
 from data_loader import ImageSet, Share, data_of, evaluation_loader, training_loader
 from data_sets.splits import held_out_rows
-from load_settings import build_scheduler, load_network, parse_settings
+from load_settings import build_loss, build_scheduler, load_network, parse_settings
 from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
 from stand_in_data import write_image_folder, write_tiny_imagenet
@@ -315,7 +315,7 @@ def test_label_smoothing_gives_all_classes_a_share_of_the_target(setting, tmp_pa
         settings = type(settings)(
             **vars(settings) | values | {"beta_schedule": "constant", "bits": 4, "bn_bits": 8}
         )
-    loss_function = main.build_loss(settings, network, teacher)
+    loss_function = build_loss(settings, network, teacher)
     torch.manual_seed(1)
     images = torch.rand(5, 1, 16, 16, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 3, 0])
