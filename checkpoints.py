@@ -1,15 +1,120 @@
-"""What is read back from a checkpoint may come from anywhere: all of it is checked."""
+"""A checkpoint: what is in the file, the network that it describes, and the checks.
 
+What is read back may come from anywhere: all of it is checked, and a fault is one line: UserError.
+Before anything is unpacked the armour at the end looks at the bytes.
+"""
+
+import errno
 import math
+import os
+import pickletools
 import random
-from typing import Any
+import reprlib
+import stat
+import warnings
+import zipfile
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from load_settings import is_plain_tensor
+from distiller import MEMBRANE_LOSSES
+from models import MSResNet, QuanMSResNet
+from runtime.command import similar_path
+from runtime.errors import UserError
+from settings import (
+    TYPES,
+    Settings,
+    check_settings,
+    data_set_of,
+    describes_a_network,
+    input_step_of,
+)
 
+MOST_TUPLES = 20_000  # four a tensor, and few besides
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
+
+
+class Checkpoint(NamedTuple):
+    """What `load_checkpoint` has read and checked; `model` fits `build_network(settings)`."""
+
+    settings: Settings
+    model: dict[str, Tensor]
+    epoch: int
+    accuracy: float
+    rest: dict[str, Any]  # all of the file, not checked: --resume does that
+
+
+def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
+    """Read and check a checkpoint of main.py, on the CPU, executing nothing that is in it.
+
+    Without `weights` neither they nor the optimizer's state are read from the disk, and `model` is
+    empty: the rest comes many times faster. Raises UserError where the file is missing, unreadable,
+    truncated or another program's, or where its weights do not fit the network that its settings
+    describe.
+    """
+    not_ours = f"{path} is not a checkpoint of this program"
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe may never end
+            raise OSError(errno.EINVAL, "it is no file")
+        _refuse_bombs(path)
+        with warnings.catch_warnings(action="ignore"):
+            content = _plain(
+                torch.load(path, map_location="cpu", weights_only=True, mmap=not weights)
+            )
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} does not exist{similar_path(path)}") from None
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path} ({error.strerror})") from None
+    except Exception:  # what torch.load raises depends on where the bytes stop making sense
+        raise UserError(f"{not_ours}, or it is truncated") from None
+
+    expected_types = {"settings": dict, "model": dict, "epoch": int, "accuracy": float}
+    for name, expected_type in expected_types.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), expected_type):
+            raise UserError(f"{not_ours}: it holds no {name}, or another type")
+    settings = _settings_from(content["settings"], not_ours)
+    if weights:
+        _check_weights(content["model"], settings, path)
+    model = content["model"] if weights else {}
+    return Checkpoint(settings, model, content["epoch"], content["accuracy"], content)
+
+
+def build_network(settings: Settings) -> MSResNet:
+    """The network of the settings, with fresh weights from torch's random state."""
+    data_set = data_set_of(settings)
+    shape = (
+        settings.model_depth,
+        data_set.num_classes,
+        settings.time_window,
+        data_set.in_channels,
+        settings.width,
+    )
+    if settings.paper_setting == "original":
+        network = MSResNet(*shape)
+    else:
+        network = QuanMSResNet(
+            *shape,
+            bits=settings.bits,
+            bn_bits=settings.bn_bits,
+            image_step=data_set.image_step,
+            membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
+        )
+    steps = (settings.time_window,) if data_set.events else ()
+    network.input_shape = (*steps, data_set.in_channels, *data_set.image_size)
+    network.input_step = input_step_of(settings)
+    return network
+
+
+def class_names(checkpoint: Checkpoint) -> list[str]:
+    """The names that the data set had when it was trained on, else the labels' numbers."""
+    names = checkpoint.settings.classes or checkpoint.rest.get("class_names")
+    number = data_set_of(checkpoint.settings).num_classes
+    if not (isinstance(names, list | tuple) and all(type(name) is str for name in names)):
+        names = []
+    return [*names[:number], *map(str, range(len(names), number))]
 
 
 def momentum_of(state_dict: Any, parameters: list[Tensor]) -> list[Tensor | None] | None:
@@ -78,3 +183,80 @@ def are_rows(rows: Any, held_out: bool) -> bool:
         and 0 <= (row.get("seconds") or 0.0) < math.inf
         for epoch, row in enumerate(rows, 1)
     )
+
+
+def is_plain_tensor(x: Any) -> bool:
+    return (
+        isinstance(x, Tensor)
+        and not x.is_nested
+        and x.layout == torch.strided
+        and x.device.type == "cpu"
+    )
+
+
+def _refuse_bombs(path: str | Path) -> None:
+    """Raises ValueError for a file that torch.load would blow up on: one that is larger unpacked
+    than packed, which torch.save's are not, or tuples so deep in each other that hashing them, in
+    C, overflows the stack."""
+    with zipfile.ZipFile(path) as file:
+        if sum(member.file_size for member in file.infolist()) > os.stat(path).st_size:
+            raise ValueError("larger unpacked than packed")
+        (pickled,) = (name for name in file.namelist() if name.endswith("/data.pkl"))
+        codes = (code.name for code, _, _ in pickletools.genops(file.read(pickled)))
+        if sum(name.startswith("TUPLE") for name in codes) > MOST_TUPLES:
+            raise ValueError("too many tuples")
+
+
+def _plain(content: Any) -> Any:
+    """`content` in the exact types that a checkpoint is made of: torch.load also makes subclasses
+    of them, whose attributes and methods the file may have replaced. Raises TypeError for others.
+    """
+    if isinstance(content, dict):
+        return {_plain(name): _plain(value) for name, value in dict.items(content)}
+    if type(content) in (list, tuple):
+        return type(content)(map(_plain, content))
+    if isinstance(content, Tensor):
+        return Tensor.detach(content)
+    if type(content) in (str, int, float, bool, type(None)):
+        return content
+    raise TypeError(f"a {type(content)}")
+
+
+def _settings_from(saved: dict, not_ours: str) -> Settings:
+    known = {field.name: field.default for field in fields(Settings)}
+    saved = {name: value for name, value in known.items() if value is not MISSING} | saved
+    if set(saved) != set(known):
+        raise UserError(f"{not_ours}: its settings are not this version's")
+    for field in fields(Settings):
+        # type(), because True is an int too
+        if type(saved[field.name]) not in TYPES[field.name]:
+            raise UserError(f"{not_ours}: its {field.name} is {reprlib.repr(saved[field.name])}")
+    settings = Settings(**saved)
+    try:
+        check_settings(settings)
+    except UserError as error:
+        raise UserError(f"{not_ours}: {error}") from None
+    if not describes_a_network(settings):
+        raise UserError(f"{not_ours}: no such network")
+    return settings
+
+
+def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
+    with torch.device("meta"):
+        network = build_network(settings).state_dict()
+    expected = {name: (x.dtype, tuple(x.shape)) for name, x in network.items()}
+    found = {
+        name: (x.dtype, tuple(x.shape)) if is_plain_tensor(x) else None for name, x in model.items()
+    }
+    for name in expected | found:
+        if expected.get(name) != found.get(name):
+            raise UserError(
+                f"{path} does not fit its own settings: {reprlib.repr(name)} should be "
+                f"{expected.get(name)}, found {found.get(name)}"
+            )
+    for name, x in model.items():
+        smallest = 0 if name.endswith("running_var") else -math.inf
+        if not (x.isfinite().all() and (x >= smallest).all()):
+            raise UserError(
+                f"{path} holds NaN, infinite or impossible numbers in {name}: did it diverge?"
+            )

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from checkpoints import Checkpoint
 from data_sets import DATA_SETS, Request, Samples
 from data_sets.augment import CropAndFlip, augmentation
 from data_sets.events import (
@@ -43,7 +44,6 @@ from data_sets.events import (
 )
 from data_sets.splits import fold_rows, held_out_rows
 from data_sets.static import read_image
-from load_settings import Checkpoint
 from quantization import codes_of
 from runtime.command import Parser, run_command, similar_path
 from runtime.errors import UserError

@@ -9,7 +9,7 @@ the mean over layers and timesteps of
     CLM: the mean squared difference
     CL:  nothing.
 u_T is clamped to the range of the student's codes before (`within_reach`), and CLK's softmaxes
-contain the threshold (`anchored_membrane_kl`).
+contain the neuron's threshold (`membrane_kl`).
 
 The two may have other numbers of timesteps T. On a static image a network's first steps are the
 same whatever comes after them: the teacher runs once, for the longer of both, its logits are those
@@ -21,7 +21,8 @@ the training, in a cosine: membranes first, classes later.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +35,15 @@ from kernels import as_rows, at_least_float32
 from models.MS_ResNet import MSResNet, folded
 from models.neuron import LIF, THRESHOLD
 
+# (images, labels) -> (logits, loss, unweighted terms of the loss)
+LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
+
 
 class _SoftmaxKL(torch.autograd.Function):
     """Keeps one tensor for backward, where autograd would keep four."""
 
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, anchor: Tensor | None) -> Tensor:
+    def forward(ctx, student: Tensor, teacher: Tensor, anchor: Tensor) -> Tensor:
         kl, gradient = kernels.softmax_kl_forward(student, teacher, anchor)
         ctx.save_for_backward(gradient)
         return kl
@@ -51,8 +55,11 @@ class _SoftmaxKL(torch.autograd.Function):
         return ctx.saved_tensors[0].mul_(grad), None, None
 
 
-def softmax_kl(student: Tensor, teacher: Tensor, anchor: Tensor | None = None) -> Tensor:
-    return _SoftmaxKL.apply(at_least_float32(student), at_least_float32(teacher), anchor)
+def softmax_kl(student: Tensor, teacher: Tensor, anchor: float = -math.inf) -> Tensor:
+    """KL(softmax(teacher) ‖ softmax(student)) of rows, both (rows, values), mean over rows; in each
+    softmax there is one more value, the anchor."""
+    student = at_least_float32(student)
+    return _SoftmaxKL.apply(student, at_least_float32(teacher), student.new_full((), anchor))
 
 
 def logit_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
@@ -61,7 +68,7 @@ def logit_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
 
 
 def membrane_kl(
-    student: list[Tensor], teacher: list[Tensor], threshold: float | None = None
+    student: list[Tensor], teacher: list[Tensor], threshold: float = -math.inf
 ) -> Tensor:
     """KL(softmax(u_T) ‖ softmax(û_S)) of two lists of membrane potentials (T, B, C, H, W), one
     tensor a layer, mean over layers, timesteps and images.
@@ -71,21 +78,11 @@ def membrane_kl(
     threshold: threshold + log N.
     """
 
-    def of_layer(u_student: Tensor, u_teacher: Tensor) -> Tensor:
-        student, teacher = (as_rows(u.flatten(0, 1)) for u in (u_student, u_teacher))
-        anchor = None
-        if threshold is not None:
-            wide = torch.promote_types(student.dtype, torch.float32)
-            neurons = student.shape[1]
-            anchor = student.new_full((), threshold + math.log(neurons), dtype=wide)
-        return softmax_kl(student, teacher, anchor)
+    def of_layer(*membranes: Tensor) -> Tensor:
+        rows, rows_of_teacher = (as_rows(u.flatten(0, 1)) for u in membranes)
+        return softmax_kl(rows, rows_of_teacher, threshold + math.log(rows.shape[1]))
 
     return mean_over_layers(of_layer(*layer) for layer in zip(student, teacher, strict=True))
-
-
-def anchored_membrane_kl(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """CLK's L_mem: `membrane_kl` with the neuron's threshold in each softmax."""
-    return membrane_kl(student, teacher, THRESHOLD)
 
 
 def membrane_mse(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
@@ -121,7 +118,11 @@ def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:
     return torch.stack(list(losses)).mean()
 
 
-MEMBRANE_LOSSES = {"CLK": anchored_membrane_kl, "CLM": membrane_mse, "CL": None}
+MEMBRANE_LOSSES = {
+    "CLK": partial(membrane_kl, threshold=THRESHOLD),
+    "CLM": membrane_mse,
+    "CL": None,
+}
 ALPHA, TAU = 1.0, 4.0
 BETA = {"CLK": 100.0, "CLM": 30.0, "CL": 0.0}
 BETA_SCHEDULES = {  # share of the training that is done -> share of beta
@@ -194,32 +195,27 @@ class Distiller:
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """(student's logits (B, K), loss, its unweighted terms "ce", "logit" and "membrane")."""
-        by_layer: list[Tensor] = []
         T, events = self.network.time_window, images.dim() == 5
         self.teacher.time_window, of_logits = teacher_steps(
             T, self.teacher_time_window, self.loss, self.teacher_logits, events
         )
-        if self.membrane_loss is None:
-            logits = self.student(images)
-            teacher_logits = self.teacher(images, logit_steps=of_logits)
-        else:
-            membranes: list[Tensor] = []
+        membranes: list[Tensor] = []
+        by_layer: list[Tensor] = []
+        neurons = (layer for layer in self.network.modules() if isinstance(layer, LIF))
 
-            def keep(u_teacher: Tensor) -> None:
-                # A view would keep the memory of all timesteps.
-                membranes.append(u_teacher if len(u_teacher) == T else u_teacher[:T].clone())
+        def keep(u_teacher: Tensor) -> None:
+            # A view would keep the memory of all timesteps.
+            membranes.append(u_teacher if len(u_teacher) == T else u_teacher[:T].clone())
 
-            neurons = (layer for layer in self.network.modules() if isinstance(layer, LIF))
+        def compare(u_student: Tensor) -> None:
+            u_teacher = within_reach(membranes.pop(0), next(neurons))
+            by_layer.append(self.membrane_loss([u_student], [u_teacher]))
 
-            # The teacher first: then a layer's membranes, the largest tensors of the step, are gone
-            # before the student's next layer adds to what backward needs.
-            teacher_logits = self.teacher(images, keep, of_logits)
-
-            def compare(u_student: Tensor) -> None:
-                u_teacher = within_reach(membranes.pop(0), next(neurons))
-                by_layer.append(self.membrane_loss([u_student], [u_teacher]))
-
-            logits = self.student(images, membranes=compare)
+        # The teacher first: then a layer's membranes, the largest tensors of the step, are gone
+        # before the student's next layer adds to what backward needs.
+        look = self.membrane_loss is not None
+        teacher_logits = self.teacher(images, look and keep, of_logits)
+        logits = self.student(images, membranes=look and compare)
 
         logits32, smoothing = at_least_float32(logits), self.label_smoothing
         terms = {
@@ -243,23 +239,33 @@ def distance_to_teacher(
     Returns three (layers, T) tensors, means over all images: "membrane_kl", "membrane_mse" and
     "differing_spikes", the share of neurons of which one fires and the other does not.
     """
+    distances = {
+        "membrane_kl": lambda s, t: membrane_kl([s[None]], [t[None]]),
+        "membrane_mse": lambda s, t: membrane_mse([s], [t]),
+        "differing_spikes": lambda s, t: ((s > THRESHOLD) != (t > THRESHOLD)).float().mean(),
+    }
     teacher.eval(), student.eval()
-    sums, images_seen = {}, 0
+    sums, images_seen = dict.fromkeys(distances, 0), 0
     for images, _ in batches:
         _, u_student = student(images, membranes=True)
         with teacher.running_for(len(u_student[0])):
             _, u_teacher = teacher(images, membranes=True)
-        for name, per_step in {
-            "membrane_kl": lambda s, t: membrane_kl([s[None]], [t[None]]),
-            "membrane_mse": lambda s, t: membrane_mse([s], [t]),
-            "differing_spikes": lambda s, t: ((s > THRESHOLD) != (t > THRESHOLD)).float().mean(),
-        }.items():
-            batch = torch.tensor(
-                [
-                    [per_step(*step) for step in zip(*layer, strict=True)]
-                    for layer in zip(u_student, u_teacher, strict=True)
-                ]
-            )
-            sums[name] = sums.get(name, 0) + batch * len(images)
+        layers = zip(u_student, u_teacher, strict=True)
+        steps = [list(zip(*layer, strict=True)) for layer in layers]
+        for name, distance in distances.items():
+            batch = torch.tensor([[distance(*step) for step in layer] for layer in steps])
+            sums[name] = sums[name] + batch * len(images)
         images_seen += len(images)
     return {name: total / images_seen for name, total in sums.items()}
+
+
+def cross_entropy(network: nn.Module, label_smoothing: float = 0.0) -> LossFunction:
+    """The loss of a network trained without a teacher."""
+
+    def loss_function(images: Tensor, labels: Tensor):
+        logits = network(images)
+        logits32 = at_least_float32(logits)
+        loss = F.cross_entropy(logits32, labels, label_smoothing=label_smoothing)
+        return logits, loss, {"ce": loss}
+
+    return loss_function

@@ -199,26 +199,20 @@ def gradient_of_input(
 
 
 @region
-def softmax_kl_forward(
-    student: Tensor, teacher: Tensor, anchor: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def softmax_kl_forward(student: Tensor, teacher: Tensor, anchor: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over rows of KL(softmax(teacher) ‖ softmax(student)), both (rows, values), and its
-    gradient with respect to the student: (p_S - p_T) / rows. With an `anchor`, (), every row of
-    both has one more value, this.
+    gradient with respect to the student: (p_S - p_T) / rows. Every row of both has one more value,
+    the `anchor`, (): of -inf there is nothing to see.
 
     KL = Σ p_T·(teacher - student) + log Σ exp(student) - log Σ exp(teacher): one exp per value.
     """
     rows = len(student)
-    highest_student, highest_teacher = student.amax(1, True), teacher.amax(1, True)
-    if anchor is not None:
-        highest_student = torch.maximum(highest_student, anchor)
-        highest_teacher = torch.maximum(highest_teacher, anchor)
+    highest_student = torch.maximum(student.amax(1, True), anchor)
+    highest_teacher = torch.maximum(teacher.amax(1, True), anchor)
     exp_student = (student - highest_student).exp_()
     exp_teacher = (teacher - highest_teacher).exp_()
-    sum_student, sum_teacher = exp_student.sum(1, True), exp_teacher.sum(1, True)
-    if anchor is not None:
-        sum_student = sum_student + (anchor - highest_student).exp()
-        sum_teacher = sum_teacher + (anchor - highest_teacher).exp()
+    sum_student = exp_student.sum(1, True) + (anchor - highest_student).exp()
+    sum_teacher = exp_teacher.sum(1, True) + (anchor - highest_teacher).exp()
     products = (teacher - student).mul_(exp_teacher).sum(1, True)
     kl = products / sum_teacher + (sum_student / sum_teacher).log()
     kl = (kl + highest_student - highest_teacher).sum() / rows

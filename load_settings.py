@@ -3,66 +3,50 @@
 Every mistake in the arguments is found here, before data or networks are touched.
 """
 
-import errno
 import json
 import math
 import os
-import pickletools
 import reprlib
 import stat
 import sys
-import warnings
-import zipfile
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from checkpoints import Checkpoint, build_network, class_names, load_checkpoint
 from data_sets.static import classes_of_folder
-from distiller import BETA_SCHEDULES, MEMBRANE_LOSSES
-from models import MSResNet, QuanMSResNet
+from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
+from models import MSResNet
 from runtime.command import did_you_mean, similar_path, wrong_choice
 from runtime.errors import UserError
 from runtime.files import check_writable, digest
 from settings import (
     DATA_SETS,
-    MAY_CHANGE,
     OPTIONS,
     TYPES,
     Settings,
-    as_text,
     build_parser,
     check_settings,
     check_value,
     complete,
     data_set_of,
-    describes_a_network,
-    input_step_of,
     is_flag,
+    name_of,
     parse_image_size,
 )
 
-MOST_TUPLES = 20_000  # in a checkpoint: four a tensor, and few besides
 TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
 MOST_CONFIG = 2**20  # bytes of a settings.json
+OF_EVALUATION = [name for name, x in OPTIONS.items() if x.has("own") or x.has("only")]
 RECORDED = {  # what a settings.json holds beside options: what was found, and where it ran
     *("world_size", "git_commit", "versions"),
     *("classes", "input_step", "num_classes"),  # the last one in those of older versions
 }
-
-
-class Checkpoint(NamedTuple):
-    """What `load_checkpoint` has read and checked; `model` fits `build_network(settings)`."""
-
-    settings: Settings
-    model: dict[str, Tensor]
-    epoch: int
-    accuracy: float
-    rest: dict[str, Any]  # all of the file, not checked: --resume does that
 
 
 def parse_settings(
@@ -76,29 +60,16 @@ def parse_settings(
     if "amp" in given:
         given["amp"] = bool(given["amp"])  # bf16 is the only narrow type there is
     given |= {name: tuple(x) for name, x in given.items() if isinstance(x, list)}
-    if given.get("eval_only") is None:
-        settings = _training_settings(given)
-    else:
-        settings = _evaluation_settings(given)
+    training = given.get("eval_only") is None
+    settings = _training_settings(given) if training else _evaluation_settings(given)
     check_settings(settings)
-    if settings.eval_only is None and settings.batch_size % world_size:
-        raise UserError(
-            f"--batch_size {settings.batch_size} is the global batch and does not divide evenly "
-            f"over {world_size} processes"
-        )
-    share = settings.batch_size // world_size
-    if settings.eval_only is None and share % settings.accumulate:
-        raise UserError(
-            f"--accumulate {settings.accumulate} does not divide the {share} images that each "
-            f"process takes of --batch_size {settings.batch_size}"
-        )
-    if settings.eval_only is None:
-        refuse_single_values(settings, world_size)
+    if training:
+        _refuse_batches(settings, world_size)
     if settings.device not in ("auto", "cpu") and not torch.cuda.is_available():
         raise UserError(
             f"--device {settings.device}: this machine has no usable GPU; use --device cpu"
         )
-    if settings.eval_only is None:
+    if training:
         if settings.teacher_path is not None:
             _check_teacher(settings, teacher or load_checkpoint(settings.teacher_path).settings)
         if not settings.save_path:
@@ -111,7 +82,7 @@ def _training_settings(given: dict[str, Any]) -> Settings:
     config = given.pop("config", None)
     taken = {} if config is None else _of_config(config, given)
     for name in given:
-        if OPTIONS[name].evaluation == "only" and not (name == "json" and "dry_run" in given):
+        if OPTIONS[name].has("only") and not (name == "json" and "dry_run" in given):
             or_dry_run = " or --dry_run" * (name == "json")
             raise UserError(f"--{name} goes with --eval_only CKPT{or_dry_run}")
     for required in ("data", "paper_setting"):
@@ -119,14 +90,12 @@ def _training_settings(given: dict[str, Any]) -> Settings:
             raise UserError(f"--{required} is required")
     values = complete(taken | given, may_drop=taken.keys() - given.keys())
     for name, value in given.items():
-        where = OPTIONS[name].where
-        if where is not None and value is not False and (refusal := where(values)):
+        if value is not False and (refusal := OPTIONS[name].refusal(values)):
             raise UserError(f"--{name} {refusal}")
-    setting, data = values["paper_setting"], values["data"]
-    if setting != "original" and values["bits"] is None:
-        raise UserError(f"--paper_setting {setting} needs --bits, 2 to 8")
-    if (setting == "qamd" or values["init_from_teacher"]) and values["teacher_path"] is None:
-        raise UserError("--teacher_path is required: the original-best.pth of an original run")
+    for name, about in OPTIONS.items():
+        if about.needed and values[name] is None and not about.refusal(values):
+            raise UserError(about.needed.format(**values))
+    data = values["data"]
     if values["augment"] == "auto" and DATA_SETS[data].in_channels != 3:
         raise UserError(f"--augment auto is made for colour images: {data} has none")
     if values["resume"] and values["overwrite"]:
@@ -142,8 +111,7 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         values["image_size"] = None
     values["image_size"] = _other_image_size(values["image_size"], data)
     values["save_path"] = values["save_path"] or ""  # the default needs the teacher
-    is_folder = data == "folder"
-    classes = tuple(classes_of_folder(values["data_path"])) if is_folder else None
+    classes = tuple(classes_of_folder(values["data_path"])) if data == "folder" else None
     return Settings(**values, classes=classes)
 
 
@@ -164,10 +132,10 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
                     f"--image_size {value} does not fit {path}: it was trained with "
                     "{}x{}".format(*size)
                 )
-        elif about.evaluation == "fit" and value != theirs:
+        elif about.has("fit") and value != theirs:
             how = "without it" if theirs is None else f"with {theirs}"
             raise UserError(f"--{name} {value} does not fit {path}: it was trained {how}")
-        elif about.evaluation is None and value not in (about.constant_default, theirs):
+        elif name not in OF_EVALUATION and value not in (about.constant_default, theirs):
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if given.get("integer") and trained.bits is None:
         raise UserError(f"--integer: {path} is a full-precision network")
@@ -176,11 +144,7 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
     for name in ("integer", "per_class", "compile") if "predict" in given else ():
         if name in given:
             raise UserError(f"--predict looks at its files alone: leave --{name} out")
-    own = {
-        name: given.get(name, about.constant_default)
-        for name, about in OPTIONS.items()
-        if about.evaluation in ("own", "only")
-    }
+    own = {name: given.get(name, OPTIONS[name].constant_default) for name in OF_EVALUATION}
     for name in ("batch_size", "time_window"):
         own[name] = given.get(name, getattr(trained, name))
     if own["predict"] is None:
@@ -197,11 +161,7 @@ def _of_config(path: str, given: dict[str, Any]) -> dict[str, Any]:
     if not {"data", "paper_setting"} <= run.keys():
         return found  # the caller says what is missing
     values = complete(run)
-    return {
-        name: value
-        for name, value in found.items()
-        if OPTIONS[name].where is None or OPTIONS[name].where(values) is None
-    }
+    return {name: value for name, value in found.items() if not OPTIONS[name].refusal(values)}
 
 
 def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
@@ -234,7 +194,7 @@ def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
         if name not in OPTIONS and name not in RECORDED:
             meant = did_you_mean(name, OPTIONS)
             raise UserError(f"{option}{path}: there is no option {reprlib.repr(name)}{meant}")
-        if name not in OPTIONS or not OPTIONS[name].config or value is None:
+        if name not in OPTIONS or OPTIONS[name].has("alone") or value is None:
             continue
         try:
             found[name] = _checked(name, value)
@@ -300,34 +260,26 @@ def _other_image_size(text: str | None, data: str) -> str | None:
 def run_name(settings: Settings) -> str:
     """Name of the default save path: the network, its teacher's file, and every other setting that
     is no default."""
-    # One's own images are told apart by the name of their folder.
-    folder = Path(settings.data_path).resolve().name if settings.data == "folder" else None
-    teacher = settings.teacher_path and f"teacher{digest(settings.teacher_path)[:6]}"
-    parts = [
-        settings.data,
-        folder,
-        settings.paper_setting,
-        settings.loss,
-        settings.bits and f"{settings.bits}bit",
-        teacher and ("from-" if settings.init_from_teacher else "") + teacher,
-        f"depth{settings.model_depth}",
-        f"width{settings.width}",
-        f"T{settings.time_window}",
-        settings.image_size,
-        settings.amp and "amp",
-    ]
-    # In this order since the first version, so that --resume finds the runs of older ones; what
-    # was added later comes after.
-    order = ["bn_bits", "alpha", "beta", "tau", "beta_schedule", "clip_grad", "batch_size"]
-    order += ["accumulate", "augment", "epochs", "lr", "weight_decay"]
-    named = {"data", "paper_setting", "loss", "bits", "init_from_teacher", "model_depth", "width"}
-    named |= {"time_window", "image_size", "amp", "seed", *order}
-    order += [name for name in OPTIONS if name not in named | MAY_CHANGE]
-    values = asdict(settings)
-    for name in order:
-        if values[name] not in (None, OPTIONS[name].default_with(values)):
-            parts.append(f"{name.replace('_', '-')}{as_text(values[name]).replace(' ', '-')}")
-    return "-".join([*(part for part in parts if part), f"seed{settings.seed}"])
+    found = {"data_path": Path(settings.data_path).resolve().name}
+    if settings.teacher_path is not None:
+        found["teacher_path"] = digest(settings.teacher_path)[:6]
+    return name_of(asdict(settings) | found)
+
+
+def _refuse_batches(settings: Settings, world_size: int) -> None:
+    """Raises UserError for batches that the processes cannot share out or train on."""
+    share, rest = divmod(settings.batch_size, world_size)
+    if rest:
+        raise UserError(
+            f"--batch_size {settings.batch_size} is the global batch and does not divide evenly "
+            f"over {world_size} processes"
+        )
+    if share % settings.accumulate:
+        raise UserError(
+            f"--accumulate {settings.accumulate} does not divide the {share} images that each "
+            f"process takes of --batch_size {settings.batch_size}"
+        )
+    refuse_single_values(settings, world_size)
 
 
 def refuse_single_values(
@@ -397,144 +349,6 @@ def check_classes(trained: Settings, data_path: str | Path, path: str | Path) ->
         )
 
 
-def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
-    """Read and check a checkpoint of main.py, on the CPU, executing nothing that is in it.
-
-    Without `weights` neither they nor the optimizer's state are read from the disk, and `model` is
-    empty: the rest comes many times faster. Raises UserError where the file is missing, unreadable,
-    truncated or another program's, or where its weights do not fit the network that its settings
-    describe.
-    """
-    not_ours = f"{path} is not a checkpoint of this program"
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe may never end
-            raise OSError(errno.EINVAL, "it is no file")
-        _refuse_bombs(path)
-        with warnings.catch_warnings(action="ignore"):
-            content = _plain(
-                torch.load(path, map_location="cpu", weights_only=True, mmap=not weights)
-            )
-    except FileNotFoundError:
-        raise UserError(f"checkpoint {path} does not exist{similar_path(path)}") from None
-    except OSError as error:
-        raise UserError(f"cannot read checkpoint {path} ({error.strerror})") from None
-    except Exception:  # what torch.load raises depends on where the bytes stop making sense
-        raise UserError(f"{not_ours}, or it is truncated") from None
-
-    expected_types = {"settings": dict, "model": dict, "epoch": int, "accuracy": float}
-    for name, expected_type in expected_types.items():
-        if not isinstance(content, dict) or not isinstance(content.get(name), expected_type):
-            raise UserError(f"{not_ours}: it holds no {name}, or another type")
-    settings = _settings_from(content["settings"], not_ours)
-    if weights:
-        _check_weights(content["model"], settings, path)
-    model = content["model"] if weights else {}
-    return Checkpoint(settings, model, content["epoch"], content["accuracy"], content)
-
-
-def _refuse_bombs(path: str | Path) -> None:
-    """Raises ValueError for a file that torch.load would blow up on: one that is larger unpacked
-    than packed, which torch.save's are not, or tuples so deep in each other that hashing them, in
-    C, overflows the stack."""
-    with zipfile.ZipFile(path) as file:
-        if sum(member.file_size for member in file.infolist()) > os.stat(path).st_size:
-            raise ValueError("larger unpacked than packed")
-        (pickled,) = (name for name in file.namelist() if name.endswith("/data.pkl"))
-        codes = (code.name for code, _, _ in pickletools.genops(file.read(pickled)))
-        if sum(name.startswith("TUPLE") for name in codes) > MOST_TUPLES:
-            raise ValueError("too many tuples")
-
-
-def _plain(content: Any) -> Any:
-    """`content` in the exact types that a checkpoint is made of: torch.load also makes subclasses
-    of them, whose attributes and methods the file may have replaced. Raises TypeError for others.
-    """
-    if isinstance(content, dict):
-        return {_plain(name): _plain(value) for name, value in dict.items(content)}
-    if type(content) in (list, tuple):
-        return type(content)(map(_plain, content))
-    if isinstance(content, Tensor):
-        return Tensor.detach(content)
-    if type(content) in (str, int, float, bool, type(None)):
-        return content
-    raise TypeError(f"a {type(content)}")
-
-
-def _settings_from(saved: dict, not_ours: str) -> Settings:
-    known = {field.name: field.default for field in fields(Settings)}
-    saved = {name: value for name, value in known.items() if value is not MISSING} | saved
-    if set(saved) != set(known):
-        raise UserError(f"{not_ours}: its settings are not this version's")
-    for field in fields(Settings):
-        # type(), because True is an int too
-        if type(saved[field.name]) not in TYPES[field.name]:
-            raise UserError(f"{not_ours}: its {field.name} is {reprlib.repr(saved[field.name])}")
-    settings = Settings(**saved)
-    try:
-        check_settings(settings)
-    except UserError as error:
-        raise UserError(f"{not_ours}: {error}") from None
-    if not describes_a_network(settings):
-        raise UserError(f"{not_ours}: no such network")
-    return settings
-
-
-def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
-    with torch.device("meta"):
-        network = build_network(settings).state_dict()
-    expected = {name: (x.dtype, tuple(x.shape)) for name, x in network.items()}
-    found = {
-        name: (x.dtype, tuple(x.shape)) if is_plain_tensor(x) else None for name, x in model.items()
-    }
-    for name in expected | found:
-        if expected.get(name) != found.get(name):
-            raise UserError(
-                f"{path} does not fit its own settings: {reprlib.repr(name)} should be "
-                f"{expected.get(name)}, found {found.get(name)}"
-            )
-    for name, x in model.items():
-        smallest = 0 if name.endswith("running_var") else -math.inf
-        if not (x.isfinite().all() and (x >= smallest).all()):
-            raise UserError(
-                f"{path} holds NaN, infinite or impossible numbers in {name}: did it diverge?"
-            )
-
-
-def is_plain_tensor(x: Any) -> bool:
-    return (
-        isinstance(x, Tensor)
-        and not x.is_nested
-        and x.layout == torch.strided
-        and x.device.type == "cpu"
-    )
-
-
-def build_network(settings: Settings) -> MSResNet:
-    """The network of the settings, with fresh weights from torch's random state."""
-    data_set = data_set_of(settings)
-    shape = (
-        settings.model_depth,
-        data_set.num_classes,
-        settings.time_window,
-        data_set.in_channels,
-        settings.width,
-    )
-    if settings.paper_setting == "original":
-        network = MSResNet(*shape)
-    else:
-        network = QuanMSResNet(
-            *shape,
-            bits=settings.bits,
-            bn_bits=settings.bn_bits,
-            image_step=data_set.image_step,
-            membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
-        )
-    steps = (settings.time_window,) if data_set.events else ()
-    network.input_shape = (*steps, data_set.in_channels, *data_set.image_size)
-    network.input_step = input_step_of(settings)
-    return network
-
-
 def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = None) -> MSResNet:
     """The trained network of a checkpoint, or of the file at a path, on the CPU and in evaluation
     mode: `load_network("qamd-best.pth").predict(images)`. Its `class_names` are those of its data.
@@ -552,13 +366,13 @@ def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = 
     return network.eval()
 
 
-def class_names(checkpoint: Checkpoint) -> list[str]:
-    """The names that the data set had when it was trained on, else the labels' numbers."""
-    names = checkpoint.settings.classes or checkpoint.rest.get("class_names")
-    number = data_set_of(checkpoint.settings).num_classes
-    if not (isinstance(names, list | tuple) and all(type(name) is str for name in names)):
-        names = []
-    return [*names[:number], *map(str, range(len(names), number))]
+def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
+    """What is minimized: cross-entropy, and of an MD-SNN the distance to its teacher too."""
+    if settings.paper_setting != "qamd":
+        return cross_entropy(student, settings.label_smoothing)
+    weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
+    how = settings.label_smoothing, settings.teacher_logits
+    return Distiller(teacher, student, settings.loss, *weights, *how)
 
 
 def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:

@@ -19,19 +19,19 @@ if __name__ == "__main__":
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from checkpoints import Checkpoint, build_network, load_checkpoint
 from data_loader import set_epoch
 from display import percent
-from distiller import Distiller
+from distiller import Distiller, LossFunction
 from engine.compile import compile_for
 from engine.cuda_graphs import Gradients, ReplayedGradients
 from engine.data import Batches, DataSets, batches_of, first_images, load_same_data, settings_for
@@ -44,13 +44,10 @@ from engine.numerics import first_bad_gradient, watch_numbers
 from engine.run import Run, parameters_of
 from engine.run_folder import check_save_path
 from engine.start import explain, leave, make_deterministic, start_processes
-from kernels import at_least_float32
 from load_settings import (
-    Checkpoint,
-    build_network,
+    build_loss,
     build_optimizer,
     build_scheduler,
-    load_checkpoint,
     load_network,
     parse_settings,
     time_window_of,
@@ -62,9 +59,6 @@ from runtime.launcher import check_launcher, interrupt_at_once, launcher_variabl
 from runtime.processes import is_main_process, of_first_process, world_size
 from settings import Settings
 from spikesim_eval.trace import macs_of_image
-
-# (images, labels) -> (logits, loss, unweighted terms of the loss)
-LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
 
 READ_EVERY = 10  # steps: reading a number waits for the GPU
 
@@ -104,7 +98,7 @@ def train(
     macs = macs_of_image(settings) if is_main_process() else 0
     images_of_statistics = first_images(batches.train, device)
     if settings.compile:
-        compile_for(settings, device, test_set, train_set, taught_by, build_loss)
+        compile_for(settings, device, test_set, train_set, taught_by)
 
     network, student, teacher = build_networks(settings, taught_by, device)
     optimizer = build_optimizer(network, settings)
@@ -253,26 +247,6 @@ def add_gradients(
         for name, mean in (("loss", loss), *terms.items(), ("train_accuracy", correct)):
             means[name] = means.get(name, 0) + share * mean.detach().double()
     return means
-
-
-def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
-    if settings.paper_setting != "qamd":
-        return cross_entropy(student, settings.label_smoothing)
-    weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
-    how = settings.label_smoothing, settings.teacher_logits
-    return Distiller(teacher, student, settings.loss, *weights, *how)
-
-
-def cross_entropy(network: nn.Module, label_smoothing: float = 0.0) -> LossFunction:
-    """The loss of a network trained without a teacher."""
-
-    def loss_function(images: Tensor, labels: Tensor):
-        logits = network(images)
-        logits32 = at_least_float32(logits)
-        loss = F.cross_entropy(logits32, labels, label_smoothing=label_smoothing)
-        return logits, loss, {"ce": loss}
-
-    return loss_function
 
 
 if __name__ == "__main__":

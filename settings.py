@@ -11,6 +11,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 from data_sets import DATA_SETS, DataSet
@@ -30,7 +31,6 @@ from runtime.errors import UserError
 PAPER_SETTINGS = ("original", "student", "qamd")
 SHARED_GPU = "cuda-shared"
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
-GROUPS = ("what to train", "data", "network", "distillation", "recipe", "running")
 Values = Mapping[str, Any]  # settings by name
 
 
@@ -65,12 +65,13 @@ def no_meaning(values: Values) -> str:
     return f"has no meaning with --paper_setting {values['paper_setting']}: leave it out"
 
 
-def of_data_set(name: str) -> Callable[[Values], Any]:
-    return lambda values: getattr(DATA_SETS[values["data"]], name)
+def folder_in_name(values: Values) -> str:
+    """One's own images are told apart by the name of their folder."""
+    return values["data_path"] if values["data"] == "folder" else ""
 
 
-def largest_time_window(values: Values) -> int:
-    return max(values.get("time_windows") or (DATA_SETS[values["data"]].time_window,))
+def teacher_in_name(values: Values) -> str:
+    return f"{'from-' * values['init_from_teacher']}teacher{values['teacher_path']}"
 
 
 def if_distilled(default: Any) -> Callable[[Values], Any]:
@@ -80,25 +81,33 @@ def if_distilled(default: Any) -> Callable[[Values], Any]:
 class Option(NamedTuple):
     """What is said of an option beside its name and type, which are those of its field.
 
-    default: a value, or a function of the settings that are declared before it; shown: the default
-    in words. item: type of a list's values. where: see above. resume: whether --resume may change
-    it. config: whether --config takes it over. evaluation: with --eval_only it must "fit" the
-    checkpoint, or it is the command's "own", or there "only" has it a meaning; others have none
-    there.
+    group: of --help. text: Markdown; {limits} stands for those. default: a value, or a function of
+    the settings that are declared before it; shown: the default in words. item: type of a list's
+    values. where: see above; needed: what to say where it has a meaning and no value.
+    traits: words. "resume": --resume may change it. "alone": of one run alone, --config does not
+    take it over. With --eval_only it must "fit" the checkpoint, or it is the command's "own", or
+    "only" there has it a meaning; others have none there. "added": there are checkpoints from
+    before it, which have its default.
+    name: its place in the name of a run, and its form there: of its value, or a function of all, or
+    None: "NAMEvalue" where it is no default. Runs of older versions are found by their names: both
+    stay. What is new comes after, where --resume may not change it, without a word.
     """
 
     group: str
-    help: str
+    text: str
     default: Any = None
+    traits: str = ""
     shown: str | None = None
     item: type = str
     choices: Iterable | None = None
     limits: tuple[float, float] | None = None  # the largest are far above any use
     where: Callable[[Values], str | None] | None = None
-    resume: bool = False
-    config: bool = True
-    evaluation: str | None = None
+    needed: str | None = None
     metavar: str | None = None
+    name: tuple[int, str | Callable[[Values], str] | None] | None = None
+
+    def has(self, trait: str) -> bool:
+        return trait in self.traits.split()
 
     def default_with(self, values: Values) -> Any:
         return self.default(values) if callable(self.default) else self.default
@@ -107,18 +116,34 @@ class Option(NamedTuple):
     def constant_default(self) -> Any:
         return None if callable(self.default) else self.default
 
+    def refusal(self, values: Values) -> str | None:
+        """What to say of it where it has no meaning with these settings."""
+        return None if self.where is None else self.where(values)
 
-def option(group: str, help: str, default: Any = None, *, added: bool = False, **rest: Any) -> Any:
-    """A field of Settings. added: there are checkpoints from before it, which have its default."""
-    about = {"option": Option(group, help, default, **rest)}
-    return field(default=default, metadata=about) if added else field(metadata=about)
+    def meaning(self) -> str:
+        """What it is, in Markdown: its text, limits and choices."""
+        low, high = self.limits or (0, 0)
+        text = self.text.format(limits=f"{low:g} to {high:g}")
+        choices = [f"`{choice}`" for choice in self.choices or ()]
+        return text if all(x in text for x in choices) else f"{text}: {', '.join(choices)}"
+
+    def default_text(self) -> str | None:
+        default = self.shown or self.constant_default
+        if default is None or default is False:
+            return None
+        return default if isinstance(default, str) else format(default, "g")
 
 
-def of_evaluation(help: str, default: Any = None, **rest: Any) -> Any:
-    """A field that has a meaning with --eval_only alone."""
-    help = f"with --eval_only: {help}"
-    rest |= {"resume": True, "config": False, "evaluation": "only"}
-    return option("running", help, default, **rest)
+def option(group: str, text: str, default: Any = None, traits: str = "", **rest: Any) -> Any:
+    """A field of Settings."""
+    about = Option(group, text, default, traits, **rest)
+    how = {"default": default} if about.has("added") else {}
+    return field(metadata={"option": about}, **how)
+
+
+of_task, of_data = partial(option, "what to train"), partial(option, "data")
+of_network, of_distillation = partial(option, "network"), partial(option, "distillation")
+of_recipe, of_running = partial(option, "recipe"), partial(option, "running")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,368 +153,218 @@ class Settings:
     `bits` and what belongs to the loss are None where the paper setting has no such thing.
     """
 
-    data: str = option(
-        "what to train", "data set", choices=DATA_SETS, metavar="NAME", evaluation="fit"
-    )
-    paper_setting: str = option(
-        "what to train",
-        "original: a full-precision teacher; student: a quantized network; qamd: MD-SNN, a student "
-        "distilled from the teacher's membranes",
-        choices=PAPER_SETTINGS,
-        metavar="SETTING",
-        evaluation="fit",
+    # A table, packed by hand.
+    # fmt: off
+    data: str = of_task("data set", traits="fit", choices=DATA_SETS, name=(1, "{}"))
+    paper_setting: str = of_task(
+        "`original`: a full-precision teacher; `student`: a quantized network; `qamd` (the paper's "
+        "name): MD-SNN, a quantized network distilled from the teacher's membranes",
+        traits="fit", choices=PAPER_SETTINGS, metavar="SETTING", name=(3, "{}")
     )
 
-    data_path: str = option(
-        "data", "where the data sets lie", "./data", resume=True, evaluation="own", metavar="FOLDER"
+    data_path: str = of_data(
+        "where the data sets lie", "./data", "resume own", metavar="FOLDER",
+        name=(2, folder_in_name)
     )
-    cache_path: str | None = option(
-        "data",
-        "where caches and converted events go",
-        shown="the data path",
-        resume=True,
-        evaluation="own",
-        metavar="FOLDER",
-        added=True,
+    cache_path: str | None = of_data(
+        "where caches and converted events go", None, "resume own added", shown="the data path",
+        metavar="FOLDER"
     )
-    image_size: str | None = option(  # None: the data set's own
-        "data",
-        "height and width in pixels, or one side, of data that have several",
-        shown="folder 64, ncaltech101 48, nmnist 34, digits-dvs 24",
-        metavar="HxW",
-        added=True,
+    image_size: str | None = of_data(  # None: the data set's own
+        f"height and width, or one side, {IMAGE_SIDES[0]} to {IMAGE_SIDES[1]} pixels, of data that "
+        "have several",
+        traits="added", shown="folder 64, ncaltech101 48, nmnist 34, digits-dvs 24", metavar="HxW",
+        name=(10, "{}")
     )
-    val_share: float = option(
-        "data",
-        "share of the training images, of each class, that is not trained on: the best checkpoint "
-        "is chosen on these, and never on the test images",
-        0.0,
-        limits=(0, 0.5),
-        metavar="SHARE",
-        added=True,
+    val_share: float = of_data(
+        "share of the training images, of each class, {limits}, that is not trained on: the best "
+        "checkpoint is chosen on these, and never on the test images",
+        0.0, "added", limits=(0, 0.5), metavar="SHARE"
     )
-    fold: int | None = option(
-        "data",
+    fold: int | None = of_data(
         "cross-validation: test on the K-th of five parts of all images, of training and test, and "
         "train on the others; every five K are another split",
-        limits=(0, 10**6),
-        evaluation="fit",
-        metavar="K",
-        added=True,
+        None, "fit added", limits=(0, 10**6), metavar="K"
     )
 
-    model_depth: int = option(
-        "network", "layers of the MS-ResNet", 18, choices=BLOCKS, metavar="N", evaluation="fit"
+    model_depth: int = of_network(
+        "layers of the MS-ResNet", 18, "fit", choices=BLOCKS, name=(7, "depth{}")
     )
-    width: int = option(
-        "network",
-        "channels of the first stage",
-        64,
-        limits=(1, 4096),
-        metavar="N",
-        evaluation="fit",
+    width: int = of_network(
+        "channels of the first stage, {limits}", 64, "fit", limits=(1, 4096), name=(8, "width{}")
     )
-    time_windows: tuple | None = option(
-        "network",
+    time_windows: tuple | None = of_network(
         "train one network for several T: each batch with one of these, in an order drawn from the "
         "seed; evaluated at the largest; of static images alone",
-        item=int,
-        limits=(1, 1024),
-        where=static_images,
-        metavar="T",
-        added=True,
+        None, "added", item=int, limits=(1, 1024), where=static_images, metavar="T"
     )
-    time_window: int = option(
-        "network",
-        "timesteps T",
-        largest_time_window,
-        shown="4; events 10",
-        limits=(1, 1024),
-        metavar="T",
-        evaluation="own",
+    time_window: int = of_network(
+        "timesteps T, {limits}",
+        lambda values: max(values.get("time_windows") or (DATA_SETS[values["data"]].time_window,)),
+        "own", shown="4; events 10", limits=(1, 1024), metavar="T", name=(9, "T{}")
     )
-    bits: int | None = option(
-        "network",
-        "width of weights and membrane potentials, 2 to 8; needed by student and qamd",
-        limits=(2, 8),
-        where=quantized,
-        metavar="N",
-        evaluation="fit",
+    bits: int | None = of_network(
+        "width of weights, membrane potentials and shortcut inputs, {limits}; needed by `student` "
+        "and `qamd`",
+        None, "fit", limits=(2, 8), where=quantized,
+        needed="--paper_setting {paper_setting} needs --bits, 2 to 8", name=(5, "{}bit")
     )
-    bn_bits: int | None = option(
-        "network",
-        "width of batch norm's scale and shift, 2 to 16",
+    bn_bits: int | None = of_network(
+        "width of batch norm's folded scale and shift, {limits}; not with `original`",
         lambda values: 8 if values["paper_setting"] != "original" else None,
-        shown="8",
-        limits=(2, 16),
-        where=quantized,
-        metavar="N",
-        evaluation="fit",
+        "fit", shown="8", limits=(2, 16), where=quantized, name=(12, None)
     )
 
-    init_from_teacher: bool = option(
-        "distillation",
-        "start from the teacher's weights instead of from scratch",
-        False,
-        where=quantized,
+    init_from_teacher: bool = of_distillation(
+        "start from the teacher's weights instead of from scratch", False, where=quantized,
+        name=(6, "")
     )
-    teacher_path: str | None = option(
-        "distillation",
-        "checkpoint of an original run, needed by qamd",
-        where=has_teacher,
-        resume=True,  # the file is compared, not its path
-        metavar="CKPT",
+    teacher_path: str | None = of_distillation(
+        "checkpoint of an `original` run, needed by `qamd`",
+        None, "resume",  # the file is compared, not its path
+        where=has_teacher, metavar="CKPT",
+        needed="--teacher_path is required: the original-best.pth of an original run",
+        name=(6, teacher_in_name)
     )
-    loss: str | None = option(
-        "distillation",
-        "cross-entropy and logits, and of the membranes the KL divergence (CLK), the squared "
-        "difference (CLM) or nothing (CL)",
-        if_distilled("CLK"),
-        shown="CLK",
-        choices=MEMBRANE_LOSSES,
-        where=distilled,
-        metavar="LOSS",
+    loss: str | None = of_distillation(
+        "cross-entropy and logits, and of the membranes the KL divergence (`CLK`), the squared "
+        "difference (`CLM`) or nothing (`CL`)",
+        if_distilled("CLK"), shown="CLK", choices=MEMBRANE_LOSSES, where=distilled, metavar="LOSS",
+        name=(4, "{}")
     )
-    alpha: float | None = option(
-        "distillation",
-        "weight of the logit loss",
-        if_distilled(ALPHA),
-        shown=f"{ALPHA:g}",
-        limits=(0, 1e6),
-        where=distilled,
-        metavar="X",
+    alpha: float | None = of_distillation(
+        "weight α of the logit loss", if_distilled(ALPHA), shown=f"{ALPHA:g}", limits=(0, 1e6),
+        where=distilled, name=(13, None)
     )
-    beta: float | None = option(
-        "distillation",
-        "weight of the membrane loss",
-        lambda values: BETA.get(values["loss"]),
-        shown=f"CLK {BETA['CLK']:g}, CLM {BETA['CLM']:g}",
-        limits=(0, 1e6),
-        where=compares_membranes,
-        metavar="X",
+    beta: float | None = of_distillation(
+        "weight β of the membrane loss", lambda values: BETA.get(values["loss"]),
+        shown=f"CLK {BETA['CLK']:g}, CLM {BETA['CLM']:g}", limits=(0, 1e6),
+        where=compares_membranes, name=(14, None)
     )
-    tau: float | None = option(
-        "distillation",
-        "temperature of the logit loss",
-        if_distilled(TAU),
-        shown=f"{TAU:g}",
-        limits=(1e-3, 1e3),
-        where=distilled,
-        metavar="X",
+    tau: float | None = of_distillation(
+        "temperature τ of the logit loss", if_distilled(TAU), shown=f"{TAU:g}", limits=(1e-3, 1e3),
+        where=distilled, name=(15, None)
     )
-    beta_schedule: str | None = option(
-        "distillation",
-        "how beta goes over the epochs",
-        if_distilled(BETA_SCHEDULE),
-        shown=BETA_SCHEDULE,
-        choices=BETA_SCHEDULES,
-        where=compares_membranes,
-        metavar="NAME",
+    beta_schedule: str | None = of_distillation(
+        "`cosine`: β falls to 0 over the epochs; `constant`: it stays", if_distilled(BETA_SCHEDULE),
+        shown=BETA_SCHEDULE, choices=BETA_SCHEDULES, where=compares_membranes, name=(16, None)
+    )
+    teacher_logits: str = of_distillation(
+        "timesteps of a static image that the teacher's logits are the mean of: its `own` T or the "
+        "`student`'s",
+        TEACHER_LOGITS, "added", choices=("own", "student"),
+        where=lambda values: distilled(values) or static_images(values)
     )
 
-    teacher_logits: str = option(
-        "distillation",
-        "timesteps of a static image that the teacher's logits are the mean of: its own T or the "
-        "student's",
-        TEACHER_LOGITS,
-        choices=("own", "student"),
-        where=lambda values: distilled(values) or static_images(values),
-        metavar="NAME",
-        added=True,
+    epochs: int = of_recipe(
+        "passes over the training images", 100, "resume", limits=(1, 10**6), name=(21, None)
     )
-
-    epochs: int = option(
-        "recipe",
-        "passes over the training images",
-        100,
-        limits=(1, 10**6),
-        resume=True,
-        metavar="N",
-    )
-    batch_size: int = option(
-        "recipe",
+    batch_size: int = of_recipe(
         "images of a step, split over the processes",
-        of_data_set("batch_size"),
-        shown="256; digits and nmnist 64, other events 32",
-        limits=(1, 2**20),
-        evaluation="own",
-        metavar="N",
+        lambda values: DATA_SETS[values["data"]].batch_size,
+        "own", shown="256; digits and nmnist 64, other events 32", limits=(1, 2**20),
+        name=(18, None)
     )
-    accumulate: int = option(
-        "recipe",
+    accumulate: int = of_recipe(
         "equal parts in which a process takes its share of a batch, for less memory",
-        1,
-        limits=(1, 2**20),
-        metavar="N",
-        added=True,
+        1, "added", limits=(1, 2**20), name=(19, None)
     )
-    lr: float = option(
-        "recipe",
-        "learning rate at its highest; it falls in a cosine to 0",
-        0.1,
-        limits=(0, 1e3),
-        metavar="X",
+    lr: float = of_recipe(
+        "learning rate at its highest; it falls in a cosine to 0", 0.1, limits=(0, 1e3),
+        name=(22, None)
     )
-    warmup: int = option(
-        "recipe",
+    warmup: int = of_recipe(
         "first epochs, in which the learning rate rises evenly with every step",
-        0,
-        limits=(0, 10**6),
-        metavar="EPOCHS",
-        added=True,
+        0, "added", limits=(0, 10**6), metavar="EPOCHS"
     )
-    weight_decay: float = option(
-        "recipe", "none on batch norm and steps", 1e-4, limits=(0, 1e3), metavar="X"
+    weight_decay: float = of_recipe(
+        "none on batch norm, biases and quantization steps", 1e-4, limits=(0, 1e3), name=(23, None)
     )
-    clip_grad: float = option(
-        "recipe",
+    clip_grad: float = of_recipe(
         "largest gradient norm; 0: any",
         lambda values: 5.0 if values["paper_setting"] == "qamd" else 1.0,
-        shown="1; qamd 5",
-        limits=(0, 1e6),
-        metavar="X",
+        shown="1; qamd 5", limits=(0, 1e6), name=(17, None)
     )
-    label_smoothing: float = option(
-        "recipe",
-        "share of the target that goes to all classes alike, in training's cross-entropy",
-        0.0,
-        limits=(0, 0.9),
-        metavar="SHARE",
-        added=True,
+    label_smoothing: float = of_recipe(
+        "share of the target, {limits}, that goes to all classes alike, in training's "
+        "cross-entropy",
+        0.0, "added", limits=(0, 0.9), metavar="SHARE"
     )
-    augment: str = option(
-        "recipe",
-        "basic: crop and flip, events roll, rotate or shear; auto: AutoAugment and cutout too; "
-        "none",
-        "basic",
-        choices=("basic", "auto", "none"),
-        metavar="NAME",
-        added=True,
+    augment: str = of_recipe(
+        "`basic`: crop and flip, events roll, rotate or shear; `auto`: AutoAugment and cutout too; "
+        "`none`",
+        "basic", "added", choices=("basic", "auto", "none"), name=(20, None)
     )
-    seed: int = option(
-        "recipe", "of weights, order, augmentation", 0, limits=(0, 2**63 - 1), metavar="N"
+    seed: int = of_recipe(
+        "of weights, order, augmentation", 0, limits=(0, 2**63 - 1), name=(99, "seed{}")
     )
 
-    save_path: str = option(
-        "running",
-        "where checkpoints and logs go",
-        shown="./checkpoints/RUN, named after the settings",
-        resume=True,
-        config=False,
-        metavar="FOLDER",
+    save_path: str = of_running(
+        "where checkpoints and logs go", None, "resume alone",
+        shown="./checkpoints/RUN, named after the settings", metavar="FOLDER"
     )
-    resume: bool = option(
-        "running",
-        "go on from SETTING-last.pth in the save path if there is one, else start",
-        False,
-        resume=True,
-        config=False,
-        added=True,
+    resume: bool = of_running(
+        "go on from `SETTING-last.pth` in the save path if there is one, else start",
+        False, "resume alone added"
     )
-    overwrite: bool = option(
-        "running",
-        "start anew; a run of an epoch or more that is there is moved to SAVE_PATH.1 (.2, …)",
-        False,
-        resume=True,
-        config=False,
-        added=True,
+    overwrite: bool = of_running(
+        "start anew; a run of an epoch or more that is there is moved to `SAVE_PATH.1` (`.2`, …)",
+        False, "resume alone added"
     )
-    save_every: int | None = option(
-        "running",
-        "save every N steps too, not only every epoch",
-        limits=(1, 10**9),
-        resume=True,
-        metavar="N",
-        added=True,
+    save_every: int | None = of_running(
+        "save every N steps too, not only every epoch", None, "resume added", limits=(1, 10**9)
     )
-    dry_run: bool = option(
-        "running",
+    dry_run: bool = of_running(
         "check all, run three steps and say what time and memory the run takes; no file of it is "
         "left (what is made of the data stays: it is needed anyway)",
-        False,
-        resume=True,
-        config=False,
-        added=True,
+        False, "resume alone added"
     )
-    eval_only: str | None = option(
-        "running",
-        "print the test accuracy of a checkpoint and stop",
-        resume=True,
-        config=False,
-        evaluation="own",
-        metavar="CKPT",
+    eval_only: str | None = of_running(
+        "print the test accuracy of a checkpoint and stop", None, "resume alone own", metavar="CKPT"
     )
-    integer: bool = of_evaluation("also with integers alone", False)
-    per_class: bool = of_evaluation(
-        "also the accuracy of each class and the confusion matrix, as CSV, PNG and PDF",
-        False,
-        added=True,
+    integer: bool = of_running(
+        "with `--eval_only`: also with integers alone", False, "resume alone only"
     )
-    out: str | None = of_evaluation(
-        "folder of what --per_class writes",
-        shown="CKPT without .pth, and -classes",
-        metavar="FOLDER",
-        added=True,
+    per_class: bool = of_running(
+        "with `--eval_only`: also the accuracy of each class and the confusion matrix, as CSV, PNG "
+        "and PDF",
+        False, "resume alone only added"
     )
-    predict: tuple | None = of_evaluation(
-        "instead of the accuracy the likeliest classes of these images, or files of events",
-        metavar="FILE",
-        added=True,
+    out: str | None = of_running(
+        "with `--eval_only`: folder of what `--per_class` writes", None, "resume alone only added",
+        shown="CKPT without .pth, and -classes", metavar="FOLDER"
     )
-    json: bool = option(
-        "running",
-        "with --eval_only or --dry_run: print one JSON object, and nothing else",
-        False,
-        resume=True,
-        config=False,
-        evaluation="only",
-        added=True,
+    predict: tuple | None = of_running(
+        "with `--eval_only`: instead of the accuracy the likeliest classes of these images, or "
+        "files of events",
+        None, "resume alone only added", metavar="FILE"
     )
-    workers: int = option(
-        "running",
-        "loaders of each process",
-        min(4, os.cpu_count() or 1),
-        shown="4, or a machine's fewer cores",
-        limits=(0, 256),
-        resume=True,
-        evaluation="own",
-        metavar="N",
+    json: bool = of_running(
+        "with `--eval_only` or `--dry_run`: print one JSON object, and nothing else",
+        False, "resume alone only added"
     )
-    device: str = option(
-        "running",
-        f"cpu, cuda, auto: a GPU where there is one, or {SHARED_GPU}: more processes than GPUs, to "
-        "try it",
-        "auto",
-        choices=("auto", "cpu", "cuda", SHARED_GPU),
-        resume=True,
-        evaluation="own",
-        metavar="NAME",
+    workers: int = of_running(
+        "loaders of each process", min(4, os.cpu_count() or 1), "resume own",
+        shown="4, or a machine's fewer cores", limits=(0, 256)
     )
-    amp: bool = option(
-        "running",
-        "bf16 autocast; membranes and losses stay in float32",
-        False,
-        choices=("bf16",),
-        evaluation="own",
+    device: str = of_running(
+        f"`cpu`, `cuda`, `auto`: a GPU where there is one, or `{SHARED_GPU}`: more processes than "
+        "GPUs, to try it",
+        "auto", "resume own", choices=("auto", "cpu", "cuda", SHARED_GPU)
     )
-    compile: bool = option(
-        "running",
-        "fused kernels; compiling takes up to a minute",
-        False,
-        resume=True,
-        evaluation="own",
-        added=True,
+    amp: bool = of_running(
+        "`bf16` autocast; membranes, losses and quantized layers stay in float32", False, "own",
+        choices=("bf16",), name=(11, "amp")
     )
-    deterministic: bool = option(
-        "running", "same seed, same numbers", False, resume=True, evaluation="own"
+    compile: bool = of_running(
+        "fused kernels; compiling takes up to a minute", False, "resume own added"
     )
-    check_numerics: bool = option(
-        "running",
-        "slow: stop at the first layer with NaN or infinite numbers, with its name",
-        False,
-        resume=True,
-        added=True,
+    deterministic: bool = of_running("same seed, same numbers", False, "resume own")
+    check_numerics: bool = of_running(
+        "slow: stop at the first layer with NaN or infinite numbers, with its name", False,
+        "resume added"
     )
+    # fmt: on
 
     # What is found, not given.
     classes: tuple | None = None  # names, of a folder; None: the data set's own
@@ -513,10 +388,9 @@ OPTIONS: dict[str, Option] = {
 TYPES: dict[str, tuple[type, ...]] = {  # get_args of a plain type is empty
     x.name: get_args(x.type) or (x.type,) for x in fields(Settings)
 }
-LIMITS = {name: x.limits for name, x in OPTIONS.items() if x.limits is not None}
 # What may differ between a run and the one that goes on with it: how it runs, how long, and where
 # its files are.
-MAY_CHANGE = {name for name, x in OPTIONS.items() if x.resume}
+MAY_CHANGE = {name for name, x in OPTIONS.items() if x.has("resume")}
 
 
 def is_flag(name: str) -> bool:
@@ -546,29 +420,26 @@ def build_parser() -> Parser:
         allow_abbrev=False,
         add_help=False,
     )
-    groups = {name: parser.add_argument_group(name) for name in GROUPS}
+    groups = {about.group: None for about in OPTIONS.values()}
+    groups = {name: parser.add_argument_group(name) for name in groups}
     for name, about in OPTIONS.items():
-        add = groups[about.group].add_argument
-        text, default = about.help, about.shown or about.constant_default
-        if about.choices and not is_flag(name) and not all(str(x) in text for x in about.choices):
-            text += f": {', '.join(map(str, about.choices))}"
-        if default is not None and default is not False:
-            text += f" (default {default if isinstance(default, str) else format(default, 'g')})"
-        text = text.replace("%", "%%")
-        if TYPES[name][0] is tuple:
-            add(f"--{name}", nargs="+", type=about.item, metavar=about.metavar, help=text)
+        text, default, kind = about.meaning().replace("`", ""), about.default_text(), TYPES[name][0]
+        text = f"{text} (default {default})" if default is not None else text
+        metavar = about.metavar or {int: "N", float: "X"}.get(kind, "NAME")
+        if kind is tuple:
+            how = {"nargs": "+", "type": about.item, "metavar": metavar}
         elif not is_flag(name):
-            kind, choices, metavar = TYPES[name][0], about.choices, about.metavar
-            add(f"--{name}", type=kind, choices=choices, metavar=metavar, help=text)
+            how = {"type": kind, "choices": about.choices, "metavar": metavar}
         elif about.choices:  # a flag that may say its one choice
             (choice,) = about.choices
-            add(f"--{name}", nargs="?", choices=[choice], const=choice, metavar=choice, help=text)
+            how = {"nargs": "?", "choices": [choice], "const": choice, "metavar": choice}
         else:
-            add(f"--{name}", action="store_true", help=text)
-        if is_flag(name) and about.config:
+            how = {"action": "store_true"}
+        groups[about.group].add_argument(f"--{name}", help=text.replace("%", "%%"), **how)
+        if is_flag(name) and not about.has("alone"):
             hidden = {"action": "store_false", "help": argparse.SUPPRESS}
             parser.add_argument(f"--no_{name}", dest=name, **hidden)
-    not_taken = ", ".join(f"--{name}" for name, about in OPTIONS.items() if not about.config)
+    not_taken = ", ".join(f"--{name}" for name, about in OPTIONS.items() if about.has("alone"))
     groups["what to train"].add_argument(
         "--config",
         metavar="settings.json",
@@ -587,25 +458,39 @@ def complete(given: Values, may_drop: Iterable[str] = ()) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, about in OPTIONS.items():
         values[name] = given.get(name)
-        if name in may_drop and about.where is not None and about.where(values) is not None:
-            values[name] = None
-        if values[name] is None:
+        if values[name] is None or (name in may_drop and about.refusal(values)):
             values[name] = about.default_with(values)
     return values
 
 
+def name_of(values: Values) -> str:
+    """Name of a run: what its options have there, of which most are no defaults. Paths in `values`
+    are what tells them apart: the name of a folder, the first digits of a file's digest."""
+    parts = []
+    for name, about in OPTIONS.items():
+        value, (place, form) = values[name], about.name or (50, None)
+        if value is None or value is False or (about.name is None and about.has("resume")):
+            continue
+        if form is not None:
+            parts.append((place, form(values) if callable(form) else form.format(value)))
+        elif value != about.default_with(values):
+            parts.append((place, f"{name}{as_text(value)}".replace("_", "-").replace(" ", "-")))
+    return "-".join(text for _, text in sorted(parts, key=lambda part: part[0]) if text)
+
+
 def check_value(name: str, value: Any) -> None:
     """Raises UserError where a number, or one of a list, is outside what the program can do."""
-    if name in LIMITS and value is not None:
-        low, high = LIMITS[name]
-        several = isinstance(value, tuple)
-        if several and not value:  # of a file, as are other types
-            raise UserError(f"--{name} is empty")
-        for x in value if several else (value,):
-            if several and type(x) is not OPTIONS[name].item:
-                raise UserError(f"--{name} cannot hold {reprlib.repr(x)}")
-            if not low <= x <= high:
-                raise UserError(f"--{name} must be between {low} and {high}, got {x}")
+    about = OPTIONS.get(name)
+    if about is None or about.limits is None or value is None:
+        return
+    several, (low, high) = isinstance(value, tuple), about.limits
+    if several and not value:  # of a file, as are other types
+        raise UserError(f"--{name} is empty")
+    for x in value if several else (value,):
+        if several and type(x) is not about.item:
+            raise UserError(f"--{name} cannot hold {reprlib.repr(x)}")
+        if not low <= x <= high:
+            raise UserError(f"--{name} must be between {low} and {high}, got {x}")
 
 
 def as_text(value: Any) -> str:
@@ -633,7 +518,7 @@ def check_settings(settings: Settings) -> None:
                 f"--time_window {settings.time_window} is not the largest of --time_windows "
                 f"{given}: leave it out"
             )
-    for name in ("data_path", "save_path", "cache_path", "out"):
+    for name in (name for name, about in OPTIONS.items() if about.metavar == "FOLDER"):
         path = getattr(settings, name) or ""
         if any(ord(character) < 32 for character in path):
             raise UserError(f"--{name} holds a control character")
@@ -643,21 +528,25 @@ def check_settings(settings: Settings) -> None:
 
 def describes_a_network(settings: Settings) -> bool:
     """Whether settings of a file, whose types and limits are checked, fit each other."""
-    values = asdict(settings)
+    values, data_set = asdict(settings), DATA_SETS.get(settings.data)
     for name, about in OPTIONS.items():
-        value = values[name]
-        if about.choices and not is_flag(name) and value is not None and value not in about.choices:
+        value, choices = values[name], None if is_flag(name) else about.choices
+        if choices and value is not None and value not in choices:
             return False
-    dependent = [name for name, x in OPTIONS.items() if callable(x.default) and x.where]
-    data_set, step = DATA_SETS[settings.data], settings.input_step
+        if about.where is None:
+            continue
+        refused = about.refusal(values) is not None
+        if about.default_with(values) is not None or (about.needed and not refused):
+            if value is None:
+                return False
+        elif refused and value is not None:
+            return False
+    classes, step = settings.classes, settings.input_step
     return (
-        all((values[x] is None) == (OPTIONS[x].default_with(values) is None) for x in dependent)
-        and (settings.bits is None) == (settings.bn_bits is None)
-        and (settings.classes is None) == (settings.data != "folder")
-        and all(type(name) is str for name in settings.classes or ())
-        and len(settings.classes or "ab") >= 2
+        (classes is None) == (settings.data != "folder")
+        and all(type(name) is str for name in classes or ())
+        and len(classes or "ab") >= 2
         and (settings.image_size is None or data_set.any_size)
-        and (settings.time_windows is None or not data_set.events)
         and (step is None or (data_set.events and 0 < step < math.inf))
     )
 

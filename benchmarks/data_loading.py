@@ -8,7 +8,6 @@ same number of workers; how much memory of its own a worker takes for a small an
 Images: a CIFAR-10 of random pixels through torchvision's transforms in workers, and on the device.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -112,16 +111,14 @@ def memory_of_a_worker(samples: int) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = timing.parser_of(__doc__, rounds=5)
     add = parser.add_argument
     add("--samples", type=int, default=600, help="of events")
     add("--time_window", type=int, default=10)
     add("--images", type=int, default=50_000)
     add("--batch_size", type=int, default=128)
     add("--workers", type=int, default=2)
-    add("--rounds", type=int, default=5)
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--out", type=Path)
     args = parser.parse_args(arguments)
     device = torch.device(args.device)
 

@@ -7,16 +7,15 @@ A teacher's forward pass is a third of a training step, so 1 + 1/3 is what disti
 quantizers and the losses are free. First both losses are compared in float64.
 """
 
-import argparse
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.timing import (
+    DEVICE,
     in_turn,
     peak_megabytes,
     quartiles,
@@ -25,9 +24,8 @@ from benchmarks.timing import (
     table,
     with_spread,
 )
-from benchmarks.training_step import NUM_CLASSES, Regions, set_precision
+from benchmarks.training_step import NUM_CLASSES, Regions, Work, parser_of_steps
 from distiller import ALPHA, BETA, TAU, Distiller, within_reach
-from engine.cuda_graphs import ReplayedGradients
 from engine.start import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
@@ -81,48 +79,19 @@ def networks(width: int, time_window: int) -> tuple[MSResNet, QuanMSResNet]:
 
 
 def step_of(
-    name: str,
-    width: int,
-    time_window: int,
-    batch: int,
-    amp: bool,
-    device: torch.device,
-    compiled: bool = False,
+    name: str, width: int, time_window: int, batch: int, precision: str, compiled: bool = False
 ) -> Callable[[], None]:
     """One training step: plain, naive or ours; on a GPU as main.py takes it with --compile."""
-    set_precision("bf16" if amp else "float32")
     teacher, student = networks(width, time_window)
-    teacher, student = teacher.to(device), student.to(device)
-    trained = teacher if name == PLAIN else student
-    images = torch.rand(batch, 3, 32, 32, device=device)
-    labels = torch.arange(batch, device=device) % NUM_CLASSES
-    optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3, momentum=0.9)
-
-    def plain(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, None]:
-        logits = trained(images)
-        return logits, F.cross_entropy(logits.float(), labels), None
-
-    loss_function = plain
-    if name != PLAIN:
-        loss_function = {NAIVE: NaiveDistiller, OURS: Distiller}[name](teacher, student)
-        del teacher  # ours has a faster copy
-    trained.train()
-
-    def gradients(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        optimizer.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            loss = loss_function(images, labels)[1]
-        loss.backward()
-        return {}
-
-    if compiled and device.type == "cuda":
-        gradients = ReplayedGradients(gradients, trained)
-
-    def step() -> None:
-        gradients(images, labels)
-        optimizer.step()
-
-    return step
+    if name == PLAIN:
+        work = Work(teacher, batch, precision, DEVICE)
+    else:
+        work = Work(student, batch, precision, DEVICE)
+        distiller = {NAIVE: NaiveDistiller, OURS: Distiller}[name](teacher.to(DEVICE), student)
+        work.loss = lambda images, labels: distiller(images, labels)[1]
+    if compiled:
+        work.as_with_compile()
+    return work.step
 
 
 def difference_of_losses(device: torch.device) -> float:
@@ -144,47 +113,29 @@ def difference_of_losses(device: torch.device) -> float:
     return worst
 
 
-def prepare(name: str, *how: object) -> tuple[torch.device, Callable[[], None]]:
-    """(device, training step), for a process of its own."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return device, step_of(name, *how, device)
-
-
-def parser_of_steps(description: str, rounds: int) -> argparse.ArgumentParser:
-    """The options of a benchmark that times training steps."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--T", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=128 if torch.cuda.is_available() else 32)
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
-    return parser
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = parser_of_steps(__doc__.splitlines()[0], rounds=9)
+    parser = parser_of_steps(__doc__, rounds=9)
     parser.add_argument("--amp", action="store_true", help="bf16 autocast")
     parser.add_argument("--no_memory", dest="memory", action="store_false")
     args = parser.parse_args(arguments)
     keep_freed_memory()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    how = args.width, args.T, args.batch, args.amp
+    how = args.width, args.T, args.batch, "bf16" if args.amp else "float32"
     regions = Regions()
-    difference = difference_of_losses(device)
-    steps = {name: step_of(name, *how, device) for name in (PLAIN, NAIVE, OURS)}
+    difference = difference_of_losses(DEVICE)
+    steps = {name: step_of(name, *how) for name in (PLAIN, NAIVE, OURS)}
     seconds = regions.compile(lambda: [steps[name]() for name in (PLAIN, OURS)])
     variants = [(name, False) for name in steps] + [(PLAIN, True), (OURS, True)]
     labels = {variant: variant[0] + ", --compile" * variant[1] for variant in variants}
-    compiled_steps = {name: step_of(name, *how, device, compiled=True) for name in (PLAIN, OURS)}
+    compiled_steps = {name: step_of(name, *how, compiled=True) for name in (PLAIN, OURS)}
     functions = {
         labels[name, compiled]: regions.using(
             compiled, (compiled_steps if compiled else steps)[name]
         )
         for name, compiled in variants
     }
-    times, repeated = in_turn(functions, args.rounds, device)
+    times, repeated = in_turn(functions, args.rounds, DEVICE)
     regions.use(compiled=False)
-    memory = {name: peak_megabytes(prepare, name, *how) for name in steps if args.memory}
+    memory = {name: peak_megabytes(step_of, name, *how) for name in steps if args.memory}
     rows = []
     for name, compiled in variants:
         label, plain = labels[name, compiled], labels[PLAIN, compiled]
@@ -202,13 +153,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     header = ("", "step, ms", "× plain step", "× naive", "peak memory, MB", "× naive")
     parts = [
         f"MS-ResNet-18, width {args.width}, 32×32, T = {args.T}, batch {args.batch}, CLK, 4 bits, "
-        f"{'bf16' if args.amp else 'float32'}; compiling took {seconds:.0f} s; {args.rounds} "
+        f"{how[-1]}; compiling took {seconds:.0f} s; {args.rounds} "
         f"rounds, {repeated} more were noisy and repeated",
         f"float64: naive and MD-SNN agree within {difference:.0e}",
         table(header, rows),
         "The plain step beside a compiled one is compiled too. Ideal: 1 + 1/3.",
     ]
-    report("distillation_step", arguments, device, parts, args.out)
+    report("distillation_step", arguments, DEVICE, parts, args.out)
 
 
 if __name__ == "__main__":

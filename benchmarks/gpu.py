@@ -1,7 +1,7 @@
 """What can only be shown on a GPU, in stages: bash benchmarks/gpu.sh STAGE --out DIR
 
 check    the tests that compare numbers, with `pytest --device cuda`
-speed    training_step, distillation_step and cuda_graphs
+speed    training_step and distillation_step
 cifar10  a teacher, a 4-bit student and a 4-bit CLK of full size, trained by main.py
 
 A stage ends by itself within --minutes. What it finds is written into DIR at once, in few small
@@ -152,8 +152,7 @@ def speed(stage: Stage) -> bool:
     rows = []
     for name, share, options in (
         ("training_step", 0.6, full),
-        ("distillation_step", 0.6, ["--no_memory"] if stage.dry_run else ["--amp"]),
-        ("cuda_graphs", 1.0, []),
+        ("distillation_step", 1.0, ["--no_memory"] if stage.dry_run else ["--amp"]),
     ):
         out = ["--out", str(stage.out / f"{name}.md")]
         code = stage.run("-m", f"benchmarks.{name}", *size, *options, *out, share=share)

@@ -4,12 +4,11 @@ A sweep of 100,000 chips for MS-ResNet-18 of width 64 against one estimate, and 
 non-ideal crossbars against the digital network; medians of interleaved rounds in one process.
 """
 
-import argparse
 from collections.abc import Sequence
 
 import torch
 
-from benchmarks.timing import in_turn, quartiles, resident_peak
+from benchmarks.timing import in_turn, parser_of, quartiles, resident_peak
 from data_loader import Share, evaluation_loader, load_data_sets
 from engine.evaluate import evaluate
 from models import QuanMSResNet
@@ -76,8 +75,7 @@ def nonideal_speed(rounds: int, width: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--width", type=int, default=8, help="of the network on crossbars")
     args = parser.parse_args(arguments)
     sweep_speed(args.rounds)

@@ -6,14 +6,12 @@ the same numbers in another layout. "1 and 2 processes" is the largest relative 
 the variance of a batch and that of its two halves, put together as several processes do.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import report, table
+from benchmarks.timing import parser_of, report, table
 from models.batch_norm import moments
 
 SHAPES = [  # N (timesteps · batch), C, H, W
@@ -59,9 +57,7 @@ def errors(shape: Sequence[int]) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
-    args = parser.parse_args(arguments)
+    args = parser_of(__doc__).parse_args(arguments)
     torch.manual_seed(0)
     rows = []
     for N, C, H, W in SHAPES:

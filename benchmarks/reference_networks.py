@@ -6,42 +6,43 @@ relu           no time at all: the T·B images of all timesteps and ReLU for the
 convolutions   nothing but them and the residual additions
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import MSResNet
-from models.MS_ResNet import BLOCKS, Layers
-from models.neuron import LEAK, THRESHOLD, WINDOW
+from models.MS_ResNet import Layers
+from models.neuron import LEAK, THRESHOLD, Spike
 
 
-class _Rectangle(torch.autograd.Function):
-    """A spike with the rectangular surrogate derivative."""
-
-    @staticmethod
-    def forward(ctx, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
-        return (u > THRESHOLD).to(u.dtype)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        (u,) = ctx.saved_tensors
-        return grad * ((u - THRESHOLD).abs() < WINDOW) / (2 * WINDOW)
+def layers_of(
+    conv: Callable[..., nn.Module],
+    batch_norm: Callable[..., nn.Module],
+    lif: Callable[[], nn.Module],
+) -> Layers:
+    return Layers(stem_conv=conv, conv=conv, stream_conv=conv, batch_norm=batch_norm, lif=lif)
 
 
-class LoopedLIF(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+class _LoopedLIF(nn.Module):
+    def forward(self, x: Tensor, time_window: int, watch: None) -> Tensor:
         spikes, u, fired = torch.zeros_like(x), None, None
         for t, x_t in enumerate(x):
             u = x_t if u is None else LEAK * u * (1 - fired.detach()) + x_t
-            fired = _Rectangle.apply(u)
+            fired = Spike.apply(u, u)
             spikes[t] = fired
         return spikes
 
 
-class LoopedConv2d(nn.Conv2d):
+def _conv2d(
+    in_channels: int, channels: int, kernel: int, stride: int = 1, of: type = nn.Conv2d, **options
+) -> nn.Conv2d:
+    return of(in_channels, channels, kernel, stride, kernel // 2, bias=False, **options)
+
+
+class _LoopedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         size = ((n - 1) // self.stride[0] + 1 for n in x.shape[-2:])  # padding keeps the size
         y = x.new_zeros(*x.shape[:2], self.out_channels, *size)
@@ -50,79 +51,55 @@ class LoopedConv2d(nn.Conv2d):
         return y
 
 
-class LoopedBatchNorm(nn.BatchNorm3d):
+class _LoopedBatchNorm(nn.BatchNorm3d):
     """The public code knows time as the depth of a volume, and copies there and back."""
+
+    def __init__(self, channels: int, weight: float):
+        super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(1, 2, 0, 3, 4).contiguous()).permute(2, 0, 1, 3, 4)
 
 
-def spikingjelly_layers(surrogate: str) -> tuple:
-    """Convolution, batch norm and neuron; the surrogate is "Rect" or "ATan"."""
-    from spikingjelly.activation_based import layer, neuron
-    from spikingjelly.activation_based import surrogate as surrogates
-
-    derivative = {"Rect": surrogates.Rect(alpha=1.0), "ATan": surrogates.ATan()}[surrogate]
-    return (
-        lambda *args, **options: layer.Conv2d(*args, **options, step_mode="m"),
-        lambda channels: layer.BatchNorm2d(channels, step_mode="m"),
-        lambda: neuron.LIFNode(
-            tau=1 / (1 - LEAK),
-            decay_input=False,
-            v_threshold=THRESHOLD,
-            surrogate_function=derivative,
-            detach_reset=True,
-            step_mode="m",
-        ),
-    )
-
-
-class _Block(nn.Module):
-    def __init__(self, in_channels, channels, stride, conv, batch_norm, lif):
-        super().__init__()
-        self.lif1, self.conv1 = lif(), conv(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = batch_norm(channels)
-        self.lif2, self.conv2 = lif(), conv(channels, channels, 3, 1, 1, bias=False)
-        self.bn2, self.shortcut = batch_norm(channels), nn.Identity()
-        if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(
-                conv(in_channels, channels, 1, stride, bias=False), batch_norm(channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.lif2(self.bn1(self.conv1(self.lif1(x))))))
-        return y + self.shortcut(x)
-
-
-class StepByStep(nn.Module):
-    """MS-ResNet on (T, B, C, H, W), of the layers given; its parameters come in our order."""
-
-    def __init__(self, depth, num_classes, time_window, in_channels, width, conv, batch_norm, lif):
-        super().__init__()
-        self.time_window = time_window
-        self.stem = nn.Sequential(conv(in_channels, width, 3, 1, 1, bias=False), batch_norm(width))
-        blocks, channels = [], width
-        for stage, count in enumerate(BLOCKS[depth]):
-            for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                out_channels = width * 2**stage
-                blocks.append(_Block(channels, out_channels, stride, conv, batch_norm, lif))
-                channels = out_channels
-        self.blocks, self.lif = nn.Sequential(*blocks), lif()
-        self.linear = nn.Linear(channels, num_classes)
+class StepByStep(MSResNet):
+    """MS-ResNet of layers on (T, B, C, H, W)."""
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.unsqueeze(0).repeat(self.time_window, 1, 1, 1, 1)
-        spikes = self.lif(self.blocks(self.stem(x)))
-        return self.linear(spikes.mean(dim=(0, 3, 4)))
+        T = self.time_window
+        x = self.stem.bn(self.stem.conv(images.unsqueeze(0).repeat(T, 1, 1, 1, 1)))
+        for block in self.blocks:
+            x = block(x, T, None)
+        return self.linear(self.lif(x, T, None).mean(dim=(0, 3, 4)))
 
 
 def loops(*shape: int) -> StepByStep:
-    return StepByStep(*shape, LoopedConv2d, LoopedBatchNorm, LoopedLIF)
+    conv = partial(_conv2d, of=_LoopedConv2d)
+    return StepByStep(*shape, layers=layers_of(conv, _LoopedBatchNorm, _LoopedLIF))
 
 
 def spikingjelly(*shape: int, surrogate: str) -> StepByStep:
-    return StepByStep(*shape, *spikingjelly_layers(surrogate))
+    """The surrogate is "Rect" or "ATan"."""
+    from spikingjelly.activation_based import layer, neuron
+    from spikingjelly.activation_based import surrogate as surrogates
+
+    class Neurons(neuron.LIFNode):
+        def forward(self, x: Tensor, time_window: int, watch: None) -> Tensor:
+            return super().forward(x)
+
+    lif = partial(
+        Neurons,
+        tau=1 / (1 - LEAK),
+        decay_input=False,
+        v_threshold=THRESHOLD,
+        surrogate_function={"Rect": surrogates.Rect(alpha=1.0), "ATan": surrogates.ATan()}[
+            surrogate
+        ],
+        detach_reset=True,
+        step_mode="m",
+    )
+    conv = partial(_conv2d, of=layer.Conv2d, step_mode="m")
+    batch_norm = lambda channels, weight: layer.BatchNorm2d(channels, step_mode="m")  # noqa: E731
+    return StepByStep(*shape, layers=layers_of(conv, batch_norm, lif))
 
 
 class _ReLU(nn.Module):
@@ -138,13 +115,7 @@ class _BatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
 
-def _conv2d(in_channels: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, channels, kernel, stride, kernel // 2, bias=False)
-
-
-RELU = Layers(
-    stem_conv=_conv2d, conv=_conv2d, stream_conv=_conv2d, batch_norm=_BatchNorm2d, lif=_ReLU
-)
+RELU = layers_of(_conv2d, _BatchNorm2d, _ReLU)
 
 
 class ReLUNetwork(MSResNet):
@@ -171,7 +142,7 @@ class ConvolutionsAlone(MSResNet):
     """What is left if batch norms and neurons cost nothing; the static image's stem runs once."""
 
     def __init__(self, *shape: int):
-        super().__init__(*shape, layers=replace(RELU, batch_norm=_Nothing, lif=_Nothing))
+        super().__init__(*shape, layers=layers_of(_conv2d, _Nothing, _Nothing))
         with torch.no_grad():  # nothing keeps their output from growing
             for name, weight in self.named_parameters():
                 weight.mul_(0.1 if "conv" in name else 1)

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.timing import quartiles, report, table, wait, with_spread
+from benchmarks.timing import parser_of, quartiles, report, table, wait, with_spread
 from models import MSResNet, batch_norm
 
 HEADER = (
@@ -182,12 +182,10 @@ def table_row(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__, rounds=4)  # of all ways in turn, of the widest network
     parser.add_argument("--processes", type=int, nargs="+", default=[2, 4], help="beside one")
     parser.add_argument("--width", type=int, nargs="+", default=[16, 64], help="of the network")
     parser.add_argument("--batch", type=int, default=8, help="images per process and step (8)")
-    parser.add_argument("--rounds", type=int, default=4, help="of all ways in turn, widest network")
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args(arguments)
     cores, most = os.cpu_count() or 1, max(args.processes)
     args.backend = "nccl" if torch.cuda.device_count() >= most else "gloo"

@@ -1,5 +1,6 @@
 """Times of several ways to do the same work, taken in turn in one process, on a quiet machine."""
 
+import argparse
 import gc
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NOISE = 1.08  # a round is repeated where the calibration took this much longer than at its best
 
 
@@ -93,43 +95,6 @@ def with_spread(values: tuple[float, float, float], digits: int) -> str:
     return f"{median} ({low} … {high})"
 
 
-def peak_megabytes(prepare: Callable[..., Callable[[], object]], *arguments: object) -> float:
-    """Largest memory that `prepare(*arguments)` and three runs of what it returns need: on a GPU of
-    what it allocates, on a CPU of what a process has.
-
-    `prepare` returns (device, function). On a CPU a fresh process is started, so all has to be
-    picklable; its tensors are mapped one by one, so that a freed one is not counted again.
-    """
-    if torch.cuda.is_available():
-        gc.collect()
-        before = torch.cuda.memory_allocated()
-        _, function = prepare(*arguments)
-        function()  # cuDNN tries its algorithms, with the memory that the greediest wants
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(3):
-            function()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of glibc; read when a process starts
-    queue = multiprocessing.get_context("spawn").SimpleQueue()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_measure_peak, args=(queue, prepare, arguments)
-    )
-    process.start()
-    del os.environ["MALLOC_MMAP_THRESHOLD_"]
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"the process that measures memory failed: {prepare}, {arguments}")
-    return queue.get()
-
-
-def _measure_peak(queue, prepare, arguments) -> None:
-    before = resident_peak()
-    _, function = prepare(*arguments)
-    for _ in range(3):
-        function()
-    queue.put(resident_peak() - before)
-
-
 class OwnProcess:
     """`make(*arguments)` in a process of its own, whose methods run there when they are asked for.
 
@@ -143,24 +108,63 @@ class OwnProcess:
         process.start()
         theirs.close()  # so that the end of the process is an EOFError here
 
-    def call(self, method: str) -> None:
-        """Run a method without arguments; returns when it is done. EOFError where it failed."""
+    def call(self, method: str) -> object:
+        """What a method returns without arguments. EOFError where it failed."""
         self.connection.send(method)
-        self.connection.recv()
+        return self.connection.recv()
 
 
 def _serve(connection, make, arguments) -> None:
     target = make(*arguments)
     with suppress(EOFError):  # the other process has ended, or wants no more
         while True:
-            getattr(target, connection.recv())()
-            connection.send(None)
+            connection.send(getattr(target, connection.recv())())
+
+
+class _Peak:
+    def __init__(self, make: Callable[..., Callable[[], object]], *arguments: object):
+        self.before, self.function = resident_peak(), make(*arguments)
+
+    def megabytes(self) -> float:
+        for _ in range(3):
+            self.function()
+        return resident_peak() - self.before
+
+
+def peak_megabytes(make: Callable[..., Callable[[], object]], *arguments: object) -> float:
+    """Largest memory that `make(*arguments)` and three runs of the function that it returns need:
+    on a GPU of what it allocates, on a CPU of what a process of its own has.
+
+    There tensors are mapped one by one, so that a freed one is not counted again.
+    """
+    if torch.cuda.is_available():
+        gc.collect()
+        before = torch.cuda.memory_allocated()
+        function = make(*arguments)
+        function()  # cuDNN tries its algorithms, with the memory that the greediest wants
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(3):
+            function()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"  # of glibc; read when a process starts
+    apart = OwnProcess(_Peak, make, *arguments)
+    del os.environ["MALLOC_MMAP_THRESHOLD_"]
+    return apart.call("megabytes")
 
 
 def resident_peak() -> float:
     """MB; unlike getrusage's, not inherited from the process that started this one."""
     status = dict(x.split(":") for x in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 1024
+
+
+def parser_of(docstring: str, rounds: int | None = None) -> argparse.ArgumentParser:
+    """The options of a benchmark, which its first line describes."""
+    parser = argparse.ArgumentParser(description=docstring.splitlines()[0])
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--out", type=Path, help="also write the tables to this file")
+    return parser
 
 
 def table(header: Sequence[object], rows: Sequence[Sequence[object]]) -> str:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +22,10 @@ from torch import Tensor, nn
 import kernels
 from benchmarks import reference_networks
 from benchmarks.timing import (
+    DEVICE,
     OwnProcess,
     in_turn,
+    parser_of,
     peak_megabytes,
     quartiles,
     ratios,
@@ -64,7 +65,8 @@ def network_of(name: str, depth: int, time_window: int, width: int) -> nn.Module
     }[name]
     network = reference_networks.copy_parameters(reference, build(*shape))
     # channels_last is spikingjelly's faster layout, and the slower one of the loops.
-    return network if name == "loops" else network.to(memory_format=torch.channels_last)
+    layout = torch.contiguous_format if name == "loops" else torch.channels_last
+    return network.to(memory_format=layout)
 
 
 OTHERS = "loops", "spikingjelly Rect", "spikingjelly ATan"
@@ -114,25 +116,26 @@ class Work:
     """A network with its images: `step()` trains it, `evaluate()` runs it."""
 
     def __init__(self, network: nn.Module, batch: int, precision: str, device: torch.device):
+        set_precision(precision)
         self.network = network.to(device)
-        self.autocast = precision == "bf16"
-        self.device = device
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         self.images = torch.rand(batch, 3, 32, 32, device=device)
         self.labels = torch.arange(batch, device=device) % NUM_CLASSES
         self.optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9)
 
-    def logits(self) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.network(self.images)
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.network(images).float(), labels)
 
     def gradients(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         self.optimizer.zero_grad()
-        F.cross_entropy(self.logits().float(), labels).backward()
+        with self.autocast:
+            loss = self.loss(images, labels)
+        loss.backward()
         return {}
 
     def as_with_compile(self) -> None:
         """Compute gradients as main.py does with --compile."""
-        if self.device.type == "cuda":
+        if self.images.is_cuda:
             self.gradients = ReplayedGradients(self.gradients, self.network)
 
     def step(self) -> None:
@@ -144,7 +147,8 @@ class Work:
     @torch.no_grad()
     def evaluate(self) -> None:
         self.network.eval()
-        self.logits()
+        with self.autocast:
+            self.network(self.images)
         reset(self.network)
 
 
@@ -179,18 +183,14 @@ def work_of(
     name: str, depth: int, time_window: int, width: int, batch: int, precision: str
 ) -> Work:
     """One variant, for a process of its own."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    set_precision(precision)
-    work = Work(network_of(name, depth, time_window, width), batch, precision, device)
+    work = Work(network_of(name, depth, time_window, width), batch, precision, DEVICE)
     if name in (COMPILED, COMPILED_STUDENT):
         work.as_with_compile()
     return work
 
 
-def prepare(*variant: object) -> tuple[torch.device, Callable[[], None]]:
-    """(device, training step) of `work_of(*variant)`."""
-    work = work_of(*variant)
-    return work.device, work.step
+def step_of(*variant: object) -> Callable[[], None]:
+    return work_of(*variant).step
 
 
 def set_precision(precision: str) -> None:
@@ -202,20 +202,19 @@ def set_precision(precision: str) -> None:
 
 
 def timings(
-    args: argparse.Namespace, precision: str, device: torch.device, regions: Regions
+    args: argparse.Namespace, precision: str, regions: Regions
 ) -> tuple[str, dict[str, list[float]]]:
     """(Markdown of one precision: every variant against the limit; the steps' seconds)"""
-    set_precision(precision)
     how = args.depth, args.T, args.width, args.batch, precision
     lines, memory = [], {}
     for name in args.variants if args.memory else ():
         compiled = name in (COMPILED, COMPILED_STUDENT)
-        if not compiled or device.type == "cuda":  # on a CPU it would hold the compiler's too
+        if not compiled or DEVICE.type == "cuda":  # on a CPU it would hold the compiler's too
             regions.use(compiled)
-            memory[name] = peak_megabytes(prepare, name, *how)
+            memory[name] = peak_megabytes(step_of, name, *how)
     works = {name: work_of(name, *how) for name in args.variants}
     apart = {}
-    if device.type == "cpu":
+    if DEVICE.type == "cpu":
         apart = {n + AS_IT_COMES: OwnProcess(work_of, n, *how) for n in OTHERS if n in works}
     found = {}
     for what in ("step", "evaluate"):
@@ -224,7 +223,7 @@ def timings(
             for name, work in works.items()
         }
         functions |= {name: partial(process.call, what) for name, process in apart.items()}
-        found[what], repeated = in_turn(functions, args.rounds, device)
+        found[what], repeated = in_turn(functions, args.rounds, DEVICE)
         lines.append(f"{what}: {args.rounds} rounds, {repeated} more were noisy and repeated")
     rows = []
     for name in (*works, *apart):
@@ -261,14 +260,13 @@ def against_float32(steps: dict[str, dict[str, list[float]]]) -> Iterator[str]:
                 yield f"{other} in float32 / {ours} in {precision}: step {one / two:.3f}"
 
 
-def sweep_of_time(args: argparse.Namespace, device: torch.device, regions: Regions) -> str:
+def sweep_of_time(args: argparse.Namespace, regions: Regions) -> str:
     """Training step over T, and T = 8 against twice T = 4."""
     regions.use(bool(regions.compiled))
     works = {
-        f"{T}": Work(network_of(OURS, args.depth, T, args.width), args.batch, "float32", device)
-        for T in args.sweep
+        f"{T}": work_of(OURS, args.depth, T, args.width, args.batch, "float32") for T in args.sweep
     }
-    times, _ = in_turn({T: work.step for T, work in works.items()}, args.rounds, device)
+    times, _ = in_turn({T: work.step for T, work in works.items()}, args.rounds, DEVICE)
     text = table(
         ("T", *works), [("step, ms", *(f"{1e3 * quartiles(t)[1]:.0f}" for t in times.values()))]
     )
@@ -278,11 +276,11 @@ def sweep_of_time(args: argparse.Namespace, device: torch.device, regions: Regio
     return text
 
 
-def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Regions) -> str:
+def bandwidth_of_lif(args: argparse.Namespace, regions: Regions) -> str:
     """Bytes that the first stage's LIF must read and write per second, against a copy's."""
-    on_gpu = device.type == "cuda"
+    on_gpu = DEVICE.type == "cuda"
     calls = 50 if on_gpu else 1  # in a row: alone, a kernel is shorter than its start
-    x = torch.randn(args.T, args.batch * args.width * 32 * 32, device=device)
+    x = torch.randn(args.T, args.batch * args.width * 32 * 32, device=DEVICE)
     x = x.to(torch.bfloat16) if on_gpu else x
     spikes, grad_x = torch.empty_like(x), torch.empty_like(x)
     saved = x.new_empty(-(-args.T // kernels.PER_BYTE), x.shape[1], dtype=torch.uint8)
@@ -301,7 +299,7 @@ def bandwidth_of_lif(args: argparse.Namespace, device: torch.device, regions: Re
     rows = []
     for compiled in (False, True):
         regions.use(compiled)
-        times, _ = in_turn(repeated, 5 * args.rounds, device)
+        times, _ = in_turn(repeated, 5 * args.rounds, DEVICE)
         speed = {n: calls * needed[n] * moved / quartiles(t)[1] / 1e9 for n, t in times.items()}
         rows += [
             (f"{n}{', compiled' if compiled else ''}", f"{s:.0f}", percent(s / speed["copy"], 0))
@@ -319,35 +317,30 @@ def number_of_kernels(step: Callable[[], object]) -> int:
     return sum(not event.is_user_annotation for event in on_gpu)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    on_gpu = torch.cuda.is_available()
-    parser.add_argument("--depth", type=int, default=18)
+def parser_of_steps(docstring: str, rounds: int) -> argparse.ArgumentParser:
+    """The options of a benchmark that times training steps."""
+    parser = parser_of(docstring, rounds)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--T", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=128 if on_gpu else 32)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--variants", nargs="+", choices=NAMES, default=THERE)
-    parser.add_argument(
-        "--precisions",
-        nargs="+",
-        choices=PRECISIONS,
-        default=PRECISIONS if on_gpu else PRECISIONS[:1],
-    )
-    parser.add_argument(
-        "--sweep",
-        type=int,
-        nargs="*",
-        help="timesteps",
-        default=range(1, 11) if on_gpu else [4, 8],
-    )
-    parser.add_argument("--no_memory", dest="memory", action="store_false")
-    parser.add_argument("--out", type=Path, help="also write the tables to this file")
+    parser.add_argument("--batch", type=int, default=128 if DEVICE.type == "cuda" else 32)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    on_gpu = DEVICE.type == "cuda"
+    parser = parser_of_steps(__doc__, rounds=9)
+    add = parser.add_argument
+    add("--depth", type=int, default=18)
+    add("--variants", nargs="+", choices=NAMES, default=THERE)
+    precisions = PRECISIONS if on_gpu else PRECISIONS[:1]
+    add("--precisions", nargs="+", choices=PRECISIONS, default=precisions)
+    sweep = range(1, 11) if on_gpu else [4, 8]
+    add("--sweep", type=int, nargs="*", help="timesteps", default=sweep)
+    add("--no_memory", dest="memory", action="store_false")
     args = parser.parse_args(arguments)
     keep_freed_memory()
     if LIMIT not in args.variants:
         parser.error(f"--variants must have {LIMIT!r}: all others are compared with it")
-    device = torch.device("cuda" if on_gpu else "cpu")
     regions = Regions()
 
     def work() -> None:
@@ -365,23 +358,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if not HAS_SPIKINGJELLY:
             yield "Without spikingjelly: it is not installed."
-        equal = check_equality(regions, args.depth, args.T, device)
+        equal = check_equality(regions, args.depth, args.T, DEVICE)
         yield f"float64: {', '.join(EQUAL[:-1])} and {EQUAL[-1]} agree within {equal:.0e}"
         steps = {}
         for precision in args.precisions:
-            text, steps[precision] = timings(args, precision, device, regions)
+            text, steps[precision] = timings(args, precision, regions)
             yield text
         yield from against_float32(steps)
-        yield "### LIF of the first stage\n\n" + bandwidth_of_lif(args, device, regions)
+        yield "### LIF of the first stage\n\n" + bandwidth_of_lif(args, regions)
         for name in (LIMIT, OURS, COMPILED, STUDENT, COMPILED_STUDENT) if on_gpu else ():
             regions.use(name in (COMPILED, COMPILED_STUDENT))
             tried = work_of(name, args.depth, args.T, args.width, args.batch, "bf16")
             tried.step()
             yield f"{name}, bf16: {number_of_kernels(tried.step)} kernels a step"
         if args.sweep:
-            yield "### Timesteps\n\n" + sweep_of_time(args, device, regions)
+            yield "### Timesteps\n\n" + sweep_of_time(args, regions)
 
-    report("training_step", arguments, device, parts(), args.out)
+    report("training_step", arguments, DEVICE, parts(), args.out)
     regions.use(compiled=False)
 
 

@@ -360,7 +360,11 @@ def _refuse_unfinished(frames: Path) -> None:
         )
 
 
-def input_of(train: np.ndarray, rows: np.ndarray | None = None) -> Input:
+def input_of(
+    train: np.ndarray,
+    rows: np.ndarray | None = None,
+    bounds: tuple[tuple[int, int], ...] = BOUNDS,
+) -> Input:
     """The 8-bit input that fits training frames (N, …), of which `rows` are used (None: all), and
     them alone: nothing of a test is seen.
 
@@ -369,7 +373,8 @@ def input_of(train: np.ndarray, rows: np.ndarray | None = None) -> Input:
     not exceed and 64 times their median: a hot pixel of 60,000 events shall not round the others
     to nothing. Whole numbers never get a step below 1. Quantiles are actual values of the data, of
     evenly spaced samples where all are more than MOST_VALUES; whether values are whole, and the
-    largest, are found from all. `python -m experiments.input_step` compares such rules.
+    largest, are found from all. bounds: (percent, room) of other rules, which `python -m
+    experiments.input_step` compares.
     """
     if train.dtype == np.uint8:
         return Input(1.0, 0.0)
@@ -385,9 +390,9 @@ def input_of(train: np.ndarray, rows: np.ndarray | None = None) -> Input:
     values = values[values > 0]
     reach = largest
     if values.size:
-        places = [-(-percent * values.size // 100) - 1 for percent, _ in BOUNDS]
+        places = [-(-percent * values.size // 100) - 1 for percent, _ in bounds]
         quantiles = np.partition(values, places)[places].tolist()
-        rooms = (room for _, room in BOUNDS)
+        rooms = (room for _, room in bounds)
         reach = min(largest, *(room * x for room, x in zip(rooms, quantiles, strict=True)))
     step = max(reach / HIGHEST, 1.0 if whole else 0.0)
     above = sum(np.count_nonzero(part > (HIGHEST + 0.5) * step) for part in _parts(train, rows))

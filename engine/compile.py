@@ -13,8 +13,9 @@ from contextlib import suppress
 import torch
 
 import kernels
+from checkpoints import Checkpoint, build_network
 from data_loader import ImageSet
-from load_settings import Checkpoint, build_network
+from load_settings import build_loss
 from models.batch_norm import estimate_statistics
 from runtime.processes import all_or_none, is_main_process, rank, world_size
 from settings import Settings
@@ -49,10 +50,9 @@ def compile_for(
     test_set: ImageSet,
     train_set: ImageSet | None = None,
     taught_by: Checkpoint | None = None,
-    build_loss: Callable | None = None,
 ) -> None:
     """--compile: compile the hot functions by using throwaway networks as the run will use its
-    own; where that fails, warn and stay eager. The last three are a training's."""
+    own; where that fails, warn and stay eager. The last two are a training's."""
     batch = max(1, settings.batch_size // world_size())
     training_images = 0 if train_set is None else len(train_set)
     share = min(batch, -(-training_images // world_size()))

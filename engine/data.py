@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from checkpoints import Checkpoint
 from data_loader import (
     ImageSet,
     Share,
@@ -21,7 +22,7 @@ from data_loader import (
     training_loader,
 )
 from data_sets import DATA_SETS
-from load_settings import Checkpoint, refuse_single_values
+from load_settings import refuse_single_values
 from runtime.errors import UserError
 from runtime.processes import all_agree, is_main_process, rank, world_size
 from settings import Settings, input_step_of

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from checkpoints import Checkpoint, load_checkpoint
 from data_loader import Share, evaluation_loader, read_sample, refuse_another_fold
 from display import (
     SHADING,
@@ -31,7 +32,7 @@ from engine.compile import compile_for
 from engine.data import load_same_data
 from engine.evaluate import evaluate, evaluate_integers
 from engine.start import make_deterministic
-from load_settings import Checkpoint, load_checkpoint, load_network
+from load_settings import load_network
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 from runtime.processes import of_all_processes, of_first_process, rank, world_size

@@ -20,12 +20,12 @@ import torch
 from tqdm import tqdm
 from tqdm.std import Bar as Blocks
 
+from checkpoints import Checkpoint
 from data_loader import ImageSet
 from display import percent
 from distiller import teacher_steps
 from engine.run import Run, disk_errors
 from engine.run_folder import EVENTS, PROGRAM, best_row, deciding
-from load_settings import Checkpoint
 from runtime.processes import is_main_process, world_size
 from settings import MAY_CHANGE, Settings, as_text, data_set_of
 

@@ -22,10 +22,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from checkpoints import are_random_states, are_rows, are_sums, momentum_of
+from checkpoints import (
+    Checkpoint,
+    are_random_states,
+    are_rows,
+    are_sums,
+    load_checkpoint,
+    momentum_of,
+)
 from display import percent
 from engine.run_folder import best_row, checkpoints_of, deciding, lock, move_aside, must_move
-from load_settings import Checkpoint, Settings, load_checkpoint
 from runtime.errors import Stopped, UserError
 from runtime.files import digest, temporary, write_nowhere, write_whole
 from runtime.processes import (
@@ -38,7 +44,7 @@ from runtime.processes import (
     rank,
     world_size,
 )
-from settings import MAY_CHANGE, as_text, input_step_of
+from settings import MAY_CHANGE, Settings, as_text, input_step_of
 
 
 class Run:

@@ -17,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from load_settings import load_checkpoint, parse_settings
+from checkpoints import load_checkpoint
+from load_settings import parse_settings
 from runtime.command import run_command
 from runtime.errors import UserError
 from runtime.files import check_writable

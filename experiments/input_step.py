@@ -8,7 +8,6 @@ epochs.
     python -m experiments.input_step        # 4 minutes on 1 core; prints the table
 """
 
-import csv
 import tempfile
 from contextlib import redirect_stdout
 from io import StringIO
@@ -16,11 +15,15 @@ from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import torch
 
-import main
-from data_sets import events
+from data_loader import ImageSet
+from data_sets.events import input_of
+from engine.run_folder import read_metrics
+from load_settings import parse_settings
+from main import train
 
-T, SIDE, FILES = 4, 16, 120  # files of each class; the last 12 are for the test
+T, SIDE, FILES, TESTED = 4, 16, 120, 12  # files of each class; the last ones are for the test
 RULES = {  # name: pairs of percent and room
     "largest": ((100, 1),),
     "99 %": ((99, 1),),
@@ -77,32 +80,30 @@ def sparse_hot_pixel(label: int) -> np.ndarray:
 KINDS = (uniform, large, exponential, heavy_tail, bright, hot_pixel, sparse_hot_pixel)
 
 
-def accuracy(folder: Path, rule: str) -> float:
-    """Of a 4-bit student, %: mean over the test set in its last four epochs."""
-    events.BOUNDS = RULES[rule]
-    save_path, caches = (folder / f"{name} {rule}" for name in ("run", "caches"))
+def accuracy(frames: np.ndarray, rule: str) -> float:
+    """Of a 4-bit student of frames (2, FILES, T, 2, SIDE, SIDE), a row a class, %: mean over the
+    test set in its last four epochs."""
+    parts = frames[:, :-TESTED], frames[:, -TESTED:]
+    samples = [part.reshape(-1, *part.shape[2:]) for part in parts]
+    labels = [np.repeat((0, 1), part.shape[1]) for part in parts]
+    step = input_of(samples[0], bounds=RULES[rule]).step
+    train_set, test_set = (
+        ImageSet(torch.from_numpy(x), y, step=step, classes=["0", "1"])
+        for x, y in zip(samples, labels, strict=True)
+    )
     options = f"--time_window {T} --image_size {SIDE} --width 4 --workers 0 --batch_size 16"
-    command = ["--data", "ncaltech101", "--data_path", str(folder), *options.split()]
-    command += ["--paper_setting", "student", "--bits", "4", "--epochs", "8", "--augment", "none"]
-    with redirect_stdout(StringIO()):
-        code = main.main([*command, "--save_path", str(save_path), "--cache_path", str(caches)])
-    if code != 0:
-        raise RuntimeError(f"main.py refused {folder}")
-    with (save_path / "metrics.csv").open() as file:
-        return 100 * mean(float(row["test_accuracy"]) for row in list(csv.DictReader(file))[-4:])
+    options += " --data ncaltech101 --paper_setting student --bits 4 --epochs 8 --augment none"
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):
+        settings = parse_settings([*options.split(), "--save_path", folder, "--device", "cpu"])
+        train(settings, torch.device("cpu"), (train_set, test_set))
+        rows = read_metrics(Path(folder, "metrics.csv"))
+    return 100 * mean(row["test_accuracy"] for row in rows[-4:])
 
 
 if __name__ == "__main__":
     print(f"| kind | {' | '.join(RULES)} |")
     print("| --- |" + " --- |" * len(RULES))
     for kind in KINDS:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            frames = folder / "N-Caltech101" / f"frames_number_{T}_split_by_number"
-            for label in (0, 1):
-                (frames / str(label)).mkdir(parents=True)
-                for i in range(FILES):
-                    path = frames / str(label) / f"{i:03d}.npz"
-                    np.savez_compressed(path, frames=kind(label))
-            cells = [f"{accuracy(folder, rule):.0f}" for rule in RULES]
+        frames = np.stack([[kind(label) for _ in range(FILES)] for label in (0, 1)])
+        cells = [f"{accuracy(frames.astype(np.float32), rule):.0f}" for rule in RULES]
         print(f"| {kind.__name__.replace('_', ' ')} | {' | '.join(cells)} |", flush=True)

@@ -20,12 +20,13 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from checkpoints import load_checkpoint
 from data_loader import Share, data_of, evaluation_loader
 from display import COLOURS, legend_below, new_figure, save_picture
 from distiller import distance_to_teacher, membrane_kl
 from experiments import as_command
 from kernels import integer_codes
-from load_settings import load_checkpoint, load_network
+from load_settings import load_network
 from models import MSResNet
 from models.neuron import LIF, THRESHOLD
 from quantization import signed_range

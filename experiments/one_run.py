@@ -26,19 +26,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 import main as training
+from checkpoints import Checkpoint, build_network, load_checkpoint
 from data_loader import Share, data_of, evaluation_loader
 from distiller import distance_to_teacher
 from engine.log import git_commit
 from engine.run_folder import best_row, checkpoints_of
 from experiments import as_command
 from experiments.run_plan import FOUND, RUN, write_json
-from load_settings import (
-    Checkpoint,
-    build_network,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-)
+from load_settings import load_network, parse_settings
 from models import MSResNet
 from models.neuron import count_spikes
 from runtime.errors import UserError

@@ -23,12 +23,14 @@ STARTS = {"scratch": (), "teacher": ("--init_from_teacher",)}
 TEACHER = "teacher"
 # A study has words of its own for these, or sets them itself.
 OWN = {"paper_setting", "loss", "init_from_teacher", "teacher_path", "time_windows"}
-OWN |= {name for name, about in OPTIONS.items() if not about.config}
+OWN |= {name for name, about in OPTIONS.items() if about.has("alone")}
 # These change how a run is done, and none of its numbers.
 CHANGE_NO_NUMBER = {"cache_path", "workers", "save_every", "check_numerics"}
 # What tells a run from another. A teacher is told by its own settings, not by where its file lies.
 TELLING = [
-    x for x in OPTIONS if OPTIONS[x].config and x not in CHANGE_NO_NUMBER and x != "teacher_path"
+    x
+    for x in OPTIONS
+    if not OPTIONS[x].has("alone") and x not in CHANGE_NO_NUMBER and x != "teacher_path"
 ]
 COLUMNS_OF_THEIR_OWN = {"data", "paper_setting", "loss", "init_from_teacher", "bits"}
 COLUMNS_OF_THEIR_OWN |= {"time_window", "seed", "fold"}

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from checkpoints import Checkpoint, load_checkpoint
 from data_loader import Share, data_of, evaluation_loader
 from display import kind_of, legend_below, new_figure, percent, save_picture, styles, text_table
 from distiller import distance_to_teacher
 from engine.run_folder import best_row, read_metrics
 from experiments import as_command
-from load_settings import Checkpoint, Settings, load_checkpoint, load_network
+from load_settings import load_network
 from runtime.command import HelpFormatter, Parser
 from runtime.errors import UserError
 from spikesim_eval.render import QUANTITIES, shown
@@ -54,7 +55,9 @@ def write(folder: Path) -> None:
     if not students:
         raise UserError(f"{folder} holds no student")
     network = load_network(taught)
-    batches = test_batches(teacher.checkpoint.settings)
+    settings = teacher.checkpoint.settings
+    _, test_set = data_of(settings, settings.data_path)
+    batches = evaluation_loader(test_set, Share(settings.batch_size))
     distances = {
         run.label: distance_to_teacher(network, load_network(run.checkpoint), batches)
         for run in students
@@ -83,11 +86,6 @@ def find_runs(folder: Path) -> list[Run]:
         report = json.loads((path / "edap" / "report.json").read_text())
         runs.append(Run(label, style, checkpoint, read_metrics(path / "metrics.csv"), report))
     return runs
-
-
-def test_batches(settings: Settings):
-    _, test_set = data_of(settings, settings.data_path)
-    return evaluation_loader(test_set, Share(settings.batch_size))
 
 
 def table(

@@ -13,10 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from checkpoints import Checkpoint, load_checkpoint
 from display import significant
 from engine.run_folder import checkpoints_of, deciding
 from experiments.found_runs import Run, compared, names_of, place_of, warn
-from load_settings import Checkpoint, load_checkpoint
 from runtime.errors import UserError
 from runtime.files import digest
 from settings import Settings

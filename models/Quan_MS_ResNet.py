@@ -108,24 +108,6 @@ class QuanLinear(nn.Linear):
             return F.linear(x.to(step.dtype), self.quantizer(self.weight) * step, self.bias)
 
 
-def quantized_layers(
-    bits: int, bn_bits: int, image_step: float, membrane_steps_learned: bool = True
-) -> Layers:
-    """The layers of Quan-MS-ResNet; the stream's deviation is what its batch norms start with."""
-    return Layers(
-        image=lambda: ImageQuantizer(image_step),
-        stem_conv=partial(QuanConv2d, bits=STEM_BITS),
-        conv=partial(QuanConv2d, bits=bits, of_spikes=True),
-        stream_conv=partial(QuanConv2d, bits=bits),
-        batch_norm=lambda channels, weight: BatchNorm(
-            channels, weight, BatchNormQuantizer(bn_bits)
-        ),
-        lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD, membrane_steps_learned)),
-        stream=lambda: StreamQuantizer(bits, deviation=THRESHOLD),
-        linear=partial(QuanLinear, bits=LINEAR_BITS),
-    )
-
-
 class QuanMSResNet(MSResNet):
     """MS-ResNet with quantized weights, membrane potentials, batch norms and inputs.
 
@@ -158,7 +140,17 @@ class QuanMSResNet(MSResNet):
             raise ValueError(f"bits must be 2 to 8, got {bits}")
         if not 2 <= bn_bits <= 16:
             raise ValueError(f"bn_bits must be 2 to 16, got {bn_bits}")
-        layers = quantized_layers(bits, bn_bits, image_step, membrane_steps_learned)
+        layers = Layers(
+            image=lambda: ImageQuantizer(image_step),
+            stem_conv=partial(QuanConv2d, bits=STEM_BITS),
+            conv=partial(QuanConv2d, bits=bits, of_spikes=True),
+            stream_conv=partial(QuanConv2d, bits=bits),
+            batch_norm=lambda *how: BatchNorm(*how, BatchNormQuantizer(bn_bits)),
+            lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD, membrane_steps_learned)),
+            # Its deviation is what the stream's batch norms start with.
+            stream=lambda: StreamQuantizer(bits, deviation=THRESHOLD),
+            linear=partial(QuanLinear, bits=LINEAR_BITS),
+        )
         super().__init__(depth, num_classes, time_window, in_channels, width, layers)
         self.start_steps_from_weights()
 

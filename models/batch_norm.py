@@ -81,10 +81,10 @@ class _BatchNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, scale, shift, mean, inverse_std, count, grid):
+    def forward(ctx, x, weight, bias, folded, statistics, grid):
+        mean, inverse_std, ctx.count = statistics
         ctx.save_for_backward(x, weight, mean, inverse_std)
-        ctx.count = count
-        return from_rows(kernels.affine(as_pixels(x), scale, shift, grid), x)
+        return from_rows(kernels.affine(as_pixels(x), *folded, grid), x)
 
     @staticmethod
     @once_differentiable
@@ -100,7 +100,7 @@ class _BatchNorm(torch.autograd.Function):
         scale = weight * inverse_std
         grad_x = kernels.gradient_of_input(grad_pixels, pixels, mean, scale, mean_grad, slope)
         grad_weight = sum_products * inverse_std
-        return from_rows(grad_x, x), grad_weight, grad_bias, None, None, None, None, None, None
+        return from_rows(grad_x, x), grad_weight, grad_bias, None, None, None
 
 
 class _PlainBatchNorm(torch.autograd.Function):
@@ -143,18 +143,15 @@ class BatchNorm(nn.BatchNorm2d):
         if grid is None and (not self.training or (plain and x.device.type != "cpu")):
             return super().forward(x)
         if not self.training:
-            scale, shift = self.fold(*self.running_statistics())
+            folded = self.fold(*self.running_statistics())
             # The products of wide layers are exact in float64 only.
-            return from_rows(kernels.affine(as_pixels(x), scale, shift, grid), x)
+            return from_rows(kernels.affine(as_pixels(x), *folded, grid), x)
         mean, var, count = global_statistics(x)
         self._update_running_statistics(mean, var, count * repeats)
         if plain:
             return _PlainBatchNorm.apply(x, self.weight, self.bias, mean, var, self.eps)
-        scale, shift = self.fold(mean, var)
-        inverse_std = torch.rsqrt(var + self.eps)
-        return _BatchNorm.apply(
-            x, self.weight, self.bias, scale, shift, mean, inverse_std, count, grid
-        )
+        statistics = mean, torch.rsqrt(var + self.eps), count
+        return _BatchNorm.apply(x, self.weight, self.bias, self.fold(mean, var), statistics, grid)
 
     def running_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and variance (C,), in float64: a device's float32 square root may differ from

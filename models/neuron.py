@@ -28,7 +28,7 @@ LEAK, THRESHOLD, WINDOW = NEURON = 0.25, 0.5, 0.5
 Watch = Callable[[Tensor], None]  # is given a layer's membrane potentials (T, B, C, H, W)
 
 
-class _Spike(torch.autograd.Function):
+class Spike(torch.autograd.Function):
     """1 where the potential (quantized where there is a quantizer) fires, else 0."""
 
     @staticmethod
@@ -50,7 +50,7 @@ def lif(x: Tensor, quantize: Callable[[Tensor], Tensor] | None = None) -> tuple[
         u = before_rounding = LEAK * u * (1 - s.detach()) + current
         if quantize is not None:
             u = quantize(u)
-        s = _Spike.apply(u, before_rounding.detach())
+        s = Spike.apply(u, before_rounding.detach())
         spikes.append(s)
         membranes.append(u)
     return torch.stack(spikes), torch.stack(membranes)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from checkpoints import load_checkpoint
 from display import percent, run_at
 from engine.evaluate import evaluate
-from load_settings import load_checkpoint, load_network
+from load_settings import load_network
 from runtime.errors import UserError
 
 from .chip import Crossbar

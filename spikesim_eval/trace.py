@@ -17,20 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from checkpoints import Checkpoint, load_checkpoint
 from data_loader import Share, data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
 from engine.evaluate import evaluate
-from load_settings import (
-    Checkpoint,
-    Settings,
-    check_classes,
-    data_set_of,
-    load_checkpoint,
-    load_network,
-)
+from load_settings import check_classes, load_network
 from models import MSResNet
 from models.neuron import LIF
 from runtime.errors import UserError
+from settings import Settings, data_set_of
 
 from .codes import code_bits, common_step, share_of_ones
 from .layer_list import MAX_BITS, Layer, LayerList, Subject, check_int, show

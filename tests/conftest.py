@@ -170,3 +170,26 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         save_path = ["--save_path", str(folder / setting)]
         assert main.main([*DIGITS, "--paper_setting", setting, *options, *save_path]) == 0
     return {setting: folder / setting / f"{setting}-best.pth" for setting in runs}
+
+
+def files_below(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+@pytest.fixture
+def complaint(tmp_path, capfd, monkeypatch) -> Callable[[list[str]], str]:
+    """The one line that main.py prints for wrong arguments, run in a folder with the test's files
+    alone."""
+    monkeypatch.chdir(tmp_path)
+
+    def complain(arguments: list[str]) -> str:
+        before = files_below(tmp_path)
+        assert main.main(arguments) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert err.startswith("main.py: error: ")
+        assert err.count("\n") == 1
+        assert files_below(tmp_path) == before
+        return err
+
+    return complain

@@ -25,17 +25,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from checkpoints import build_network, load_checkpoint
 from data_loader import load_data_sets
 from data_sets.events import read_frames
 from data_sets.sources import Archive
 from engine.run import Run
-from load_settings import (
-    build_network,
-    build_optimizer,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-)
+from load_settings import build_optimizer, load_network, parse_settings
 from runtime.errors import UserError
 from settings import OPTIONS as DECLARED
 from settings import Settings

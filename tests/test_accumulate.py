@@ -9,19 +9,21 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS
-from distiller import Distiller
+from distiller import Distiller, LossFunction, cross_entropy
 from engine.run import Run
-from load_settings import Settings, build_optimizer, load_checkpoint, parse_settings
+from load_settings import build_optimizer, parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
+from settings import Settings
 
 
 def settings_with(parts: int) -> Settings:
     return parse_settings([*DIGITS, "--paper_setting", "original", "--accumulate", str(parts)])
 
 
-def network_and_loss(setting: str, device: torch.device) -> tuple[nn.Module, main.LossFunction]:
+def network_and_loss(setting: str, device: torch.device) -> tuple[nn.Module, LossFunction]:
     """The same at every call; the running statistics are such that all layers fire."""
     torch.manual_seed(0)
     shape = (18, 10, 4, 1, 4)
@@ -35,7 +37,7 @@ def network_and_loss(setting: str, device: torch.device) -> tuple[nn.Module, mai
         network(images), teacher(images)
     if setting == "qamd":
         return network, Distiller(teacher, network)
-    return network, main.cross_entropy(network)
+    return network, cross_entropy(network)
 
 
 def batch(images: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -136,7 +138,7 @@ def test_gradients_are_exchanged_once_a_step_and_while_backward_runs(lone_proces
     images, labels = batch(8)
     for _ in range(2):  # the first step finds out in which order the gradients come
         events.clear()
-        loss_function = main.cross_entropy(student)
+        loss_function = cross_entropy(student)
         main.add_gradients(student, loss_function, images.float(), labels, settings_with(4))
     stem = "gradient of the stem"
     assert events == [stem, stem, stem, "exchange", stem, "exchange"]

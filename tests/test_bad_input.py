@@ -14,11 +14,12 @@ import pytest
 import torch
 
 import main
-from conftest import REPOSITORY
+from checkpoints import load_checkpoint
+from conftest import REPOSITORY, files_below
 from data_loader import ImageSet, Share, training_loader
-from load_settings import load_checkpoint, parse_settings, refuse_single_values
+from load_settings import parse_settings, refuse_single_values
 from runtime.errors import UserError
-from runtime.files import check_writable
+from spikesim_eval.__main__ import main as spikesim_eval
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet
 
 QAMD = ["--data", "digits", "--width", "2", "--paper_setting", "qamd", "--bits", "4"]
@@ -32,22 +33,9 @@ TINY += ["--paper_setting", "original"]
 TWO_PROCESSES = ["--standalone", "--nproc_per_node=2"]
 
 
-def files_below(folder: Path) -> set[Path]:
-    return set(folder.rglob("*"))
-
-
-def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
-    """The one line that main.py prints for wrong arguments, run in an otherwise empty folder."""
-    monkeypatch.chdir(folder)
-    before = files_below(folder)
-    code = main.main(arguments)
-    out, err = capfd.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.startswith("main.py: error: ")
-    assert err.count("\n") == 1
-    assert files_below(folder) == before
-    return err
+def named(base: list[str], *options: str) -> list[tuple[list[str], str]]:
+    """Command lines that the first of their own options is refused for, by its name."""
+    return [([*base, *option.split(" ")], option.split(" ")[0]) for option in options]
 
 
 @pytest.mark.parametrize(
@@ -57,39 +45,26 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         (["--data", "MNIST", "--paper_setting", "original"], "MNIST"),
         (["--data", "digits", "--paper_setting", "teacher"], "teacher"),
         (["--data", "digits"], "--paper_setting"),
-        ([*ORIGINAL, "--learning_rate", "1"], "--learning_rate"),
+        *named(ORIGINAL, "--learning_rate 1", "--width 0", "--time_window 0"),
+        *named(ORIGINAL, "--batch_size 0", "--batch_size -64", "--accumulate 0", "--epochs 0"),
+        *named(ORIGINAL, "--lr -1", "--lr nan", "--weight_decay -1", "--clip_grad inf"),
+        *named(ORIGINAL, "--seed -1", "--workers -1", "--bits 4", "--bn_bits 8", "--loss CLK"),
+        *named(ORIGINAL, "--init_from_teacher", f"--seed {2**64}", "--width 1000000"),
+        *named(ORIGINAL, f"--time_window {10**20}", f"--epochs {10**400}", "--workers 1000000000"),
+        *named(ORIGINAL, "--save_path a\0b", "--save_path a\nb", "--data_path a\0b"),
+        *named(STUDENT[:-2], "--bits 1", "--bits 9"),
+        *named(STUDENT, "--bn_bits 1", "--loss CLK", "--alpha 1", "--beta_schedule cosine"),
+        *named(STUDENT, "--teacher_path t.pth"),
+        ([*ORIGINAL, "--two\nlines"], "--two"),
         ([*ORIGINAL, "--model_depth", "50"], "50"),
-        ([*ORIGINAL, "--width", "0"], "--width"),
-        ([*ORIGINAL, "--time_window", "0"], "--time_window"),
         ([*ORIGINAL, "--time_window", "four"], "four"),
-        ([*ORIGINAL, "--batch_size", "0"], "--batch_size"),
-        ([*ORIGINAL, "--batch_size", "-64"], "--batch_size"),
-        ([*ORIGINAL, "--accumulate", "0"], "--accumulate"),
         ([*ORIGINAL, "--batch_size", "32", "--accumulate", "5"], "does not divide the 32 images"),
         ([*TINY, "--batch_size", "1"], "a single value per channel: images of 8x8 are 1x1"),
         ([*TINY, "--batch_size", "1", "--bits", "4", "--paper_setting", "student"], "single value"),
         ([*TINY, "--batch_size", "4", "--accumulate", "4"], "in 4 parts (--accumulate)"),
-        ([*ORIGINAL, "--epochs", "0"], "--epochs"),
-        ([*ORIGINAL, "--lr", "-1"], "--lr"),
-        ([*ORIGINAL, "--lr", "nan"], "--lr"),
-        ([*ORIGINAL, "--weight_decay", "-1"], "--weight_decay"),
-        ([*ORIGINAL, "--clip_grad", "inf"], "--clip_grad"),
-        ([*ORIGINAL, "--seed", "-1"], "--seed"),
-        ([*ORIGINAL, "--workers", "-1"], "--workers"),
         ([*ORIGINAL, "--amp", "fp16"], "choose from 'bf16'"),
-        ([*ORIGINAL, "--bits", "4"], "--bits"),
-        ([*ORIGINAL, "--bn_bits", "8"], "--bn_bits"),
-        ([*ORIGINAL, "--loss", "CLK"], "--loss"),
-        ([*ORIGINAL, "--init_from_teacher"], "--init_from_teacher"),
         (["--data", "digits", "--paper_setting", "student"], "--bits"),
-        ([*STUDENT[:-1], "1"], "--bits"),
-        ([*STUDENT[:-1], "9"], "--bits"),
-        ([*STUDENT, "--bn_bits", "1"], "--bn_bits"),
-        ([*STUDENT, "--loss", "CLK"], "--loss"),
-        ([*STUDENT, "--alpha", "1"], "--alpha"),
-        ([*STUDENT, "--beta_schedule", "cosine"], "--beta_schedule"),
         ([*QAMD, "--loss", "CL", "--beta", "5"], "--beta has no meaning with --loss CL"),
-        ([*STUDENT, "--teacher_path", "t.pth"], "--teacher_path"),
         ([*STUDENT, "--init_from_teacher"], "--teacher_path"),
         ([*STUDENT, "--integer"], "--eval_only"),
         (QAMD, "--teacher_path"),
@@ -104,20 +79,11 @@ def complaint(arguments: list[str], folder: Path, capfd, monkeypatch) -> str:
         ([*ORIGINAL, "--save_path", "/proc/runs"], "/proc/runs"),
         ([*ORIGINAL, "--save_path", f"{__file__}/run"], "cannot write"),
         ([*ORIGINAL, "--save_path", "a" * 300], "cannot write"),
-        ([*ORIGINAL, "--save_path", "a\0b"], "--save_path"),
-        ([*ORIGINAL, "--save_path", "a\nb"], "--save_path"),
-        ([*ORIGINAL, "--data_path", "a\0b"], "--data_path"),
         ([*ORIGINAL, "--save_path", "a\udcff"], "is not in UTF-8"),
-        ([*ORIGINAL, "--two\nlines"], "--two"),
-        ([*ORIGINAL, "--seed", str(2**64)], "--seed"),
-        ([*ORIGINAL, "--width", "1000000"], "--width"),
-        ([*ORIGINAL, "--time_window", str(10**20)], "--time_window"),
-        ([*ORIGINAL, "--epochs", str(10**400)], "--epochs"),
-        ([*ORIGINAL, "--workers", "1000000000"], "--workers"),
     ],
 )
-def test_a_wrong_argument_is_one_line(arguments, expected, tmp_path, capfd, monkeypatch):
-    assert expected in complaint(arguments, tmp_path, capfd, monkeypatch)
+def test_a_wrong_argument_is_one_line(arguments, expected, complaint):
+    assert expected in complaint(arguments)
 
 
 @pytest.mark.parametrize("setting", [["original"], ["student", "--bits", "4"]])
@@ -168,8 +134,8 @@ def test_what_batch_norm_is_given_is_foreseen(world_size):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 @pytest.mark.parametrize("device", ["cuda", "cuda-shared"])
-def test_asking_for_a_gpu_where_there_is_none_is_one_line(device, tmp_path, capfd, monkeypatch):
-    line = complaint([*ORIGINAL, "--device", device], tmp_path, capfd, monkeypatch)
+def test_asking_for_a_gpu_where_there_is_none_is_one_line(device, complaint):
+    line = complaint([*ORIGINAL, "--device", device])
     assert f"--device {device}: this machine has no usable GPU" in line
 
 
@@ -213,29 +179,17 @@ def broken_teachers(trained: dict[str, Path]) -> dict[str, object]:
     }
 
 
-BROKEN = (
-    *("truncated", "is not a checkpoint", "or it is truncated", "this program, or it is truncated"),
-    *("it holds no settings", "it holds no epoch", "it holds no accuracy", "it holds no model"),
-    *("its settings are not", "its width is 'two'", "its width is True", "--width must be between"),
-    *("--time_window must be between", "no such network", "program: no such network"),
-    *("does not fit its own settings", "'stem.conv.weight' should be"),
-    *("'linear.weight' should be", "found (torch.float64", "found None"),
-    *("'two\\nlines' should be None", "numbers in linear.weight", "numbers in stem.bn.running_var"),
-)
-
-
-@pytest.mark.parametrize("expected", BROKEN)
-def test_a_broken_checkpoint_is_one_line(expected, trained, tmp_path, capfd, monkeypatch):
-    content = broken_teachers(trained)[expected]
+def test_a_broken_checkpoint_is_one_line(trained, tmp_path, complaint):
     path = tmp_path / "broken.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    for arguments in ([*QAMD, "--teacher_path", "broken.pth"], ["--eval_only", "broken.pth"]):
-        line = complaint(arguments, tmp_path, capfd, monkeypatch)
-        assert "broken.pth" in line
-        assert expected in line
+    for expected, content in broken_teachers(trained).items():
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        for arguments in ([*QAMD, "--teacher_path", "broken.pth"], ["--eval_only", "broken.pth"]):
+            line = complaint(arguments)
+            assert "broken.pth" in line
+            assert expected in line, line
 
 
 def test_numbers_too_large_for_an_integer_evaluation_are_one_line(
@@ -254,43 +208,41 @@ def test_numbers_too_large_for_an_integer_evaluation_are_one_line(
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
-    [("--model_depth", "34"), ("--width", "4"), ("--data", "CIFAR10")],
+    ("teacher", "options", "expected"),
+    [
+        ("original", ["--model_depth", "34"], "this run has --model_depth 34"),
+        ("original", ["--width", "4"], "this run has --width 4"),
+        ("original", ["--data", "CIFAR10"], "this run has --data CIFAR10"),
+        ("student", [], "holds a quantized"),
+        ("qamd", [], "holds a quantized"),
+    ],
 )
-def test_a_teacher_of_another_network_is_one_line(
-    option, value, trained, tmp_path, capfd, monkeypatch
-):
-    arguments = [*QAMD, option, value, "--teacher_path", str(trained["original"])]
-    line = complaint(arguments, tmp_path, capfd, monkeypatch)
-    assert f"this run has {option} {value}" in line
+def test_a_teacher_of_another_network_is_one_line(teacher, options, expected, trained, complaint):
+    arguments = [*QAMD, *options, "--teacher_path", str(trained[teacher])]
+    assert expected in complaint(arguments)
 
 
-@pytest.mark.parametrize("setting", ["student", "qamd"])
-def test_a_student_given_as_teacher_is_one_line(setting, trained, tmp_path, capfd, monkeypatch):
-    arguments = [*QAMD, "--teacher_path", str(trained[setting])]
-    assert "holds a quantized" in complaint(arguments, tmp_path, capfd, monkeypatch)
-
-
+@pytest.mark.parametrize(
+    ("evaluated", "options", "expected"),
+    [
+        ("original", "--integer", "full-precision"),
+        ("student", "--bits 8", "was trained with 4"),
+        ("student", "--batch_size 0", "--batch_size"),
+        *(
+            ("student", option, f"{option.split()[0]} has no meaning with --eval_only")
+            for option in ("--loss CLM", "--lr nan", "--save_path x", "--seed 5", "--accumulate 2")
+        ),
+    ],
+)
 def test_an_option_that_contradicts_the_evaluated_checkpoint_is_one_line(
-    trained, tmp_path, capfd, monkeypatch
+    evaluated, options, expected, trained, complaint
 ):
-    arguments = ["--eval_only", str(trained["original"]), "--integer"]
-    assert "full-precision" in complaint(arguments, tmp_path, capfd, monkeypatch)
-    arguments = ["--eval_only", str(trained["student"]), "--bits", "8"]
-    assert "was trained with 4" in complaint(arguments, tmp_path, capfd, monkeypatch)
-    for foreign in (
-        *(["--loss", "CLM"], ["--lr", "nan"], ["--save_path", "x"], ["--seed", "5"]),
-        ["--accumulate", "2"],
-    ):
-        arguments = ["--eval_only", str(trained["student"]), *foreign]
-        line = complaint(arguments, tmp_path, capfd, monkeypatch)
-        assert f"{foreign[0]} has no meaning with --eval_only" in line
-    arguments = ["--eval_only", str(trained["student"]), "--batch_size", "0"]
-    assert "--batch_size" in complaint(arguments, tmp_path, capfd, monkeypatch)
+    arguments = ["--eval_only", str(trained[evaluated]), *options.split()]
+    assert expected in complaint(arguments)
 
 
 @pytest.mark.parametrize("damage", ["other T", "other T inside", "no frames", "truncated"])
-def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, capfd, monkeypatch):
+def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, complaint):
     folder = write_ncaltech101(tmp_path, time_window=4, classes=2, per_class=3)
     file = sorted(folder.rglob("*.npz"))[-1]
     time_window = "10" if damage == "other T" else "4"
@@ -301,7 +253,7 @@ def test_frames_that_cannot_be_used_are_one_line(damage, tmp_path, capfd, monkey
     elif damage == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     arguments = ["--data", "ncaltech101", "--paper_setting", "original", "--data_path", "."]
-    line = complaint([*arguments, "--time_window", time_window], tmp_path, capfd, monkeypatch)
+    line = complaint([*arguments, "--time_window", time_window])
     expected = {"other T": "frames_number_4", "no frames": "named frames"}
     assert expected.get(damage, file.name) in line
 
@@ -325,35 +277,56 @@ main.leave(main.main(sys.argv[1:]))
 """
 
 
-def test_two_processes_complain_once_and_the_last_line_is_theirs(tmp_path, tmp_path_factory):
+@pytest.mark.parametrize(
+    ("launcher", "wrong", "expected"),
+    [
+        ("run", ["--batch_size", "33"], "does not divide evenly"),
+        ("launch", ["--data", "TinyImagenet"], "tiny-imagenet-200"),
+        (
+            "launch",
+            ["--data", "TinyImagenet", "--data_path", "images"],
+            "val_1.JPEG cannot be read",
+        ),
+    ],
+)
+def test_two_processes_complain_once_and_the_last_line_is_theirs(
+    launcher, wrong, expected, tmp_path, tmp_path_factory
+):
     error = tmp_path_factory.mktemp("launcher") / "error.json"
     (tmp_path / "late.py").write_text(LATE_FIRST)
-    for launcher, wrong, expected in (
-        ("run", ["--batch_size", "33"], "does not divide evenly"),
-        ("launch", ["--batch_size", "36", "--accumulate", "4"], "does not divide the 18 images"),
-        ("launch", ["--data", "TinyImagenet"], "tiny-imagenet-200"),
-    ):
-        launch = [sys.executable, "-m", f"torch.distributed.{launcher}", *TWO_PROCESSES]
-        arguments = [*ORIGINAL, *wrong, "--save_path", str(tmp_path / "run")]
-        result = subprocess.run(
-            [*launch, str(tmp_path / "late.py"), *arguments],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TORCHELASTIC_ERROR_FILE": str(error)},
-            capture_output=True,
-            text=True,
-        )
-        lines = result.stderr.splitlines()
-        ours = [line for line in lines if "main.py: error:" in line]
-        # Once at once, and once more after the launcher's last line.
-        assert ours == [lines[-1]] * 2, result.stderr
-        assert expected in ours[0]
-        assert files_below(tmp_path) == {tmp_path / "late.py"}
-        # Also as the cause at the end of the launcher's own lines.
-        assert lines[-3] == f"  traceback : {ours[0].removeprefix('main.py: error: ')}"
-        if launcher == "run":  # torchrun, which has an error file of its own
-            message = json.loads(error.read_text())["message"]
-            assert f"main.py: error: {message['message']}" == ours[0]
-            assert message["errorCode"] == 2
+    if "images" in wrong:
+        folder = write_tiny_imagenet(tmp_path / "images", classes=2, per_class=2, val_per_class=2)
+        damaged = folder / "val" / "images" / "val_1.JPEG"  # test image 1: the second process's
+        damaged.write_bytes(damaged.read_bytes()[:100])
+    before = files_below(tmp_path)
+    launch = [sys.executable, "-m", f"torch.distributed.{launcher}", *TWO_PROCESSES]
+    arguments = [*ORIGINAL, *wrong, "--workers", "0", "--save_path", str(tmp_path / "run")]
+    result = subprocess.run(
+        [*launch, str(tmp_path / "late.py"), *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TORCHELASTIC_ERROR_FILE": str(error)},
+        capture_output=True,
+        text=True,
+    )
+    lines = result.stderr.splitlines()
+    ours = [line for line in lines if "main.py: error:" in line]
+    # Once at once, and once more after the launcher's last line.
+    assert ours == [lines[-1]] * 2, result.stderr
+    assert expected in ours[0]
+    assert "images" in wrong or files_below(tmp_path) == before
+    # Also as the cause at the end of the launcher's own lines.
+    cause = ours[0].removeprefix("main.py: error: ")
+    assert any(line == f"  traceback : {cause}" for line in lines), result.stderr
+    if launcher == "run":  # torchrun, which has an error file of its own
+        message = json.loads(error.read_text())["message"]
+        assert f"main.py: error: {message['message']}" == ours[0]
+        assert message["errorCode"] == 2
+
+
+def test_parts_of_a_process_s_share_are_equal():
+    arguments = [*ORIGINAL, "--batch_size", "36", "--accumulate", "4"]
+    with pytest.raises(UserError, match="does not divide the 18 images"):
+        parse_settings(arguments, world_size=2)
 
 
 def test_the_command_itself_exits_with_2_and_prints_no_traceback(tmp_path):
@@ -368,46 +341,16 @@ def test_the_command_itself_exits_with_2_and_prints_no_traceback(tmp_path):
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("setting", ["truncated", "other"])
-def test_the_hardware_report_refuses_what_is_not_our_checkpoint(setting, trained, tmp_path):
+def test_the_hardware_report_refuses_what_is_not_our_checkpoint(trained, tmp_path, capsys):
     path = tmp_path / "net.pth"
-    if setting == "truncated":
-        path.write_bytes(trained["qamd"].read_bytes()[:1000])
-    else:
-        torch.save({"state_dict": {"conv.weight": torch.zeros(3)}}, path)
-    source = ["--checkpoint", str(path), "--out", str(tmp_path / "out")]
-    result = subprocess.run(
-        [sys.executable, "-m", "spikesim_eval", "report", *source],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert "net.pth is not a checkpoint of this program" in result.stderr
-    assert files_below(tmp_path) == {path}
-
-
-def test_the_process_that_meets_a_damaged_image_says_so(tmp_path):
-    folder = write_tiny_imagenet(tmp_path, classes=2, per_class=2, val_per_class=2)
-    damaged = folder / "val" / "images" / "val_1.JPEG"  # test image 1 is the second process's
-    damaged.write_bytes(damaged.read_bytes()[:100])
-    launch = [sys.executable, "-m", "torch.distributed.launch", *TWO_PROCESSES]
-    arguments = ["--data", "TinyImagenet", "--paper_setting", "original", "--width", "2"]
-    paths = ["--data_path", str(tmp_path), "--save_path", str(tmp_path / "run"), "--workers", "0"]
-    result = subprocess.run(
-        [*launch, str(REPOSITORY / "main.py"), *arguments, *paths], capture_output=True, text=True
-    )
-    lines = result.stderr.splitlines()
-    ours = [line for line in lines if "main.py: error:" in line]
-    assert ours == [lines[-1]] * 2
-    assert "val_1.JPEG cannot be read" in ours[0]
-    assert any(line.startswith("  traceback : ") and "val_1.JPEG" in line for line in lines)
-
-
-def test_checking_a_save_path_leaves_nothing(tmp_path):
-    check_writable(tmp_path / "a" / "b")
-    assert files_below(tmp_path) == set()
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError):
-        check_writable(tmp_path / "file" / "b")
+    for content in (trained["qamd"].read_bytes()[:1000], {"conv.weight": torch.zeros(3)}):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save({"state_dict": content}, path)
+        out = str(tmp_path / "out")
+        assert spikesim_eval(["report", "--checkpoint", str(path), "--out", out]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert "net.pth is not a checkpoint of this program" in err
+        assert files_below(tmp_path) == {path}

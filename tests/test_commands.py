@@ -5,7 +5,6 @@ import csv
 import hashlib
 import json
 import math
-import re
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -15,8 +14,10 @@ import pytest
 import torch
 
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
-from load_settings import load_checkpoint, load_network, parse_settings
+from load_settings import load_network, parse_settings
+from spikesim_eval.__main__ import main as spikesim_eval
 from stand_in_data import (
     cifar_environment,
     write_cifar,
@@ -24,32 +25,19 @@ from stand_in_data import (
     write_tiny_imagenet,
 )
 
-LAUNCH = "CUDA_VISIBLE_DEVICES=0,1 python -m torch.distributed.launch --nproc_per_node=2"
-COMMON = "--seed 1234 --data_path ./data"
-RUNS = {  # save path: the command, as the paper's README has it
-    "teacher-cifar": f"{LAUNCH} main.py --data CIFAR100 --paper_setting original "
-    f"--model_depth 18 --time_window 4 --batch_size 256 {COMMON}",
-    "teacher-tiny": f"{LAUNCH} main.py --data TinyImagenet --paper_setting original "
-    f"--model_depth 34 --time_window 4 --batch_size 256 {COMMON}",
-    "teacher-ncaltech": f"{LAUNCH} main.py --data ncaltech101 --paper_setting original "
-    f"--model_depth 18 --time_window 10 --batch_size 32 {COMMON}",
-    "mdsnn-cifar": f"{LAUNCH} main.py --data CIFAR100 --paper_setting qamd --model_depth 18 "
-    f"--time_window 4 --batch_size 256 --bits 4 --loss CLK {COMMON} "
-    "--teacher_path teacher-cifar/original-best.pth",
-    "mdsnn-ncaltech": f"{LAUNCH} --master_port 2345 main.py --data ncaltech101 "
-    "--paper_setting qamd --model_depth 18 --time_window 10 --batch_size 32 --bits 8 --loss CLK "
-    f"{COMMON} --teacher_path teacher-ncaltech/original-best.pth",
-    "student-cifar": f"{LAUNCH} main.py --data CIFAR100 --paper_setting student "
-    f"--model_depth 18 --time_window 4 --batch_size 256 --bits 4 {COMMON}",
-}
+RUNS = ("teacher-cifar", "teacher-tiny", "teacher-ncaltech")
+RUNS += ("mdsnn-cifar", "mdsnn-ncaltech", "student-cifar")  # save paths
 
 
-def test_the_docs_show_the_six_published_commands_as_they_are_run_here():
+def published_commands() -> dict[str, str]:
+    """The commands of the paper's README as the docs show them, by save path."""
     page = (REPOSITORY / "docs/several_machines.md").read_text()
     section = page.split("## The paper's commands")[1].replace("\\\n", " ")
     shown = [" ".join(line.split()) for line in section.splitlines() if line.startswith("    ")]
-    run_ = [re.sub(r"teacher-\w+/", "/path/to/teacher/", command) for command in RUNS.values()]
-    assert sorted(shown) == sorted(run_)
+    return {
+        name: command.replace("/path/to/teacher", f"teacher-{name.split('-')[1]}")
+        for name, command in zip(RUNS, shown, strict=True)
+    }
 
 
 def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess:
@@ -73,7 +61,7 @@ def published_runs(clone, shell_environment) -> dict[str, dict]:
         if name in ("CIFAR_STAND_IN", "PYTHONPATH")
     }
     written = {}
-    for save_path, command in RUNS.items():
+    for save_path, command in published_commands().items():
         run(f"{command} --epochs 1 --workers 0 --save_path {save_path}", clone, environment)
         folder = clone / save_path
         with (folder / "metrics.csv").open(newline="") as file:
@@ -101,35 +89,27 @@ def test_all_six_published_commands_train_evaluate_and_write_their_files(publish
             assert 0 <= float(row[name]) <= 1
 
 
-def test_the_hardware_report_reads_their_checkpoints(published_runs, clone, shell_environment):
+def report_of(checkpoint: str | Path, out: Path, *options: str) -> dict:
+    arguments = ["report", "--checkpoint", str(checkpoint), "--out", str(out), *options]
+    assert spikesim_eval(arguments) == 0
+    assert {path.name for path in out.iterdir()} == {
+        f"report.{kind}" for kind in ("json", "csv", "md", "html")
+    }
+    return json.loads((out / "report.json").read_text())
+
+
+def test_the_hardware_report_reads_their_checkpoints(published_runs, clone, tmp_path, monkeypatch):
+    monkeypatch.chdir(clone)
     for student, teacher in (
         ("mdsnn-cifar/qamd-best.pth", "teacher-cifar/original-best.pth"),
         ("student-cifar/student-best.pth", "teacher-cifar/original-best.pth"),
         ("mdsnn-ncaltech/qamd-best.pth", "teacher-ncaltech/original-best.pth"),
     ):
-        out = f"report-{student.split('/')[0]}"
-        run(
-            f"python -m spikesim_eval report --checkpoint {student} --baseline {teacher} "
-            f"--out {out}",
-            clone,
-            shell_environment,
-        )
-        report = json.loads((clone / out / "report.json").read_text())
-        assert {path.name for path in (clone / out).iterdir()} == {
-            "report.json",
-            "report.csv",
-            "report.md",
-            "report.html",
-        }
+        report = report_of(student, tmp_path / student.split("/")[0], "--baseline", teacher)
         assert all(report["ratio"][name] > 1 for name in ("edap", "energy", "area", "delay"))
         assert not any(layer["rate_is_measured"] for layer in report["layers"])
-    run(
-        "python -m spikesim_eval report --checkpoint teacher-tiny/original-best.pth "
-        "--data_path ./data --out report-tiny",
-        clone,
-        shell_environment,
-    )
-    report = json.loads((clone / "report-tiny" / "report.json").read_text())
+    teacher = "teacher-tiny/original-best.pth"
+    report = report_of(teacher, tmp_path / "tiny", "--data_path", "./data")
     # stem, 2 convolutions in 16 blocks, 3 shortcuts, the linear layer
     assert len(report["layers"]) == 1 + 32 + 3 + 1
     measured = [layer for layer in report["layers"] if layer["rate_is_measured"]]
@@ -137,17 +117,8 @@ def test_the_hardware_report_reads_their_checkpoints(published_runs, clone, shel
     assert all(0 <= layer["spike_rate"] < 1 for layer in measured)
 
 
-def test_the_report_measures_the_spike_rate_that_the_training_logged(
-    trained, clone, shell_environment
-):
-    out = clone / "report-digits"
-    run(
-        f"python -m spikesim_eval report --checkpoint {trained['qamd']} "
-        f"--baseline {trained['original']} --out {out}",
-        clone,
-        shell_environment,
-    )
-    report = json.loads((out / "report.json").read_text())
+def test_the_report_measures_the_spike_rate_that_the_training_logged(trained, tmp_path):
+    report = report_of(trained["qamd"], tmp_path, "--baseline", str(trained["original"]))
     by_name = {layer["name"]: layer for layer in report["layers"]}
     assert by_name["stem.conv"]["input_bits"] == 8
     assert by_name["stem.conv"]["weight_bits"] == by_name["linear"]["weight_bits"] == 8
@@ -191,13 +162,6 @@ def test_a_teacher_trains_with_and_without_a_launcher_and_is_evaluated_to_the_sa
     )
     # 360 test images, each counted once whatever the number of processes
     assert f"({round(checkpoint.accuracy * 360)} of 360 test images)" in evaluation.stdout
-
-
-def test_the_default_save_path_names_the_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main.main([*DIGITS, "--paper_setting", "student", "--bits", "3"]) == 0
-    (folder,) = (tmp_path / "checkpoints").iterdir()
-    assert folder.name == "digits-student-3bit-depth18-width2-T4-epochs1-seed0"
 
 
 def test_runs_on_different_folders_of_images_have_different_names(tmp_path):
@@ -273,14 +237,18 @@ def test_deterministic_runs_of_one_seed_are_bitwise_the_same_with_any_number_of_
 
 
 @pytest.mark.device
-@pytest.mark.parametrize("amp", [["--amp"], ["--amp", "bf16"]])
-def test_bfloat16_autocast_trains(amp, tmp_path):
-    options = [*DIGITS, *amp, "--paper_setting", "student", "--bits", "4"]
-    assert main.main([*options, "--save_path", str(tmp_path)]) == 0
-    checkpoint = load_checkpoint(tmp_path / "student-last.pth")
+def test_bfloat16_autocast_trains_and_the_default_save_path_names_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [*DIGITS, "--amp", "--paper_setting", "student", "--bits", "4"]
+    assert main.main(options) == 0
+    (folder,) = (tmp_path / "checkpoints").iterdir()
+    assert folder.name == "digits-student-4bit-depth18-width2-T4-amp-epochs1-seed0"
+    checkpoint = load_checkpoint(folder / "student-last.pth")
     assert checkpoint.settings.amp is True
     model = checkpoint.model
     assert all(x.isfinite().all() and x.dtype != torch.bfloat16 for x in model.values())
+    options.insert(options.index("--amp") + 1, "bf16")
+    assert parse_settings(options) == checkpoint.settings
 
 
 @pytest.mark.device
@@ -298,12 +266,3 @@ def test_a_trained_student_fires_the_same_spikes_with_integers_alone(
     assert network.split("(")[1].split(")")[0] in integers
     spikes = 360 * 4 * 4 * (5 * 16 * 16 + 4 * 2 * 8 * 8 + 4 * 4 * 4 * 4 + 4 * 8 * 2 * 2)
     assert f" 0 of {spikes} spikes differ" in integers
-
-
-def test_a_checkpoint_from_before_newer_options_is_read(trained, tmp_path):
-    checkpoint = torch.load(trained["student"], weights_only=True)
-    for name in ("accumulate", "compile", "overwrite"):
-        del checkpoint["settings"][name]
-    torch.save(checkpoint, tmp_path / "old.pth")
-    settings = load_checkpoint(tmp_path / "old.pth").settings
-    assert settings == load_checkpoint(trained["student"]).settings

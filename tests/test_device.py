@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 import kernels
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
 from data_loader import ImageSet, Share, set_epoch, training_loader
 from data_sets.augment import CropAndFlip
-from distiller import Distiller
+from distiller import Distiller, cross_entropy
 from engine import compile as compiling
 from engine import start
 from engine.cuda_graphs import ReplayedGradients
 from engine.run import random_state
-from load_settings import load_checkpoint, parse_settings
+from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
 from models.integer_network import IntegerNetwork
@@ -203,7 +204,7 @@ def test_a_step_as_a_cuda_graph_is_the_step(setting, gpu, measured):
     for compiled in (False, True):
         teacher, student = (network.to(gpu) for network in networks())
         network = teacher if setting == "original" else student
-        loss_function = main.cross_entropy(network)
+        loss_function = cross_entropy(network)
         if setting == "qamd":
             loss_function = Distiller(teacher, student)
         options = ["--data", "digits", "--paper_setting", "original", "--seed", "1"]
@@ -319,29 +320,20 @@ def test_a_launched_process_trains_by_nccl(gpu, tmp_path):
     assert load_checkpoint(tmp_path / "student-last.pth").epoch == 1
 
 
-@pytest.fixture(params=[1, 2])
-def two_processes_see_one_gpu(request, monkeypatch) -> None:
-    """Where the launcher says how many there are, and where it does not."""
+@pytest.mark.parametrize("told", ["1", "2"])  # not every launcher says how many there are
+def test_processes_that_would_share_a_gpu_are_refused_with_the_ways_out_or_talk_by_gloo(
+    told, monkeypatch, capsys
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(request.param))
-
-
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_more_processes_than_gpus_are_refused_with_the_ways_out(device, two_processes_see_one_gpu):
-    settings = parse_settings([*DIGITS, *STUDENT, "--device", device])
-    with pytest.raises(UserError, match=rf"2 processes .* 1: start fewer.* cpu .*{SHARED_GPU}"):
-        start.device_of(settings)
-
-
-def test_asked_to_processes_share_a_gpu_and_talk_by_gloo(
-    two_processes_see_one_gpu, monkeypatch, capsys
-):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": told}.items():
+        monkeypatch.setenv(name, value)
+    for device in ("auto", "cuda"):
+        settings = parse_settings([*DIGITS, *STUDENT, "--device", device])
+        with pytest.raises(UserError, match=rf"2 processes .* 1: start fewer.* cpu .*{SHARED_GPU}"):
+            start.device_of(settings)
     settings = parse_settings([*DIGITS, *STUDENT, "--device", SHARED_GPU])
-    monkeypatch.setenv("RANK", "0")  # which speaks
     assert start.device_of(settings) == (torch.device("cuda", 0), "gloo")
     assert capsys.readouterr().out == "processes: 2, GPUs: 1: they talk by gloo, slowly\n"
 

@@ -15,17 +15,18 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 from torch.distributed.run import get_args_parser
 
+import options_page
 from conftest import REPOSITORY
 from load_settings import parse_settings
 from runtime.errors import UserError
-from settings import IMAGE_SIDES, LIMITS
+from settings import OPTIONS
 from spikesim_eval.chip import Chip
 
 MADE = re.findall(r"^/(\w+)/$", (REPOSITORY / ".gitignore").read_text(), re.MULTILINE)
@@ -60,25 +61,12 @@ pages = pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(R
 
 def prose_and_blocks(page: Path) -> tuple[str, list[tuple[str, str]]]:
     """The text without its code blocks, and the blocks as (language, code)."""
-    prose, blocks, fence = [], [], None
-    previous = ""
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if fence is not None:
-            if line.startswith("```"):
-                fence = None
-            else:
-                blocks[-1] = (fence, f"{blocks[-1][1]}{line}\n")
-        elif line.startswith("```"):
-            fence = line[3:].strip()
-            blocks.append((fence, ""))
-        elif line.startswith("    ") and (not previous or previous.startswith("    ")):
-            if not previous.startswith("    "):
-                blocks.append(("", ""))
-            blocks[-1] = ("", f"{blocks[-1][1]}{line[4:]}\n")
-        else:
-            prose.append(line)
-        previous = line
-    return "\n".join(prose), blocks
+    text, blocks = page.read_text(encoding="utf-8"), []
+    for block in (r"^```(\w*)\n(.*?)^```$", r"(?:(?<=\n\n)|\A)()((?:    .*\n)+)"):
+        found = re.compile(block, re.MULTILINE | re.DOTALL if "`" in block else 0)
+        blocks += [(language, dedent(code)) for language, code in found.findall(text)]
+        text = found.sub("", text)
+    return text, blocks
 
 
 def inline_code(page: Path) -> list[str]:
@@ -163,19 +151,15 @@ def check(words: list[str], complete: bool) -> None:
         if word.startswith("--"):
             assert word.partition("=")[0] in options_of(parser), f"{words}: no option {word}"
     if complete:
-        with suppress(SystemExit) if arguments == ["--help"] else nullcontext():
+        try:
             parser.parse_args(arguments)
             if program == "python" and words[1] == "main.py":
-                check_settings_of(arguments)
-
-
-def check_settings_of(arguments: list[str]) -> None:
-    """Fails where options of main.py do not go together; the reader's files are not at hand."""
-    try:
-        parse_settings(arguments)
-    except UserError as error:
-        if not re.search("does not exist|cannot read", str(error)):
-            raise
+                parse_settings(arguments)
+        except UserError as error:  # the reader's files are not at hand
+            if not re.search("does not exist|cannot read", str(error)):
+                raise
+        except SystemExit:
+            assert arguments == ["--help"], words
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -191,26 +175,19 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 @cache
 def options() -> set[str]:
     """The names of all options of all programs here, and torchrun's."""
-    programs = [
-        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__main__")
-        for path in SOURCES
-        if path.suffix == ".py" and path.parent.name != "tests"
-        if 'if __name__ == "__main__"' in path.read_text()
-    ]
-    parsers = map(parser_of, ["main", "torch.distributed.launch", *programs])
-    return OTHERS_OPTIONS.union(*(options_of(parser) for parser in parsers if parser))
+    parsers = map(
+        parser_of, ("main", "torch.distributed.launch", "spikesim_eval", "experiments.study")
+    )
+    written = re.findall(r'"(--[a-z][\w-]*)"', code_text())
+    return OTHERS_OPTIONS.union(written, *map(options_of, parsers))
 
 
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
-    found: set[str] = set()
-    for heading in re.findall(r"^#+ (.+)$", prose_and_blocks(page)[0], re.MULTILINE):
-        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        number = 0
-        while (name := f"{slug}-{number}" if number else slug) in found:
-            number += 1
-        found.add(name)
-    return found
+    headings = re.findall(r"^#+ (.+)$", prose_and_blocks(page)[0], re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings]
+    before = [slugs[:number].count(slug) for number, slug in enumerate(slugs)]
+    return {f"{slug}-{n}" if n else slug for slug, n in zip(slugs, before, strict=True)}
 
 
 @cache
@@ -234,7 +211,9 @@ def is_there(path: str, page: Path) -> bool:
         return True
     ours = parts[0] in FOLDERS or path.endswith((".py", ".sh"))
     return not ours and all(
-        piece in code_text() for part in parts for piece in re.split(r"[A-Z]{2,}|\*|…", part)
+        piece in code_text()
+        for part in parts
+        for piece in re.split(r"(?<![a-z])[A-Z]+(?![a-z])|\*|…", part)
     )
 
 
@@ -318,32 +297,16 @@ def rows_of_options(page: str) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def test_the_page_of_options_has_a_row_for_every_option_in_the_groups_and_order_of_help():
-    shown = [
-        (group.title, action.option_strings[0])
-        for group in parser_of("main")._action_groups
-        for action in group._group_actions
-        if action.help != argparse.SUPPRESS and action.dest != "help"
-    ]
-    rows = [(heading.lower(), name) for heading, name, *_ in rows_of_options("options.md")]
-    assert rows == shown
+def test_the_tables_of_options_are_those_of_the_declarations():
+    text = options_page.PAGE.read_text()
+    assert options_page.with_tables(text) == text, "python tests/options_page.py writes them"
+    assert all(f"\n| `--{name}` | " in text for name in OPTIONS)
 
 
 def default_in(action: argparse.Action) -> str:
     """What the help of an option says, as the tables have it."""
     said = re.search(r"\(default (.+)\)$", action.help)
     return said[1] if said else "off" if action.nargs in (0, "?") else "-"
-
-
-def test_the_page_of_options_says_the_defaults_choices_and_limits_of_help():
-    for _, name, default, meaning in rows_of_options("options.md"):
-        (action,) = (x for x in parser_of("main")._actions if name in x.option_strings)
-        assert default == default_in(action), name
-        for choice in action.choices or ():
-            assert f"`{choice}`" in meaning or f"{choice} " in meaning, (name, choice)
-        for low, high in re.findall(r"([\d.]+) to (\d[\d.]*\d|\d)", meaning):
-            limits = LIMITS.get(name[2:], IMAGE_SIDES)
-            assert (float(low), float(high)) == limits, name
 
 
 def test_the_page_of_hardware_says_the_defaults_choices_and_limits_of_help():

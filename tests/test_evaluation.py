@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 import main
+from checkpoints import class_names, load_checkpoint
 from conftest import DIGITS
 from data_loader import ImageSet, read_sample
 from data_sets.event_camera import as_atis
 from engine import eval_only
-from load_settings import class_names, load_checkpoint, load_network
+from load_settings import load_network
 from loading import data_sets_of
 from models import MSResNet
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet

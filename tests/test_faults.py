@@ -17,10 +17,11 @@ import torch
 
 import hostile_input
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
 from data_loader import load_data_sets
 from engine.numerics import watch_numbers
-from load_settings import load_checkpoint, parse_settings
+from load_settings import parse_settings
 from models.batch_norm import BatchNorm
 from stand_in_data import write_ncaltech101
 

@@ -15,13 +15,14 @@ from torchvision.datasets import CIFAR10
 
 import main
 import stand_in_data
+from checkpoints import load_checkpoint
 from data_loader import ImageSet, data_of
 from data_sets import static
 from data_sets.splits import FOLDS, held_out_rows
-from load_settings import load_checkpoint, parse_settings
+from load_settings import parse_settings
 from loading import data_sets_of
 from spikesim_eval.__main__ import main as spikesim_eval
-from test_bad_input import ORIGINAL, complaint
+from test_bad_input import ORIGINAL
 from test_input_step import SIDE, T
 from test_input_step import write as write_frames
 
@@ -131,20 +132,20 @@ def test_a_run_on_a_fold_is_taught_tested_and_told_of_on_that_fold(teacher, tmp_
 
 
 @pytest.mark.parametrize("fold", [None, "1", "5"])
-def test_a_teacher_of_another_fold_is_refused(fold, teacher, tmp_path, capfd, monkeypatch):
+def test_a_teacher_of_another_fold_is_refused(fold, teacher, complaint):
     options = ["student", "--init_from_teacher"] if fold == "1" else ["qamd"]
     options += ["--bits", "4", "--teacher_path", str(teacher)]
     options += [] if fold is None else ["--fold", fold]
-    line = complaint([*DIGITS, *options], tmp_path, capfd, monkeypatch)
+    line = complaint([*DIGITS, *options])
     assert "was trained with --fold 6" in line
     assert f"this run {'without --fold' if fold is None else f'with --fold {fold}'}" in line
 
 
-def test_with_a_network_of_no_fold_there_is_none(trained, teacher, tmp_path, capfd, monkeypatch):
+def test_with_a_network_of_no_fold_there_is_none(trained, teacher, tmp_path, capfd, complaint):
     no_fold = str(trained["original"])
     options = ["--data", "digits", "--width", "2", "--paper_setting", "qamd", "--bits", "4"]
     options += ["--teacher_path", no_fold, "--fold", "0"]
-    assert "was trained without --fold" in complaint(options, tmp_path, capfd, monkeypatch)
+    assert "was trained without --fold" in complaint(options)
     assert main.main(["--eval_only", no_fold, "--fold", "1"]) == 2
     assert "it was trained without it" in capfd.readouterr().err
     paths = ["--checkpoint", str(teacher), "--baseline", no_fold]
@@ -213,5 +214,5 @@ def test_a_class_of_fewer_images_than_folds_is_one_line(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "1000001", "x"])
-def test_a_fold_that_makes_no_sense_is_one_line(value, tmp_path, capfd, monkeypatch):
-    assert "--fold" in complaint([*ORIGINAL, "--fold", value], tmp_path, capfd, monkeypatch)
+def test_a_fold_that_makes_no_sense_is_one_line(value, complaint):
+    assert "--fold" in complaint([*ORIGINAL, "--fold", value])

@@ -13,10 +13,11 @@ from hypothesis.extra.numpy import arrays
 
 import data_loader
 import main
+from checkpoints import load_checkpoint
 from data_loader import data_of
 from data_sets import events
 from data_sets.events import input_of
-from load_settings import load_checkpoint, load_network
+from load_settings import load_network
 from loading import data_sets_of
 from quantization import ImageQuantizer, codes_of
 from spikesim_eval.__main__ import main as spikesim_eval

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from checkpoints import load_checkpoint
 from distiller import distance_to_teacher
 from experiments.membrane_report import RoundedTeacher
 from experiments.membrane_report import main as membrane_report
-from load_settings import load_checkpoint, load_network
+from load_settings import load_network
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

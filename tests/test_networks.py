@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 
 import reference
-from models import MSResNet, Quan_MS_ResNet, QuanMSResNet
+from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm, estimate_statistics
 from models.integer_network import IntegerNetwork
 from models.MS_ResNet import Conv2d, folded
 from models.neuron import LIF
-from models.Quan_MS_ResNet import QuanConv2d, QuanLinear, spikes_convolve_in_integers
+from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
 from quantization import GRID, BatchNormQuantizer
 from spikesim_eval.trace import trace_network
 
@@ -88,10 +88,8 @@ def test_a_static_image_gives_what_the_same_frame_repeated_gives(device):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_every_layer_of_a_quantized_network_sees_integers_times_a_scale(bits):
-    torch.manual_seed(0)
-    network = QuanMSResNet(18, 5, T, 2, 4, bits=bits).eval()
-    widths = {}
+def test_weights_have_the_bits_asked_for_but_in_the_first_and_the_last_layer(bits):
+    network, widths = QuanMSResNet(18, 5, T, 2, 4, bits=bits), {}
     for name, module in network.named_modules():
         if isinstance(module, QuanConv2d | QuanLinear):
             codes, _ = module.quantizer.codes(module.weight)
@@ -99,22 +97,6 @@ def test_every_layer_of_a_quantized_network_sees_integers_times_a_scale(bits):
             assert codes.abs().max() <= 2 ** (widths[name] - 1) - 1
     assert widths.pop("stem.conv") == widths.pop("linear") == 8
     assert set(widths.values()) == {bits}
-
-    seen = {}
-    for name, module in network.named_modules():
-        if isinstance(module, QuanConv2d):
-            module.register_forward_hook(lambda m, x, y, name=name: seen.__setitem__(name, x[0]))
-    _, membranes = network(images(3, 2, 8, 8).float(), membranes=True)
-    assert seen["stem.conv"].max() <= 255
-    for name, x in seen.items():
-        assert torch.equal(x, x.round()), name
-    del seen["stem.conv"]
-    for name, x in seen.items():
-        # a shortcut reads the b-bit stream, every other convolution reads spikes
-        most = 2**bits if "shortcut" in name else 2
-        assert len(x.unique()) <= most, name
-    for u in membranes:
-        assert len(u.unique()) <= 2**bits
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -235,31 +217,12 @@ def test_a_batch_norm_refuses_to_train_on_a_single_value():
         assert all(x.isfinite().all() for x in bn.state_dict().values())
 
 
-def test_gradients_of_a_quantized_batch_norm_are_straight_through(device):
-    torch.manual_seed(0)
-    x = torch.round(100 * torch.randn(8, 6, 5, 5, dtype=torch.float64)).to(device)
-    weight = torch.randn(8, 6, 5, 5, dtype=torch.float64).to(device)
-    gradients = []
-    for quantizer in (None, BatchNormQuantizer(16)):  # fine steps: as good as none
-        bn = BatchNorm(6, 0.5, quantizer).double().to(device)
-        leaf = x.clone().requires_grad_()
-        torch.sum(bn(leaf) * weight).backward()
-        gradients.append((leaf.grad, bn.weight.grad, bn.bias.grad))
-    for plain, quantized in zip(*gradients, strict=True):
-        torch.testing.assert_close(quantized, plain, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("network", [MSResNet, partial(QuanMSResNet, bits=4)])
 def test_narrow_networks_train_on_large_planes(network):
     # oneDNN's weight gradient of a strided 1×1 convolution crashes on these
     network = network(18, 5, T, 2, 2)
     network(images(4, 2, 48, 48).float()).sum().backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
-
-
-def test_weights_load_from_a_plain_dict():
-    network = small()
-    assert not network.load_state_dict(dict(network.state_dict())).missing_keys
 
 
 def test_under_autocast_a_quantized_network_still_adds_integers(device):
@@ -278,21 +241,6 @@ def test_batch_norms_start_as_designed():
             start = 0.1 if name.endswith("bn2") else 0.5
             assert module.weight.tolist() == pytest.approx([start] * len(module.weight)), name
             assert (module.bias == 0).all()
-
-
-def test_membranes_come_in_forward_order_with_time_first():
-    network = small()
-    order = []
-    for name, module in network.named_modules():
-        if isinstance(module, LIF):
-            module.register_forward_hook(lambda *_, name=name: order.append(name))
-    _, membranes = network(images(3, 2, 8, 8), membranes=True)
-    assert order[:3] == ["blocks.0.lif1", "blocks.0.lif2", "blocks.1.lif1"]
-    assert order[-1] == "lif"
-    assert [tuple(u.shape) for u in membranes[:1] + membranes[-1:]] == [
-        (T, 3, 4, 8, 8),
-        (T, 3, 32, 1, 1),
-    ]
 
 
 def test_sizes_of_the_published_networks():
@@ -319,24 +267,15 @@ def test_a_network_that_cannot_be_is_a_value_error(build):
         build()
 
 
-def trained_statistics(network: MSResNet) -> MSResNet:
-    """Running statistics and batch norm parameters that differ from one and zero."""
+@pytest.mark.parametrize("depth", [18, 34])
+def test_a_folded_network_is_the_evaluated_one(depth, device):
+    network, x = small(depth).to(device), images(3, T, 2, 8, 8).to(device)
     for module in network.modules():
         if isinstance(module, BatchNorm):
             torch.nn.init.uniform_(module.weight, 0.2, 1.0)
             torch.nn.init.normal_(module.bias, std=0.2)
-    network.train()
-    x = images(4, 2, 8, 8).to(network.linear.weight.device)
-    for _ in range(20):
-        network(x)
-    return network.eval()
-
-
-@pytest.mark.parametrize("depth", [18, 34])
-def test_a_folded_network_is_the_evaluated_one(depth, device):
-    network = trained_statistics(small(depth).to(device))
-    fast = folded(network)
-    x = images(3, T, 2, 8, 8).to(device)
+    estimate_statistics(network, [x], (T,))
+    fast = folded(network.eval())
     logits, membranes = network(x, membranes=True)
     fast_logits, fast_membranes = fast(x, membranes=True)
     torch.testing.assert_close(logits, fast_logits, rtol=1e-9, atol=1e-12)
@@ -349,22 +288,21 @@ def test_a_folded_network_is_the_evaluated_one(depth, device):
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_spikes_convolved_in_integers_are_the_floats_to_the_last_bit(bits, stride, monkeypatch):
+def test_spikes_convolved_in_integers_are_the_floats_to_the_last_bit(bits, stride):
     torch.manual_seed(0)
     conv = QuanConv2d(6, 5, 3, stride, bits=bits, of_spikes=True)
-    conv = conv.to(memory_format=torch.channels_last)
     spikes = (torch.rand(2, 6, 8, 8) < 0.3).float().to(memory_format=torch.channels_last)
     found = []
-    for in_integers in (spikes_convolve_in_integers(), False):
-        monkeypatch.setattr(Quan_MS_ResNet, "spikes_convolve_in_integers", lambda v=in_integers: v)
-        x = spikes.clone().requires_grad_()
+    for dtype in (torch.float32, torch.float64):  # only of float32 in integers
+        x = spikes.to(dtype, copy=True).requires_grad_()
+        conv = conv.to(dtype=dtype, memory_format=torch.channels_last)
         conv.zero_grad()
         y = conv(x)
         (y.square().sum() / y.numel()).backward()
         found.append((y, x.grad, conv.weight.grad, conv.quantizer.step.grad))
-    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][0], found[1][0].float())
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("amp", [False, True])

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import main
+from checkpoints import load_checkpoint
 from data_loader import read_sample
 from data_sets import DATA_SETS
-from load_settings import load_checkpoint
 from loading import data_sets_of
 from stand_in_data import write_nmnist
 from test_fold import images_of

@@ -1,7 +1,6 @@
 """The command line: --help, what was probably meant by a misspelt word, and --config."""
 
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -14,27 +13,23 @@ from hypothesis import strategies as st
 
 import data_loader
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS
-from load_settings import load_checkpoint, parse_settings
+from load_settings import parse_settings
 from runtime.errors import UserError
-from settings import DATA_SETS, GROUPS, MAY_CHANGE, OPTIONS, build_parser, is_flag
+from settings import DATA_SETS, MAY_CHANGE, OPTIONS, build_parser, is_flag
 from spikesim_eval.__main__ import main as spikesim_eval
-from test_bad_input import ORIGINAL, STUDENT, complaint
+from test_bad_input import ORIGINAL, STUDENT
 
-OF_RUN_ALONE = {name for name, about in OPTIONS.items() if not about.config}
+OF_RUN_ALONE = {name for name, about in OPTIONS.items() if about.has("alone")}
 
 
 @pytest.fixture(scope="module")
 def help_text() -> str:
     # Read by a person at 80 columns, whatever terminal the tests run in.
-    before = os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "80"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
         return build_parser().format_help()
-    finally:
-        os.environ.pop("COLUMNS")
-        if before is not None:
-            os.environ["COLUMNS"] = before
 
 
 def paragraphs(help_text: str) -> dict[str, str]:
@@ -46,12 +41,13 @@ def paragraphs(help_text: str) -> dict[str, str]:
 
 def test_the_help_fits_80_columns_and_has_every_option_once_in_its_group(help_text):
     assert max(map(len, help_text.splitlines())) <= 80
-    starts = [help_text.index(f"\n{group}:\n") for group in GROUPS]
+    groups = list(dict.fromkeys(about.group for about in OPTIONS.values()))
+    starts = [help_text.index(f"\n{group}:\n") for group in groups]
     assert starts == sorted(starts)
     ends = [*starts[1:], help_text.index("\nexamples:")]
     for name, about in OPTIONS.items():
         assert len(re.findall(rf"^  --{name}\b", help_text, flags=re.M)) == 1, name
-        group = GROUPS.index(about.group)
+        group = groups.index(about.group)
         assert starts[group] < help_text.index(f"\n  --{name}") < ends[group], name
 
 
@@ -60,14 +56,11 @@ def test_the_help_states_each_default_once_and_it_is_the_one_that_is_used(help_t
     assert all(text.count("(default") <= 1 for text in said.values())
     used = asdict(parse_settings(["--data", "CIFAR10", "--paper_setting", "original"]))
     for name, about in OPTIONS.items():
-        if about.shown is None and about.constant_default not in (None, False):
-            assert said[name].endswith(
-                f"(default {used[name]:g})"
-                if not isinstance(used[name], str)
-                else f"(default {used[name]})"
-            ), name
-        if about.shown is None and about.constant_default is None:
-            assert "(default" not in said[name]
+        if about.shown is None and about.constant_default in (None, False):
+            assert about.constant_default is not None or "(default" not in said[name]
+        elif about.shown is None:
+            default = used[name] if isinstance(used[name], str) else f"{used[name]:g}"
+            assert said[name].endswith(f"(default {default})"), name
     assert said["batch_size"].endswith("(default 256; digits and nmnist 64, other events 32)")
     assert said["time_window"].endswith("(default 4; events 10)")
     for name, data_set in DATA_SETS.items():
@@ -101,87 +94,59 @@ def test_the_help_s_three_examples_are_command_lines(help_text):
         ([*ORIGINAL, "--qqq", "3"], "unrecognized arguments: --qqq 3\n"),
     ],
 )
-def test_a_misspelt_word_is_one_line_with_what_was_meant(
-    arguments, expected, tmp_path, capfd, monkeypatch
-):
-    assert expected in complaint(arguments, tmp_path, capfd, monkeypatch)
+def test_a_misspelt_word_is_one_line_with_what_was_meant(arguments, expected, complaint):
+    assert expected in complaint(arguments)
 
 
-def test_a_misspelt_path_is_one_line_with_the_file_that_is_there(
-    trained, tmp_path, capfd, monkeypatch
-):
+def test_a_misspelt_path_is_one_line_with_the_file_that_is_there(trained, tmp_path, complaint):
     folder = trained["original"].parent
     wrong = folder.with_name("orignal") / "original-bset.pth"
-    line = complaint(["--eval_only", str(wrong)], tmp_path, capfd, monkeypatch)
+    line = complaint(["--eval_only", str(wrong)])
     assert line.endswith(f"does not exist: did you mean {trained['original']}?\n")
-    line = complaint(["--config", str(folder / "setting.json")], tmp_path, capfd, monkeypatch)
+    line = complaint(["--config", str(folder / "setting.json")])
     assert line.endswith(f"does not exist: did you mean {folder / 'settings.json'}?\n")
     for name in ("train", "val"):
         (tmp_path / "cats" / name).mkdir(parents=True)
-    line = complaint(
-        ["--data", "folder", *ORIGINAL[2:], "--data_path", "cat"], tmp_path, capfd, monkeypatch
-    )
+    line = complaint(["--data", "folder", *ORIGINAL[2:], "--data_path", "cat"])
     assert line.endswith("did you mean cats?\n")
     # Nothing that would be refused, too, is recommended: a folder instead of a checkpoint.
     (tmp_path / "network").mkdir()
-    assert complaint(["--eval_only", "networks"], tmp_path, capfd, monkeypatch).endswith("exist\n")
+    assert complaint(["--eval_only", "networks"]).endswith("exist\n")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("program", "arguments", "expected"),
     [
-        (["reprot"], "did you mean report?"),
-        (["report", "--chekpoint", "a", "--out", "b"], "--chekpoint: did you mean --checkpoint?"),
-        (["sweep", "--layers", "a", "--out", "b", "--cel", "rram"], "did you mean --cell?"),
-        (["sweep", "--layers", "a", "--out", "b", "--cell", "ram"], "did you mean sram?"),
-        (["report", "--checkpoint", "{}/original-bst.pth", "--out", "b"], "original-best.pth?"),
+        (spikesim_eval, "reprot", "did you mean report?"),
+        (spikesim_eval, "report --chekpoint a --out b", "--chekpoint: did you mean --checkpoint?"),
+        (spikesim_eval, "report --checkpoint {}/original-bst.pth --out b", "original-best.pth?"),
+        (data_loader.main, "prepare --data n-caltech101", "did you mean ncaltech101?"),
     ],
 )
-def test_the_hardware_commands_say_what_was_meant(arguments, expected, trained, capsys):
-    arguments = [text.format(trained["original"].parent) for text in arguments]
-    assert spikesim_eval(arguments) == 2
+def test_other_commands_say_what_was_meant(program, arguments, expected, trained, capsys):
+    assert program(arguments.format(trained["original"].parent).split()) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert expected in err
 
 
-def test_prepare_says_what_was_meant(capsys):
-    assert data_loader.main(["prepare", "--data", "n-caltech101"]) == 2
-    assert "did you mean ncaltech101?" in capsys.readouterr().err
-
-
 # --config
 
-SETTINGS = {  # of runs that need no teacher: values that an option may have
-    "epochs": ["7", "200"],
-    "batch_size": ["32", "64"],
-    "lr": ["0.5", "0.1"],
-    "warmup": ["3"],
-    "label_smoothing": ["0.2"],
-    "val_share": ["0.25"],
-    "fold": ["3", "0"],
-    "clip_grad": ["0", "1"],
-    "time_window": ["2", "4"],
-    "width": ["3"],
-    "augment": ["none"],
-    "seed": ["5"],
-    "save_every": ["9"],
-    "device": ["cpu"],
-    "data_path": ["./data", "./elsewhere"],
-    "bn_bits": ["4", "8"],
-    "deterministic": [None],
-    "amp": [None],
-}
+SETTINGS = """epochs 7 200, batch_size 32 64, lr 0.5 0.1, warmup 3, label_smoothing 0.2,
+val_share 0.25, fold 3 0, clip_grad 0 1, time_window 2 4, width 3, augment none, seed 5,
+save_every 9, device cpu, data_path ./data ./elsewhere, bn_bits 4 8, deterministic, amp"""
+# Of runs that need no teacher: values that an option may have; of a flag none.
+SETTINGS = {name: values or [""] for name, *values in map(str.split, SETTINGS.split(","))}
 
 
 @st.composite
-def options(draw) -> dict[str, str | None]:
+def options(draw) -> dict[str, str]:
     names = draw(st.sets(st.sampled_from(sorted(SETTINGS)), max_size=6))
     return {name: draw(st.sampled_from(SETTINGS[name])) for name in sorted(names)}
 
 
-def as_arguments(options: dict[str, str | None]) -> list[str]:
-    pairs = ((f"--{name}", *(value or "").split()) for name, value in options.items())
+def as_arguments(options: dict[str, str]) -> list[str]:
+    pairs = ((f"--{name}", *value.split()) for name, value in options.items())
     return [x for pair in pairs for x in pair]
 
 
@@ -300,15 +265,15 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("expected", BROKEN)
-def test_a_broken_config_is_one_line(expected, tmp_path, capfd, monkeypatch):
-    (tmp_path / "broken.json").write_text(BROKEN[expected])
-    arguments = [] if expected == "--bits" else ORIGINAL[:2] + ORIGINAL[4:]
-    line = complaint(["--config", "broken.json", *arguments], tmp_path, capfd, monkeypatch)
-    assert expected in line
+def test_a_broken_config_is_one_line(tmp_path, complaint):
+    for expected, content in BROKEN.items():
+        (tmp_path / "broken.json").write_text(content)
+        arguments = [] if expected == "--bits" else ORIGINAL[:2] + ORIGINAL[4:]
+        line = complaint(["--config", "broken.json", *arguments])
+        assert expected in line, line
 
 
-def test_what_is_no_config_at_all_is_one_line(trained, tmp_path, capfd, monkeypatch):
+def test_what_is_no_config_at_all_is_one_line(trained, complaint):
     folder = trained["original"].parent
     for path, expected in (
         ("absent.json", "--config absent.json does not exist"),
@@ -318,10 +283,10 @@ def test_what_is_no_config_at_all_is_one_line(trained, tmp_path, capfd, monkeypa
         ("a\0b", "cannot read --config"),
         (str(trained["original"]), "is no JSON"),
     ):
-        line = complaint(["--config", path, *ORIGINAL], tmp_path, capfd, monkeypatch)
+        line = complaint(["--config", path, *ORIGINAL])
         assert expected in line, path
     arguments = ["--config", str(folder / "settings.json"), "--eval_only", str(trained["original"])]
-    line = complaint(arguments, tmp_path, capfd, monkeypatch)
+    line = complaint(arguments)
     assert "--config has no meaning with --eval_only" in line
 
 
@@ -333,8 +298,8 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "bn_bits": "7", "alpha": "3", "beta": "3", "tau": "3", "beta_schedule": "constant",
         "loss": "CL", "batch_size": "32", "accumulate": "2", "epochs": "3", "lr": "1",
         "warmup": "1", "weight_decay": "1", "clip_grad": "3", "label_smoothing": "0.5",
-        "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": None,
-        "init_from_teacher": None, "teacher_logits": "student",
+        "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": "",
+        "init_from_teacher": "", "teacher_logits": "student",
         "time_windows": "1 4",
     }  # fmt: skip
     of_teacher = {"data", "paper_setting", "model_depth", "width", "time_window", "image_size"}
@@ -354,11 +319,17 @@ def test_an_older_version_s_default_save_path_is_found_again():
     assert parse_settings(options.split()).save_path == f"./checkpoints/{expected}"
 
 
-def test_a_checkpoint_from_before_the_newest_options_is_read(trained, tmp_path):
-    checkpoint = torch.load(trained["qamd"], weights_only=True)
-    for name in ("val_share", "fold", "label_smoothing", "warmup", "dry_run"):
-        del checkpoint["settings"][name]
-    torch.save(checkpoint, tmp_path / "old.pth")
-    assert (
-        load_checkpoint(tmp_path / "old.pth").settings == load_checkpoint(trained["qamd"]).settings
-    )
+def test_a_checkpoint_from_before_the_newer_options_is_read_and_none_without_the_first(
+    trained, tmp_path
+):
+    path, content = tmp_path / "old.pth", torch.load(trained["qamd"], weights_only=True)
+    for name in [name for name, about in OPTIONS.items() if about.has("added")]:
+        del content["settings"][name]
+    torch.save(content, path)
+    assert load_checkpoint(path).settings == load_checkpoint(trained["qamd"]).settings
+    for name in content["settings"]:
+        less = {key: value for key, value in content["settings"].items() if key != name}
+        torch.save(content | {"settings": less}, path)
+        if name in OPTIONS:
+            with pytest.raises(UserError, match="settings are not this version's"):
+                load_checkpoint(path)

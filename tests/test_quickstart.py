@@ -6,10 +6,10 @@ from pathlib import Path
 
 from sklearn.datasets import load_digits
 
+from checkpoints import load_checkpoint
 from conftest import QUICK, run_script
 from data_sets.event_camera import as_atis, digit_events
 from experiments import quickstart_table, same_seed
-from load_settings import load_checkpoint
 
 RUNS = "teacher", "student", "mdsnn"
 

@@ -16,18 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import main
+from checkpoints import load_checkpoint
 from data_loader import ImageSet, Share, data_of, evaluation_loader, training_loader
 from data_sets.splits import held_out_rows
-from load_settings import (
-    build_scheduler,
-    load_checkpoint,
-    load_network,
-    parse_settings,
-)
+from load_settings import build_loss, build_scheduler, load_network, parse_settings
 from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
 from stand_in_data import write_image_folder, write_tiny_imagenet
-from test_bad_input import ORIGINAL, complaint
+from test_bad_input import ORIGINAL
 from test_input_step import SIDE, T, command
 from test_input_step import write as write_frames
 from test_resume import PowerCutError, assert_same_end, contents, cut_off_after
@@ -296,14 +292,14 @@ def test_batch_norm_s_single_values_are_counted_without_the_held_out_images(tmp_
         (["--warmup", "3", "--epochs", "3"], "--warmup 3 leaves nothing of --epochs 3"),
     ],
 )
-def test_a_value_that_makes_no_sense_is_one_line(arguments, expected, tmp_path, capfd, monkeypatch):
-    assert expected in complaint([*ORIGINAL, *arguments], tmp_path, capfd, monkeypatch)
+def test_a_value_that_makes_no_sense_is_one_line(arguments, expected, complaint):
+    assert expected in complaint([*ORIGINAL, *arguments])
 
 
-def test_an_evaluation_takes_none_of_them(run, tmp_path, capfd, monkeypatch):
+def test_an_evaluation_takes_none_of_them(run, complaint):
     for option in (["--val_share", "0.2"], ["--label_smoothing", "0.1"], ["--warmup", "2"]):
         arguments = ["--eval_only", str(run[0] / "student-best.pth"), *option]
-        line = complaint(arguments, tmp_path, capfd, monkeypatch)
+        line = complaint(arguments)
         assert f"{option[0]} has no meaning with --eval_only" in line
 
 
@@ -319,7 +315,7 @@ def test_label_smoothing_gives_all_classes_a_share_of_the_target(setting, tmp_pa
         settings = type(settings)(
             **vars(settings) | values | {"beta_schedule": "constant", "bits": 4, "bn_bits": 8}
         )
-    loss_function = main.build_loss(settings, network, teacher)
+    loss_function = build_loss(settings, network, teacher)
     torch.manual_seed(1)
     images = torch.rand(5, 1, 16, 16, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 3, 0])

@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoints import load_checkpoint
 from data_loader import Share, evaluation_loader
-from load_settings import load_checkpoint, load_network
+from load_settings import load_network
 from loading import data_sets_of
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip, Crossbar

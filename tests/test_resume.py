@@ -19,10 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import data_loader
 import main
+from checkpoints import load_checkpoint
 from conftest import REPOSITORY
 from data_loader import ImageSet, Share, set_epoch, training_loader
 from engine.run import Run
-from load_settings import load_checkpoint
 from loading import data_sets_of
 from stand_in_data import write_ncaltech101
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import main
+from checkpoints import load_checkpoint
 from engine import run_folder
-from load_settings import load_checkpoint
 from runtime.errors import UserError
 
 TINY = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
@@ -85,15 +85,9 @@ def test_forgotten_options_cost_nothing_however_often(run, trained, capfd, monke
         assert f"{run} already holds student-last.pth: " in line
         assert f"--overwrite moves all to {run}.1 and starts anew" in line
         assert ("--resume goes on with it" in line) == ("student" in options)
-
-
-@pytest.mark.parametrize("setting", ["original", "qamd"])
-def test_resuming_another_setting_s_run_is_refused(setting, run, trained, capfd, monkeypatch):
-    options = [*TINY, "--width", "2", "--paper_setting", setting, "--resume"]
-    if setting == "qamd":
-        options += ["--bits", "4", "--teacher_path", str(trained["original"])]
-    line = refusal(options, run, capfd, monkeypatch)
-    assert f"holds student-last.pth but no {setting}-last.pth to go on from" in line
+    for setting, options in (("original", ORIGINAL), ("qamd", qamd)):
+        line = refusal([*options, "--resume"], run, capfd, monkeypatch)
+        assert f"holds student-last.pth but no {setting}-last.pth to go on from" in line
 
 
 def test_a_run_does_not_go_on_over_another_run_in_its_folder(run, no_epoch, capfd, monkeypatch):

@@ -14,7 +14,8 @@ import pytest
 
 from conftest import QUICK, REPOSITORY, run_script
 from experiments import quickstart_table
-from load_settings import Settings, parse_settings
+from load_settings import parse_settings
+from settings import Settings
 
 SCRIPTS = REPOSITORY / "scripts"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS
 from data_loader import ImageSet, Share, training_loader
 from data_sets.augment import CropAndFlip
 from engine.data import first_images
-from load_settings import load_checkpoint
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm, estimate_statistics
 

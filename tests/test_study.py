@@ -20,13 +20,13 @@ from matplotlib.colors import same_color
 
 import main
 import stand_in_data
+from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY, write_programs
 from display import COLOURS
 from engine.log import git_commit
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
 from experiments.plan import OWN, Planned, telling
 from experiments.slurm import write_jobs
-from load_settings import load_checkpoint
 from runtime.errors import UserError
 from settings import OPTIONS
 

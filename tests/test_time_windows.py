@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 import main
+from checkpoints import load_checkpoint
 from conftest import DIGITS
 from engine.run import Run
 from experiments.membrane_report import main as membrane_report
 from experiments.runs import main as runs
-from load_settings import load_checkpoint, load_network, parse_settings, time_window_of
+from load_settings import load_network, parse_settings, time_window_of
 from loading import data_sets_of
 from models.neuron import LIF
 from runtime.errors import UserError
@@ -170,16 +171,14 @@ def several(trained, tmp_path_factory):
     command += ["--bits", "4", "--teacher_path", str(trained["original"]), *SEVERAL]
     command += ["--accumulate", "2", "--save_path", str(folder)]
     seen: list[int] = []
-    forward = LIF.forward
 
-    def watched(layer, x, time_window, watch=None):
-        if layer.training and layer.quantizer is not None and x.shape[-1] == 16:
-            seen.append(time_window)
-        return forward(layer, x, time_window, watch)
+    def watch(layer: torch.nn.Module, inputs: tuple) -> None:
+        if isinstance(layer, LIF) and layer.training and layer.quantizer is not None:
+            seen.extend([inputs[1]] if inputs[0].shape[-1] == 16 else [])
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(LIF, "forward", watched)
-        assert main.main(command) == 0
+    watching = torch.nn.modules.module.register_module_forward_pre_hook(watch)
+    assert main.main(command) == 0
+    watching.remove()
     return folder, command, seen
 
 
