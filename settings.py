@@ -518,7 +518,7 @@ def check_settings(settings: Settings) -> None:
                 f"--time_window {settings.time_window} is not the largest of --time_windows "
                 f"{given}: leave it out"
             )
-    for name in ("data_path", "save_path", "cache_path", "out"):
+    for name in (name for name, about in OPTIONS.items() if about.metavar == "FOLDER"):
         path = getattr(settings, name) or ""
         if any(ord(character) < 32 for character in path):
             raise UserError(f"--{name} holds a control character")

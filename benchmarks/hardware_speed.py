@@ -10,12 +10,13 @@ import torch
 
 from benchmarks.timing import in_turn, parser_of, quartiles, resident_peak
 from data_loader import Share, evaluation_loader, load_data_sets
+from engine.evaluate import evaluate
 from models import QuanMSResNet
 from settings import Settings
 from spikesim_eval.chip import Chip, Crossbar
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject
-from spikesim_eval.nonideal import accuracy_of, on_crossbars
+from spikesim_eval.nonideal import on_crossbars
 from spikesim_eval.sweep import sweep
 from spikesim_eval.trace import trace_network
 
@@ -58,12 +59,12 @@ def nonideal_speed(rounds: int, width: int) -> None:
     network(next(iter(batches))[0])  # running statistics
     network.eval()
     description = trace_network(network, torch.zeros(1, 1, 16, 16), 4, 8, {}, 4)
-    functions = {"digital": lambda: accuracy_of(network, batches, "digital")}
+    functions = {"digital": lambda: evaluate(network, batches, CPU)}
     for columns in ("differential", "offset"):
         crossbar = Crossbar(adc_bits=4, columns=columns, sigma=0.1, on_off_ratio=10)
         placed, _ = on_crossbars(network, description, crossbar, seed=0)
         label = f"{columns} columns, 4-bit ADC"
-        functions[label] = lambda placed=placed: accuracy_of(placed, batches, "crossbars")
+        functions[label] = lambda placed=placed: evaluate(placed, batches, CPU)
     times, _ = in_turn(functions, rounds, CPU)
     digital, *others = (quartiles(times[name])[1] for name in functions)
     for label, value in zip(list(functions)[1:], others, strict=True):

@@ -19,23 +19,25 @@ def option(
     text: str,
     limits: tuple[float, float] | None = None,
     reason: str = "",
-    choices: tuple[str, ...] = (),
-    also: Any = ...,
+    **more: Any,
 ) -> Any:
-    """A field of a chip. `limits`: smallest and largest value, of whole numbers where they are
-    whole, and the `reason` why others are refused; `also` is a value beside them."""
-    about = {"text": text, "limits": limits, "reason": reason, "choices": choices, "also": also}
-    return field(default=default, metadata=about)
+    """A field of a chip. `limits`: smallest and largest value beside the default, of whole numbers
+    where they are whole, and the `reason` why others are refused."""
+    about = {"text": text, "limits": limits, "reason": reason, "choices": ()}
+    return field(default=default, metadata=about | more)
+
+
+def choice(text: str, *choices: str) -> Any:
+    """A field that has one of these values, by default the first."""
+    return option(choices[0], text, choices=choices)
 
 
 def check_option(about: Field, value: object) -> None:
     """Raise UserError, with the reason, for a value that an option of a chip cannot have."""
-    limits, reason, choices, also = (
-        about.metadata[key] for key in ("limits", "reason", "choices", "also")
-    )
+    limits, reason, choices = map(about.metadata.get, ("limits", "reason", "choices"))
     if choices and value not in choices:
         raise UserError(f"{about.name} must be one of {choices}, got {show(value)}")
-    if limits and value != also:
+    if limits and value != about.default:
         low, high = limits
         try:
             (check_int if type(low) is int else check_number)(value, about.name, low=low, high=high)
@@ -51,6 +53,7 @@ def check_columns(xbar_size: int) -> None:
         raise UserError(f"xbar_size must be a multiple of 8 (columns per ADC), got {xbar_size}")
 
 
+ALIKE = "cost the same however many it has"
 # What both have.
 SIDE = ("crossbar side", (8, 1024), "the figures are those of a 64 x 64 crossbar, scaled")
 CELL = ("bits per cell", (1, 8), "beyond 256 levels a cell's variation is larger than a step")
@@ -64,17 +67,9 @@ class Chip:
     """
 
     xbar_size: int = option(64, *SIDE)
-    pe_per_tile: int = option(
-        8,
-        "PEs of a tile",
-        (1, 1024),
-        "a tile's H-tree and buffer cost the same however many it has",
-    )
+    pe_per_tile: int = option(8, "PEs of a tile", (1, 1024), f"a tile's H-tree and buffer {ALIKE}")
     crossbars_per_pe: int = option(
-        9,
-        "crossbars of a PE",
-        (1, 1024),
-        "a PE's ADCs and buffers cost the same however many it has",
+        9, "crossbars of a PE", (1, 1024), f"a PE's ADCs and buffers {ALIKE}"
     )
     cell_bits: int = option(4, *CELL)
     adc_bits: int = option(
@@ -83,30 +78,25 @@ class Chip:
     clk_mhz: float = option(
         250.0,
         "clock, MHz",
-        (1.0, 5000.0),
-        "a PE cycle is taken to cost the same energy at every clock",
+        *((1.0, 5000.0), "a PE cycle is taken to cost the same energy at every clock"),
     )
-    periphery: str = option(
-        "per_group",
+    periphery: str = choice(
         "H-tree, fetch, neuron and tile buffer are charged once per group of PEs that hold the bit "
         "slices of the same weights, or for every PE, as published",
-        choices=("per_group", "per_pe"),
+        *("per_group", "per_pe"),
     )
-    delay: str = option(
-        "element_serial",
+    delay: str = choice(
         "a PE cycle gives one output channel of a pixel, as published, or all of them",
-        choices=("element_serial", "pixel_serial"),
+        *("element_serial", "pixel_serial"),
     )
-    adc_law: str = option(
-        "doubling",
+    adc_law: str = choice(
         "an ADC's energy and area double with every bit above the published 4 and halve with every "
         "bit below, or are in proportion to the bits",
-        choices=("doubling", "linear"),
+        *("doubling", "linear"),
     )
-    buffers: str = option(
-        "own",
+    buffers: str = choice(
         "inputs and membranes stored in as many bits as they have, or in the published 22",
-        choices=("own", "published"),
+        *("own", "published"),
     )
 
     def __post_init__(self) -> None:
@@ -156,26 +146,20 @@ class Crossbar:
 
     xbar_size: int = option(64, *SIDE)
     cell_bits: int = option(4, *CELL)
-    columns: str = option(
-        "differential", "differential or offset", choices=("differential", "offset")
-    )
+    columns: str = choice("differential or offset", "differential", "offset")
     on_ohm: float = option(
         REFERENCE["on_ohm"],
         "resistance of a cell at its lowest level above 0; at level L it is divided by L, so at "
         "the highest by 2^cell_bits - 1",
         (1.0, 1e12),
     )
-    adc_range: str = option(
-        "full",
+    adc_range: str = choice(
         "full: the ADC reaches to the largest possible sum; unit: a code is a cell step",
-        choices=("full", "unit"),
+        *("full", "unit"),
     )
-    adc_bits: int | None = option(None, "ADC resolution, or ideal", (1, 24), also=None)
+    adc_bits: int | None = option(None, "ADC resolution, or ideal", (1, 24))
     on_off_ratio: float = option(
-        math.inf,
-        "conductance of a cell's highest level over its lowest",
-        (1.001, 1e12),
-        also=math.inf,
+        math.inf, "conductance of a cell's highest level over its lowest", (1.001, 1e12)
     )
     sigma: float = option(
         0.0,
@@ -183,9 +167,8 @@ class Crossbar:
         "is larger (at 0.5 by 0.4 %%, at 1 by 8.3 %%)",
         (0.0, 10.0),
     )
-    wire_ohm: float = option(  # less than the least is lost in rounding
-        0.0, "resistance of a wire from cell to cell", (1e-6, 1e6), also=0
-    )
+    # Less than 1e-6 is lost in rounding.
+    wire_ohm: float = option(0.0, "resistance of a wire from cell to cell", (1e-6, 1e6))
 
     __post_init__ = Chip.__post_init__
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from checkpoints import load_checkpoint
@@ -81,11 +80,6 @@ def _place(
     return placed
 
 
-def accuracy_of(network: nn.Module, batches: DataLoader, label: str) -> float:
-    """Share of the test images."""
-    return evaluate(network, batches, torch.device("cpu"), name=label).accuracy
-
-
 def nonideal_report(
     path: str,
     data_path: str | None,
@@ -99,12 +93,10 @@ def nonideal_report(
     lost; with `each_layer` also the accuracy with a single layer on them. `time_steps` is T, where
     it is not the trained one.
 
-    Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense,
-    load_settings.UserError where checkpoint or data cannot be read.
+    Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
     """
     check_int(trials, "trials", MOST_TRIALS)
-    if not 0 <= seed <= 10**9:
-        raise UserError(f"seed must be a whole number from 0 to {10**9}, got {seed}")
+    check_int(seed, "seed", 10**9, low=0)
     if time_steps is not None:
         check_int(time_steps, "time_steps", 1024)
     checkpoint = load_checkpoint(path)
@@ -115,27 +107,26 @@ def nonideal_report(
     if batches is None:
         raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
     description = describe(network, settings, {})
-    digital = accuracy_of(network, batches, "digital")
 
+    def accuracy(network: nn.Module, name: str) -> float:
+        return evaluate(network, batches, torch.device("cpu"), name=name).accuracy
+
+    digital = accuracy(network, "digital")
     # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
     ideal = replace(crossbar, adc_bits=None, sigma=0.0, wire_ohm=0.0)
     placed, needed = on_crossbars(network, description, ideal, seed)
-    accuracy_of(placed, batches, "ADC range")
-
+    accuracy(placed, "ADC range")
     trials = trials if crossbar.is_random else 1  # without variation all are the same
-    first_draw = seed * MOST_TRIALS
+    draws = range(seed * MOST_TRIALS, seed * MOST_TRIALS + trials)
     accuracies, runs = [], []
-    for trial in range(trials):
-        placed, layers = on_crossbars(network, description, crossbar, first_draw + trial)
-        accuracies.append(accuracy_of(placed, batches, f"trial {trial + 1} of {trials}"))
+    for trial, draw in enumerate(draws, 1):
+        placed, layers = on_crossbars(network, description, crossbar, draw)
+        accuracies.append(accuracy(placed, f"trial {trial} of {trials}"))
         runs.append(layers)
     rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
-    if each_layer:  # with the first draw
-        for row in rows:
-            placed, _ = on_crossbars(
-                network, description, crossbar, first_draw, only=[row["layer"]]
-            )
-            row["accuracy_alone"] = accuracy_of(placed, batches, row["layer"])
+    for row in rows if each_layer else ():
+        placed, _ = on_crossbars(network, description, crossbar, draws[0], only=[row["layer"]])
+        row["accuracy_alone"] = accuracy(placed, row["layer"])
     return {
         "checkpoint": str(path),
         "crossbar": asdict(crossbar) | {"on_off_ratio": str(crossbar.on_off_ratio)},

@@ -473,7 +473,7 @@ def evaluation_data(
     """The test set of a checkpoint's data, for the checkpoint's or another T; None where nobody has
     said where it lies.
 
-    The digits are always at hand. Raises load_settings.UserError where the data cannot be read.
+    The digits are always at hand. Raises UserError where the data cannot be read.
     """
     settings = checkpoint.settings
     if time_window is not None:
@@ -485,15 +485,6 @@ def evaluation_data(
     refuse_another_fold(checkpoint, "the checkpoint", settings, train_set)
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
     return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
-
-
-def measure(network: MSResNet, batches: DataLoader) -> tuple[float, dict[str, Tensor]]:
-    """(accuracy, spikes per neuron at each timestep, (T,), of every LIF layer by name)."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = evaluate(network.to(device), batches, device, name="measuring spike rates")
-    network.cpu()
-    rates = {name: (fired / neurons).cpu() for name, (fired, neurons) in found.spikes.items()}
-    return found.accuracy, rates
 
 
 def macs_of_image(settings: Settings) -> int:
@@ -517,7 +508,7 @@ def trace_checkpoint(
 
     With `time_steps` it is run at so many timesteps instead of those it was trained with, events on
     as many frames, and its accuracy is measured again. Raises UserError where that needs data that
-    nobody has given, and load_settings.UserError where the checkpoint or the data cannot be read.
+    nobody has given, and where the checkpoint or the data cannot be read.
     """
     checkpoint = load_checkpoint(path)
     settings, accuracy = checkpoint.settings, checkpoint.accuracy
@@ -532,7 +523,11 @@ def trace_checkpoint(
         )
     rates: dict[str, Tensor] = {}
     if batches is not None:
-        accuracy, rates = measure(network, batches)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        tested = evaluate(network.to(device), batches, device, name="measuring spike rates")
+        network.cpu()
+        accuracy = tested.accuracy
+        rates = {name: (fired / seen).cpu() for name, (fired, seen) in tested.spikes.items()}
     means = {name: rate.mean().item() for name, rate in rates.items()}
     by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)

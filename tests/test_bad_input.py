@@ -19,7 +19,6 @@ from conftest import REPOSITORY, files_below
 from data_loader import ImageSet, Share, training_loader
 from load_settings import parse_settings, refuse_single_values
 from runtime.errors import UserError
-from runtime.files import check_writable
 from spikesim_eval.__main__ import main as spikesim_eval
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet
 
@@ -46,7 +45,7 @@ def named(base: list[str], *options: str) -> list[tuple[list[str], str]]:
         (["--data", "MNIST", "--paper_setting", "original"], "MNIST"),
         (["--data", "digits", "--paper_setting", "teacher"], "teacher"),
         (["--data", "digits"], "--paper_setting"),
-        *named(ORIGINAL, "--learning_rate 1", "--two\nlines", "--width 0", "--time_window 0"),
+        *named(ORIGINAL, "--learning_rate 1", "--width 0", "--time_window 0"),
         *named(ORIGINAL, "--batch_size 0", "--batch_size -64", "--accumulate 0", "--epochs 0"),
         *named(ORIGINAL, "--lr -1", "--lr nan", "--weight_decay -1", "--clip_grad inf"),
         *named(ORIGINAL, "--seed -1", "--workers -1", "--bits 4", "--bn_bits 8", "--loss CLK"),
@@ -56,6 +55,7 @@ def named(base: list[str], *options: str) -> list[tuple[list[str], str]]:
         *named(STUDENT[:-2], "--bits 1", "--bits 9"),
         *named(STUDENT, "--bn_bits 1", "--loss CLK", "--alpha 1", "--beta_schedule cosine"),
         *named(STUDENT, "--teacher_path t.pth"),
+        ([*ORIGINAL, "--two\nlines"], "--two"),
         ([*ORIGINAL, "--model_depth", "50"], "50"),
         ([*ORIGINAL, "--time_window", "four"], "four"),
         ([*ORIGINAL, "--batch_size", "32", "--accumulate", "5"], "does not divide the 32 images"),
@@ -354,11 +354,3 @@ def test_the_hardware_report_refuses_what_is_not_our_checkpoint(trained, tmp_pat
         assert err.count("\n") == 1
         assert "net.pth is not a checkpoint of this program" in err
         assert files_below(tmp_path) == {path}
-
-
-def test_checking_a_save_path_leaves_nothing(tmp_path):
-    check_writable(tmp_path / "a" / "b")
-    assert files_below(tmp_path) == set()
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError):
-        check_writable(tmp_path / "file" / "b")

@@ -237,33 +237,6 @@ def test_a_weight_wider_than_a_crossbar_is_refused_and_left_out_of_a_sweep(tmp_p
 # Grouped layers.
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups", "options", "pes"),
-    [
-        ((512, 512), 512, {}, 8),  # depthwise: 64 blocks of one cell a crossbar, 9 crossbars a PE
-        ((512, 512), 512, {"cell_bits": 2}, 16),  # 32 blocks of 1×2 cells
-        ((512, 512), 512, {"crossbars_per_pe": 18}, 8),  # a PE's crossbars share their columns
-        ((128, 128), 32, {}, 2),  # blocks of 4×4: 16 a crossbar
-        ((66, 66), 2, {}, 2),  # one block of 33×33 a crossbar
-        ((256, 256), 2, {}, 2 * 2 * 2),  # each block of 128×128 takes 2·2 PEs
-        ((64, 192), 64, {}, 3),  # 21 blocks of 1×3 would take 4; without groups it is 3
-    ],
-)
-def test_channel_groups_lie_as_blocks_on_the_diagonal_of_a_crossbar(channels, groups, options, pes):
-    layer = conv("a", in_channels=channels[0], out_channels=channels[1], groups=groups)
-    row = by_name(net(layer, weight_bits=4), Chip(**options))["a"]
-    assert row["pes"] == pes
-    assert row["ops"] == 2 * channels[0] // groups * channels[1] * 9 * 16
-    used = 9 * channels[0] // groups * channels[1] * row["slices"]
-    crossbars = pes * options.get("crossbars_per_pe", 9)
-    assert row["utilization"] == pytest.approx(used / (crossbars * 64 * 64))
-
-
-def test_the_accumulator_of_a_depthwise_layer_sums_one_channel():
-    row = by_name(net(conv("a", groups=64)))["a"]
-    assert row["accumulator_bits"] == 7  # 9 products of at most 7: 63 needs 6 bits and a sign
-
-
 SPENT = ("pes", "tiles", "energy_pj", "area_um2", "delay_ns")
 
 

@@ -15,7 +15,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from textwrap import dedent
@@ -152,19 +151,15 @@ def check(words: list[str], complete: bool) -> None:
         if word.startswith("--"):
             assert word.partition("=")[0] in options_of(parser), f"{words}: no option {word}"
     if complete:
-        with suppress(SystemExit) if arguments == ["--help"] else nullcontext():
+        try:
             parser.parse_args(arguments)
             if program == "python" and words[1] == "main.py":
-                check_settings_of(arguments)
-
-
-def check_settings_of(arguments: list[str]) -> None:
-    """Fails where options of main.py do not go together; the reader's files are not at hand."""
-    try:
-        parse_settings(arguments)
-    except UserError as error:
-        if not re.search("does not exist|cannot read", str(error)):
-            raise
+                parse_settings(arguments)
+        except UserError as error:  # the reader's files are not at hand
+            if not re.search("does not exist|cannot read", str(error)):
+                raise
+        except SystemExit:
+            assert arguments == ["--help"], words
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
@@ -189,14 +184,10 @@ def options() -> set[str]:
 
 def anchors(page: Path) -> set[str]:
     """The anchors that GitHub gives the headings of a page."""
-    found: set[str] = set()
-    for heading in re.findall(r"^#+ (.+)$", prose_and_blocks(page)[0], re.MULTILINE):
-        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
-        number = 0
-        while (name := f"{slug}-{number}" if number else slug) in found:
-            number += 1
-        found.add(name)
-    return found
+    headings = re.findall(r"^#+ (.+)$", prose_and_blocks(page)[0], re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", x.lower()).replace(" ", "-") for x in headings]
+    before = [slugs[:number].count(slug) for number, slug in enumerate(slugs)]
+    return {f"{slug}-{n}" if n else slug for slug, n in zip(slugs, before, strict=True)}
 
 
 @cache

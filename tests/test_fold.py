@@ -191,6 +191,7 @@ def test_a_fold_of_data_that_have_changed_is_not_tested_on(tmp_path, capfd):
     for name in "abcdef":
         shutil.copy(kind / "4.jpg", kind / f"{name}.jpg")
     student = ["student", "--bits", "4", "--init_from_teacher", "--teacher_path", last]
+    student += ["--save_path", str(tmp_path / "student")]
     for command in (
         lambda: main.main(["--eval_only", last, *others]),
         lambda: spikesim_eval(["report", "--checkpoint", last, *others, "--out", str(tmp_path)]),

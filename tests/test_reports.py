@@ -2,8 +2,6 @@
 
 import csv
 import json
-import shutil
-import subprocess
 import textwrap
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -115,17 +113,6 @@ def test_the_page_is_one_file_with_plots_and_tables_that_loads_nothing(trained, 
     rates = report["spike_rates_by_timestep"]
     assert len(rates) == 17
     assert {len(steps) for steps in rates.values()} == {4}
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_the_page_is_drawn_by_a_browser(files, tmp_path):
-    line = f"report --layers {files['NET']} --baseline {files['BASE']} --out {tmp_path}"
-    assert main(line.split()) == 0
-    shot = tmp_path / "page.png"
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}"]
-    command += ["--window-size=1250,3000", f"file://{tmp_path}/report.html"]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
-    assert shot.stat().st_size > 50_000
 
 
 def test_text_of_a_layer_list_breaks_neither_page_nor_table(tmp_path):

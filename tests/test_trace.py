@@ -302,22 +302,21 @@ def test_linear_layers_on_tokens_cost_what_1x1_convolutions_do():
 
 
 class Mirrored(nn.Module):
-    """One stem on the image and on its mirror image."""
+    """One stem on the image and on its mirror image, in one module or two of the same weight."""
 
-    def __init__(self):
+    def __init__(self, modules):
         super().__init__()
         self.stem, self.lif0 = layer.Conv2d(3, 8, 3, padding=1), lif()
+        self.again = self.stem if modules == 1 else layer.Conv2d(3, 8, 3, padding=1)
+        self.again.weight = self.stem.weight
         self.head = nn.Linear(8, 10)
         multi_step(self)
 
     def forward(self, x):
-        return self.head(self.lif0(self.stem(x) + self.stem(x.flip(-1))).mean((3, 4))).mean(0)
+        return self.head(self.lif0(self.stem(x) + self.again(x.flip(-1))).mean((3, 4))).mean(0)
 
 
 def test_a_layer_that_runs_twice_is_charged_twice():
-    found = layers_of(Mirrored())
-    assert (found["stem"].runs, found["head"].runs) == (2, 1)
-
     class Shared(Between):  # one module in two places, side by side
         def forward(self, x):
             a = self.lif1(self.conv1(x))
@@ -332,16 +331,10 @@ def test_a_layer_that_runs_twice_is_charged_twice():
     )
 
 
-def test_a_weight_in_two_modules_is_one_layer_that_runs_twice():
-    class Tied(Mirrored):
-        def forward(self, x):
-            sums = self.stem(x) + self.again(x.flip(-1))
-            return self.head(self.lif0(sums).mean((3, 4))).mean(0)
-
-    net = Tied()
-    net.again = multi_step(layer.Conv2d(3, 8, 3, padding=1))
-    net.again.weight = net.stem.weight
-    assert {name: found.runs for name, found in layers_of(net).items()} == {"stem": 2, "head": 1}
+@pytest.mark.parametrize("modules", [1, 2])
+def test_a_weight_that_is_used_twice_is_one_layer_that_runs_twice(modules):
+    runs = {name: found.runs for name, found in layers_of(Mirrored(modules)).items()}
+    assert runs == {"stem": 2, "head": 1}
 
 
 class InALoop(Between):
@@ -494,56 +487,49 @@ NOT_IN_A_LAYER = [
     (lambda m, s: s + m.fc(s[0, 0, 0]), "layer fc ran on 1 images or tokens for 2 samples"),
     (lambda m, s: s + m.fc(s[-1, :, 0])[:, None], "layer fc runs once for all timesteps and reads"),
 ]
+
+
+def on_channels(part, s):
+    return part(s.flatten(0, 1).mT).mT.view_as(s)
+
+
+def on_planes(part, s):
+    return part(s.flatten(0, 1)[:, None])[:, 0].view_as(s)
+
+
+def on_steps(part, s):
+    return part(s.flatten(0, 1))[0].view_as(s)
+
+
+def attends(part, s):
+    return part(*[s.flatten(0, 1)] * 3, need_weights=False)[0].view_as(s)
+
+
+def on_two_sizes(part, s):
+    return on_planes(part, s) + part(s.flatten(0, 1)[:, None, ::2]).sum()
+
+
+def on_some_steps(part, s):
+    return torch.cat([on_channels(part, s[:3]), s[3:]])
+
+
 PARTS = [
     (LowRank(), lambda part, s: part(s), "layer part computes 3 products"),
-    (
-        nn.MultiheadAttention(8, 2, batch_first=True),
-        lambda part, s: part(*[s.flatten(0, 1)] * 3, need_weights=False)[0].view_as(s),
-        "part.in_proj_weight (24×8)",
-    ),
+    (nn.MultiheadAttention(8, 2, batch_first=True), attends, "part.in_proj_weight (24×8)"),
     (
         nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
         lambda part, s: part(s.flatten(0, 1)).view_as(s),
         "part.self_attn.in_proj_weight",
     ),
-    *(
-        (kind(8, 8, batch_first=True), lambda part, s: part(s.flatten(0, 1))[0].view_as(s), words)
-        for kind, words in (
-            (nn.LSTM, "part.weight_ih_l0 (32×8)"),
-            (nn.GRU, "part.weight_ih_l0 (24×8)"),
-        )
-    ),
-    (
-        nn.RNNCell(8, 8),
-        lambda part, s: part(s.flatten(0, 2)).view_as(s),
-        "part.weight_ih (8×8)",
-    ),
+    (nn.LSTM(8, 8, batch_first=True), on_steps, "part.weight_ih_l0 (32×8)"),
+    (nn.GRU(8, 8, batch_first=True), on_steps, "part.weight_ih_l0 (24×8)"),
+    (nn.RNNCell(8, 8), lambda p, s: p(s.flatten(0, 2)).view_as(s), "part.weight_ih (8×8)"),
     (nn.Bilinear(8, 8, 8), lambda part, s: part(s, s), "part.weight (8×8×8)"),
-    (
-        nn.Conv2d(1, 1, (3, 1), padding=(1, 0)),
-        lambda part, s: part(s.flatten(0, 1)[:, None])[:, 0].view_as(s),
-        "layer part: its kernel is 3×1",
-    ),
-    *(
-        (part, lambda part, s: part(s.flatten(0, 1).mT).mT.view_as(s), words)
-        for part, words in (
-            (nn.Conv1d(8, 8, 3, padding=1), "layer part: its kernel is 3"),
-            (nn.ConvTranspose1d(8, 8, 1), "part.weight (8×8×1)"),
-        )
-    ),
-    (
-        nn.Conv2d(1, 1, 3, padding=1),
-        lambda part, s: (
-            part(s.flatten(0, 1)[:, None])[:, 0]
-            + part(s.flatten(0, 1)[:, None, ::2]).sum((1, 2))[:, None]
-        ).view_as(s),
-        "layer part runs on inputs of different sizes, 16×8 and 8×8",
-    ),
-    (
-        nn.Conv1d(8, 8, 1, groups=2),
-        lambda part, s: torch.cat([part(s[:3].flatten(0, 1).mT).mT, s[3]]).view_as(s),
-        "layer part does not run at every timestep",
-    ),
+    (nn.Conv2d(1, 1, (3, 1), padding=(1, 0)), on_planes, "layer part: its kernel is 3×1"),
+    (nn.Conv1d(8, 8, 3, padding=1), on_channels, "layer part: its kernel is 3"),
+    (nn.ConvTranspose1d(8, 8, 1), on_channels, "part.weight (8×8×1)"),
+    (nn.Conv2d(1, 1, 3, padding=1), on_two_sizes, "layer part runs on inputs of different sizes"),
+    (nn.Conv1d(8, 8, 1, groups=2), on_some_steps, "layer part does not run at every timestep"),
 ]
 
 
