@@ -661,7 +661,7 @@ def test_a_data_set_of_one_s_own_is_the_function_and_the_line_of_the_docs(
     page = (Path(__file__).parent.parent / "docs/data.md").read_text().split("## A data set of")[1]
     names = {"DataSet": DataSet}
     exec(re.search("```python\n(.*?)```", page, re.DOTALL)[1], names)
-    line = re.search('    "shapes": (DataSet.*),', page)[1]
+    line = re.search('`"shapes": (DataSet[^`]*)`', page)[1]
     monkeypatch.setitem(DATA_SETS, "shapes", eval(line, names))
 
     images = torch.randint(100, (60, 1, 12, 12), dtype=torch.uint8)
