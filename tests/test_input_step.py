@@ -42,9 +42,10 @@ def write(root: Path, kind: str, factor: float = 1.0) -> Path:
 
 def command(data: Path, save_path: Path, *options: object) -> list[str]:
     shape = f"--data ncaltech101 --time_window {T} --image_size {SIDE} --width 2 --batch_size 8"
-    how = f"--workers 0 --augment none --lr 0.05 --data_path {data} --save_path {save_path}"
-    caches = ["--cache_path", str(save_path.parent / "made")]
-    return [*shape.split(), *how.split(), *caches, *map(str, options)]
+    how = "--workers 0 --augment none --lr 0.05"
+    paths = ["--data_path", data, "--save_path", save_path]
+    paths += ["--cache_path", save_path.parent / "made"]
+    return [*shape.split(), *how.split(), *map(str, (*paths, *options))]
 
 
 @pytest.fixture(scope="module", params=["fractional", "large"])
