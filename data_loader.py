@@ -50,8 +50,6 @@ from runtime.errors import UserError
 from runtime.processes import PATIENCE, SIGNALS, first_process_first, is_main_process
 from settings import Settings, check_settings, data_set_of, input_step_of
 
-# How long a process waits for another that says nothing, or for a batch of a loader. One that dies
-# is noticed at once; a checkpoint may take its time on a slow disk.
 CPU = torch.device("cpu")
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
 

@@ -58,7 +58,10 @@ def trained_in(folder: Path) -> list[Path]:
 
 
 def is_without_epoch(last: Path) -> bool:
-    return unreadable(last) is None and load_checkpoint(last).epoch == 0
+    try:
+        return load_checkpoint(last).epoch == 0
+    except UserError:
+        return False
 
 
 def unreadable(last: Path) -> str | None:

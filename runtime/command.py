@@ -67,10 +67,9 @@ def cannot_print(error: Exception) -> bool:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are UserErrors (or `mistake`), without the usage, and say what was
-    probably meant by a misspelt option or value."""
+    """A parser whose errors are UserErrors, without the usage, and say what was probably
+    meant by a misspelt option or value."""
 
-    mistake: type[Exception] = UserError
     given: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
@@ -81,7 +80,7 @@ class Parser(argparse.ArgumentParser):
                 if option not in self._option_string_actions and meant:
                     message = f"unrecognized arguments: {option}{meant}"
                     break
-        raise self.mistake(message)
+        raise UserError(message)
 
     def parse_known_args(
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None

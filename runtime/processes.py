@@ -20,7 +20,9 @@ from runtime.errors import UserError
 from runtime.launcher import check_launcher, is_launched, launcher_variable
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
-PATIENCE = timedelta(minutes=10)  # with another process, or a loader
+# With another process that says nothing, or a loader. One that dies is noticed at once; a
+# checkpoint may take its time on a slow disk.
+PATIENCE = timedelta(minutes=10)
 STARTED = "run started"  # in the launcher's store
 _launcher_store: dist.Store | None = None  # all attempts of a launcher share it
 LONGEST_PREPARATION = timedelta(days=1)  # such as a download

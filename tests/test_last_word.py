@@ -25,6 +25,8 @@ def test_ctrl_c_while_modules_are_loaded_is_one_line(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(path)},
+        # Tests in the background ignore it, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
