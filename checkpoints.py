@@ -13,6 +13,7 @@ import reprlib
 import stat
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +115,11 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     number = data_set_of(checkpoint.settings).num_classes
     if not (isinstance(names, list | tuple) and all(type(name) is str for name in names)):
         names = []
+    return names_of_labels(names, number)
+
+
+def names_of_labels(names: Sequence[str], number: int) -> list[str]:
+    """The names of so many classes: where there are fewer, the rest are called by their labels."""
     return [*names[:number], *map(str, range(len(names), number))]
 
 

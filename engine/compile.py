@@ -15,6 +15,7 @@ import torch
 import kernels
 from checkpoints import Checkpoint, build_network
 from data_loader import ImageSet
+from engine.data import share_of
 from load_settings import build_loss
 from models.batch_norm import estimate_statistics
 from runtime.processes import all_or_none, is_main_process, rank, world_size
@@ -53,7 +54,7 @@ def compile_for(
 ) -> None:
     """--compile: compile the hot functions by using throwaway networks as the run will use its
     own; where that fails, warn and stay eager. The last two are a training's."""
-    batch = max(1, settings.batch_size // world_size())
+    batch = share_of(settings).batch_size
     training_images = 0 if train_set is None else len(train_set)
     share = min(batch, -(-training_images // world_size()))
     trained = -(-share // settings.accumulate)

@@ -46,11 +46,17 @@ class Batches(NamedTuple):
         return len(self.test) + len(self.held_out or ())
 
 
+def share_of(settings: Settings) -> Share:
+    """What this process takes of every batch: an image at least, so that also an evaluation on more
+    processes than --batch_size has its batches."""
+    batch = max(1, settings.batch_size // world_size())
+    return Share(batch, rank(), world_size(), settings.workers)
+
+
 def batches_of(
     settings: Settings, train_set: ImageSet, test_set: ImageSet, device: torch.device
 ) -> Batches:
-    share = Share(settings.batch_size // world_size(), rank(), world_size(), settings.workers)
-    held_out = train_set.held_out
+    share, held_out = share_of(settings), train_set.held_out
     return Batches(
         training_loader(train_set, share, device),
         evaluation_loader(test_set, share, device),

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoints import Checkpoint, load_checkpoint
-from data_loader import Share, evaluation_loader, read_sample, refuse_another_fold
+from checkpoints import Checkpoint, load_checkpoint, names_of_labels
+from data_loader import evaluation_loader, read_sample, refuse_another_fold
 from display import (
     SHADING,
     new_figure,
@@ -29,13 +29,13 @@ from display import (
     text_table,
 )
 from engine.compile import compile_for
-from engine.data import load_same_data
+from engine.data import load_same_data, share_of
 from engine.evaluate import evaluate, evaluate_integers
 from engine.start import make_deterministic
 from load_settings import load_network
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
-from runtime.processes import of_all_processes, of_first_process, rank, world_size
+from runtime.processes import of_all_processes, of_first_process
 from settings import Settings, data_set_of
 
 FEW = 3  # classes that are named of a file
@@ -78,9 +78,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     refuse_another_fold(checkpoint, settings.eval_only, settings, train_set)
     if settings.compile:
         compile_for(settings, device, test_set)
-    batch_size = max(1, settings.batch_size // world_size())
-    share = Share(batch_size, rank(), world_size(), settings.workers)
-    batches = evaluation_loader(test_set, share, device)
+    batches = evaluation_loader(test_set, share_of(settings), device)
     pairs: list[Tensor] | None = [] if settings.per_class else None
     tested = evaluate(network, batches, device, settings.amp, pairs)
     found = about(settings, checkpoint) | {
@@ -134,7 +132,7 @@ def _is_of(settings: Settings, path: Path) -> bool:
 def add_classes(settings: Settings, found: dict[str, Any], pairs: Tensor, names: list[str]) -> None:
     """Add the accuracy of each class to what was found, and write the files of --per_class."""
     number = data_set_of(settings).num_classes
-    names = [*names, *map(str, range(len(names), number))]
+    names = names_of_labels(names, number)
     confusion = confusion_of(torch.cat(of_all_processes(pairs), dim=1), number)
     found["classes"] = rows_of(confusion, names)
     of_first_process(lambda: write_classes(settings, found, confusion, names))
