@@ -1,17 +1,22 @@
 """A chip of crossbars: every option once, with its default, its limits and what it means.
 
-`Chip` is what the estimate prices, `Crossbar` what the engine of `nonideal` simulates.
+One description, read by what prices a network (`estimate`) and by what simulates it (`crossbar`):
+how a layer lies on it is `place_layer`.
 """
 
 import math
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from statistics import NormalDist
 from typing import Any
+
+import numpy as np
 
 from runtime.errors import UserError
 
 from .constants import REFERENCE
-from .layer_list import check_int, check_number, show
+from .layer_list import Layer, LayerList, check_int, check_number, show
+
+Value = int | float | np.ndarray
 
 
 def option(
@@ -22,14 +27,15 @@ def option(
     **more: Any,
 ) -> Any:
     """A field of a chip. `limits`: smallest and largest value beside the default, of whole numbers
-    where they are whole, and the `reason` why others are refused."""
-    about = {"text": text, "limits": limits, "reason": reason, "choices": ()}
+    where they are whole, and the `reason` why others are refused. `part`: whether only the price
+    knows it, or only the simulation."""
+    about = {"text": text, "limits": limits, "reason": reason, "choices": (), "part": "both"}
     return field(default=default, metadata=about | more)
 
 
-def choice(text: str, *choices: str) -> Any:
+def choice(text: str, *choices: str, **more: Any) -> Any:
     """A field that has one of these values, by default the first."""
-    return option(choices[0], text, choices=choices)
+    return option(choices[0], text, choices=choices, **more)
 
 
 def check_option(about: Field, value: object) -> None:
@@ -37,140 +43,169 @@ def check_option(about: Field, value: object) -> None:
     limits, reason, choices = map(about.metadata.get, ("limits", "reason", "choices"))
     if choices and value not in choices:
         raise UserError(f"{about.name} must be one of {choices}, got {show(value)}")
-    if limits and value != about.default:
+    is_ideal = about.name == "adc_bits" and value is None
+    if limits and value != about.default and not is_ideal:
         low, high = limits
         try:
             (check_int if type(low) is int else check_number)(value, about.name, low=low, high=high)
         except UserError as error:
             raise UserError(f"{error} ({reason})" if reason else str(error)) from None
-    if about.name == "xbar_size":
-        check_columns(value)
 
 
-def check_columns(xbar_size: int) -> None:
-    """Raise UserError unless the columns of a crossbar fill whole ADCs."""
-    if xbar_size % REFERENCE["columns_per_adc"]:
-        raise UserError(f"xbar_size must be a multiple of 8 (columns per ADC), got {xbar_size}")
-
-
-ALIKE = "cost the same however many it has"
-# What both have.
-SIDE = ("crossbar side", (8, 1024), "the figures are those of a 64 x 64 crossbar, scaled")
-CELL = ("bits per cell", (1, 8), "beyond 256 levels a cell's variation is larger than a step")
+PRICE, SIMULATION = {"part": "price"}, {"part": "simulation"}
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What the estimate prices; raises UserError for a value that no chip has.
+    """A chip; raises UserError for values that no chip has.
 
-    The estimate computes with one number an option, or with arrays of them (see ChipGrid).
+    "differential" columns keep positive and negative weights in crossbars of their own and subtract
+    what their ADCs say; "offset" ones store weight + Q and subtract Q times the number of active
+    rows. A weight of fewer bits than a cell uses the cell's whole range. An ADC reads a column of
+    each crossbar, or the sum of the columns that lie in line in a PE (`adc_of`). Its codes are
+    steps of a cell, and larger sums are clipped ("unit"), or they reach to the largest sum that the
+    rows can give, in steps of at least one cell step ("full"). `sigma` is a deviation before
+    conductances below 0 are set to 0. The estimate computes with one number an option, or with
+    arrays of them (see ChipGrid).
     """
 
-    xbar_size: int = option(64, *SIDE)
-    pe_per_tile: int = option(8, "PEs of a tile", (1, 1024), f"a tile's H-tree and buffer {ALIKE}")
+    xbar_size: int = option(
+        64, "crossbar side", (8, 1024), "the figures are those of a 64 x 64 crossbar, scaled"
+    )
+    cell_bits: int = option(
+        4,
+        "bits per cell",
+        *((1, 8), "beyond 256 levels a cell's variation is larger than a step"),
+    )
+    columns: str = choice(
+        "positive and negative weights in crossbars of their own, or weights with an offset",
+        *("differential", "offset"),
+    )
     crossbars_per_pe: int = option(
-        9, "crossbars of a PE", (1, 1024), f"a PE's ADCs and buffers {ALIKE}"
+        9, "crossbars of a PE", (1, 1024), "a PE's buffers cost the same however many it has"
     )
-    cell_bits: int = option(4, *CELL)
-    adc_bits: int = option(
-        4, "ADC resolution", (1, 12), "the figures are those of a 4-bit ADC, scaled"
+    pe_per_tile: int = option(
+        8, "PEs of a tile", (1, 1024), "a tile's buffer costs the same however many it has", **PRICE
     )
-    clk_mhz: float = option(
-        250.0,
-        "clock, MHz",
-        *((1.0, 5000.0), "a PE cycle is taken to cost the same energy at every clock"),
+    adc_bits: int | None = option(  # None: an ideal ADC, which neither rounds nor clips
+        5, "ADC resolution", (1, 16), "the figures are those of a 4-bit ADC, scaled"
     )
-    periphery: str = choice(
-        "H-tree, fetch, neuron and tile buffer are charged once per group of PEs that hold the bit "
-        "slices of the same weights, or for every PE, as published",
-        *("per_group", "per_pe"),
+    adc_of: str = choice(
+        "an ADC reads a column of one crossbar, or the sum of the columns in line in a PE",
+        *("crossbar", "pe"),
     )
-    delay: str = choice(
-        "a PE cycle gives one output channel of a pixel, as published, or all of them",
-        *("element_serial", "pixel_serial"),
+    adc_range: str = choice(
+        "unit: a code is a cell step, larger sums are clipped; full: the ADC reaches to the largest "
+        "possible sum",
+        *("unit", "full"),
+        **SIMULATION,
     )
     adc_law: str = choice(
         "an ADC's energy and area double with every bit above the published 4 and halve with every "
         "bit below, or are in proportion to the bits",
         *("doubling", "linear"),
+        **PRICE,
     )
-    buffers: str = choice(
-        "inputs and membranes stored in as many bits as they have, or in the published 22",
-        *("own", "published"),
+    columns_per_adc: int = option(
+        8,
+        "columns that take turns at an ADC",
+        *((1, 1024), "the figures are those of an ADC and its multiplexer for 8 columns"),
+        **PRICE,
     )
-
-    def __post_init__(self) -> None:
-        for about in fields(self):
-            check_option(about, getattr(self, about.name))
-
-    @property
-    def adcs(self) -> float:
-        """ADCs of a PE, each shared by eight columns."""
-        return self.xbar_size / REFERENCE["columns_per_adc"]
-
-    @property
-    def crossbar_scale(self) -> float:
-        """Cells of a crossbar, relative to the 64 x 64 one the published figures belong to."""
-        return (self.xbar_size / REFERENCE["reference_side"]) ** 2
-
-    @property
-    def adc_scale(self) -> float:
-        """Energy and area of an ADC relative to the published 4-bit one."""
-        if self.adc_law == "linear":
-            return self.adc_bits / REFERENCE["reference_adc_bits"]
-        return 2.0 ** (self.adc_bits - REFERENCE["reference_adc_bits"])
-
-
-CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
-
-
-class ChipGrid(Chip):
-    """Many chips at once: numeric options are float64 arrays of one shape, checked beforehand."""
-
-    def __post_init__(self) -> None:
-        pass
-
-
-@dataclass(frozen=True)
-class Crossbar:
-    """Crossbars that are not ideal; by default they are. Raises UserError for values that no
-    crossbar has.
-
-    "differential" columns keep positive and negative weights in crossbars of their own and subtract
-    what their ADCs say; "offset" ones store weight + Q and subtract Q times the number of active
-    rows. A weight of fewer bits than a cell uses the cell's whole range. The ADC reaches to the
-    largest sum that a layer's rows can give, in steps of at least one cell step ("full"), or larger
-    sums are clipped ("unit"); without `adc_bits` it neither rounds nor clips. `sigma` is a
-    deviation before conductances below 0 are set to 0.
-    """
-
-    xbar_size: int = option(64, *SIDE)
-    cell_bits: int = option(4, *CELL)
-    columns: str = choice("differential or offset", "differential", "offset")
+    clk_mhz: float = option(
+        250.0,
+        "clock, MHz",
+        *((1.0, 5000.0), "what happens in a clock is taken to cost the same energy at every clock"),
+        **PRICE,
+    )
+    costs: str = choice(
+        "each conversion, driven cell, moved and stored bit, leakage, and layers pipelined over "
+        "rows of pixels; or a PE cycle as a whole and one output element after another, as "
+        "published",
+        *("counted", "published"),
+        **PRICE,
+    )
+    process: str = choice(
+        "transistors, which decide the leakage: low standby power, low operating power, high "
+        "performance",
+        *("lstp", "lop", "hp"),
+        **PRICE,
+    )
     on_ohm: float = option(
         REFERENCE["on_ohm"],
         "resistance of a cell at its lowest level above 0; at level L it is divided by L, so at "
         "the highest by 2^cell_bits - 1",
         (1.0, 1e12),
+        **SIMULATION,
     )
-    adc_range: str = choice(
-        "full: the ADC reaches to the largest possible sum; unit: a code is a cell step",
-        *("full", "unit"),
-    )
-    adc_bits: int | None = option(None, "ADC resolution, or ideal", (1, 24))
     on_off_ratio: float = option(
-        math.inf, "conductance of a cell's highest level over its lowest", (1.001, 1e12)
+        math.inf,
+        "conductance of a cell's highest level over its lowest",
+        (1.001, 1e12),
+        **SIMULATION,
     )
     sigma: float = option(
         0.0,
         "relative deviation of a cell's conductance; what would be negative is 0, so that the mean "
         "is larger (at 0.5 by 0.4 %%, at 1 by 8.3 %%)",
         (0.0, 10.0),
+        **SIMULATION,
     )
-    # Less than 1e-6 is lost in rounding.
-    wire_ohm: float = option(0.0, "resistance of a wire from cell to cell", (1e-6, 1e6))
+    wire_ohm: float = option(  # less than 1e-6 is lost in rounding
+        0.0, "resistance of a wire from cell to cell", (1e-6, 1e6), **SIMULATION
+    )
 
-    __post_init__ = Chip.__post_init__
+    def __post_init__(self) -> None:
+        for about in fields(self):
+            check_option(about, getattr(self, about.name))
+        if self.xbar_size % self.columns_per_adc:
+            raise UserError(
+                f"xbar_size must be a multiple of columns_per_adc, {self.columns_per_adc}, got "
+                f"{self.xbar_size}"
+            )
+
+    @property
+    def adcs(self) -> Value:
+        """ADCs of a crossbar, or of a PE (`adc_of`)."""
+        return self.xbar_size / self.columns_per_adc
+
+    @property
+    def adcs_of_pe(self) -> Value:
+        return self.adcs * (self.crossbars_per_pe if self.adc_of == "crossbar" else 1)
+
+    @property
+    def crossbar_scale(self) -> Value:
+        """Cells of a crossbar, relative to the 64 x 64 one the published figures belong to."""
+        return (self.xbar_size / REFERENCE["reference_side"]) ** 2
+
+    @property
+    def adc_scale(self) -> Value:
+        """Energy and area of an ADC relative to the published 4-bit one."""
+        if self.adc_law == "linear":
+            return self.adc_bits / REFERENCE["reference_adc_bits"]
+        return 2.0 ** (self.adc_bits - REFERENCE["reference_adc_bits"])
+
+    @property
+    def planes(self) -> int:
+        """Crossbars that a weight lies in."""
+        return 2 if self.columns == "differential" else 1
+
+    def stored_bits(self, weight_bits: int) -> int:
+        """Bits of what the cells hold of a weight: its size without a sign, or weight + Q."""
+        return max(1, weight_bits - 1) if self.columns == "differential" else weight_bits
+
+    def slices(self, weight_bits: int) -> Value:
+        """Cells of a weight in a row."""
+        return ceil_div(self.stored_bits(weight_bits), self.cell_bits)
+
+    def check_fits(self, what: str, weight_bits: int) -> None:
+        """Raise UserError where a weight has more cells than a crossbar row."""
+        if self.slices(weight_bits) > self.xbar_size:
+            raise UserError(
+                f"{what}: a weight of {weight_bits} bits takes {self.slices(weight_bits)} cells of "
+                f"{self.cell_bits} bits, more than the {self.xbar_size} of a crossbar row: raise "
+                "cell_bits or xbar_size"
+            )
 
     @property
     def is_random(self) -> bool:
@@ -188,19 +223,100 @@ class Crossbar:
         return self.sigma * normal.pdf(edge) - normal.cdf(-edge)
 
 
-def weights_per_row(weight_bits: int, cell_bits: int, xbar_size: int) -> int:
-    """Whole weights in a crossbar row: the cells of a weight lie in one crossbar.
+PRESETS = {
+    "default": {},
+    # The network model as it was before conversions were counted: one column of ADCs a PE, columns
+    # that know signs, and PE cycles charged as in the published tool.
+    "published": {"columns": "offset", "adc_of": "pe", "adc_bits": 4, "costs": "published"},
+}
+CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
 
-    0 where a weight does not fit into a row; of arrays elementwise.
+
+class ChipGrid(Chip):
+    """Many chips at once: numeric options are float64 arrays of one shape, checked beforehand."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def ceil_div(a: Value, b: Value) -> Value:
+    return -(-a // b)
+
+
+def smaller(a: Value, b: Value) -> Value:
+    return np.minimum(a, b) if np.ndarray in (type(a), type(b)) else min(a, b)
+
+
+def larger(a: Value, b: Value) -> Value:
+    return np.maximum(a, b) if np.ndarray in (type(a), type(b)) else max(a, b)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How one layer lies on a chip; its weights lie there once, however often it runs.
+
+    Each of the k² positions of a kernel has crossbars of its own, of at most `xbar_size` input
+    channels. Those that add into the same columns, the `stack`, share PEs of `crossbars_per_pe`;
+    columns beyond a crossbar's take further PEs. A PE cycle is one input bit of one output pixel.
     """
-    return xbar_size // -(-weight_bits // cell_bits)
+
+    slices: Value  # cells of a weight in a row
+    columns: int | Value  # with cells, of all crossbars side by side
+    stack: Value  # crossbars that add into a column
+    crossbars: Value  # with programmed cells
+    pes: Value
+    groups: Value  # of PEs that hold the bit slices of the same weights
+    conversions: Value  # in a PE cycle
+    clocks: Value  # of a PE cycle
 
 
-def check_weight_fits(what: str, weight_bits: int, cell_bits: int, xbar_size: int) -> None:
-    """Raise UserError where a weight has more cells than a crossbar row."""
-    if not weights_per_row(weight_bits, cell_bits, xbar_size):
-        raise UserError(
-            f"{what}: a weight of {weight_bits} bits takes {-(-weight_bits // cell_bits)} cells of "
-            f"{cell_bits} bits, more than the {xbar_size} of a crossbar row: raise cell_bits or "
-            "xbar_size"
-        )
+def place_layer(network: LayerList, layer: Layer, chip: Chip) -> Placement:
+    """Where a layer's weights lie, and what each of its PE cycles does.
+
+    The channel groups of a grouped convolution are blocks of their own. Where several fit, they
+    share a crossbar as blocks on its diagonal: rows and columns apart, zeros elsewhere. No count is
+    above that of the layer without groups, whose crossbars could hold the blocks just as well.
+    """
+    slices = chip.slices(network.weight_bits_of(layer))
+    per_row = chip.xbar_size // slices
+    crossbars, pes = layer_crossbars(layer, per_row, chip)
+    _, groups = layer_crossbars(layer, chip.xbar_size, chip)  # as if a weight were one cell
+    stack = layer.kernel**2 * ceil_div(layer.in_channels // layer.groups, chip.xbar_size)
+    columns = chip.planes * layer.out_channels * slices
+    read = stack if chip.adc_of == "crossbar" else ceil_div(stack, chip.crossbars_per_pe)
+    turns = ceil_div(smaller(layer.out_channels, per_row) * slices, chip.adcs)
+    return Placement(
+        slices,
+        columns,
+        stack,
+        crossbars * chip.planes,
+        pes * chip.planes,
+        groups * chip.planes,
+        conversions=read * columns,
+        # An ADC reads its columns one after the other, a bit a clock (successive approximation),
+        # behind a clock in which the currents settle.
+        clocks=1 + turns * chip.adc_bits,
+    )
+
+
+def matrix_crossbars(
+    rows: int, columns: int, kernel: int, per_row: Value, chip: Chip
+) -> tuple[Value, Value]:
+    """(crossbars, PEs) of the weights from `rows` to `columns` channels, of which `per_row` fit
+    side by side into a crossbar."""
+    row_crossbars = ceil_div(rows, chip.xbar_size) * kernel**2
+    wide = ceil_div(columns, per_row)
+    return row_crossbars * wide, ceil_div(row_crossbars, chip.crossbars_per_pe) * wide
+
+
+def layer_crossbars(layer: Layer, per_row: Value, chip: Chip) -> tuple[Value, Value]:
+    """(crossbars, PEs) of a layer, of one plane."""
+    dense = matrix_crossbars(layer.in_channels, layer.out_channels, layer.kernel, per_row, chip)
+    if layer.groups == 1:
+        return dense
+    rows, columns = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    fitting = smaller(chip.xbar_size // rows, per_row // columns)
+    diagonal = ceil_div(layer.groups, larger(fitting, 1))
+    block = matrix_crossbars(rows, columns, layer.kernel, per_row, chip)
+    crossbars, pes = (smaller(diagonal * b, d) for b, d in zip(block, dense, strict=True))
+    return crossbars, pes

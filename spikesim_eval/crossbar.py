@@ -8,18 +8,22 @@ column is read by its own ADC:
     and Gaussian variation -> wire resistance -> partial sum of at most `xbar_size` rows -> ADC
     -> shift-add over slices, input bits and crossbars -> digital correction
 
-and the rest of the network, the LIF neurons' state included, is the digital one. As in the
-estimate, each of a convolution's k² kernel positions has crossbars of its own. Conductances and
-partial sums are in units of one cell step, the difference between neighbouring levels of a cell.
+and the rest of the network, the LIF neurons' state included, is the digital one. How a layer lies
+on the chip is what the estimate prices (`place_layer`), and `Counts` says what it did: as many
+conversions and cycles as are priced. Where a PE has one set of ADCs (`adc_of` "pe"), the columns of
+its crossbars are added before they are read. Conductances and partial sums are in units of one cell
+step, the difference between neighbouring levels of a cell.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chip import Crossbar, check_weight_fits, weights_per_row
+from .chip import Chip, place_layer
+from .layer_list import Layer, LayerList
 
 LARGEST_WORKSPACE = 2**25  # partial sums held at once
 
@@ -72,105 +76,124 @@ def ladder(conductance: Tensor, wire: float) -> Tensor:
     return wire * torch.linalg.solve(blocks, right_sides).mT
 
 
+@dataclass
+class Counts:
+    """What a layer's crossbars have done so far."""
+
+    images: int = 0
+    cycles: int = 0  # input bits of output pixels
+    conversions: int = 0
+    driven_cells: int = 0  # with a weight in them, on rows that carried a one
+    clipped: int = 0  # of the conversions
+
+
 class CrossbarLayer:
     """One convolution or linear layer on crossbars; called with integer inputs, it returns what the
     digital side takes for the integer sums.
 
     Args:
-        codes: integer weights (O, I, k, k), at least 2 bits.
-        weight_bits, input_bits: their width, and that of an input value, fed bit by bit.
-        signed_input: whether inputs are in two's complement, as the residual stream's codes.
+        codes: integer weights (O, I, k, k).
+        layer, network: what the layer list says of it. Inputs are fed bit by bit; those of the
+            residual stream are in two's complement.
+        chip: the options.
         stride, padding: of the convolution.
-        crossbar: the options.
         generator: for the cells' variation.
+
+    Raises UserError for a weight that does not fit into a crossbar row.
     """
 
     def __init__(
         self,
         codes: Tensor,
-        weight_bits: int,
-        input_bits: int,
-        signed_input: bool,
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        crossbar: Crossbar,
+        layer: Layer,
+        network: LayerList,
+        chip: Chip,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
         generator: torch.Generator | None = None,
     ):
-        self.crossbar, self.stride, self.padding = crossbar, stride, padding
-        self.codes, self.input_bits, self.signed_input = codes.double(), input_bits, signed_input
-        out_channels, in_channels, *self.kernel = codes.shape
-        self.in_channels = in_channels
-        self.rows = min(crossbar.xbar_size, in_channels)
-        self.groups = math.ceil(in_channels / self.rows)
+        self.chip, self.stride, self.padding = chip, stride, padding
+        self.input_bits, self.signed_input = network.input_bits(layer), network.reads_stream(layer)
+        self.codes = codes.double()
+        _, self.in_channels, *self.kernel = codes.shape
+        self.rows = min(chip.xbar_size, self.in_channels)
+        self.groups = math.ceil(self.in_channels / self.rows)
+        weight_bits = network.weight_bits_of(layer)
+        chip.check_fits(f"layer {layer.name}", weight_bits)
+        placement = place_layer(network, layer, chip)
+        self.stack, self.slices = placement.stack, placement.slices
 
-        largest = 2 ** (weight_bits - 1) - 1
-        codes = codes.long()
-        if crossbar.columns == "differential":
-            stored, bits, self.offset = (
-                [codes.clamp_min(0), (-codes).clamp_min(0)],
-                weight_bits - 1,
-                0,
-            )
+        bits, codes = chip.stored_bits(weight_bits), codes.long()
+        if chip.columns == "differential":
+            self.offset, stored = 0, [codes.clamp_min(0), (-codes).clamp_min(0)]
         else:
-            stored, bits, self.offset = [codes + largest], weight_bits, largest
-        self.cell_bits = min(crossbar.cell_bits, bits)
+            self.offset = 2 ** (weight_bits - 1) - 1
+            stored = [codes + self.offset]
+        self.cell_bits = min(chip.cell_bits, bits)
         self.levels = 2**self.cell_bits - 1  # the highest; the lowest is 0
-        self.off_conductance = self.levels / (crossbar.on_off_ratio - 1)  # in cell steps
-        check_weight_fits("a layer", bits, self.cell_bits, crossbar.xbar_size)
-        self.per_row = weights_per_row(bits, self.cell_bits, crossbar.xbar_size)
+        self.off_conductance = self.levels / (chip.on_off_ratio - 1)  # in cell steps
         self.cells = [self._cells(x, bits, generator) for x in stored]
-        slices = self.cells[0].shape[-1] // out_channels
-        self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(slices)).double()
+        self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(self.slices)).double()
 
-        self.largest_sum = self.clipped = self.partial_sums = 0
+        self.counts = Counts()
+        self.largest_sum = 0.0
         self.squared_error = self.squared_output = 0.0
 
     def _cells(self, codes: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
         """Conductances (k²·groups, rows, O·slices) in cell steps, as the ADCs see them."""
-        crossbar = self.crossbar
+        chip = self.chip
         digits = slices_of(codes, bits, self.cell_bits)  # (O, I, k, k, slices)
-        columns = self.per_row * digits.shape[-1]  # of a crossbar that is full
         digits = digits.permute(2, 3, 1, 0, 4).flatten(3)  # (k, k, I, O·slices)
         cells = digits.float() + self.off_conductance
-        if crossbar.sigma:
+        if chip.sigma:
             noise = torch.randn(cells.shape, generator=generator)
-            cells = (cells * (1 + crossbar.sigma * noise)).clamp_min(0)
-        missing = self.groups * self.rows - self.in_channels
-        cells = F.pad(cells, (0, 0, 0, missing))  # rows that no channel uses stay unselected
-        cells = cells.flatten(0, 1).unflatten(1, (self.groups, self.rows)).flatten(0, 1)
-        if crossbar.wire_ohm:
-            highest = (2**crossbar.cell_bits - 1) / crossbar.on_ohm  # of the cell's own levels
+            cells = (cells * (1 + chip.sigma * noise)).clamp_min(0)
+        cells = self._in_crossbars(cells.flatten(0, 1))
+        if chip.wire_ohm:
+            highest = (2**chip.cell_bits - 1) / chip.on_ohm  # of the cell's own levels
             cell_step = highest / (self.levels + self.off_conductance)
-            wire = 1 / (crossbar.wire_ohm * cell_step)
-            arrays = cells.split(columns, dim=-1)
+            wire = 1 / (chip.wire_ohm * cell_step)
+            arrays = cells.split(chip.xbar_size // self.slices * self.slices, dim=-1)
             cells = torch.cat([ladder(array, wire) for array in arrays], dim=-1).float()
         return cells
+
+    def _in_crossbars(self, x: Tensor) -> Tensor:
+        """(k², I, columns) as (k²·groups, rows, columns): those of an input block in line, as they
+        lie in PEs. Rows that no channel uses stay unselected."""
+        x = F.pad(x, (0, 0, 0, self.groups * self.rows - self.in_channels))
+        return x.unflatten(1, (self.groups, self.rows)).transpose(0, 1).flatten(0, 1)
 
     @property
     def adc_step(self) -> float:
         """What one code of the ADC stands for, in cell steps."""
-        crossbar = self.crossbar
-        if crossbar.adc_range == "unit":
+        chip = self.chip
+        if chip.adc_range == "unit":
             return 1.0
-        full = self.rows * (self.levels + self.off_conductance)
-        return max(1.0, full / (2**crossbar.adc_bits - 1))
+        added = min(chip.crossbars_per_pe, self.stack) if chip.adc_of == "pe" else 1
+        full = added * self.rows * (self.levels + self.off_conductance)
+        return max(1.0, full / (2**chip.adc_bits - 1))
 
     def _read(self, active: Tensor) -> Tensor:
         """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns)."""
         result: Tensor | float = 0.0
+        self.counts.cycles += active.shape[-1]
         for cells, sign in zip(self.cells, (1, -1), strict=False):
+            self.counts.driven_cells += int(active.sum().item()) * cells.shape[-1]
             sums = cells.mT @ active
+            if self.chip.adc_of == "pe":
+                in_pes = sums.split(self.chip.crossbars_per_pe)
+                sums = torch.stack([of_pe.sum(dim=0) for of_pe in in_pes])
             self.largest_sum = max(self.largest_sum, sums.max().item())
-            self.partial_sums += sums.numel()
-            if self.crossbar.adc_bits is not None:
-                step, largest_code = self.adc_step, 2**self.crossbar.adc_bits - 1
+            self.counts.conversions += sums.numel()
+            if self.chip.adc_bits is not None:
+                step, largest_code = self.adc_step, 2**self.chip.adc_bits - 1
                 sums = sums.div_(step).round_()
-                self.clipped += (sums > largest_code).sum().item()
+                self.counts.clipped += int((sums > largest_code).sum().item())
                 sums = sums.clamp_(max=largest_code).mul_(step)
             # beyond 24 bits float32 would round what shift-add keeps
-            by_slice = sums.sum(dim=0).double().unflatten(0, (-1, len(self.slice_weights)))
+            by_slice = sums.sum(dim=0).double().unflatten(0, (-1, self.slices))
             result = result + sign * torch.einsum("osl,s->ol", by_slice, self.slice_weights)
-        if self.crossbar.columns == "offset":
+        if self.chip.columns == "offset":
             # every stored weight is Q too large, and every active cell leaks its off-state
             leak = self.off_conductance * self.slice_weights.sum().item()
             result = result - (self.offset + leak) * active.sum(dim=(0, 1))
@@ -178,6 +201,7 @@ class CrossbarLayer:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
+        self.counts.images += len(x)
         ideal = F.conv2d(x.double(), self.codes, None, self.stride, self.padding)
         per_image = self.cells[0].numel() // self.rows * ideal[0, 0].numel()
         chunk = max(1, LARGEST_WORKSPACE // per_image)
@@ -189,9 +213,7 @@ class CrossbarLayer:
     def _sums(self, x: Tensor, size: torch.Size) -> Tensor:
         patches = F.unfold(x.float(), self.kernel, padding=self.padding, stride=self.stride)
         patches = patches.unflatten(1, (self.in_channels, -1)).permute(2, 1, 0, 3).flatten(2)
-        missing = self.groups * self.rows - self.in_channels
-        patches = F.pad(patches, (0, 0, 0, missing))
-        patches = patches.unflatten(1, (self.groups, self.rows)).flatten(0, 1)
+        patches = self._in_crossbars(patches)
         if self.input_bits == 1:
             sums = self._read(patches)
         else:

@@ -31,7 +31,8 @@ class Layer:
     layer's sums, None where there is none. `after` names the layers this one waits for.
     `groups` is that of a grouped convolution (depthwise: as many as channels). `runs` is how often
     the layer runs for one sample and timestep, with the same weights. `lif` says whether a LIF
-    population is updated with its sums; None: see LayerList.has_lif.
+    population is updated with its sums; None: see LayerList.has_lif. A `static` layer reads the
+    same at every timestep, as a stem does of an image: it runs once, and its sums are kept.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Layer:
     groups: int = 1
     runs: int = 1
     lif: bool | None = None
+    static: bool = False
 
     def __post_init__(self) -> None:
         # Printable, because the name stands in a CSV cell and in a Markdown table.
@@ -64,8 +66,12 @@ class Layer:
             raise UserError(f"{here}lif must be true or false, got {show(self.lif)}")
         check_sizes(self.in_size, here + "in_size", 2)
         check_sizes(self.out_size, here + "out_size", 2)
-        if not isinstance(self.linear, bool):
-            raise UserError(f"{here}linear must be true or false, got {show(self.linear)}")
+        for name in ("linear", "static"):
+            if not isinstance(getattr(self, name), bool):
+                value = show(getattr(self, name))
+                raise UserError(f"{here}{name} must be true or false, got {value}")
+        if self.static and (self.linear or self.after):
+            raise UserError(f"{here}only a layer that reads the image is static")
         if self.linear and (self.kernel != 1 or tuple(self.out_size) != (1, 1)):
             raise UserError(f"{here}a linear layer has kernel 1 and out_size [1, 1]")
         if not self.linear:
@@ -134,8 +140,9 @@ class LayerList:
         return [by_name[name] for name in graph.static_order()]
 
     def time_steps_of(self, layer: Layer) -> int:
-        """How often the layer runs: at every timestep; a linear layer once, on spike counts."""
-        return 1 if layer.linear else self.time_steps
+        """How often the layer runs: at every timestep; a linear layer once, on spike counts, and
+        a static one once, on an image."""
+        return 1 if layer.linear or layer.static else self.time_steps
 
     def input_bits(self, layer: Layer) -> int:
         """Bits of one input value, fed one after another.
@@ -159,6 +166,28 @@ class LayerList:
         weights = layer.in_channels // layer.groups * layer.out_channels * layer.kernel**2
         return 2 * weights * self.outputs(layer)
 
+    def positions(self, layer: Layer) -> int:
+        """Values of an input channel that the kernel reads for one output channel in one inference:
+        k² for every output pixel, less what lies outside of the plane.
+
+        Stride and padding are worked out of the sizes (see `stride_and_padding`).
+        """
+        per_side = 1
+        for size, outputs in zip(layer.in_size, layer.out_size, strict=True):
+            if layer.linear:
+                continue
+            stride, padding = stride_and_padding(size, outputs, layer.kernel)
+            first = range(-padding, outputs * stride - padding, stride)
+            reads = (min(x + layer.kernel, size) - max(x, 0) for x in first)
+            per_side *= sum(max(0, read) for read in reads)
+        return per_side * self.time_steps_of(layer) * layer.runs
+
+    def updates(self, layer: Layer) -> int:
+        """Membranes updated with the layer's sums in one inference, all timesteps together."""
+        if not self.has_lif(layer):
+            return 0
+        return layer.out_channels * prod(layer.out_size) * self.time_steps * layer.runs
+
     def has_lif(self, layer: Layer) -> bool:
         """Whether a LIF population is updated with the layer's sums.
 
@@ -175,6 +204,10 @@ class LayerList:
         """
         is_first = not layer.after
         return not layer.linear and not is_first and layer.input_bits == self.membrane_bits > 1
+
+    def always_running(self) -> "LayerList":
+        """The same network with its static layers run at every timestep."""
+        return replace(self, layers=tuple(replace(x, static=False) for x in self.layers))
 
     def at(self, bits: int | None = None, time_steps: int | None = None) -> "LayerList":
         """The same network with other widths, as `--bits` sets them, or fewer or more timesteps.
@@ -239,6 +272,12 @@ class Subject:
     rates: Mapping[str, Sequence[float]] = field(default_factory=dict)
     kind: str | None = None
     trained_time_steps: tuple[int, ...] | None = None
+
+
+def stride_and_padding(size: int, outputs: int, kernel: int) -> tuple[int, int]:
+    """Of a convolution along one side, worked out of its sizes, as if the padding lay evenly."""
+    stride = max(1, round(size / outputs))
+    return stride, -(-max(0, (outputs - 1) * stride + kernel - size) // 2)
 
 
 # Files.

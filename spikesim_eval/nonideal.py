@@ -17,7 +17,7 @@ from engine.evaluate import evaluate
 from load_settings import load_network
 from runtime.errors import UserError
 
-from .chip import Crossbar
+from .chip import Chip
 from .crossbar import CrossbarLayer
 from .layer_list import Layer, LayerList, check_int
 from .trace import describe, evaluation_data
@@ -29,7 +29,7 @@ SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
 def on_crossbars(
     network: nn.Module,
     description: LayerList,
-    crossbar: Crossbar,
+    chip: Chip,
     seed: int,
     only: Iterable[str] | None = None,
 ) -> tuple[nn.Module, dict[str, CrossbarLayer]]:
@@ -38,13 +38,13 @@ def on_crossbars(
     """
     network = copy.deepcopy(network).eval()
     layers: dict[str, CrossbarLayer] = {}
-    bar = tqdm(description.layers, "wires", leave=False, disable=not crossbar.wire_ohm or None)
+    bar = tqdm(description.layers, "wires", leave=False, disable=not chip.wire_ohm or None)
     for index, layer in enumerate(bar):
         if only is not None and layer.name not in only:
             continue
         module = network.get_submodule(layer.name)
         generator = torch.Generator().manual_seed(seed * len(description.layers) + index)
-        layers[layer.name] = _place(module, layer, description, crossbar, generator)
+        layers[layer.name] = _place(module, layer, description, chip, generator)
     return network, layers
 
 
@@ -52,19 +52,18 @@ def _place(
     module: nn.Module,
     layer: Layer,
     description: LayerList,
-    crossbar: Crossbar,
+    chip: Chip,
     generator: torch.Generator,
 ) -> CrossbarLayer:
     """Let crossbars compute what `module` computes."""
     codes, step = module.quantizer.codes(module.weight)
     placed = CrossbarLayer(
         codes[..., None, None] if layer.linear else codes,
-        description.weight_bits_of(layer),
-        description.input_bits(layer),
-        description.reads_stream(layer),
+        layer,
+        description,
+        chip,
         (1, 1) if layer.linear else module.stride,
         (0, 0) if layer.linear else module.padding,
-        crossbar,
         generator,
     )
     if not layer.linear:
@@ -83,7 +82,7 @@ def _place(
 def nonideal_report(
     path: str,
     data_path: str | None,
-    crossbar: Crossbar,
+    chip: Chip,
     seed: int = 0,
     trials: int = 1,
     each_layer: bool = False,
@@ -113,24 +112,24 @@ def nonideal_report(
 
     digital = accuracy(network, "digital")
     # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
-    ideal = replace(crossbar, adc_bits=None, sigma=0.0, wire_ohm=0.0)
+    ideal = replace(chip, adc_bits=None, sigma=0.0, wire_ohm=0.0)
     placed, needed = on_crossbars(network, description, ideal, seed)
     accuracy(placed, "ADC range")
-    trials = trials if crossbar.is_random else 1  # without variation all are the same
+    trials = trials if chip.is_random else 1  # without variation all are the same
     draws = range(seed * MOST_TRIALS, seed * MOST_TRIALS + trials)
     accuracies, runs = [], []
     for trial, draw in enumerate(draws, 1):
-        placed, layers = on_crossbars(network, description, crossbar, draw)
+        placed, layers = on_crossbars(network, description, chip, draw)
         accuracies.append(accuracy(placed, f"trial {trial} of {trials}"))
         runs.append(layers)
     rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
     for row in rows if each_layer else ():
-        placed, _ = on_crossbars(network, description, crossbar, draws[0], only=[row["layer"]])
+        placed, _ = on_crossbars(network, description, chip, draws[0], only=[row["layer"]])
         row["accuracy_alone"] = accuracy(placed, row["layer"])
     return {
         "checkpoint": str(path),
-        "crossbar": asdict(crossbar) | {"on_off_ratio": str(crossbar.on_off_ratio)},
-        "variation_bias": crossbar.variation_bias,
+        "crossbar": asdict(chip) | {"on_off_ratio": str(chip.on_off_ratio)},
+        "variation_bias": chip.variation_bias,
         "seed": seed,
         "time_steps": network.time_window,
         "trained_time_steps": settings.trained_at,
@@ -148,7 +147,7 @@ def layer_row(name: str, runs: Sequence[CrossbarLayer], needed: CrossbarLayer) -
     return {
         "layer": name,
         "relative_error": statistics.mean(layer.relative_error for layer in runs),
-        "clipped_share": statistics.mean(layer.clipped / layer.partial_sums for layer in runs),
+        "clipped_share": statistics.mean(layer.counts.clipped / layer.counts.conversions for layer in runs),
         "largest_sum_cell_steps": needed.largest_sum,
         "unclipped_adc_bits": needed.unclipped_adc_bits,
     }

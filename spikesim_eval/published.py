@@ -1,25 +1,35 @@
-"""The published SpikeSim tool, figure by figure ("compat"), with its limits and slips.
+"""The published SpikeSim tool (arXiv 2210.12899, ela_spikesim.py): figure by figure ("compat"), with
+its limits and slips, and its way of charging on any network (`--costs published`).
 
-Source: ela_spikesim.py of SpikeSim (arXiv 2210.12899). It assumes square, chained convolutions of
-one kernel size, ignores bit widths, counts membranes for five layers only, and gives SRAM's
-crossbar energy the value of its area; none of this is corrected. The latency is the last layer's
-finish, which counts the timesteps once (the layer-wise latencies it prints count them twice).
+`estimate_published`: the tool assumes square, chained convolutions of one kernel size, ignores bit
+widths, counts membranes for five layers only, and gives SRAM's crossbar energy the value of its
+area; none of this is corrected. The latency is the last layer's finish, which counts the timesteps
+once (the layer-wise latencies it prints count them twice).
+
+`energies` and `times`: each PE cycle is charged as a whole, with all of its columns converted, and
+gives one output channel of a pixel; a layer starts when those before it are 75 % done. Added are
+bit widths, mixed kernels, residual graphs, grouped convolutions and spike rates. For k x k layers on
+PEs of k² crossbars of 64 x 64 with one-cell weights, spike inputs, rate 1 and LIF neurons behind
+them, a layer's energy is the published one.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from runtime.errors import UserError
 
-from .chip import check_columns
+from .chip import Chip, Placement, Value, larger
 from .constants import AREA_UM2, ENERGY_PJ, REFERENCE
 from .layer_list import (
+    LayerList,
     check_int,
     check_keys,
     check_number,
     check_sizes,
     show,
 )
+from .schedule import Times
 
 LISTS = ("in_ch", "out_ch", "in_dim", "out_dim")
 NUMBERS = ("xbar_size", "kernel_size", "pe_per_tile", "time_steps")
@@ -34,7 +44,9 @@ def _check(inputs: object) -> None:
         check_sizes(inputs[key], key, len(inputs["in_ch"]))
     for key in NUMBERS:
         check_int(inputs[key], key)
-    check_columns(inputs["xbar_size"])
+    if inputs["xbar_size"] % REFERENCE["columns_per_adc"]:
+        got = inputs["xbar_size"]
+        raise UserError(f"xbar_size must be a multiple of 8 (columns per ADC), got {got}")
     check_number(inputs["clk_freq_mhz"], "clk_freq_mhz", 1e-3, 1e6)
     if inputs["device"] not in DEVICES:
         raise UserError(f"device must be one of {DEVICES}, got {show(inputs['device'])}")
@@ -99,3 +111,63 @@ def estimate_published(inputs: dict[str, Any]) -> dict[str, Any]:
         "latency_ns": time_steps * cycle_ns * (waited + outputs[-1]),
         "pe_cycle_ns": cycle_ns,
     }
+
+
+def energies(
+    network: LayerList,
+    places: Mapping[str, Placement],
+    cycles: Mapping[str, int],
+    chip: Chip,
+) -> dict[str, dict[str, Value]]:
+    """Energy of each layer by component, pJ; a silent input drives no crossbar row.
+
+    H-tree, fetch, neuron and tile buffer are charged once per group of PEs that hold the bit slices
+    of the same weights.
+    """
+    e, found = ENERGY_PJ, {}
+    columns = REFERENCE["columns_per_adc"]
+    for layer in network.layers:
+        placement, count = places[layer.name], cycles[layer.name]
+        rate = 1.0 if layer.spike_rate is None else layer.spike_rate
+        adcs = placement.pes * chip.adcs_of_pe
+        cells = columns * placement.crossbars * chip.crossbar_scale
+        # A neuron takes the sum of all input bits at once.
+        updates = network.outputs(layer) if network.has_lif(layer) else 0
+        found[layer.name] = {
+            "crossbar": count * rate * cells * e["crossbar_rram"],
+            "adc": count * columns * adcs * e["adc"] * chip.adc_scale,
+            "mux": count * columns * adcs * e["mux"],
+            "subtractor": count * adcs * REFERENCE["subtractions"] * e["subtractor"],
+            "temp_buffer": count * adcs * e["temp_buffer"],
+            **{x: count * placement.groups * e[x] for x in ("htree", "fetch", "tile_buffer")},
+            "neuron": updates * placement.groups * e["neuron"],
+        }
+    return found
+
+
+def times(network: LayerList, cycles: Mapping[str, int], chip: Chip) -> dict[str, Times]:
+    """When each layer runs, ns: one output channel of a pixel in a PE cycle, and it starts as soon
+    as every layer it waits for is 75 % done."""
+    found: dict[str, Times] = {}
+    for layer in network.in_order():
+        clocks = layer.out_channels * cycles[layer.name] * REFERENCE["clocks_per_cycle"]
+        delay = clocks * 1000 / chip.clk_mhz
+        start: Value = 0.0 * delay
+        for name in layer.after:
+            start = larger(start, found[name].start + REFERENCE["overlap"] * found[name].busy)
+        found[layer.name] = Times(start, start + delay, delay)
+    return found
+
+
+def critical_path(network: LayerList, times: Mapping[str, Times]) -> tuple[str, ...]:
+    """Names of the layers that decide the delay, first to last."""
+    by_name = {layer.name: layer for layer in network.layers}
+
+    def last(names: Iterable[str], share: float) -> str:
+        """The one that is `share` done last; of several the last by name, whatever their order."""
+        return max(names, key=lambda name: (times[name].start + share * times[name].busy, name))
+
+    path = [last(times, 1.0)]
+    while before := by_name[path[-1]].after:
+        path.append(last(before, REFERENCE["overlap"]))
+    return tuple(reversed(path))

@@ -1,0 +1,104 @@
+"""When each layer runs: a pipeline over rows of output pixels and timesteps, through the graph.
+
+A layer has its own PEs and computes its rows in order, timestep after timestep. It starts a row
+when it is done with the one before and every row that its kernel reads has arrived, as with line
+buffers. With τ the time of a row and ready_i when its inputs are there,
+
+    finish_i = τ + max(finish_{i-1}, ready_i) = (i + 1)·τ + max_{j ≤ i} (ready_j - j·τ)
+
+Rows of timesteps are numbered on: row y of timestep t is i = t·H + y.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from .chip import Value
+from .layer_list import Layer, LayerList, stride_and_padding
+
+
+class Times(NamedTuple):
+    """Of a layer in one inference: its first start, its last finish, and how long its PEs are busy,
+    which is also how soon after this image it can begin with the next. All in one unit."""
+
+    start: Value
+    finish: Value
+    busy: Value
+    rows: np.ndarray | None = None  # when each of its rows is finished, (..., timesteps · rows)
+
+
+def rows_of(layer: Layer) -> int:
+    """Rows of output pixels at a timestep."""
+    return layer.out_size[0] * layer.runs
+
+
+def needed_rows(layer: Layer) -> np.ndarray:
+    """For each row of outputs the last row of the plane that it reads, (rows,)."""
+    height, outputs = layer.in_size[0], layer.out_size[0]
+    stride, padding = stride_and_padding(height, outputs, layer.kernel)
+    last = np.arange(outputs) * stride + layer.kernel - 1 - padding
+    return last.clip(0, height - 1)
+
+
+def arrived(layer: Layer, steps: int, before: Layer, steps_before: int) -> np.ndarray:
+    """For each row of a layer, over all timesteps, the last row of a layer before it that must be
+    done, (steps · rows,).
+
+    A layer that runs once waits for all timesteps; one that runs at each finds what ran once.
+    """
+    rows = rows_of(before)
+    if steps == 1:
+        return np.full(rows_of(layer), steps_before * rows - 1)
+    if layer.runs == before.runs == 1:
+        share = (needed_rows(layer) + 1) / layer.in_size[0]  # of the plane; pooling lies between
+    else:
+        share = np.arange(1, rows_of(layer) + 1) / rows_of(layer)
+    of_step = np.ceil(share * rows - 1e-9).astype(int) - 1
+    step = np.minimum(np.arange(steps), steps_before - 1)
+    return (step[:, None] * rows + of_step).ravel()
+
+
+def schedule(network: LayerList, row_times: Mapping[str, Value]) -> dict[str, Times]:
+    """When every layer runs whose rows take so long, each a number or arrays of one shape."""
+    times: dict[str, Times] = {}
+    for layer in network.in_order():
+        count = network.time_steps_of(layer) * rows_of(layer)
+        row_time = np.asarray(row_times[layer.name], dtype=np.float64)[..., None]
+        ready = np.zeros(count)
+        for name, index in waited_for(network, layer):
+            ready = np.maximum(ready, times[name].rows[..., index])
+        earlier = row_time * np.arange(count)
+        start = np.maximum.accumulate(ready - earlier, axis=-1) + earlier
+        rows = start + row_time
+        first, last, busy = (x[()] for x in (start[..., 0], rows[..., -1], count * row_time[..., 0]))
+        times[layer.name] = Times(first, last, busy, rows)
+    return times
+
+
+def waited_for(network: LayerList, layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
+    """The layers that a layer waits for, each with the row that each of its own rows needs."""
+    by_name = {other.name: other for other in network.layers}
+    steps = network.time_steps_of(layer)
+    for name in layer.after:
+        before = by_name[name]
+        yield name, arrived(layer, steps, before, network.time_steps_of(before))
+
+
+def critical_path(network: LayerList, times: Mapping[str, Times]) -> tuple[str, ...]:
+    """The layers that decide the delay, first to last: from the last row finished back to the row
+    that it waited for, of several the last by name."""
+    by_name = {layer.name: layer for layer in network.layers}
+    name = max(times, key=lambda name: (times[name].finish, name))
+    path, row = [name], len(times[name].rows) - 1
+    while by_name[name].after:
+        rows = times[name].rows
+        waits = dict(waited_for(network, by_name[name]))
+        ready = np.max([times[x].rows[index] for x, index in waits.items()], axis=0)
+        # A row that began behind the one before it, and not as soon as its inputs came.
+        while row > 0 and ready[row] < rows[row - 1]:
+            row -= 1
+        name = max(waits, key=lambda x: (times[x].rows[waits[x][row]], x))
+        row = waits[name][row]
+        path.append(name)
+    return tuple(reversed(path))
