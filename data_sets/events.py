@@ -1,7 +1,6 @@
 """Data sets of events: archives of recordings, frames of event counts, their 8-bit codes."""
 
 import os
-import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -26,7 +25,6 @@ from data_sets.sources import (
 from runtime.errors import UserError
 from runtime.files import file_lock
 
-MOST_PIXELS = 2**20  # of an event camera
 HIGHEST = 255  # code of the 8-bit input
 BOUNDS = ((99, 2), (50, 64))  # percent, room: see input_of
 MOST_VALUES = 2**24  # of training data that quantiles are taken of, and that are read at once
@@ -194,29 +192,21 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
     """
     again = "remove it and convert its events again"
     try:
-        with zipfile.ZipFile(path) as arrays, arrays.open("frames.npy") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("an unknown version of .npy")
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-            if len(shape) != 4 or shape[1] != 2 or dtype.kind not in "fuib":
-                raise DamagedError(
-                    f"{path} holds {dtype} of shape {shape}, not frames (T, 2, H, W): {again}"
-                )
-            if shape[0] != time_window:
-                raise UserError(
-                    f"{path} holds frames of another T: got {shape[0]}, --time_window says "
-                    f"{time_window}"
-                )
-            if min(shape) < 1 or shape[2] * shape[3] > MOST_PIXELS:
-                raise ValueError(f"shape {shape}")
-            file.seek(0)
-            frames = np.lib.format.read_array(file, allow_pickle=False)
-    except UserError:
-        raise
+        with np.load(path, allow_pickle=False) as arrays:
+            frames = arrays["frames"]
     except KeyError:
         raise DamagedError(f"{path} holds no array named frames: {again}") from None
-    except Exception as error:  # what zipfile and numpy raise depends on where the bytes go wrong
+    except Exception as error:  # what numpy raises depends on where the bytes stop making sense
         raise DamagedError(f"{path} cannot be read ({error}): {again}") from error
+    shape = frames.shape
+    if len(shape) != 4 or shape[1] != 2 or not frames.size or frames.dtype.kind not in "fuib":
+        raise DamagedError(
+            f"{path} holds {frames.dtype} of shape {shape}, not frames (T, 2, H, W): {again}"
+        )
+    if shape[0] != time_window:
+        raise UserError(
+            f"{path} holds frames of another T: got {shape[0]}, --time_window says {time_window}"
+        )
     if not (frames.min() >= 0 and frames.max() <= np.finfo(np.float32).max):  # NaN is neither
         raise DamagedError(f"{path} holds negative, infinite or undefined numbers (NaN): {again}")
     rows, columns = (np.arange(side) * n // side for side, n in zip(size, shape[2:], strict=True))

@@ -677,12 +677,10 @@ def test_stray_files_beside_frames_events_and_tiny_images_are_counted(tmp_path, 
     tiny = write_tiny_imagenet(raw, classes=2, per_class=3)
     assert prepare("prepare", "--data", "TinyImagenet", "--data_path", raw) == 0
     assert said(capsys) == []
-    shutil.copy(tiny / "val" / "images" / "val_0.JPEG", tiny / "val" / "images" / "other.JPEG")
     shutil.copytree(next((tiny / "train").iterdir()), tiny / "train" / "n99999999")
     assert prepare("prepare", "--data", "TinyImagenet", "--data_path", raw) == 0
-    train, val = said(capsys)
-    assert f"3 of the files and folders in {tiny / 'train'} are not read (.jpeg 3)" in train
-    assert f"1 of the files and folders in {tiny / 'val'} are not read (.jpeg 1)" in val
+    (line,) = said(capsys)
+    assert f"3 of the files and folders in {tiny / 'train'} are not read (.jpeg 3)" in line
 
 
 HALVES = np.zeros((4, 6, 3), np.uint8)
