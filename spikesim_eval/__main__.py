@@ -20,7 +20,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import CHOICES, Chip, Crossbar
+from .chip import PRESETS, Chip
 from .compare import choice, compare, notes, published_ratios, tables
 from .layer_list import Subject, check_number, load_layer_list, read_json
 from .plots import compare_plot, svg, sweep_plot
@@ -56,29 +56,38 @@ def add_option(parser: Parser, name: str, default: Any, text: str, **how: Any) -
     parser.add_argument(f"--{name}", default=default, help=f"{text} (default {shown})", **how)
 
 
-def add_options_of(what: type, parser: Parser, lists: bool = False) -> None:
-    """The options that Chip or Crossbar declares; with `lists`, several values of each number."""
-    for option in fields(what):
+def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
+    """The options that Chip declares of these parts; with `lists`, several values of each number.
+
+    What is not given is the preset's.
+    """
+    if "price" in parts:
+        text = "default: a chip that could be built; published: as the published tool charges"
+        add_option(parser, "preset", "default", text, choices=PRESETS)
+    for option in fields(Chip):
         default, about = option.default, option.metadata
+        if about["part"] not in ("both", *parts):
+            continue
         text, how = about["text"], {"type": type(default)}
         if about["reason"]:
             low, high = about["limits"]
             text += f", {low:g} to {high:g}"
         if about["choices"]:
             how = {"choices": about["choices"]}
-        elif lists:
-            default, how, text = (
-                [default],
-                {"type": numbers(type(default))},
-                f"{text}: one, or a,b,c",
-            )
-        elif default is None:
-            default, how = 4, {"type": adc_bits}
-        add_option(parser, option.name, default, text, **how)
+        elif lists and option.name in AXES:
+            how, text = {"type": numbers(type(default))}, f"{text}: one, or a,b,c"
+        elif option.name == "adc_bits":
+            how = {"type": adc_bits}
+        shown = f"{default:g}" if isinstance(default, float) else default
+        help = f"{text} (default {shown})"
+        parser.add_argument(f"--{option.name}", default=argparse.SUPPRESS, help=help, **how)
 
 
-def chosen(what: type, args: argparse.Namespace) -> Any:
-    return what(**{option.name: getattr(args, option.name) for option in fields(what)})
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a chip that the command line and its preset say."""
+    names = [option.name for option in fields(Chip)]
+    said = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return PRESETS[getattr(args, "preset", "default")] | said
 
 
 def build_parser() -> Parser:
@@ -101,13 +110,13 @@ def build_parser() -> Parser:
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
-    add_options_of(Chip, report)
+    add_chip_options(report, "price")
 
     several = add("compare", run_compare, "networks against the first")
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
     acceptable = "points below the first that are acceptable"
     add_option(several, "max_drop", 1.0, acceptable, type=float)
-    add_options_of(Chip, several)
+    add_chip_options(several, "price")
 
     grid = add("sweep", run_sweep, "a whole grid of chips")
     grid.add_argument("--checkpoint", nargs="+", default=[], help="one or more")
@@ -116,12 +125,12 @@ def build_parser() -> Parser:
     grid.add_argument("--bits", type=numbers(int), default=[], help=widths)
     grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
     grid.add_argument("--force", action="store_true", help="even above a million points")
-    add_options_of(Chip, grid, lists=True)
+    add_chip_options(grid, "price", lists=True)
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
     nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
     nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
-    add_options_of(Crossbar, nonideal)
+    add_chip_options(nonideal, "simulation")
     add_option(nonideal, "seed", 0, "of the draws", type=int)
     add_option(nonideal, "trials", 5, "draws of the cells, with --sigma", type=int)
     alone = "also every layer alone on such crossbars"
@@ -130,6 +139,11 @@ def build_parser() -> Parser:
         command.add_argument("--data_path", help="data root: rates and accuracy are measured")
         command.add_argument("--out", required=True, help="folder for the results")
     return parser
+
+
+def as_list(value: Any) -> list[Any]:
+    """A preset says one value of an axis, the command line a list."""
+    return value if isinstance(value, list) else [value]
 
 
 def is_layer_list(path: str) -> bool:
@@ -183,7 +197,7 @@ def run_compat(args: argparse.Namespace) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    chip = chosen(Chip, args)
+    chip = Chip(**given(args))
     checkpoints = [] if args.checkpoint is None else [args.checkpoint]
     if args.baseline is not None and not is_layer_list(args.baseline):
         checkpoints.append(args.baseline)
@@ -197,7 +211,7 @@ def run_report(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    chip = chosen(Chip, args)
+    chip = Chip(**given(args))
     check_number(args.max_drop, "max_drop", 0, 100)
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
@@ -218,14 +232,15 @@ def run_compare(args: argparse.Namespace) -> None:
 
 
 def run_sweep(args: argparse.Namespace) -> None:
-    axes = {name: getattr(args, name) for name in AXES}
+    options = given(args)
+    axes = {name: as_list(options.pop(name)) for name in AXES if name in options}
     paths = [*args.checkpoint, *args.layers]
     if not paths:
         raise UserError("sweep needs --checkpoint or --layers")
     check_sources(args, args.checkpoint)
-    options = max(1, len(args.bits)) * max(1, len(args.time_steps))
-    points = check_size(len(paths) * options, axes, args.force)
-    chip = Chip(**{name: getattr(args, name) for name in CHOICES})
+    variety = max(1, len(args.bits)) * max(1, len(args.time_steps))
+    points = check_size(len(paths) * variety, axes, args.force)
+    chip = Chip(**options)
     subjects = [traced(path, args.data_path) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
     try:
@@ -255,7 +270,7 @@ def run_nonideal(args: argparse.Namespace) -> None:
     from .nonideal import nonideal_report, nonideal_text
 
     report = nonideal_report(
-        *(args.checkpoint, args.data_path, chosen(Crossbar, args)),
+        *(args.checkpoint, args.data_path, Chip(**given(args))),
         *(args.seed, args.trials, args.each_layer, args.time_steps),
     )
     rows = report["layers"]

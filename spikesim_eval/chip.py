@@ -5,7 +5,7 @@ how a layer lies on it is `place_layer`.
 """
 
 import math
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields
 from statistics import NormalDist
 from typing import Any
 
@@ -95,8 +95,8 @@ class Chip:
         *("crossbar", "pe"),
     )
     adc_range: str = choice(
-        "unit: a code is a cell step, larger sums are clipped; full: the ADC reaches to the largest "
-        "possible sum",
+        "unit: a code is a cell step, larger sums are clipped; full: the ADC reaches to the "
+        "largest possible sum",
         *("unit", "full"),
         **SIMULATION,
     )
@@ -164,6 +164,15 @@ class Chip:
                 f"{self.xbar_size}"
             )
 
+    def options(self, part: str) -> dict[str, Any]:
+        """What is said of the chip where it is priced ("price") or simulated ("simulation")."""
+        said = {
+            x.name: getattr(self, x.name)
+            for x in fields(self)
+            if x.metadata["part"] in ("both", part)
+        }
+        return {name: str(x) if x == math.inf else x for name, x in said.items()}
+
     @property
     def adcs(self) -> Value:
         """ADCs of a crossbar, or of a PE (`adc_of`)."""
@@ -229,6 +238,7 @@ PRESETS = {
     # that know signs, and PE cycles charged as in the published tool.
     "published": {"columns": "offset", "adc_of": "pe", "adc_bits": 4, "costs": "published"},
 }
+OPTIONS = {x.name: x for x in fields(Chip)}
 CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
 
 
@@ -267,7 +277,7 @@ class Placement:
     pes: Value
     groups: Value  # of PEs that hold the bit slices of the same weights
     conversions: Value  # in a PE cycle
-    clocks: Value  # of a PE cycle
+    turns: Value  # of the busiest ADC in a PE cycle
 
 
 def place_layer(network: LayerList, layer: Layer, chip: Chip) -> Placement:
@@ -293,9 +303,7 @@ def place_layer(network: LayerList, layer: Layer, chip: Chip) -> Placement:
         pes * chip.planes,
         groups * chip.planes,
         conversions=read * columns,
-        # An ADC reads its columns one after the other, a bit a clock (successive approximation),
-        # behind a clock in which the currents settle.
-        clocks=1 + turns * chip.adc_bits,
+        turns=turns,
     )
 
 

@@ -93,7 +93,7 @@ def other_assumptions(
         return not layer.linear and layer.input_bits > 1 and not layer.after
 
     yield "as assumed", (ours, baseline, chip)
-    for option in ("periphery", "delay", "buffers"):
+    for option in ("columns", "adc_of", "costs"):
         (other,) = set(CHOICES[option]) - {getattr(chip, option)}
         yield f"--{option} {other}", (ours, baseline, replace(chip, **{option: other}))
     yield "shortcut inputs charged as spikes", with_layers(LayerList.reads_stream, input_bits=1)

@@ -124,8 +124,11 @@ def layer_costs(network: LayerList, chip: Chip) -> dict[str, LayerCost]:
         per_cycle = cycle_energy(network, layer, placement, chip)
         energies[name] = {component: cycles[name] * pj for component, pj in per_cycle.items()}
         energies[name] |= state_energy(network, layer)
-        clocks = layer.out_size[1] * network.input_bits(layer) * placement.clocks
-        row_ns[name] = clocks * 1000 / chip.clk_mhz
+        # An ADC reads its columns one after the other, a bit a clock (successive approximation),
+        # behind a clock in which the currents settle.
+        clocks = 1 + placement.turns * chip.adc_bits
+        bits_of_row = layer.out_size[1] * network.input_bits(layer)
+        row_ns[name] = bits_of_row * clocks * 1000 / chip.clk_mhz
     times = schedule(network, row_ns)
     return {x: LayerCost(places[x], cycles[x], energies[x], times[x]) for x in places}
 
@@ -179,9 +182,10 @@ def leakage(area: Mapping[str, Value], chip: Chip) -> Value:
     the H-tree's wires. None is published."""
     if chip.costs == "published":
         return 0.0
-    return add(x for name, x in area.items() if name not in ("crossbar", "htree")) * LEAKAGE_MW[
-        chip.process
-    ]
+    return (
+        add(x for name, x in area.items() if name not in ("crossbar", "htree"))
+        * LEAKAGE_MW[chip.process]
+    )
 
 
 def totals(

@@ -4,7 +4,7 @@ import copy
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ def nonideal_report(
         row["accuracy_alone"] = accuracy(placed, row["layer"])
     return {
         "checkpoint": str(path),
-        "crossbar": asdict(chip) | {"on_off_ratio": str(chip.on_off_ratio)},
+        "crossbar": chip.options("simulation"),
         "variation_bias": chip.variation_bias,
         "seed": seed,
         "time_steps": network.time_window,
@@ -147,7 +147,9 @@ def layer_row(name: str, runs: Sequence[CrossbarLayer], needed: CrossbarLayer) -
     return {
         "layer": name,
         "relative_error": statistics.mean(layer.relative_error for layer in runs),
-        "clipped_share": statistics.mean(layer.counts.clipped / layer.counts.conversions for layer in runs),
+        "clipped_share": statistics.mean(
+            layer.counts.clipped / layer.counts.conversions for layer in runs
+        ),
         "largest_sum_cell_steps": needed.largest_sum,
         "unclipped_adc_bits": needed.unclipped_adc_bits,
     }

@@ -1,5 +1,5 @@
-"""The published SpikeSim tool (arXiv 2210.12899, ela_spikesim.py): figure by figure ("compat"), with
-its limits and slips, and its way of charging on any network (`--costs published`).
+"""The published SpikeSim tool (arXiv 2210.12899, ela_spikesim.py): figure by figure ("compat"),
+with its limits and slips, and its way of charging on any network (`--costs published`).
 
 `estimate_published`: the tool assumes square, chained convolutions of one kernel size, ignores bit
 widths, counts membranes for five layers only, and gives SRAM's crossbar energy the value of its
@@ -8,8 +8,8 @@ once (the layer-wise latencies it prints count them twice).
 
 `energies` and `times`: each PE cycle is charged as a whole, with all of its columns converted, and
 gives one output channel of a pixel; a layer starts when those before it are 75 % done. Added are
-bit widths, mixed kernels, residual graphs, grouped convolutions and spike rates. For k x k layers on
-PEs of k² crossbars of 64 x 64 with one-cell weights, spike inputs, rate 1 and LIF neurons behind
+bit widths, mixed kernels, residual graphs, grouped convolutions and spike rates. For k x k layers
+on PEs of k² crossbars of 64 x 64 with one-cell weights, spike inputs, rate 1 and LIF neurons behind
 them, a layer's energy is the published one.
 """
 

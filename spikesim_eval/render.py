@@ -16,6 +16,9 @@ QUANTITIES = {  # key: (what it is, its unit, one of the key's unit in that unit
     "delay_ns": ("delay", "s", 1e-9),
     "area_um2": ("area", "m²", 1e-12),
     "edap_pj_ns_um2": ("EDAP", "J·ms·mm²", 1e-24),  # as in millijoules, milliseconds, mm²
+    "frames_per_second": ("frames a second", "/s", 1.0),
+    "power_mw": ("power at that rate", "W", 1e-3),
+    "leakage_mw": ("leakage in it", "W", 1e-3),
     "ops": ("operations", "", 1.0),
     "tops_per_watt": ("energy efficiency", "OPS/W", 1e12),
     "tops_per_mm2": ("area efficiency", "OPS/mm²", 1e12),

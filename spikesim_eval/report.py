@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from runtime.files import write_files
 
 from .chip import Chip
 from .compare import check_same_classes, notes, sensitivity
-from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE
+from .constants import AREA, ENERGY, EVENT, LEAKAGE, PUBLISHED_RATIO, STRUCTURE
 from .estimate import Estimate, estimate, ratios
 from .layer_list import LayerList, Subject
 from .plots import PARTS, report_plots
@@ -25,6 +24,9 @@ UNITS = {  # of the figures in report.json
     "area_um2": "um^2",
     "delay_ns": "ns",
     "edap_pj_ns_um2": "pJ ns um^2",
+    "frames_per_second": "1/s",
+    "power_mw": "mW",
+    "leakage_mw": "mW",
     "ops": "ops",
     "tops_per_watt": "1e12 ops/J",
     "tops_per_mm2": "1e12 ops/s/mm^2",
@@ -40,79 +42,102 @@ CSV_COLUMNS = {  # key of a layer's row: its column, with the unit
     "channel_groups": "channel_groups",
     "runs": "runs_per_timestep",
     "has_lif": "lif_behind_yes_no",
+    "static": "static_yes_no",
+    "crossbars": "crossbars_count",
     "pes": "pes_count",
     "groups": "groups_count",
     "utilization": "utilization_share_of_cells",
     "cycles": "pe_cycles",
+    "conversions": "adc_conversions",
     "ops": "ops",
     "spike_rate": "spike_rate_per_timestep",
     "rate_is_measured": "rate_is_measured_yes_no",
-    **{key: key for key in ("energy_pj", "area_um2", "start_ns", "delay_ns", "finish_ns")},
+    **{
+        key: key
+        for key in ("energy_pj", "area_um2", "start_ns", "delay_ns", "finish_ns", "busy_ns")
+    },
     "on_critical_path": "on_critical_path_yes_no",
 }
 
 
-BY_CHOICE = {  # what the figures rest on, by an option of the chip
-    "periphery": {
-        "per_group": "H-tree, fetch, neuron and tile buffer are charged once per group of PEs that "
-        "hold the bit slices of the same weights, in each of the groups whose sums are added up "
-        "(the published tool has no slices and charges every PE: --periphery per_pe).",
-        "per_pe": "H-tree, fetch, neuron and tile buffer are charged for every PE, bit slices "
-        "included, as the published tool does.",
-    },
-    "delay": {
-        "element_serial": "A PE cycle gives one channel of one output pixel, as published.",
-        "pixel_serial": "A PE cycle gives all channels of one output pixel; the published tool "
-        "takes one cycle per channel (--delay element_serial).",
-    },
-    "adc_law": {
-        "doubling": "Energy and area of an ADC double with every bit above the published 4 and "
-        "halve with every bit below.",
-        "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
-    },
-    "buffers": {
-        "own": "with their own bit widths (the published tool: 22 bits, membranes of five layers).",
-        "published": "of 22 bits a value, as published (there: membranes of five layers).",
-    },
+ADC_LAW = {
+    "doubling": "Energy and area of an ADC double with every bit above the published 4 and halve "
+    "with every bit below.",
+    "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
+}
+COLUMNS = {
+    "differential": "Positive and negative weights lie in crossbars of their own, of w - 1 bits, "
+    "whose ADCs' codes are subtracted.",
+    "offset": "A weight is stored with an offset, in w bits; what the offset adds is subtracted.",
+}
+ADC_OF = {
+    "crossbar": "Each crossbar's columns have ADCs of their own, and each is converted.",
+    "pe": "The columns that lie in line in a PE are added before they are converted.",
 }
 
 
 def assumptions(chip: Chip) -> list[str]:
     """What the figures rest on, one sentence each."""
-    chosen = {option: texts[getattr(chip, option)] for option, texts in BY_CHOICE.items()}
+    if chip.costs == "published":
+        charged = [
+            "H-tree, fetch, neuron and tile buffer are charged once per PE cycle and group of PEs "
+            "that hold the bit slices of the same weights; all of a PE's columns are converted, "
+            "and whole crossbars are driven, however few of their cells hold weights.",
+            "The stem is charged at every timestep, though software computes it once for a static "
+            "image.",
+            "A PE cycle gives one channel of one output pixel; a layer starts when every layer it "
+            "waits for is 75 % done.",
+            "Membranes, batch norm and leakage take no energy, as published; accumulators, batch "
+            "norm's products and the residual stream no area.",
+        ]
+    else:
+        charged = [
+            "Charged is what happens: driven cells that hold weights, conversions of columns that "
+            "hold weights, sums that leave a PE, bits read and written, additions and products. "
+            "One conversion, driven cell or moved sum costs what the published tool charges for "
+            "it; arithmetic, memory and leakage are from the sources below, scaled to 65 nm where "
+            "they say so.",
+            "Where every timestep reads the same image the stem runs once, and its sums are kept "
+            "in a memory of their own.",
+            "A PE cycle takes one clock for currents to settle and one for each bit of each "
+            "column that an ADC reads in turn; all PEs of a layer work at once.",
+            "Layers are pipelined: a layer starts a row of pixels when the rows that its kernel "
+            "reads have arrived, timestep after timestep. The delay is one image's alone; frames a "
+            "second and power are of image after image.",
+            "A membrane is read and written at every update, in as many bits as it has; an input "
+            "is written once and read at every kernel position. The residual stream between "
+            "blocks, DRAM and the distribution of clocks are not charged.",
+            "Transistors leak as an SRAM cell of the same area does; crossbars and the H-tree's "
+            "wires do not leak.",
+        ]
     return [
-        "Component figures are those of the published SpikeSim tool; nothing is measured on a "
-        "chip.",
-        chosen["periphery"],
+        "Component figures are those of the published SpikeSim tool where it has them; nothing is "
+        "measured on a chip.",
+        *charged,
+        COLUMNS[chip.columns],
+        ADC_OF[chip.adc_of],
         "Inputs are fed bit by bit, one PE cycle a bit: 1 bit for spikes, 8 for the image, the "
         "quantized stream's own width for a shortcut convolution.",
-        "The stem reads the 8-bit image at every timestep and is charged at every timestep, "
-        "though software computes it once for a static image.",
         "The linear layer runs once, on spike counts of ceil(log2(T*H*W + 1)) bits.",
-        "The LIF module is charged once per output pixel and timestep, after all input bits, and "
-        "only behind layers whose sums update LIF neurons: not for shortcuts and the classifier, "
-        "and as many pixels as the layer has where a pooling lies between.",
-        "A weight of w bits takes ceil(w / cell bits) cells side by side in one crossbar, so a "
-        "crossbar row of X cells holds the whole weights that fit into X; a PE's crossbars "
+        "The LIF module is charged once per update, after all input bits, and only behind layers "
+        "whose sums update LIF neurons: not for shortcuts and the classifier, and as many pixels "
+        "as the layer has where a pooling lies between.",
+        "A stored weight of b bits takes ceil(b / cell bits) cells side by side in one crossbar, "
+        "so a crossbar row of X cells holds the whole weights that fit into X; a PE's crossbars "
         "hold kernel positions and row groups of the same columns, as many as it has.",
         "The channel groups of a grouped or depthwise convolution are blocks: where several fit, "
         "they share a crossbar as blocks on its diagonal, else each has crossbars of its own, and "
-        "never more than the same layer without groups; a crossbar costs the same however few of "
-        "its cells hold weights.",
+        "never more than the same layer without groups.",
         "A layer that runs several times in a timestep has its weights on the chip once, and takes "
         "energy and time for every run.",
         "A layer's sums are shifted and added in an accumulator wide enough for the worst case; "
         "batch norm multiplies them by an integer scale, and its products are shifted onto the "
         "residual stream of 24 bits and a sign, 14 of them behind the point "
-        "(models/integer_network.py). These widths are stated; the published tool has no digital "
-        "multiplier to charge.",
+        "(models/integer_network.py).",
         "Only crossbar energy scales with the spike rate; where no rate was measured it is 1.",
-        f"{chosen['adc_law']} Those of a crossbar grow with its cells.",
-        chosen["delay"],
-        "A layer starts when every layer it waits for is 75 % done, so an addition waits for both "
-        "branches.",
-        "Area counts an input buffer per layer and a membrane memory for every LIF neuron, "
-        + chosen["buffers"],
+        f"{ADC_LAW[chip.adc_law]} Those of a crossbar grow with its cells.",
+        "Area counts an input buffer per layer and a membrane memory for every LIF neuron, with "
+        "their own bit widths (the published tool: 22 bits, membranes of five layers).",
         "A floating-point network enters as 32-bit fixed point (weights, membranes, shortcut "
         "inputs) on the same chip, because crossbars hold no floating-point numbers.",
         "The published ratios (N-Caltech101, against floating point) are printed as information "
@@ -141,16 +166,17 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
         "accuracy": subject.accuracy,
         "notes": notes([subject] if baseline is None else [baseline, subject]),
         "network": summary(ours.network),
-        "chip": asdict(chip),
+        "chip": chip.options("price"),
         "units": UNITS | {"energy_by_component": "pJ", "area_by_component": "um^2"},
         "total": ours.total,
+        "energy_by_component": ours.energy_by_component,
         "area_by_component": ours.area_by_component,
         "area_outside_layers": outside_layers(ours),
         "critical_path": list(ours.critical_path),
         "layers": list(ours.layers),
         "spike_rates_by_timestep": {name: list(rates) for name, rates in subject.rates.items()},
         "published": {name: constant.value for name, constant in PUBLISHED_RATIO.items()},
-        "constants": constants(),
+        "constants": constants(chip.costs == "published"),
         "assumptions": assumptions(chip),
     }
     if baseline is not None:
@@ -171,9 +197,11 @@ def outside_layers(ours: Estimate) -> dict[str, float]:
     return {"membrane": membrane, "idle_pes": idle}
 
 
-def constants() -> list[dict[str, Any]]:
-    """Every published number the estimate rests on."""
-    tables = {"energy": ENERGY, "area": AREA, "structure": STRUCTURE}
+def constants(published: bool) -> list[dict[str, Any]]:
+    """Every published number that the estimate rests on."""
+    tables = {"event": EVENT, "area": AREA, "leakage": LEAKAGE, "structure": STRUCTURE}
+    if published:
+        tables = {"energy": ENERGY, "area": AREA, "structure": STRUCTURE}
     return [
         {"table": table, "name": name} | constant._asdict()
         for table, entries in tables.items()
@@ -309,9 +337,7 @@ def layer_sections(report: Mapping[str, Any]) -> list[Section]:
 
 
 def component_section(report: Mapping[str, Any]) -> Section:
-    of_layers = [row["energy_by_component"] for row in report["layers"]]
-    energy = {name: fsum(row[name] for row in of_layers) for name in of_layers[0]}
-    area = report["area_by_component"]
+    energy, area = report["energy_by_component"], report["area_by_component"]
     parts = [shares(key, values) for key, values in (("energy_pj", energy), ("area_um2", area))]
     rows = [
         [component_name(name), *(cell for part in parts for cell in part.get(name, ["", ""]))]

@@ -71,7 +71,9 @@ def schedule(network: LayerList, row_times: Mapping[str, Value]) -> dict[str, Ti
         earlier = row_time * np.arange(count)
         start = np.maximum.accumulate(ready - earlier, axis=-1) + earlier
         rows = start + row_time
-        first, last, busy = (x[()] for x in (start[..., 0], rows[..., -1], count * row_time[..., 0]))
+        first, last, busy = (
+            x[()] for x in (start[..., 0], rows[..., -1], count * row_time[..., 0])
+        )
         times[layer.name] = Times(first, last, busy, rows)
     return times
 

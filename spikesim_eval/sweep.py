@@ -12,8 +12,8 @@ import numpy as np
 from display import percent, room_for_names, short_names, text_table
 from runtime.errors import UserError
 
-from .chip import CHOICES, Chip, ChipGrid, weights_per_row
-from .estimate import layer_cost, start_times, totals
+from .chip import CHOICES, OPTIONS, Chip, ChipGrid, check_option
+from .estimate import layer_costs, totals
 from .layer_list import MAX_BITS, Subject, check_int
 from .render import QUANTITIES, csv_text, shown
 
@@ -21,6 +21,7 @@ AXES = {  # options of the chip: their columns in a terminal
     "xbar_size": "xbar",
     "cell_bits": "cell",
     "adc_bits": "ADC",
+    "columns_per_adc": "shared",
     "pe_per_tile": "PEs",
     "crossbars_per_pe": "xbars",
     "clk_mhz": "MHz",
@@ -58,7 +59,7 @@ def sweep(
     fixed = {name: getattr(chip, name) for name in CHOICES}
     for name, axis in values.items():
         for value in axis:
-            Chip(**{name: value})
+            check_option(OPTIONS[name], value)
     # An axis a dimension: what depends on few options is computed for these alone.
     dimensions = np.ix_(*(np.array(values[name], dtype=np.float64) for name in AXES))
     grid = ChipGrid(**dict(zip(AXES, dimensions, strict=True)), **fixed)
@@ -68,10 +69,10 @@ def sweep(
     for subject in subjects:
         network = subject.network
         widest = max(network.weight_bits_of(layer) for layer in network.layers)
-        fits = weights_per_row(widest, grid.cell_bits, grid.xbar_size) >= 1
+        fits = grid.slices(widest) <= grid.xbar_size
+        fits = fits & (grid.xbar_size % grid.columns_per_adc == 0)
         with np.errstate(divide="ignore", invalid="ignore"):  # of those that do not fit
-            costs = {layer.name: layer_cost(network, layer, grid) for layer in network.layers}
-            total, _ = totals(network, grid, costs, start_times(network, costs))
+            total, _ = totals(network, grid, layer_costs(network, grid))
         own = {
             "network": subject.name,
             "bits": network.weight_bits,

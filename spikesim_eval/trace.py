@@ -1,11 +1,15 @@
 """From a checkpoint of main.py to the layer list that the estimate reads."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -26,8 +30,8 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
     """The layer list of a network that knows its `input_shape`.
 
     The stem reads the image, all other convolutions spikes, but for shortcuts: they read the
-    residual stream, which is as wide as a membrane. `rates` holds the measured spike rate of each
-    LIF layer, by name.
+    residual stream, which is as wide as a membrane. `rates` holds what `counting_rows` has measured
+    of each layer, by name.
     """
     first, linear, rates = network.blocks[0], network.linear, rates or {}
     bits, bn_bits = (bits_of(x) or MAX_BITS for x in (first.conv1, first.bn1))
@@ -40,14 +44,15 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
         conv, input_bits = network.get_submodule(name), 1 if isinstance(reads, str) else reads
         gives = tuple(-(-side // stride) for side, stride in zip(plane, conv.stride, strict=True))
         shape = conv.kernel_size[0], conv.in_channels, conv.out_channels, plane, gives
-        known = {"spike_rate": rates.get(reads), "bn_bits": bn_bits, "lif": True} | more
+        known = {"spike_rate": rates.get(name), "bn_bits": bn_bits, "lif": True} | more
         layers.append(Layer(name, *shape, input_bits, tuple(sorted(after)), **known))
         if isinstance(reads, str):
             populations.append((conv.in_channels, *plane))
         return gives
 
-    image = network.input_shape[-2:]
-    plane = add("stem.conv", image, set(), IMAGE_BITS, weight_bits=bits_of(network.stem.conv))
+    image, static = network.input_shape[-2:], len(network.input_shape) == 3
+    stem = {"weight_bits": bits_of(network.stem.conv), "static": static}
+    plane = add("stem.conv", image, set(), IMAGE_BITS, **stem)
     stream = {"stem.conv"}  # the layers whose sums are in it
     for i, block in enumerate(network.blocks):
         at = f"blocks.{i}"
@@ -60,6 +65,7 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
     populations.append((linear.in_features, *plane))
     shape = 1, linear.in_features, linear.out_features, plane, (1, 1), None
     how = {"weight_bits": bits_of(linear), "linear": True, "lif": False}
+    how["spike_rate"] = rates.get("linear")
     layers.append(Layer("linear", *shape, tuple(sorted(stream)), **how))
     return LayerList(network.time_window, bits, bits, tuple(layers), tuple(populations))
 
@@ -68,6 +74,43 @@ def bits_of(layer: nn.Module) -> int | None:
     """Of its weights, or of a batch norm's scales; None in full precision."""
     quantizer = getattr(layer, "quantizer", None)
     return None if quantizer is None else quantizer.bits
+
+
+@contextmanager
+def counting_rows(network: MSResNet, description: LayerList) -> Iterator[Callable[[], dict]]:
+    """Measures, while the network runs, the share of ones among the bits that drive the rows of
+    each layer's crossbars: padding drives none, and a pixel as many as there are outputs that read
+    it. Yields a function that gives these shares by layer; what a full-precision network reads as
+    real numbers is not in them.
+    """
+    counts: dict[str, Tensor] = {}  # (ones, bits)
+    handles = []
+
+    def count(layer: Layer, conv: nn.Module, inputs: tuple[Tensor]) -> None:
+        (x,) = inputs
+        if layer.linear:
+            x = (x * description.time_steps * prod(layer.in_size)).round()[..., None, None]
+            readers = torch.ones_like(x[0, 0], dtype=torch.float64)
+        else:
+            one = torch.ones(1, 1, *x.shape[-2:], dtype=torch.float64, device=x.device)
+            how = {"kernel_size": conv.kernel_size, "padding": conv.padding, "stride": conv.stride}
+            readers = F.fold(F.unfold(one, **how), x.shape[-2:], **how)[0, 0]
+        bits, codes = description.input_bits(layer), x.long()
+        ones = sum((codes >> bit & 1).sum(dim=(0, 1)) for bit in range(bits))
+        found = torch.stack([(ones * readers).sum(), readers.sum() * bits * x[:, :, 0, 0].numel()])
+        counts[layer.name] = counts.get(layer.name, 0) + found.cpu()
+
+    is_integer = bits_of(network.linear) is not None
+    for layer in description.layers:
+        if is_integer or layer.linear or layer.input_bits == 1:
+            module = network.get_submodule(layer.name)
+            hook = partial(count, layer)
+            handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield lambda: {name: (ones / bits).item() for name, (ones, bits) in counts.items()}
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def check_same_data(checkpoints: Sequence[str]) -> None:
@@ -134,15 +177,15 @@ def trace_checkpoint(
         raise UserError(
             f"--time_steps {time_steps}: accuracy is measured again, so give --data_path"
         )
-    rates: dict[str, Tensor] = {}
+    measured, by_timestep = {}, {}
     if batches is not None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        tested = evaluate(network.to(device), batches, device, name="measuring spike rates")
+        with counting_rows(network.to(device), describe(network)) as shares:
+            tested = evaluate(network, batches, device, name="measuring spike rates")
         network.cpu()
-        accuracy = tested.accuracy
-        rates = {name: (fired / seen).cpu() for name, (fired, seen) in tested.spikes.items()}
-    means = {name: rate.mean().item() for name, rate in rates.items()}
-    by_timestep = {name: rate.tolist() for name, rate in rates.items()}
+        accuracy, measured = tested.accuracy, shares()
+        rates = {name: fired / seen for name, (fired, seen) in tested.spikes.items()}
+        by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)
     trained = checkpoint.settings.trained_at
-    return Subject(str(path), describe(network, means), accuracy, by_timestep, kind, trained)
+    return Subject(str(path), describe(network, measured), accuracy, by_timestep, kind, trained)

@@ -1,0 +1,93 @@
+"""The chip that is priced is the chip that is simulated: what the engine counts while it runs is
+what the estimate charges, layer by layer."""
+
+import pytest
+import torch
+
+from models import QuanMSResNet
+from spikesim_eval.chip import Chip
+from spikesim_eval.constants import EVENT_PJ
+from spikesim_eval.estimate import estimate
+from spikesim_eval.nonideal import on_crossbars
+from spikesim_eval.trace import counting_rows, describe
+
+IMAGES = 3
+CHIPS = [
+    Chip(xbar_size=16, adc_bits=None),
+    Chip(xbar_size=16, columns="offset", adc_bits=None, cell_bits=2),
+    Chip(xbar_size=8, adc_of="pe", cell_bits=1, crossbars_per_pe=4, adc_bits=None),
+    Chip(adc_of="pe", columns="offset", adc_bits=None),
+]
+
+
+def network_and_images(static: bool, bits: int, T: int):
+    torch.manual_seed(bits)
+    network = QuanMSResNet(18, 10, T, 3, 6, bits=bits)
+    size = (3, 9, 9) if static else (T, 3, 9, 9)
+    network.input_shape = size
+    images = torch.rand(IMAGES, *size) if static else torch.randint(0, 3, (IMAGES, *size)).float()
+    network(images)  # running statistics
+    return network.eval(), images
+
+
+@pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: f"{chip.columns}-{chip.adc_of}")
+@pytest.mark.parametrize(("static", "bits", "T"), [(True, 2, 4), (True, 4, 1), (False, 4, 2)])
+@torch.no_grad()
+def test_what_is_priced_is_what_the_crossbars_do(static, bits, T, chip):
+    network, images = network_and_images(static, bits, T)
+    with counting_rows(network, describe(network)) as shares:
+        network(images)
+    description = describe(network, shares())
+    placed, layers = on_crossbars(network, description, chip, seed=0)
+    placed(images)
+    priced = estimate(description, Chip(**chip.__dict__ | {"adc_bits": 5}))
+    assert len(layers) == len(priced.layers)
+    for row in priced.layers:
+        layer, counts = layers[row["name"]], layers[row["name"]].counts
+        assert counts.cycles == IMAGES * row["cycles"], row["name"]
+        assert counts.conversions == IMAGES * row["conversions"], row["name"]
+        arrays = sum(
+            len(cells) * -(-cells.shape[-1] // (chip.xbar_size // row["slices"] * row["slices"]))
+            for cells in layer.cells
+        )
+        assert arrays == row["crossbars"], row["name"]
+        driven = row["energy_by_component"]["crossbar"] / EVENT_PJ["crossbar"]
+        assert driven == pytest.approx(counts.driven_cells / IMAGES, rel=1e-9), row["name"]
+
+
+@torch.no_grad()
+def test_only_ones_in_the_plane_drive_rows():
+    network, images = network_and_images(True, 4, 2)
+    with counting_rows(network, describe(network)) as shares:
+        network(images)
+    seen = {}
+
+    def keep(name):
+        return lambda module, inputs: seen.setdefault(name, inputs[0])
+
+    names = "stem.conv", "blocks.2.conv1", "blocks.2.shortcut.conv"
+    for name in names:
+        network.get_submodule(name).register_forward_pre_hook(keep(name))
+    network(images)
+    for name, bits in zip(names, (8, 1, 4), strict=True):
+        conv, driven, possible = network.get_submodule(name), 0, 0
+        (k, _), (s, _), (p, _) = conv.kernel_size, conv.stride, conv.padding
+        plane = seen[name][:, 0]
+        rows = range(-p, plane.shape[-1] + p - k + 1, s)
+        for y in rows:
+            for x in rows:
+                patch = seen[name][:, :, max(y, 0) : y + k, max(x, 0) : x + k].long()
+                possible += bits * patch.numel()
+                driven += sum((patch >> bit & 1).sum().item() for bit in range(bits))
+        assert shares()[name] == pytest.approx(driven / possible)
+
+
+def test_a_sum_over_a_pe_needs_the_range_of_all_its_crossbars():
+    network, _ = network_and_images(True, 4, 1)
+    description = describe(network)
+    steps = {}
+    for adc_of in ("crossbar", "pe"):
+        chip = Chip(adc_of=adc_of, adc_range="full", adc_bits=4)
+        _, layers = on_crossbars(network, description, chip, seed=0)
+        steps[adc_of] = layers["blocks.7.conv2"].adc_step
+    assert steps["pe"] == 9 * steps["crossbar"]
