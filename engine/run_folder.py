@@ -45,7 +45,7 @@ def trained_in(folder: Path) -> list[Path]:
     for setting in PAPER_SETTINGS:
         last, best = checkpoints_of(folder, setting)
         there = [path for path in (last, best) if os.path.lexists(path)]
-        if there != [last] or not is_without_epoch(last):  # the best comes with the first epoch
+        if there != [last] or epochs_in(last) != 0:  # the best comes with the first epoch
             found += there
     metrics, events, settings = (folder / x for x in ("metrics.csv", EVENTS, "settings.json"))
     if first_bytes(metrics, 2**16).partition(b"\n")[2]:  # more than its header
@@ -57,19 +57,10 @@ def trained_in(folder: Path) -> list[Path]:
     return found
 
 
-def is_without_epoch(last: Path) -> bool:
-    try:
-        return load_checkpoint(last).epoch == 0
-    except UserError:
-        return False
-
-
-def unreadable(last: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it can be read."""
-    try:
-        load_checkpoint(last)
-    except UserError as error:
-        return str(error)
+def epochs_in(last: Path) -> int | None:
+    """Whole epochs of a checkpoint; None where it cannot be read."""
+    with suppress(UserError):
+        return load_checkpoint(last, weights=False).epoch
     return None
 
 
@@ -102,8 +93,10 @@ def must_move(settings: Settings) -> bool:
     found = trained_in(folder)
     goes_on = settings.resume and os.path.lexists(last)
     if goes_on:
-        if damage := unreadable(last):
-            raise UserError(f"--resume: {damage}: {what_to_do(folder, settings)}")
+        try:
+            load_checkpoint(last, weights=False)
+        except UserError as damage:
+            raise UserError(f"--resume: {damage}: {what_to_do(folder, settings)}") from None
         has_epochs = last in found or best in found  # its logs are written anew from the checkpoint
         found = [x for x in found if x not in own and (x.suffix == ".pth" or not has_epochs)]
     if not found:
@@ -123,7 +116,7 @@ def must_move(settings: Settings) -> bool:
             + what_to_do(folder, settings)
         )
     only_own = all(path in own for path in found if path.suffix == ".pth")
-    resumable = only_own and last in found and unreadable(last) is None
+    resumable = only_own and last in found and epochs_in(last) is not None
     raise UserError(f"{folder} already holds {name}: {what_to_do(folder, settings, resumable)}")
 
 
