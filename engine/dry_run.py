@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from engine.cuda_graphs import WARM_UP, Gradients, ReplayedGradients
 from engine.data import Batches
 from engine.evaluate import evaluate
-from engine.log import aligned, count, duration, gigabytes
+from engine.log import aligned, count, duration
 from engine.run import Run
 from runtime.processes import is_main_process
 
@@ -93,10 +93,11 @@ def expectation(
 
 
 def expectation_text(found: dict[str, float]) -> str:
-    memory = gigabytes(found["memory"])
-    if "memory_of_gpu" in found:
-        used, of_gpu = map(gigabytes, (found["memory_of_gpu"], found["largest_memory_of_gpu"]))
-        memory = f"{used} of the GPU's {of_gpu}, main memory {memory}"
+    size = {name: f"{x / 1e9:.3g} GB" for name, x in found.items() if "memory" in name}
+    memory = size["memory"]
+    if "memory_of_gpu" in size:
+        of_gpu = f"{size['memory_of_gpu']} of the GPU's {size['largest_memory_of_gpu']}"
+        memory = f"{of_gpu}, main memory {memory}"
     lines = [
         (
             "time",

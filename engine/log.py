@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from tqdm.std import Bar as Blocks
 
 from checkpoints import Checkpoint
 from data_loader import ImageSet
@@ -30,23 +29,11 @@ from runtime.processes import is_main_process, world_size
 from settings import MAY_CHANGE, Settings, as_text, data_set_of
 
 COLUMNS = (
-    "epoch",
-    "lr",
-    "loss",
-    "ce",
-    "logit",
-    "membrane",
-    "train_accuracy",
-    "val_accuracy",
-    "val_loss",
-    "test_accuracy",
-    "test_loss",
-    "best_accuracy",
-    "spike_rate",
-    "images_per_second",
+    *("epoch", "lr", "loss", "ce", "logit", "membrane", "train_accuracy"),
+    *("val_accuracy", "val_loss", "test_accuracy", "test_loss", "best_accuracy"),
+    *("spike_rate", "images_per_second"),
 )
 FEW_STEPS = 10  # of an epoch: below it a warning
-SMALLEST_BAR = 10  # columns
 
 
 def duration(seconds: float) -> str:
@@ -85,10 +72,6 @@ def figure(x: float) -> str:
 
 def speed(images_per_second: float) -> str:
     return f"{images_per_second:.{0 if images_per_second >= 9.95 else 1}f} img/s"
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"
 
 
 def aligned(lines: Iterable[tuple[str, str]], width: int = 10) -> str:
@@ -162,7 +145,7 @@ def going_on(run: Run) -> str:
         text = f"{count(len(run.rows), 'epoch')} done, none left"
     else:
         text = f"going on from epoch {run.epoch}" + (f", step {run.step}" if run.step else "")
-    return text + (f" (best {percent(run.best_accuracy)})" if run.rows else "")
+    return text + (f" (best {percent(run.rows[-1]['best_accuracy'])})" if run.rows else "")
 
 
 def epoch_line(rows: Sequence[dict[str, Any]], epochs: int) -> str:
@@ -224,41 +207,34 @@ def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
 
 
 class ProgressBar(tqdm):
-    """One line of a terminal, for a person who watches; nothing where the output is no terminal.
-
-    What there is no room for is left out, the least important first: the bar itself, then figures
-    from the last of them on, then the time that is left.
-    """
+    """One line of a terminal, for a person who watches; nothing where the output is no terminal."""
 
     def __init__(self, batches: Iterable, name: str, total: int, done: int = 0):
-        self.figures: list[str] = []
-        disable = None if is_main_process() else True  # None: where the output is no terminal
+        self.figures = ""
         super().__init__(
-            batches, name, total, leave=False, initial=done, disable=disable, dynamic_ncols=True
+            batches,
+            name,
+            total,
+            leave=False,
+            initial=done,
+            dynamic_ncols=True,
+            disable=None if is_main_process() else True,  # None: where the output is no terminal
+            bar_format="{desc}  {bar}  {n}/{total}{left}{figures}",
         )
 
     def show(self, *figures: str) -> None:
-        """Figures to show from now on, the most important first."""
-        self.figures = [*figures]
+        """Figures to show from now on."""
+        self.figures = "".join(f"  {x}" for x in figures)
 
-    def __str__(self) -> str:
-        state = self.format_dict
-        columns = state["ncols"] or 0
-        # A line that is full would wrap. A terminal that does not know its width has 0 or less.
-        room = (columns if columns > 0 else 80) - 1
-        done, total, seconds = state["n"], state["total"], state["elapsed"]
-        name, *parts = [state["prefix"].removesuffix(": "), f"{done}/{total}"]
-        if done > state["initial"]:
-            left = (total - done) * seconds / (done - state["initial"])
-            parts.append(f"{duration(left)} left")
-        parts += self.figures
-        blocks = room - len("  ".join([name, *parts])) - 2
-        while len(parts) > 1 and len("  ".join([name, *parts])) > room:
-            parts.pop()
-        if blocks >= SMALLEST_BAR:
-            charset = Blocks.ASCII if state["ascii"] else Blocks.UTF
-            parts.insert(0, format(Blocks(done / max(1, total), blocks, charset)))
-        return "  ".join([name, *parts])[:room]
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        state, left = super().format_dict, ""
+        if (done := state["n"] - state["initial"]) > 0:
+            seconds = (state["total"] - state["n"]) * state["elapsed"] / done
+            left = f"  {duration(seconds)} left"
+        columns = state["ncols"] or 0  # less than 1: a terminal that does not know its width
+        known = {"ncols": columns if columns > 0 else 79}
+        return state | known | {"left": left, "figures": self.figures}
 
 
 class Log:
