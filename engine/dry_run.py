@@ -38,7 +38,8 @@ def dry_run(
     run.step, run.sums = 0, {}  # these few steps are an epoch of their own
     train_on(few)
     evaluate(run.network, few_tests, device, settings.amp)
-    evaluation = batches.evaluated * few_tests.seconds()
+    tested = len(batches.test) + len(batches.held_out or ())
+    evaluation = tested * few_tests.seconds()
     expected = expectation(run, left, few.seconds(), evaluation, device)
     if is_main_process():
         print(expectation_text(expected), flush=True)

@@ -8,6 +8,7 @@ python -m engine.run_folder FOLDER renames it to the first of FOLDER.1, FOLDER.2
 import csv
 import fcntl
 import io
+import itertools
 import os
 import shutil
 import struct
@@ -130,18 +131,12 @@ def what_to_do(folder: Path, settings: Settings, resumable: bool = False) -> str
     return ", ".join(ways) + "; or " * bool(ways) + "choose another --save_path"
 
 
-def first_free(folder: Path) -> Path:
-    """The first of FOLDER.1, FOLDER.2, … that does not exist; beside the folder itself, where
-    `folder` is a link to it."""
-    real, number = os.path.realpath(folder), 1
-    while os.path.lexists(f"{real}.{number}"):
-        number += 1
-    return Path(f"{real}.{number}")
-
-
 def place_aside(folder: Path, settings: Settings | None = None) -> Path:
-    """Where `folder` can be moved to. Raises UserError where it cannot be moved."""
-    real, place = Path(os.path.realpath(folder)), first_free(folder)
+    """Where `folder`, or what it is a link to, can be moved: the first of FOLDER.1, FOLDER.2, …
+    that does not exist. Raises UserError where it cannot be moved."""
+    real = Path(os.path.realpath(folder))
+    numbered = (Path(f"{real}.{number}") for number in itertools.count(1))
+    place = next(path for path in numbered if not os.path.lexists(path))
     in_use = {"the current folder": ".", "this program": PROGRAM}
     if settings is not None:
         for name in ("data_path", "cache_path", "teacher_path"):

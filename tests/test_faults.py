@@ -107,12 +107,6 @@ def test_a_killed_process_ends_the_run_with_one_line_and_two_go_on(one_process, 
     assert_close(outcome(tmp_path), one_process)
 
 
-def test_torchrun_restarts_a_run_of_which_a_process_was_killed(one_process, tmp_path):
-    result = launch(2, tmp_path, "--resume", fault="SIGKILL 0 5", restarts=1)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert_close(outcome(tmp_path), one_process)
-
-
 def test_a_restart_goes_on_with_what_overwrite_has_started_and_refused_it_stays_so(
     one_process, folder_of_one, tmp_path
 ):
@@ -300,8 +294,6 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
     hostile_input.try_layer_lists(200, tmp_path)
     hostile_input.try_configs(200, tmp_path)
     hostile_input.try_checkpoints(100, run, tmp_path / "student-last.pth")
-    readers = hostile_input.files_to_cut(tmp_path, tmp_path / "student-last.pth")
-    hostile_input.try_cut_files(100, readers)
 
 
 @pytest.mark.parametrize(

@@ -217,18 +217,6 @@ def test_a_run_with_all_three_goes_on_bit_for_bit(step, run, tmp_path, monkeypat
     assert_same_end(tmp_path, run[0])
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "before"),
-    [("--val_share", "0.2", "0.1"), ("--warmup", "2", "1"), ("--label_smoothing", "0.0", "0.2")],
-)
-def test_another_value_is_refused_by_a_run_that_goes_on(option, value, before, run, capfd):
-    arguments = [*OPTIONS, "--save_path", str(run[0]), "--resume", option, value]
-    assert main.main(arguments) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert f"{option} {value} instead of {before}" in err
-
-
 def test_a_checkpoint_without_its_held_out_accuracies_is_not_gone_on_with(run, tmp_path, capfd):
     content = contents(run[0])
     for row in content["rows"]:
@@ -294,13 +282,6 @@ def test_batch_norm_s_single_values_are_counted_without_the_held_out_images(tmp_
 )
 def test_a_value_that_makes_no_sense_is_one_line(arguments, expected, complaint):
     assert expected in complaint([*ORIGINAL, *arguments])
-
-
-def test_an_evaluation_takes_none_of_them(run, complaint):
-    for option in (["--val_share", "0.2"], ["--label_smoothing", "0.1"], ["--warmup", "2"]):
-        arguments = ["--eval_only", str(run[0] / "student-best.pth"), *option]
-        line = complaint(arguments)
-        assert f"{option[0]} has no meaning with --eval_only" in line
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -122,21 +122,6 @@ def test_a_run_cut_off_after_any_step_goes_on_as_if_nothing_had_been(
     assert_same_end(tmp_path, uninterrupted)
 
 
-def test_kills_at_random_moments_lose_nothing(uninterrupted, tmp_path):
-    for wait in (0.2, 0.45, 0.3):
-        process = start(tmp_path, "--save_every", "1", "--resume")
-        reached = last_change(tmp_path)
-        while last_change(tmp_path) == reached and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(wait)
-        process.kill()
-        process.communicate()
-    process = start(tmp_path, "--save_every", "1", "--resume")
-    _, err = process.communicate()
-    assert (process.returncode, err) == (0, "")
-    assert_same_end(tmp_path, uninterrupted)
-
-
 def last_change(folder: Path) -> float:
     path = folder / "student-last.pth"
     return path.stat().st_mtime_ns if path.exists() else 0

@@ -280,25 +280,6 @@ def test_a_folder_that_the_system_does_not_move_stays_as_it_is(run, capfd, monke
     assert contents(run.parent) == before
 
 
-def test_a_power_cut_in_the_middle_of_a_move_leaves_the_run_in_its_new_place(
-    run, one_epoch, monkeypatch
-):
-    class PowerCutError(Exception):
-        pass
-
-    def power_cut(*_: object, flush: bool) -> None:
-        raise PowerCutError
-
-    monkeypatch.setattr("builtins.print", power_cut)  # the first thing after the move
-    with pytest.raises(PowerCutError):
-        main.main([*STUDENT, "--overwrite", "--save_path", str(run)])
-    monkeypatch.undo()
-    assert contents(run.with_name("run.1")) == contents(one_epoch)
-    assert not run.exists()
-    assert main.main([*STUDENT, "--overwrite", "--save_path", str(run)]) == 0
-    assert contents(run.with_name("run.1")) == contents(one_epoch)
-
-
 def test_resume_and_overwrite_exclude_each_other_and_an_evaluation_overwrites_nothing(run, capfd):
     before = contents(run.parent)
     assert main.main([*STUDENT, "--save_path", str(run), "--resume", "--overwrite"]) == 2
