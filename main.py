@@ -33,15 +33,13 @@ from checkpoints import Checkpoint, build_network, load_checkpoint
 from data_loader import set_epoch
 from display import percent
 from distiller import Distiller, LossFunction
-from engine.compile import compile_for
-from engine.cuda_graphs import Gradients, ReplayedGradients
+from engine.compile import Gradients, ReplayedGradients, compile_for
 from engine.data import Batches, DataSets, batches_of, first_images, load_same_data, settings_for
 from engine.dry_run import dry_run
 from engine.eval_only import eval_only, result_text
 from engine.evaluate import evaluate
 from engine.log import Log, ProgressBar, ending, figure, header, speed
-from engine.metrics import EpochSums
-from engine.numerics import first_bad_gradient, watch_numbers
+from engine.metrics import EpochSums, first_bad_gradient, watch_numbers
 from engine.run import Run, parameters_of
 from engine.run_folder import check_save_path
 from engine.start import explain, leave, make_deterministic, start_processes

@@ -76,16 +76,6 @@ class Terminal:
         """Everything that was ever shown on a line."""
         return re.split(r"[\r\n]+", self.text)
 
-    def screen(self) -> list[str]:
-        """What is left to be seen, without wrapping."""
-        lines = []
-        for line in self.text.replace("\r\n", "\n").split("\n"):
-            seen = ""
-            for piece in line.split("\r"):
-                seen = piece + seen[len(piece) :]
-            lines.append(seen.rstrip())
-        return lines
-
 
 @contextmanager
 def terminal(columns: int, monkeypatch) -> Iterator[Terminal]:
@@ -117,7 +107,7 @@ def test_a_terminal_shows_a_header_a_bar_that_fits_and_a_line_an_epoch(
     with terminal(columns, monkeypatch) as shown:
         assert main.main([*options, "--save_path", str(tmp_path / "run")]) == 0
     accuracy = load_checkpoint(trained["original"]).accuracy
-    said = labelled("\n".join(shown.screen()))
+    said = labelled("\n".join(shown.pieces()))
     threads = torch.get_num_threads()
     assert said["device"] == f"CPU ({threads} thread{'s' * (threads > 1)}), 1 process"
     assert said["data"] == "digits: 1,437 training and 360 test images, 10 classes, 1x16x16"
@@ -131,7 +121,7 @@ def test_a_terminal_shows_a_header_a_bar_that_fits_and_a_line_an_epoch(
     assert said["warning"].startswith("an epoch has 5 steps, fewer than 10: ")
     assert "resume" not in said
 
-    lines = [match for line in shown.screen() if (match := LINE.fullmatch(line))]
+    lines = [match for line in shown.pieces() if (match := LINE.fullmatch(line))]
     assert [line["epoch"] for line in lines] == ["1", "2"]
     for line in lines:
         assert re.fullmatch(r" \(ce [\d.]+ logit [\d.]+ membrane [\d.]+\)", line["terms"])
@@ -198,9 +188,9 @@ def test_a_resumed_run_says_where_it_goes_on_and_its_time_is_that_of_all_parts(
     options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(tmp_path), "--resume"]
     with terminal(80, monkeypatch) as shown:
         assert main.main(options) == 0
-    said = labelled("\n".join(shown.screen()))
+    said = labelled("\n".join(shown.pieces()))
     assert said["resume"] == f"going on from epoch 2, step 2 {best}"
-    second = next(line for line in shown.screen() if line.startswith("2/3  loss"))
+    second = next(line for line in shown.pieces() if line.startswith("2/3  loss"))
     assert re.search(r"  1 h \d min, 1 h \d min left$", second)
     assert re.search(r"\), last [\d.]+ %, in 1 h \d min$", said["best accuracy"])
     rows = torch.load(last, weights_only=True)["rows"]
@@ -208,35 +198,29 @@ def test_a_resumed_run_says_where_it_goes_on_and_its_time_is_that_of_all_parts(
 
     with terminal(80, monkeypatch) as again:
         assert main.main(options) == 0
-    said_again = labelled("\n".join(again.screen()))
+    said_again = labelled("\n".join(again.pieces()))
     assert said_again["resume"].startswith("3 epochs done, none left (best ")
     assert said_again["best accuracy"] == said["best accuracy"]
 
 
-def test_a_run_of_a_version_that_measured_no_times_goes_on_and_tells_no_sum(
+def test_a_run_without_times_that_has_only_an_evaluation_left_tells_no_sum_and_no_speed(
     stopped, tmp_path, capfd
 ):
     content = torch.load(stopped / "original-last.pth", weights_only=True)
-    del content["seconds"], content["settings"]["dry_run"]
+    del content["seconds"], content["settings"]["dry_run"]  # of an older version
     for row in content["rows"]:
         del row["seconds"], row["test_loss"]
-    torch.save(content, tmp_path / "original-last.pth")
-    options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(tmp_path), "--resume"]
-    assert main.main(options) == 0
-    assert re.search(r", last [\d.]+ %$", labelled(capfd.readouterr().out)["best accuracy"])
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        assert [row["test_loss"] != "" for row in csv.DictReader(file)] == [False, True, True]
-
-
-def test_an_epoch_that_has_only_its_evaluation_left_tells_no_speed(stopped, tmp_path, capfd):
-    content = torch.load(stopped / "original-last.pth", weights_only=True)
     torch.save(content | {"step": 5}, tmp_path / "original-last.pth")
     options = [*TEACHER, *FIVE_STEPS, "--epochs", "2", "--save_path", str(tmp_path), "--resume"]
     assert main.main(options) == 0
-    (line,) = (x for x in capfd.readouterr().out.splitlines() if x.startswith("2/2  loss"))
+    out = capfd.readouterr().out
+    assert re.search(r", last [\d.]+ %$", labelled(out)["best accuracy"])
+    (line,) = (x for x in out.splitlines() if x.startswith("2/2  loss"))
     assert "img/s" not in line
     with (tmp_path / "metrics.csv").open(newline="") as file:
-        assert [row["images_per_second"] != "" for row in csv.DictReader(file)] == [True, False]
+        rows = list(csv.DictReader(file))
+    assert [row["test_loss"] != "" for row in rows] == [False, True]
+    assert [row["images_per_second"] != "" for row in rows] == [True, False]
 
 
 def test_the_line_names_the_best_epoch_and_the_accuracy_that_decides():

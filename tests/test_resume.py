@@ -182,22 +182,6 @@ def test_a_signal_finishes_the_step_and_saves(
     assert_same_end(tmp_path, uninterrupted)
 
 
-def test_a_run_that_is_killed_in_its_evaluation_has_lost_no_step(
-    uninterrupted, tmp_path, monkeypatch
-):
-    def power_cut(*_: object) -> None:
-        raise PowerCutError
-
-    monkeypatch.setattr(main, "evaluate", power_cut)
-    with pytest.raises(PowerCutError):
-        train(tmp_path)
-    saved = contents(tmp_path)
-    assert (saved["epoch"], saved["step"]) == (0, 5)
-    monkeypatch.undo()
-    assert train(tmp_path, "--resume") == 0
-    assert_same_end(tmp_path, uninterrupted)
-
-
 @pytest.fixture(scope="module")
 def events(tmp_path_factory) -> list[str]:
     """Options of a run whose batches come from two workers: digits need none."""
