@@ -245,49 +245,43 @@ class Log:
     """
 
     def __init__(self, settings: Settings, rows: list[dict[str, Any]]):
-        # Imported here: only the first process of a training needs it. A SummaryWriter would write
-        # in a thread, which dies with a traceback when the disk is full.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self.event, self.summary, self.record_writer = Event, Summary, RecordWriter
-        self.hparams = hparams_pb
         self.settings, self.folder = settings, Path(settings.save_path)
-        self.metrics = self.folder / "metrics.csv"
-        self.events = self.folder / EVENTS
+        self.metrics, self.events = self.folder / "metrics.csv", self.folder / EVENTS
         with disk_errors(self.folder, self.settings):
             about = json.dumps(about_run(settings), indent=2) + "\n"
             (self.folder / "settings.json").write_text(about)
             with self.metrics.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
-            with self.events.open("wb") as file:
-                version = Event(wall_time=time.time(), file_version="brain.Event:2")
-                RecordWriter(file).write(version.SerializeToString())
+            self.events.write_bytes(b"")
+            self.record(wall_time=time.time(), file_version="brain.Event:2")
             for row in rows:
                 self.append(row)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch to metrics.csv and to the curves."""
-        time_ended = row["time"]
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        when = {"wall_time": row["time"], "step": row["epoch"]}
         if self.settings.deterministic:  # the same numbers in the same file, and no times
             row = row | {"images_per_second": None}
         with self.metrics.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerow(row)
-        values = [
-            self.summary.Value(tag=name, simple_value=row[name])
-            for name in COLUMNS[1:]
-            if row.get(name) is not None
-        ]
-        summaries = [self.summary(value=values)]
-        if row["epoch"] == 1:  # with the first: without an epoch the file holds nothing
+        if row["epoch"] == 1:
             of_run = hyper_parameters(self.settings)
-            summaries.insert(0, self.hparams(of_run, start_time_secs=time_ended))
+            self.record(**when, summary=hparams_pb(of_run, start_time_secs=row["time"]))
+        known = {name: row[name] for name in COLUMNS[1:] if row.get(name) is not None}
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in known.items()]
+        self.record(**when, summary=Summary(value=values))
+
+    def record(self, **event: Any) -> None:
+        """Add to the events. A SummaryWriter would write in a thread, which dies with a traceback
+        when the disk is full. Imported here: only the first process of a training needs it."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         with self.events.open("ab") as file:
-            for summary in summaries:
-                event = self.event(wall_time=time_ended, step=row["epoch"], summary=summary)
-                self.record_writer(file).write(event.SerializeToString())
+            RecordWriter(file).write(Event(**event).SerializeToString())
 
     def write(self, rows: Sequence[dict[str, Any]], silent: list[str]) -> None:
         """Log the last of `rows` and print it; `silent` are the layers that never fired in its

@@ -27,8 +27,7 @@ from settings import PAPER_SETTINGS, Settings
 
 PROGRAM = Path(__file__).resolve().parent.parent
 EVENTS = "events.out.tfevents.md-snn"
-EMPTY_EVENTS = 40  # bytes of an events file without an epoch
-BEGIN_OF_SETTINGS = b'{\n  "data": '  # of a settings.json
+LOGS = ("metrics.csv", EVENTS, "settings.json")  # written after the first checkpoint
 
 
 def checkpoints_of(folder: Path, paper_setting: str) -> tuple[Path, Path]:
@@ -37,25 +36,15 @@ def checkpoints_of(folder: Path, paper_setting: str) -> tuple[Path, Path]:
 
 
 def trained_in(folder: Path) -> list[Path]:
-    """What a start in `folder` would replace and cost more than the first epoch of a run.
-
-    Checkpoints of whole epochs, their metrics and curves, and what is not known to hold less: a
-    checkpoint that cannot be read, another program's settings.json.
-    """
-    found = []
-    for setting in PAPER_SETTINGS:
-        last, best = checkpoints_of(folder, setting)
-        there = [path for path in (last, best) if os.path.lexists(path)]
-        if there != [last] or epochs_in(last) != 0:  # the best comes with the first epoch
-            found += there
-    metrics, events, settings = (folder / x for x in ("metrics.csv", EVENTS, "settings.json"))
-    if first_bytes(metrics, 2**16).partition(b"\n")[2]:  # more than its header
-        found.append(metrics)
-    if len(first_bytes(events, EMPTY_EVENTS + 1)) > EMPTY_EVENTS:
-        found.append(events)
-    if not BEGIN_OF_SETTINGS.startswith(first_bytes(settings, len(BEGIN_OF_SETTINGS))):
-        found.append(settings)
-    return found
+    """What a start in `folder` would replace and cost more than the first epoch of a run:
+    checkpoints of whole epochs or that cannot be read, and logs that no checkpoint lies beside."""
+    pairs = [checkpoints_of(folder, setting) for setting in PAPER_SETTINGS]
+    there = [path for pair in pairs for path in pair if os.path.lexists(path)]
+    if not there:
+        return [path for name in LOGS if os.path.isfile(path := folder / name)]
+    # The best comes with the first epoch.
+    alone = [last for last, best in pairs if last in there and best not in there]
+    return [path for path in there if path not in alone or epochs_in(path) != 0]
 
 
 def epochs_in(last: Path) -> int | None:
@@ -63,17 +52,6 @@ def epochs_in(last: Path) -> int | None:
     with suppress(UserError):
         return load_checkpoint(last, weights=False).epoch
     return None
-
-
-def first_bytes(path: Path, size: int) -> bytes:
-    """None of what is missing or no file."""
-    try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
 
 
 def check_save_path(settings: Settings) -> None:
@@ -90,7 +68,7 @@ def must_move(settings: Settings) -> bool:
     Raises UserError where the run would cost what lies there, or where that cannot be moved.
     """
     folder = Path(settings.save_path)
-    own = last, best = checkpoints_of(folder, settings.paper_setting)
+    own = last, _ = checkpoints_of(folder, settings.paper_setting)
     found = trained_in(folder)
     goes_on = settings.resume and os.path.lexists(last)
     if goes_on:
@@ -98,8 +76,7 @@ def must_move(settings: Settings) -> bool:
             load_checkpoint(last, weights=False)
         except UserError as damage:
             raise UserError(f"--resume: {damage}: {what_to_do(folder, settings)}") from None
-        has_epochs = last in found or best in found  # its logs are written anew from the checkpoint
-        found = [x for x in found if x not in own and (x.suffix == ".pth" or not has_epochs)]
+        found = [path for path in found if path not in own]
     if not found:
         return False
     if settings.overwrite:
@@ -116,8 +93,7 @@ def must_move(settings: Settings) -> bool:
             f"--resume: {folder} holds {name} but no {last.name} to go on from: "
             + what_to_do(folder, settings)
         )
-    only_own = all(path in own for path in found if path.suffix == ".pth")
-    resumable = only_own and last in found and epochs_in(last) is not None
+    resumable = last in found and {*found} <= {*own} and epochs_in(last) is not None
     raise UserError(f"{folder} already holds {name}: {what_to_do(folder, settings, resumable)}")
 
 

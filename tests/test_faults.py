@@ -1,6 +1,5 @@
 """Faults of several processes, hostile files, and numbers gone wrong: one line, never a hang."""
 
-import csv
 import itertools
 import os
 import pickle
@@ -20,6 +19,7 @@ from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
 from data_loader import load_data_sets
 from engine.metrics import watch_numbers
+from engine.run_folder import read_metrics
 from load_settings import parse_settings
 from models.batch_norm import BatchNorm
 from stand_in_data import write_ncaltech101
@@ -59,11 +59,10 @@ def lines_of_ours(result: subprocess.CompletedProcess) -> list[str]:
     return ours[:-1]
 
 
-def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
+def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Last weights and metrics."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return torch.load(folder / "original-last.pth", weights_only=True)["model"], rows
+    model = torch.load(folder / "original-last.pth", weights_only=True)["model"]
+    return model, read_metrics(folder / "metrics.csv")
 
 
 def assert_close(found: tuple, expected: tuple) -> None:
@@ -72,7 +71,7 @@ def assert_close(found: tuple, expected: tuple) -> None:
     assert [row["epoch"] for row in found[1]] == [row["epoch"] for row in expected[1]]
     for row, wanted in zip(found[1], expected[1], strict=True):
         for name in ("loss", "train_accuracy", "test_accuracy", "spike_rate"):
-            assert float(row[name]) == pytest.approx(float(wanted[name]), rel=1e-9), name
+            assert row[name] == pytest.approx(wanted[name], rel=1e-9), name
 
 
 @pytest.fixture(scope="module")

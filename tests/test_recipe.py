@@ -1,6 +1,5 @@
 """--val_share, --label_smoothing and --warmup."""
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import main
 from checkpoints import load_checkpoint
 from data_loader import ImageSet, Share, data_of, evaluation_loader, training_loader
 from data_sets.splits import held_out_rows
+from engine.run_folder import read_metrics
 from load_settings import build_loss, build_scheduler, load_network, parse_settings
 from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
@@ -109,23 +109,18 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_the_metrics_of_a_run_with_a_share_held_out(run):
-    rows = rows_of(run)
+    rows = read_metrics(run / "metrics.csv")
     best = 0.0
     for row in rows:
-        best = max(best, float(row["val_accuracy"]))
-        assert float(row["best_accuracy"]) == best
+        best = max(best, row["val_accuracy"])
+        assert row["best_accuracy"] == best
     # The learning rate at an epoch's start: one of five steps of warm-up, then a cosine.
-    assert [float(row["lr"]) for row in rows] == pytest.approx([0.1 / STEPS, 0.1, 0.05])
+    assert [row["lr"] for row in rows] == pytest.approx([0.1 / STEPS, 0.1, 0.05])
     checkpoint = load_checkpoint(run / "student-best.pth")
-    (of_best,) = (row for row in rows if int(row["epoch"]) == checkpoint.epoch)
-    assert float(of_best["val_accuracy"]) == best
-    assert checkpoint.accuracy == float(of_best["test_accuracy"])
+    (of_best,) = (row for row in rows if row["epoch"] == checkpoint.epoch)
+    assert of_best["val_accuracy"] == best
+    assert checkpoint.accuracy == of_best["test_accuracy"]
     # Accuracies and losses of both, plain, of the last network, computed here.
     last = load_checkpoint(run / "student-last.pth")
     network, (train, test) = load_network(last), data_of(last.settings, "unused")
@@ -135,13 +130,13 @@ def test_the_metrics_of_a_run_with_a_share_held_out(run):
             logits = network(images).double()
         right = (logits.argmax(1) == data_set.labels).double().mean().item()
         loss = -logits.log_softmax(1)[torch.arange(len(images)), data_set.labels].mean().item()
-        assert float(rows[-1][f"{name}_accuracy"]) == right
-        assert float(rows[-1][f"{name}_loss"]) == pytest.approx(loss, rel=1e-5)
+        assert rows[-1][f"{name}_accuracy"] == right
+        assert rows[-1][f"{name}_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_without_a_share_the_columns_are_empty(trained):
-    (row,) = rows_of(trained["original"].parent)
-    assert (row["val_loss"], row["val_accuracy"]) == ("", "")
+    (row,) = read_metrics(trained["original"].with_name("metrics.csv"))
+    assert (row["val_loss"], row["val_accuracy"]) == (None, None)
     assert row["best_accuracy"] == row["test_accuracy"]
 
 

@@ -99,9 +99,7 @@ def test_a_run_does_not_go_on_over_another_run_in_its_folder(run, no_epoch, capf
     assert "holds original-last.pth of another run than student-last.pth" in line
 
 
-@pytest.mark.parametrize(
-    "kept", ["student-last.pth", "student-best.pth", "metrics.csv", run_folder.EVENTS]
-)
+@pytest.mark.parametrize("kept", ["student-last.pth", "student-best.pth", *run_folder.LOGS])
 def test_any_part_of_a_run_is_kept(kept, one_epoch, tmp_path, capfd, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
@@ -116,8 +114,6 @@ def test_what_cannot_be_read_is_kept(no_epoch, tmp_path, capfd, monkeypatch):
     for name, content in (
         ("student-last.pth", (no_epoch / "student-last.pth").read_bytes()[:-100]),
         ("qamd-last.pth", b""),
-        ("settings.json", b'{"of": "another program"}'),
-        ("metrics.csv", b"epoch,loss\n1,0.5"),
     ):
         folder = Path(shutil.copytree(no_epoch, tmp_path / name.split(".")[0] / "run"))
         (folder / name).write_bytes(content)
