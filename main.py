@@ -76,11 +76,9 @@ def main(argv: Sequence[str] | None = None, data_sets: DataSets | None = None) -
             redirect_stdout(sys.stderr if settings.json else stdout),
             start_processes(settings) as (settings, device),
         ):
-            if settings.eval_only is None:
-                found = train(settings, device, data_sets)
-            else:
-                found = eval_only(settings, device)
-            if is_main_process() and (settings.json or settings.eval_only is not None):
+            trains = settings.eval_only is None
+            found = train(settings, device, data_sets) if trains else eval_only(settings, device)
+            if is_main_process() and (settings.json or not trains):
                 print(result_text(found, settings), file=stdout)
 
     return run_command("main.py", work, lambda error: explain(error, settings))

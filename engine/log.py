@@ -104,26 +104,23 @@ def header(
     batch = f"{size}" + f" ({processes} x {-(-size // processes)})" * (processes > 1)
     batch += f" in {settings.accumulate} parts" * (settings.accumulate > 1)
     batch += f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}"
-    network = f"{'Quan-' * (settings.bits is not None)}MS-ResNet-{settings.model_depth}, "
+    quantized = settings.bits is not None
+    network = f"{'Quan-' * quantized}MS-ResNet-{settings.model_depth}, "
     network += f"width {settings.width}, T {', '.join(map(str, settings.trained_at))}: "
     network += f"{sum(x.numel() for x in run.network.parameters()):,} parameters, "
     network += f"{amount(macs)} MACs an image"
     network += f" at T {settings.time_window}" * (settings.time_windows is not None)
-    bits = f"{settings.bits}, {settings.bn_bits} in batch norm"
-    if settings.bits is None:
-        bits = "full precision"
-    lines = [("device", name), ("data", data), ("batch", batch), ("network", network)]
-    lines.append(("bits", bits))
+    bits = f"{settings.bits}, {settings.bn_bits} in batch norm" if quantized else "full precision"
+    lines = {"device": name, "data": data, "batch": batch, "network": network, "bits": bits}
     if teacher is not None:
-        lines.append(("teacher", about_teacher(settings, teacher)))
-    unwritten = " (a dry run writes nothing)" * settings.dry_run
-    lines.append(("files", settings.save_path + unwritten))
+        lines["teacher"] = about_teacher(settings, teacher)
+    lines["files"] = settings.save_path + " (a dry run writes nothing)" * settings.dry_run
     if run.steps_done:
-        lines.append(("resume", going_on(run)))
+        lines["resume"] = going_on(run)
     if steps < FEW_STEPS:
         few = f"an epoch has {count(steps, 'step')}, fewer than {FEW_STEPS}: a smaller "
-        lines.append(("warning", few + "--batch_size or more --epochs train longer"))
-    return aligned(lines)
+        lines["warning"] = few + "--batch_size or more --epochs train longer"
+    return aligned(lines.items())
 
 
 def about_teacher(settings: Settings, teacher: Checkpoint) -> str:
@@ -171,39 +168,36 @@ def epoch_line(rows: Sequence[dict[str, Any]], epochs: int) -> str:
 def ending(run: Run) -> str:
     """How the run ended, and the commands that come next, to be pasted into a shell."""
     best, last = best_row(run.rows), run.rows[-1]
-    both = ("val_accuracy", "test_accuracy") if "val" in deciding(best) else ("test_accuracy",)
 
     def accuracies(row: dict[str, Any]) -> str:
-        named = (f"{x.removesuffix('accuracy')[:-1]} " * (len(both) > 1) for x in both)
-        return ", ".join(n + percent(row[x], 2) for n, x in zip(named, both, strict=True))
+        test = percent(row["test_accuracy"], 2)
+        if deciding(row) == "test_accuracy":
+            return test
+        return f"val {percent(row['val_accuracy'], 2)}, test {test}"
 
     text = f"{accuracies(best)} (epoch {best['epoch']}), last {accuracies(last)}"
     if all(row.get("seconds") is not None for row in run.rows):  # not of an older version
         text += f", in {duration(sum(row['seconds'] for row in run.rows))}"
     checkpoint = run.best if run.best.exists() else run.last
-    commands = next_commands(run.settings, checkpoint)
-    lines = [("best accuracy", text), ("checkpoint", str(checkpoint)), ("next", commands[0])]
-    return aligned([*lines, *(("", command) for command in commands[1:])], 15)
+    evaluation, report = next_commands(run.settings, checkpoint)
+    lines = [("best accuracy", text), ("checkpoint", str(checkpoint))]
+    return aligned([*lines, ("next", evaluation), ("", report)], 15)
 
 
 def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
     """Commands for a shell in the current folder: the accuracy again, and the hardware report."""
-    here = PROGRAM
-    program, module = ["main.py"], []
-    if not os.path.samefile(here, os.curdir):
-        program, module = [str(here / "main.py")], [f"PYTHONPATH={shlex.quote(str(here))}"]
+    program, path = "main.py", ""
+    if not os.path.samefile(PROGRAM, os.curdir):
+        program, path = str(PROGRAM / "main.py"), f"PYTHONPATH={shlex.quote(str(PROGRAM))} "
     data = ["--data_path", settings.data_path]
     how = ["--device", settings.device] if settings.device != "auto" else []
     how += ["--amp"] * settings.amp
-    evaluate = [*program, "--eval_only", str(checkpoint), "--data", settings.data, *data, *how]
+    evaluate = [program, "--eval_only", str(checkpoint), "--data", settings.data, *data, *how]
     report = ["-m", "spikesim_eval", "report", "--checkpoint", str(checkpoint)]
     if settings.teacher_path is not None:
         report += ["--baseline", settings.teacher_path]
     report += [*data, "--out", str(checkpoint.parent / "report")]
-    return [
-        " ".join(["python", *map(shlex.quote, evaluate)]),
-        " ".join([*module, "python", *map(shlex.quote, report)]),
-    ]
+    return [f"python {shlex.join(evaluate)}", f"{path}python {shlex.join(report)}"]
 
 
 class ProgressBar(tqdm):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import UserError
-from runtime.launcher import check_launcher, is_launched, launcher_variable
+from runtime.launcher import is_launched, launcher_variable
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 # With another process that says nothing, or a loader. One that dies is noticed at once; a
@@ -72,7 +72,6 @@ def init_distributed(backend: str) -> Iterator[None]:
 
 def _join(backend: str) -> dist.Store:
     """Start the process group; returns the store that all processes of this attempt share."""
-    check_launcher()
     number, count = launcher_variable("RANK"), launcher_variable("WORLD_SIZE")
     # After a restart torchrun's store still holds what the processes of before have told each
     # other, and the new ones would wait for those.

@@ -47,7 +47,7 @@ def launch(
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -59,18 +59,17 @@ def lines_of_ours(result: subprocess.CompletedProcess) -> list[str]:
     return ours[:-1]
 
 
-def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+def outcome(folder: Path, setting: str = "original") -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Last weights and metrics."""
-    model = torch.load(folder / "original-last.pth", weights_only=True)["model"]
+    model = torch.load(folder / f"{setting}-last.pth", weights_only=True)["model"]
     return model, read_metrics(folder / "metrics.csv")
 
 
 def assert_close(found: tuple, expected: tuple) -> None:
     for name, x in expected[0].items():
         torch.testing.assert_close(found[0][name], x, rtol=1e-9, atol=1e-9, msg=name)
-    assert [row["epoch"] for row in found[1]] == [row["epoch"] for row in expected[1]]
     for row, wanted in zip(found[1], expected[1], strict=True):
-        for name in ("loss", "train_accuracy", "test_accuracy", "spike_rate"):
+        for name in wanted.keys() - {"images_per_second"}:
             assert row[name] == pytest.approx(wanted[name], rel=1e-9), name
 
 

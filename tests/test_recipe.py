@@ -22,7 +22,6 @@ from load_settings import build_loss, build_scheduler, load_network, parse_setti
 from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
 from stand_in_data import write_image_folder, write_tiny_imagenet
-from test_bad_input import ORIGINAL
 from test_input_step import SIDE, T, command
 from test_input_step import write as write_frames
 from test_resume import PowerCutError, assert_same_end, contents, cut_off_after
@@ -212,24 +211,6 @@ def test_batch_norm_s_single_values_are_counted_without_the_held_out_images(tmp_
     assert main.main([*arguments, "--val_share", "0.25"]) == 2
     assert "of which --val_share leaves 3, in 2 parts" in capfd.readouterr().err
     assert main.main(arguments) == 0  # four images, in parts of two
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--val_share", "0.6"], "--val_share must be between 0 and 0.5, got 0.6"),
-        (["--val_share", "-0.1"], "--val_share must be between"),
-        (["--val_share", "nan"], "--val_share must be between"),
-        (["--val_share", "0.0001"], "holds out none of the 1437 training images"),
-        (["--label_smoothing", "1"], "--label_smoothing must be between 0 and 0.9"),
-        (["--label_smoothing", "-0.1"], "--label_smoothing must be between"),
-        (["--warmup", "-1"], "--warmup must be between"),
-        (["--warmup", "1.5"], "invalid int value: '1.5'"),
-        (["--warmup", "3", "--epochs", "3"], "--warmup 3 leaves nothing of --epochs 3"),
-    ],
-)
-def test_a_value_that_makes_no_sense_is_one_line(arguments, expected, complaint):
-    assert expected in complaint([*ORIGINAL, *arguments])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

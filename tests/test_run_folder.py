@@ -276,17 +276,6 @@ def test_a_folder_that_the_system_does_not_move_stays_as_it_is(run, capfd, monke
     assert contents(run.parent) == before
 
 
-def test_resume_and_overwrite_exclude_each_other_and_an_evaluation_overwrites_nothing(run, capfd):
-    before = contents(run.parent)
-    assert main.main([*STUDENT, "--save_path", str(run), "--resume", "--overwrite"]) == 2
-    assert "leave one of the two out" in capfd.readouterr().err
-    checkpoint = str(run / "student-best.pth")
-    assert main.main(["--eval_only", checkpoint, "--overwrite"]) == 2
-    assert "--overwrite" in capfd.readouterr().err
-    assert main.main(["--eval_only", checkpoint]) == 0
-    assert contents(run.parent) == before
-
-
 def test_a_folder_of_runs_is_moved_from_the_command_line(run, one_epoch, tmp_path, capfd):
     assert run_folder.main([str(tmp_path / "missing")]) == 0
     assert list(tmp_path.iterdir()) == [run]
