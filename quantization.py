@@ -210,6 +210,7 @@ class BatchNormQuantizer(nn.Module):
 
     def __init__(self, bits: int):
         super().__init__()
+        self.bits = bits
         self.low, self.high = symmetric_range(bits)
 
     @torch.no_grad()

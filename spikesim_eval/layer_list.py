@@ -17,6 +17,7 @@ from runtime.files import must_be_file
 
 LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
 MAX_BITS = 32  # full precision enters as 32-bit fixed point
+IMAGE_BITS = 8
 MOST_JSON = 2**26  # bytes of a file
 
 
