@@ -24,14 +24,7 @@ from models import MSResNet, QuanMSResNet
 from runtime.command import similar_path
 from runtime.errors import UserError
 from runtime.files import must_be_file
-from settings import (
-    TYPES,
-    Settings,
-    check_settings,
-    data_set_of,
-    describes_a_network,
-    input_step_of,
-)
+from settings import TYPES, Settings, check_settings, describes_a_network, input_step_of
 
 MOST_TUPLES = 20_000  # four a tensor, and few besides
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
@@ -83,7 +76,7 @@ def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
 
 def build_network(settings: Settings) -> MSResNet:
     """The network of the settings, with fresh weights from torch's random state."""
-    data_set = data_set_of(settings)
+    data_set = settings.data_set
     shape = (
         settings.model_depth,
         data_set.num_classes,
@@ -109,7 +102,7 @@ def build_network(settings: Settings) -> MSResNet:
 def class_names(checkpoint: Checkpoint) -> list[str]:
     """The names that the data set had when it was trained on, else the labels' numbers."""
     names = checkpoint.settings.classes or checkpoint.rest.get("class_names")
-    number = data_set_of(checkpoint.settings).num_classes
+    number = checkpoint.settings.data_set.num_classes
     if not (isinstance(names, list | tuple) and all(type(name) is str for name in names)):
         names = []
     return names_of_labels(names, number)

@@ -46,7 +46,7 @@ from quantization import codes_of, pixels_of
 from runtime.command import Parser, run_command, similar_path
 from runtime.errors import UserError
 from runtime.processes import PATIENCE, SIGNALS, first_process_first, is_main_process
-from settings import OPTIONS, Settings, add_option, check_settings, data_set_of, input_step_of
+from settings import OPTIONS, Settings, add_option, check_settings, input_step_of
 
 CPU = torch.device("cpu")
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
@@ -110,7 +110,7 @@ def seed_of(*entropy: int) -> int:
 
 def request_of(settings: Settings) -> Request:
     data, caches = settings.data_path, settings.cache_path or os.environ.get(CACHE_PATH)
-    about, T = data_set_of(settings), settings.time_window
+    about, T = settings.data_set, settings.time_window
     return Request(settings.data, about, Path(data), Path(caches or data), T)
 
 
@@ -361,7 +361,7 @@ def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
     An image of another size is scaled and cropped in the middle. Raises UserError for a file that
     is missing, damaged or of another kind.
     """
-    data_set, path = data_set_of(settings), Path(path)
+    data_set, path = settings.data_set, Path(path)
     if not os.path.isfile(path):
         is_folder = os.path.isdir(path)
         what = "is a folder, not a file" if is_folder else f"is no file{similar_path(path)}"

@@ -34,7 +34,6 @@ from settings import (
     check_settings,
     check_value,
     complete,
-    data_set_of,
     parse_image_size,
 )
 
@@ -122,7 +121,7 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
     for name, value in given.items():
         about, theirs = OPTIONS[name], getattr(trained, name)
         if name == "image_size":
-            size = data_set_of(trained).image_size
+            size = trained.data_set.image_size
             if parse_image_size(value) != size:
                 raise UserError(
                     f"--image_size {value} does not fit {path}: it was trained with "
@@ -274,7 +273,7 @@ def refuse_single_values(
     share = -(-images // world_size)
     largest = -(-share // settings.accumulate)
     smallest = (share % largest or largest) * world_size  # batch norm's part is all processes'
-    size = data_set_of(settings).image_size
+    size = settings.data_set.image_size
     last_stage = [-(-side // 8) for side in size]  # three stages halve it
     if smallest * min(settings.trained_at) * math.prod(last_stage) == 1:
         raise UserError(

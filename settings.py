@@ -377,6 +377,16 @@ class Settings:
         """Every T that it is trained with, the largest last."""
         return self.time_windows or (self.time_window,)
 
+    @property
+    def data_set(self) -> DataSet:
+        """What they say of their data set, over what DATA_SETS does."""
+        data_set = DATA_SETS[self.data]
+        if self.image_size is not None:
+            data_set = replace(data_set, image_size=parse_image_size(self.image_size))
+        if self.classes is not None:
+            data_set = replace(data_set, num_classes=len(self.classes))
+        return data_set
+
 
 OPTIONS: dict[str, Option] = {
     x.name: x.metadata["option"] for x in fields(Settings) if "option" in x.metadata
@@ -555,13 +565,3 @@ def input_step_of(settings: Settings) -> float | None:
     """What one code of event frames stands for in a trained network; None of images."""
     data_set = DATA_SETS[settings.data]
     return (settings.input_step or data_set.image_step) if data_set.events else None
-
-
-def data_set_of(settings: Settings) -> DataSet:
-    """What the settings say of their data set, over what DATA_SETS does."""
-    data_set = DATA_SETS[settings.data]
-    if settings.image_size is not None:
-        data_set = replace(data_set, image_size=parse_image_size(settings.image_size))
-    if settings.classes is not None:
-        data_set = replace(data_set, num_classes=len(settings.classes))
-    return data_set

@@ -597,7 +597,9 @@ def test_frames_of_another_time_window_are_named_with_the_way_to_convert(data_pa
 
 def test_more_than_101_classes_of_events_are_refused(data_path):
     for number in range(99):
-        (data_path / f"N-Caltech101/frames_number_4_split_by_number/c{number}").mkdir()
+        folder = data_path / f"N-Caltech101/frames_number_4_split_by_number/c{number}"
+        folder.mkdir()
+        (folder / "x.npz").touch()
     assert "holds 102 classes" in one_line_error("ncaltech101", data_path)
 
 
