@@ -18,7 +18,7 @@ from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject
 from spikesim_eval.nonideal import on_crossbars
 from spikesim_eval.sweep import sweep
-from spikesim_eval.trace import trace_network
+from spikesim_eval.trace import describe
 
 CPU = torch.device("cpu")
 AXES = {  # 10 · 5 · 10 · 5 · 2 · 20 = 100,000 points
@@ -33,7 +33,8 @@ AXES = {  # 10 · 5 · 10 · 5 · 2 · 20 = 100,000 points
 
 def sweep_speed(rounds: int) -> None:
     network = QuanMSResNet(18, 100, 4, 3, 64, bits=4)
-    subject = Subject("", trace_network(network, torch.zeros(1, 3, 32, 32), 4, 8, {}, 4))
+    network.input_shape = (3, 32, 32)
+    subject = Subject("", describe(network))
     before = resident_peak()
     points = len(sweep([subject], Chip(), AXES)["pareto"])
     memory = resident_peak() - before
@@ -54,11 +55,12 @@ def sweep_speed(rounds: int) -> None:
 def nonideal_speed(rounds: int, width: int) -> None:
     torch.manual_seed(0)
     network = QuanMSResNet(18, 10, 4, 1, width, bits=4)
+    network.input_shape = (1, 16, 16)
     _, test_set = load_data_sets(Settings.of("digits"))
     batches = evaluation_loader(test_set, Share(64))
     network(next(iter(batches))[0])  # running statistics
     network.eval()
-    description = trace_network(network, torch.zeros(1, 1, 16, 16), 4, 8, {}, 4)
+    description = describe(network)
     functions = {"digital": lambda: evaluate(network, batches, CPU)}
     for columns in ("differential", "offset"):
         crossbar = Crossbar(adc_bits=4, columns=columns, sigma=0.1, on_off_ratio=10)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 GRAY = 128  # what AutoAugment and cutout fill with: the images' mean, nearly
 
@@ -18,6 +17,8 @@ class CropAndFlip(torch.nn.Module):
     """
 
     def __init__(self, size: tuple[int, int]):
+        from torchvision.transforms import v2  # here, as it takes a second of every start
+
         super().__init__()
         self.padding = size[0] // 8, size[1] // 8  # 4 of 32 pixels, 8 of 64
         crop = v2.RandomCrop(size, padding=self.padding[::-1])  # of the sides, then above and below
@@ -73,12 +74,14 @@ def augmentation(
     """The transform of --augment; all T frames of a sample get the same one."""
     if name == "none":
         return None
+    if name == "basic" and not events:
+        return CropAndFlip(size)
+    from torchvision.transforms import v2
+
     if events:
         nearest = v2.InterpolationMode.NEAREST  # keeps counts whole
         rotate = v2.RandomRotation(15, interpolation=nearest)
         return v2.RandomChoice([roll, rotate, v2.RandomAffine(0, shear=15, interpolation=nearest)])
-    if name == "basic":
-        return CropAndFlip(size)
     # AutoAugment's policy for CIFAR-10 (Cubuk et al.: 1805.09501)
     policy = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10, fill=GRAY)
     return v2.Compose([CropAndFlip(size), policy, Cutout(min(16, *(side // 2 for side in size)))])

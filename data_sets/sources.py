@@ -2,14 +2,16 @@
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +31,22 @@ class DataSet:
     num_classes: int  # 0: as many as there are folders
     in_channels: int
     image_size: tuple[int, int]  # pixels, height and width
-    image_step: float = 1 / 255  # what one code of the 8-bit input stands for to the network
     time_window: int = 4
     batch_size: int = 256
     events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
     any_size: bool = False  # --image_size may say another one
     augmented: bool = True  # --augment has a meaning
-    # What frames of events are made of.
-    recordings: "Recordings | None" = field(default=None, hash=False)
+    recordings: "Recordings | None" = None  # what frames of events are made of
+
+    @property
+    def image_step(self) -> float:
+        """What one code of the 8-bit input stands for, where no input step was found."""
+        return 1.0 if self.events else 1 / 255
+
+    def input_shape(self, time_window: int) -> tuple[int, ...]:
+        """(C, H, W) of an image; (T, C, H, W) of a sample of events."""
+        frames = (time_window,) if self.events else ()
+        return (*frames, self.in_channels, *self.image_size)
 
 
 class Request(NamedTuple):
@@ -115,25 +125,33 @@ class Recordings(NamedTuple):
 
 
 @contextmanager
-def downloading(data_path: Path, target: Path, archive: Path) -> Iterator[None]:
-    """Be the only process that gets `target`; a failure leaves no target, new archive or folder."""
-    new_folders = [path for path in (data_path, *data_path.parents) if not path.exists()]
+def getting(request: Request, target: Path, archive: Path, remedy: str) -> Iterator[None]:
+    """Be the only process that gets `target` where it is missing; a failure leaves nothing new and
+    is a UserError that ends with the remedy."""
+    new_folders = [path for path in (request.data, *request.data.parents) if not path.exists()]
     try:
-        data_path.mkdir(parents=True, exist_ok=True)
-        with file_lock(target):
-            had_archive = archive.exists()
-            try:
-                yield
-            except BaseException:
-                shutil.rmtree(target, ignore_errors=True)
-                if not had_archive:
-                    archive.unlink(missing_ok=True)
-                raise
-    except BaseException:
+        if target.exists():  # perhaps in a folder that cannot be written
+            yield
+            return
+        request.data.mkdir(parents=True, exist_ok=True)
+        with file_lock(target), ExitStack() as new:
+            if not archive.exists():
+                new.callback(archive.unlink, missing_ok=True)
+            if not target.exists():
+                new.callback(shutil.rmtree, target, ignore_errors=True)
+            yield
+            new.pop_all()
+    except BaseException as error:
         for path in new_folders:
             with suppress(OSError):  # never made, or no longer empty
                 path.rmdir()
-        raise
+        if not isinstance(error, OSError | HTTPException | RuntimeError):  # the last: a wrong md5
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{request.name} is expected in {target}, which is missing or damaged, and getting it "
+            f"failed ({reason}): {remedy}"
+        ) from error
 
 
 @contextmanager
@@ -157,7 +175,7 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
     two classes, and a class that is a link keeps its images. Hidden files and folders are left
     alone.
     """
-    seen = {_identity(x) for x in (*root.absolute().parents, *root.resolve().parents)}
+    seen = {x.resolve() for x in (*root.absolute().parents, *root.resolve().parents)}
     files, other, links = [], Counter(), [root]
 
     def unreadable(error: OSError) -> None:
@@ -167,11 +185,11 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
         links.sort(key=lambda link: (len(link.parts), link))
         for name, folders, names in os.walk(links.pop(0), onerror=unreadable):  # follows no link
             folder = Path(name)
-            if (identity := _identity(folder)) in seen:
+            if folder.resolve() in seen:
                 other["links to folders that are read already"] += 1
                 folders.clear()
                 continue
-            seen.add(identity)
+            seen.add(folder.resolve())
             other["hidden"] += sum(x.startswith(".") for x in folders + names)
             folders[:] = [x for x in folders if not x.startswith(".")]
             links += [folder / x for x in folders if (folder / x).is_symlink()]
@@ -183,37 +201,34 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
     return sorted(files), +other
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    stat = os.stat(folder)
-    return stat.st_dev, stat.st_ino
-
-
 def files_of_classes(
-    data: str, root: Path, classes: Sequence[str], endings: Sequence[str], deep: bool = False
+    data: str,
+    root: Path,
+    classes: Sequence[str],
+    endings: Sequence[str],
+    deep: bool = False,
+    known: re.Pattern = re.compile("(?!)"),
 ) -> dict[str, list[str]]:
     """Sorted names, relative to `root`, of each class's files CLASS/* (`deep`: anywhere below
-    CLASS) with one of the endings; says how many others there are."""
+    CLASS) with one of the endings. Says, once, how many other files and things are there that are
+    not `known`."""
     of_class: dict[str, list[str]] = {name: [] for name in classes}
     files, other = files_below(root)
-    unused = []
     for path in files:
         folder, _, name = path.partition("/")
         belongs = name and (deep or "/" not in name) and name.lower().endswith(tuple(endings))
-        (of_class.get(folder, unused) if belongs else unused).append(path)
-    say_unused(data, root, unused, other)
-    return of_class
-
-
-def say_unused(data: str, root: Path, files: Iterable[str], other: Counter[str]) -> None:
-    """Print, once, how many `files` and other things in `root` are there and not used."""
-    kinds = other + Counter(Path(name).suffix.lower()[:12] or "no ending" for name in files)
-    if kinds and is_main_process():
-        counted = ", ".join(f"{kind} {number}" for kind, number in kinds.most_common(8))
+        if belongs and folder in of_class:
+            of_class[folder].append(path)
+        elif not known.fullmatch(path):
+            other[Path(path).suffix.lower()[:12] or "no ending"] += 1
+    if other and is_main_process():
+        counted = ", ".join(f"{kind} {number}" for kind, number in other.most_common(8))
         text = (
-            f"{data}: {kinds.total()} of the files and folders in {root} are not read ({counted}"
-            f"{', …' if len(kinds) > 8 else ''})"
+            f"{data}: {other.total()} of the files and folders in {root} are not read ({counted}"
+            f"{', …' if len(other) > 8 else ''})"
         )
         print("".join(x if x.isprintable() else "?" for x in text), file=sys.stderr)
+    return of_class
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence, what: str) -> Iterator[Any]:

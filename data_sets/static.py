@@ -1,27 +1,17 @@
 """Data sets of images: CIFAR, Tiny ImageNet, a folder of one's own, scikit-learn's digits."""
 
-import os
 import re
-from contextlib import nullcontext
+from contextlib import suppress
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_sets.cache import Source, packed
-from data_sets.sources import (
-    Archive,
-    Request,
-    Samples,
-    downloading,
-    files_below,
-    files_of_classes,
-    say_unused,
-)
+from data_sets.sources import Archive, Request, Samples, files_of_classes, getting
 from runtime.command import similar_path
 from runtime.errors import UserError
 
@@ -32,17 +22,9 @@ def cifar(request: Request) -> Samples:
 
     data_path, kind = request.data, getattr(datasets, request.name)
     folder, archive = data_path / kind.base_folder, data_path / kind.filename
-    getting = nullcontext() if folder.exists() else downloading(data_path, folder, archive)
-    try:
-        with getting:
-            parts = kind(data_path, train=True, download=True), kind(data_path, train=False)
-    except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{request.name} is expected in {folder}, which is missing or damaged, and "
-            f"downloading it failed ({reason}): remove what is there and unpack {kind.url} "
-            f"in {data_path}"
-        ) from error
+    remedy = f"remove what is there and unpack {kind.url} in {data_path}"
+    with getting(request, folder, archive, remedy):
+        parts = kind(data_path, train=True, download=True), kind(data_path, train=False)
     train, test = (
         (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous(), part.targets)
         for part in parts
@@ -68,20 +50,13 @@ def tiny_imagenet(request: Request) -> Samples:
     remedy = f"unpack {TINY_IMAGENET.url} in {data_path}"
     indexes = {part: request.caches / f"{root.name}-{part}.json" for part in ("train", "val")}
     if not root.is_dir() and not all(index.exists() for index in indexes.values()):
-        try:
-            with downloading(data_path, root, archive):
-                if not (root.exists() or archive.exists()):
-                    from torchvision.datasets.utils import download_url
+        with getting(request, root, archive, remedy):
+            if not (root.exists() or archive.exists()):
+                from torchvision.datasets.utils import download_url
 
-                    download_url(TINY_IMAGENET.url, data_path, archive.name, TINY_IMAGENET.md5)
-                if not root.exists():
-                    TINY_IMAGENET.unpack(archive, root)
-        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: a wrong md5
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"TinyImagenet is expected in {root}, which is missing, and getting it failed "
-                f"({reason}): {remedy}"
-            ) from error
+                download_url(TINY_IMAGENET.url, data_path, archive.name, TINY_IMAGENET.md5)
+            if not root.exists():
+                TINY_IMAGENET.unpack(archive, root)
     train, test = (
         packed(index, root, partial(_find_tiny, root, part, remedy), _read_tiny, (3, 64, 64))
         for part, index in indexes.items()
@@ -100,9 +75,10 @@ def _words(root: Path, wnids: list[str]) -> list[str]:
 
 
 def _find_tiny(root: Path, part: str, remedy: str) -> Source:
-    annotations, val = root / "val" / "val_annotations.txt", root / "val"
-    rearranged = not _images_in(val / "images")
-    for needed in (root / "wnids.txt", root / "train", val if rearranged else annotations):
+    annotations = root / "val" / "val_annotations.txt"
+    rearranged = not any((root / "val" / "images").glob("[!.]*.JPEG"))
+    val = root / "val" if rearranged else annotations
+    for needed in (root / "wnids.txt", root / "train", val):
         if not needed.exists():
             raise UserError(
                 f"TinyImagenet is expected in {root}, but {needed} is missing: {remedy}"
@@ -113,45 +89,35 @@ def _find_tiny(root: Path, part: str, remedy: str) -> Source:
     for wnid in wnids:
         if not re.fullmatch(r"\w+", wnid):  # they name folders, here and nowhere else
             raise UserError(f"{root / 'wnids.txt'} names the class {wnid!r}: {remedy}")
-    labels = {wnid: label for label, wnid in enumerate(wnids)}
 
-    found = []
-    if part == "train" or rearranged:
-        for wnid, label in labels.items():
-            folder = root / part / wnid
-            images = folder / "images" if (folder / "images").is_dir() else folder
-            names = _images_in(images)
-            if not names:
-                raise UserError(f"{images} holds no image (*.JPEG): {remedy}")
-            found += [(f"{images.relative_to(root)}/{name}", label) for name in names]
-    else:
-        found = _annotated(annotations, labels, remedy)
-    used = {name for name, _ in found}
-    files, other = files_below(root / part)
-    unused = (name for name in files if f"{part}/{name}" not in used)
+    folders = ["images"] if part == "val" and not rearranged else wnids
     lists = re.compile(r"val_annotations\.txt|\w+/\w+_boxes\.txt")
-    say_unused("TinyImagenet", root / part, [x for x in unused if not lists.fullmatch(x)], other)
+    images = files_of_classes("TinyImagenet", root / part, folders, (".jpeg",), True, lists)
+    if folders != wnids:
+        return Source(wnids, _annotated(annotations, wnids, {*images["images"]}, remedy), READING)
+    for wnid in wnids:
+        if not images[wnid]:
+            raise UserError(f"{root / part / wnid} holds no image (*.JPEG): {remedy}")
+    found = [(f"{part}/{x}", label) for label, wnid in enumerate(wnids) for x in images[wnid]]
     return Source(wnids, found, READING)
 
 
-def _images_in(folder: Path) -> list[str]:
-    """Names of Tiny ImageNet's images, sorted."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return sorted(x for x in names if x.lower().endswith(".jpeg") and x[0] != ".")
-
-
-def _annotated(annotations: Path, labels: dict[str, int], remedy: str) -> list[tuple[str, int]]:
+def _annotated(
+    annotations: Path, wnids: list[str], present: set[str], remedy: str
+) -> list[tuple[str, int]]:
     """(name, label) of the images that val_annotations.txt names."""
-    images = annotations.parent / "images"
-    found, present = [], set(os.listdir(images))
+    labels, found = {wnid: label for label, wnid in enumerate(wnids)}, []
     for line in annotations.read_text(errors="replace").splitlines():
         name, wnid = [*line.split("\t"), ""][:2]  # then a box: x, y, width, height
         if wnid not in labels:
             raise UserError(
                 f"{annotations} gives {name} the class {wnid!r}, which wnids.txt lacks: {remedy}"
             )
-        if name not in present:
-            raise UserError(f"{annotations} names {name}, which is not in {images}: {remedy}")
+        if f"images/{name}" not in present:
+            raise UserError(
+                f"{annotations} names {name}, which is not in {annotations.parent / 'images'}: "
+                f"{remedy}"
+            )
         found.append((f"val/images/{name}", labels[wnid]))
     if not found:
         raise UserError(f"{annotations} is empty: {remedy}")
@@ -159,15 +125,6 @@ def _annotated(annotations: Path, labels: dict[str, int], remedy: str) -> list[t
 
 
 READING = 2  # of images: 1 left them as they lay, 2 turns them upright
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def _read_tiny(path: Path) -> np.ndarray:
@@ -197,7 +154,9 @@ def read_image(path: Path, size: tuple[int, int] | None = None, gray: bool = Fal
                     f"{path} holds {kind}, which would be misread: save it with 8 or 16 bits, "
                     "black 0, white the largest number"
                 )
-            image = _upright(image)
+            image.load()  # of a TIFF this turns it, and removes the mark
+            with suppress(Exception):  # a damaged EXIF: the image stays as it is
+                ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16 bits: convert would clip them
                 image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             if image.mode == "La":  # multiplied by its opacity
@@ -230,16 +189,6 @@ def _unclear(image: Image.Image) -> str | None:
     if bits == 16 and image.mode.startswith("I") and tags.get(262) == 0:
         return "16-bit numbers with 0 for white"  # which Pillow does not turn round
     return None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; one whose EXIF is damaged stays as it is."""
-    image.load()  # of a TIFF this turns it, and removes the mark
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # what Pillow raises depends on where the bytes stop making sense
-        return image
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def folder(request: Request) -> Samples:

@@ -93,7 +93,7 @@ def measure(path: Path, teacher_path: Path | None, commit: str | None = None) ->
     def at(time_window: int) -> dict[str, Any]:
         with network.running_for(time_window):
             found, counts = over_images(network, of_teacher, batches, device)
-            found |= costs(network.cpu(), checkpoint, counts)
+            found |= costs(network.cpu(), counts)
             network.to(device)
         if time_window == settings.time_window:  # main.py has tested it
             found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
@@ -150,10 +150,10 @@ def over_images(
     return found | {name: by_layer.mean().item() for name, by_layer in distances.items()}, counts
 
 
-def costs(network: MSResNet, checkpoint: Checkpoint, counts: dict[str, Tensor]) -> dict[str, float]:
+def costs(network: MSResNet, counts: dict[str, Tensor]) -> dict[str, float]:
     """Energy, delay and area on the default chip, at the spike rates of `counts`."""
     rates = {name: (fired.sum() / seen.sum()).item() for name, (fired, seen) in counts.items()}
-    total = estimate(describe(network, checkpoint.settings, rates), Chip()).total
+    total = estimate(describe(network, rates), Chip()).total
     return {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
 
 

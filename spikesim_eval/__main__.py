@@ -162,7 +162,7 @@ def reported(args: argparse.Namespace) -> Subject:
         return traced(args.checkpoint, args.data_path, args.time_steps)
     if args.time_steps is None or args.bits is None:
         raise UserError("--module needs --time_steps and --bits")
-    from .trace import trace_module
+    from .module import trace_module
 
     return trace_module(args.module, args.time_steps, args.bits)
 

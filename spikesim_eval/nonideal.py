@@ -106,7 +106,7 @@ def nonideal_report(
     batches = evaluation_data(checkpoint, data_path, time_steps)
     if batches is None:
         raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
-    description = describe(network, settings, {})
+    description = describe(network)
 
     def accuracy(network: nn.Module, name: str) -> float:
         return evaluate(network, batches, torch.device("cpu"), name=name).accuracy

@@ -14,7 +14,7 @@ from models.MS_ResNet import Conv2d, folded
 from models.neuron import LIF
 from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
 from quantization import GRID, BatchNormQuantizer
-from spikesim_eval.trace import trace_network
+from spikesim_eval.trace import describe
 
 T = 3
 
@@ -129,7 +129,8 @@ def test_the_integer_network_fires_every_spike_as_the_network_does(bits, bn_bits
 def test_the_reported_accumulators_hold_the_worst_case_of_the_integer_network(bits):
     torch.manual_seed(0)
     network = QuanMSResNet(18, 5, T, 2, 8, bits=bits, bn_bits=6).eval()
-    report = trace_network(network, torch.zeros(1, T, 2, 16, 16), bits, 6, {}, T)
+    network.input_shape = (T, 2, 16, 16)
+    report = describe(network)
     for layer in report.layers:
         assert layer.bn_bits == (None if layer.linear else 6)
         conv = network.get_submodule(layer.name)

@@ -15,7 +15,7 @@ from runtime.errors import UserError
 from spikesim_eval.chip import Crossbar
 from spikesim_eval.crossbar import CrossbarLayer, ladder, slices_of
 from spikesim_eval.nonideal import on_crossbars
-from spikesim_eval.trace import trace_network
+from spikesim_eval.trace import describe
 
 COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
 
@@ -211,7 +211,8 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
     for _ in range(20):
         network(x)
     network.eval()
-    description = trace_network(network, x[:1], bits, 8, {}, time_steps=3)
+    network.input_shape = tuple(x[0].shape)
+    description = describe(network)
     crossbars, layers = on_crossbars(network, description, Crossbar(xbar_size=16), seed=0)
     assert len(layers) == 21
     logits, membranes = network(x, membranes=True)

@@ -23,10 +23,11 @@ from spikesim_eval.chip import Chip, Crossbar
 from spikesim_eval.compare import cheapest, sensitivity
 from spikesim_eval.estimate import estimate, ratios
 from spikesim_eval.layer_list import LayerList, Subject
+from spikesim_eval.module import trace_module
 from spikesim_eval.nonideal import nonideal_report
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
-from spikesim_eval.trace import trace_checkpoint, trace_module
+from spikesim_eval.trace import trace_checkpoint
 from test_spikesim import as_json, full_precision, one_error_line, residual_block
 
 

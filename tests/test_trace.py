@@ -4,6 +4,7 @@ The right values are measured here with plain hooks, or worked out by hand.
 """
 
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from models import MSResNet
+from models.neuron import count_spikes
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.codes import Levels, code_bits, common_step, share_of_ones
 from spikesim_eval.estimate import estimate
-from spikesim_eval.trace import trace_network
+from spikesim_eval.module import trace_network
+from spikesim_eval.trace import describe
 from test_spikesim import one_error_line
 
 T, N = 4, 2
@@ -42,7 +45,7 @@ def multi_step(net):
 
 def trace(net, x=None, time_steps=T, bits=6):
     x = images() if x is None else x
-    return trace_network(net, x, bits, None, None, time_steps)
+    return trace_network(net, x, bits, time_steps)
 
 
 def layers_of(net, x=None, time_steps=T, bits=6):
@@ -1030,14 +1033,21 @@ def test_a_membrane_of_an_earlier_sample_that_nothing_resets_is_refused():
 # This project's own.
 
 
-def test_one_layer_pays_for_each_population_of_an_ms_resnet():
-    x = torch.rand(1, 2, 16, 16)
-    traced = trace_network(MSResNet(18, 10, T, 2, 2), x, 32, 32, {}, T)
-    assert {found.name for found in traced.layers if not found.lif} == {
-        "linear",
-        *(f"blocks.{i}.shortcut.conv" for i in (2, 4, 6)),
-    }
-    assert len(traced.lif) == sum(found.lif for found in traced.layers) == 17
+@pytest.mark.parametrize("events", [False, True])
+@torch.no_grad()
+def test_a_network_of_our_own_is_described_as_any_module_is(events):
+    torch.manual_seed(0)
+    net = MSResNet(18, 10, T, 2, 4).eval()
+    net.input_shape = (T, 2, 16, 16) if events else (2, 16, 16)
+    x = torch.rand(1, *net.input_shape)
+    with count_spikes(net) as counts:
+        net(x)
+    rates = {name: (fired.sum() / seen.sum()).item() for name, (fired, seen) in counts.items()}
+    found, own = trace(net, x, bits=32), describe(net, rates)
+    assert own.lif == found.lif
+    for theirs, ours in zip(found.layers, own.layers, strict=True):
+        assert theirs.linear or theirs.spike_rate == pytest.approx(ours.spike_rate)
+        assert replace(ours, spike_rate=theirs.spike_rate, bn_bits=None) == theirs
 
 
 # Codes.

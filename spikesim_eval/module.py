@@ -1,0 +1,420 @@
+"""Any torch module of a user's as the layer list that the estimate reads.
+
+What its layers read is measured (watch.py); here it is put in the estimate's words, or refused.
+"""
+
+import importlib
+import sys
+from math import prod
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from models.neuron import LIF
+from runtime.errors import UserError
+
+from .codes import code_bits, common_step, share_of_ones
+from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int
+from .watch import Neuron, Read, Watcher
+
+MOST_TEXT = 300  # characters of a message
+BY_HAND = "or write a layer list by hand (docs/layer_list.md)"
+
+
+class _Description:
+    """The layer list of a watched network.
+
+    Raises UserError where the estimate has no words for it.
+    """
+
+    def __init__(self, watcher: Watcher, bits: int):
+        self.bits, self.time_steps = bits, watcher.time_steps
+        self.reads, self.neurons = watcher.reads, watcher.neurons
+        self._check_weights(watcher)
+        self.upstream: dict[str, set[str]] = {}
+        self.behind_spikes: set[str] = set()
+        for name, read in self.reads.items():
+            self._connect(name, read)
+        self.samples, self.shapes = self._populations()
+        self.updating = self._layers_that_update()
+
+    def network(self) -> LayerList:
+        return LayerList(
+            time_steps=self.time_steps,
+            weight_bits=self.bits,
+            membrane_bits=self.bits,
+            layers=tuple(self._layer(name, read) for name, read in self.reads.items()),
+            lif=tuple(
+                shape for name, shape in self.shapes.items() if self.neurons[name].keeps_membrane
+            ),
+        )
+
+    # What is refused before anything is described.
+
+    def _check_weights(self, watcher: Watcher) -> None:
+        outside = watcher.outside
+        if outside:
+            names = [f"{name} ({_by(watcher.weights[name].shape)})" for name in list(outside)[:3]]
+            more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+            raise UserError(
+                f"{', '.join(names)}{more} used outside of Conv2d and Linear modules, where the "
+                f"estimate would miss them: use such modules, {BY_HAND}"
+            )
+        if watcher.problems:
+            raise UserError(watcher.problems[0])
+        if self.time_steps == 1:
+            for name, neuron in self.neurons.items():
+                if not neuron.keeps_membrane and neuron.low >= 0 < neuron.high:
+                    raise UserError(
+                        f"module {name} gives spikes and keeps no state that can be seen: at one "
+                        "timestep nothing says whether it has a membrane; give two timesteps or "
+                        "more"
+                    )
+        if not any(neuron.keeps_membrane for neuron in self.neurons.values()):
+            raise UserError(
+                "no LIF population found: no module keeps a membrane of its own; make the neuron "
+                f"a torch module, {BY_HAND}"
+            )
+
+    def _populations(self) -> tuple[int, dict[str, tuple[int, int, int]]]:
+        """(samples of the batch, the shape of each spiking module's population)"""
+        possible: dict[str, dict[int, tuple[int, ...]]] = {}  # samples: shape
+        for name, neuron in self.neurons.items():
+            if len(neuron.shapes) > 1:
+                if neuron.keeps_membrane:
+                    raise UserError(
+                        f"spiking module {name} runs at several places, on inputs of "
+                        f"{' and '.join(map(_by, sorted(neuron.shapes)))}: give each population "
+                        "a module of its own"
+                    )
+                continue
+            self._check_timesteps(name, neuron)
+            possible[name] = self._readings(neuron)
+        counts = [set(possible[name]) for name in possible if self.neurons[name].keeps_membrane]
+        common = set.intersection(*counts)
+        if not common:
+            several = sorted(set.union(*counts))
+            raise UserError(
+                f"spiking modules ran on {' and '.join(map(str, several))} samples: "
+                "timesteps and samples cannot be told apart"
+            )
+        # (T, N, C, ...) could also be (T, C, ...) of one sample: then a layer runs N times for it.
+        fitting = [n for n in common if not any(read.rows % n for read in self.reads.values())]
+        samples = max(fitting or common)
+        shapes = {}
+        for name, readings in possible.items():
+            if samples in readings:
+                shape = readings[samples]
+                if len(shape) > 3:
+                    shape = (shape[0], shape[1], prod(shape[2:]))
+                shapes[name] = shape + (1,) * (3 - len(shape))
+        return samples, shapes
+
+    def _check_timesteps(self, name: str, neuron: Neuron) -> None:
+        if not neuron.keeps_membrane or self._readings(neuron):
+            return
+        (shape,) = neuron.shapes
+        if neuron.rows:
+            raise UserError(
+                f"LIF {name}, called once on {_by(shape)}, does not run {self.time_steps} timesteps"
+            )
+        steps = shape[0] * neuron.calls if neuron.step_mode == "m" else neuron.calls
+        times = "1 timestep" if steps == 1 else f"{steps} timesteps"
+        raise UserError(f"LIF {name} ran {times}, not {self.time_steps}")
+
+    def _readings(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
+        """For each number of samples that a spiking module's inputs could be of, the shape of one
+        sample's input at one timestep.
+
+        Inputs are (N, ...) in a loop; in one call (T, N, ...), (N, T, ...), or these two flattened.
+        """
+        T, (shape,) = self.time_steps, neuron.shapes
+        folded, rest = divmod(shape[0], T)
+        if isinstance(neuron.module, LIF):
+            return {} if rest else {folded: shape[1:]}
+        if neuron.step_mode == "m":
+            return {shape[1]: shape[2:]} if shape[0] * neuron.calls == T else {}
+        if not neuron.keeps_membrane:
+            return self._readings_of_threshold(neuron)
+        found = {}
+        if neuron.calls == T:
+            found[shape[0]] = shape[1:]
+        if neuron.step_mode == "s" or neuron.calls > 1 or len(shape) < 2:
+            return found
+        rows = neuron.rows if T > 1 else dict.fromkeys((0, 1), frozenset())
+        if 0 in rows and not rest:
+            steps = set(range(folded, shape[0], folded)), set(range(T))
+            if any(rows[0] <= step for step in steps):
+                found[folded] = shape[1:]
+        if 1 in rows and shape[1] == T:
+            found[shape[0]] = shape[2:]
+        if 0 in rows and shape[0] == T:
+            found[shape[1]] = shape[2:]
+        return found
+
+    def _readings_of_threshold(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
+        """The same of a module without a membrane, which works on any shape."""
+        (shape,) = neuron.shapes
+        found = {}
+        for count in range(1, 1 + min(2, len(shape))):
+            samples, rest = divmod(neuron.calls * prod(shape[:count]), self.time_steps)
+            if samples and not rest:
+                found[samples] = shape[count:]
+        return found
+
+    # The graph.
+
+    def _connect(self, name: str, read: Read) -> None:
+        before = read.origin.layer_names
+        self.upstream[name] = before.union(*(self.upstream.get(x, ()) for x in before))
+        if name in self.upstream[name]:
+            raise UserError(
+                f"layer {name} runs in several places of the network, one behind the other, or "
+                f"feeds back: the estimate knows no such layers; make it several, {BY_HAND}"
+            )
+        for x in read.origin.populations:
+            before = before | self.neurons[x].layers
+            if self.neurons[x].keeps_membrane:
+                self.behind_spikes.add(name)
+        if before & self.behind_spikes:
+            self.behind_spikes.add(name)
+
+    def _layers_that_update(self) -> set[str]:
+        """Of the layers that are added in front of a membrane one pays for its update: the deepest
+        that does not read the residual stream. Of those whose outputs lie side by side, each."""
+        depth: dict[str, int] = {}
+        for name, read in self.reads.items():
+            before = [depth.get(x, 0) for x in read.origin.layer_names]
+            depth[name] = 1 + max(before, default=0)
+        order = list(self.reads)
+        taken: set[str] = set()
+        for name, neuron in self.neurons.items():
+            if not neuron.keeps_membrane:
+                continue
+            free = [x for x in order if x in neuron.layers and x not in taken]
+            free.sort(key=lambda x: (self._reads_stream(x), -depth[x], -order.index(x)))
+            missing = prod(self.shapes[name])
+            for layer in free:
+                if missing > 0:
+                    taken.add(layer)
+                    missing -= self.reads[layer].outputs // (self.samples * self.time_steps)
+        return taken
+
+    def _reads_stream(self, name: str) -> bool:
+        origin = self.reads[name].origin
+        return bool(origin.layers) and (origin.real or self._reads_codes(name))
+
+    def _reads_codes(self, name: str) -> bool:
+        """Whether it reads what a module without a membrane has rounded."""
+        populations = self.reads[name].origin.populations
+        return bool(populations) and not any(self.neurons[x].keeps_membrane for x in populations)
+
+    # A layer.
+
+    def _check_spikes(self, name: str, read: Read) -> None:
+        """Refuses spikes, or averages of them, that no module has made."""
+        values = read.possible.values
+        step = common_step(values) if read.origin.real else None
+        if step is None or values.min() != 0 or not values.any():
+            return
+        largest = values.max().item()
+        if round(largest / step) == 1 or (largest <= 1 and abs(1 / step - round(1 / step)) < 1e-3):
+            sources = ", ".join(sorted(read.origin.layer_names)[:3])
+            raise UserError(
+                f"layer {name} reads spikes that were made of the sums of {sources} outside of a "
+                f"module of their own, so that their membrane is not seen: make the neuron a "
+                f"torch module, {BY_HAND}"
+            )
+
+    def _layer(self, name: str, read: Read) -> Layer:
+        self._check_spikes(name, read)
+        module = read.module
+        is_linear = isinstance(module, nn.Linear)
+        common = {
+            "name": name,
+            "after": tuple(sorted(read.origin.layer_names)),
+            "lif": name in self.updating,
+        }
+        if is_linear:
+            common |= {"in_channels": module.in_features, "out_channels": module.out_features}
+            kernel = 1
+        else:
+            common |= {"in_channels": module.in_channels, "out_channels": module.out_channels}
+            common["groups"] = module.groups
+            kernel = self._kernel(name, module)
+        if len(read.sizes) > 1:
+            sizes = " and ".join(sorted(_by(size) for size, _ in read.sizes))
+            raise UserError(
+                f"layer {name} runs on inputs of different sizes, {sizes}: the estimate knows one "
+                f"size a layer; make it several, {BY_HAND}"
+            )
+        ((in_size, out_size),) = read.sizes
+        runs, counts = self._runs(name, read)
+        if counts or (is_linear and self.time_steps == 1 and self._is_averaged(read)):
+            if kernel != 1 or common.get("groups", 1) != 1:
+                raise UserError(
+                    f"layer {name} does not run at every timestep: of such layers the estimate "
+                    f"knows linear ones and 1×1 convolutions; use one, {BY_HAND}"
+                )
+            return self._counting(name, read, runs * prod(out_size), common)
+        if is_linear:
+            runs, tokens = self._tokens(read, runs)
+            in_size = out_size = (1, tokens)
+        bits, rate = self._bits_and_rate(name, read)
+        return Layer(
+            kernel=kernel,
+            in_size=in_size,
+            out_size=out_size,
+            input_bits=bits,
+            spike_rate=rate,
+            runs=runs,
+            **common,
+        )
+
+    def _kernel(self, name: str, module: nn.Module) -> int:
+        sides = set(module.kernel_size)
+        if len(sides) > 1 or (len(module.kernel_size) == 1 and sides != {1}):
+            raise UserError(
+                f"layer {name}: its kernel is {_by(module.kernel_size)}, and the estimate knows "
+                f"2-d convolutions with square kernels; use such, {BY_HAND}"
+            )
+        return sides.pop()
+
+    def _runs(self, name: str, read: Read) -> tuple[int, bool]:
+        """(how often it runs for one sample, whether that is all, and not of every timestep)
+
+        In front of the first spikes, what runs once serves every timestep, and is charged at each.
+        """
+        total, rest = divmod(read.rows, self.samples)
+        if rest or not total:
+            raise UserError(
+                f"layer {name} ran on {read.rows} images or tokens for {self.samples} samples: the "
+                f"estimate needs as many for each; use a batch that is not reshaped, {BY_HAND}"
+            )
+        if total % self.time_steps == 0:
+            return total // self.time_steps, False
+        return total, name in self.behind_spikes
+
+    def _tokens(self, read: Read, rows: int) -> tuple[int, int]:
+        """(runs, tokens of one run) of `rows` tokens at a timestep."""
+        runs = read.calls // self.time_steps if read.calls % self.time_steps == 0 else read.calls
+        return (runs, rows // runs) if rows % runs == 0 else (1, rows)
+
+    def _is_averaged(self, read: Read) -> bool:
+        """Whether it reads spikes that have been averaged."""
+        origin, levels = read.origin, read.possible
+        if not origin.populations or origin.real or origin.image or levels.is_whole:
+            return False
+        return common_step(levels.values) is not None and bool(levels.values.min() >= 0)
+
+    def _counting(self, name: str, read: Read, runs: int, common: dict) -> Layer:
+        """A layer that runs once on spikes averaged or summed over time (and a plane): its input
+        counts up to T·H·W."""
+        T, origin = self.time_steps, read.origin
+        plane = self._pooled_plane(common["in_channels"], read)
+        values = read.possible.values
+        step = common_step(values) or common_step(values, (1 / (T * prod(plane)),))
+        if origin.real or origin.image or step is None or values.min() < 0:
+            raise UserError(
+                f"layer {name} runs once for all timesteps on what is no average of spikes over "
+                f"time: the estimate knows no such layers; run it at every timestep, {BY_HAND}"
+            )
+        most = round(values.max().item() / step) or T * prod(plane)  # of nothing that fires
+        if (T * prod(plane)).bit_length() != most.bit_length():  # added or pooled more than once
+            added, rest = divmod(most, T * prod(plane))
+            plane = (plane[0], plane[1] * added) if added and not rest else (1, -(-most // T))
+        if (T * prod(plane)).bit_length() != most.bit_length():
+            raise UserError(
+                f"layer {name} runs once for all timesteps and reads counts up to {most}, not of "
+                f"{T} timesteps: the estimate knows averages over all of them; use one, {BY_HAND}"
+            )
+        return Layer(
+            kernel=1,
+            in_size=plane,
+            out_size=(1, 1),
+            input_bits=None,
+            linear=True,
+            spike_rate=share_of_ones(read.levels, step, (T * prod(plane)).bit_length()),
+            runs=runs,
+            **common,
+        )
+
+    def _pooled_plane(self, features: int, read: Read) -> tuple[int, int]:
+        """What a classifier's inputs are averages over, beside time."""
+        shapes = [self.shapes[x] for x in sorted(read.origin.populations) if x in self.shapes]
+        return shapes[0][1:] if shapes and shapes[0][0] == features else (1, 1)
+
+    def _bits_and_rate(self, name: str, read: Read) -> tuple[int, float | None]:
+        """(bits of an input value, share of ones among them or None where it is not known)"""
+        origin, possible = read.origin, read.possible
+        from_spikes = bool(origin.populations) and not origin.real
+        widest = max(
+            IMAGE_BITS if origin.image else 1,
+            self.bits if origin.real or not (origin.image or origin.populations) else 1,
+        )
+        if possible.is_zero:
+            return widest, share_of_ones(read.levels, 1.0, 1) if from_spikes else None
+        if origin.real or origin.image:
+            step = 1.0 if possible.is_whole else None
+        else:
+            step = common_step(possible.values)
+        if step is None:
+            return max(widest, 1 if origin.image and not origin.real else self.bits), None
+        low, high = (
+            round(x / step) for x in (possible.values.min().item(), possible.values.max().item())
+        )
+        bits = code_bits(low, high)
+        if not (origin.image and (low, high) == (0, 1)):
+            bits = max(bits, widest)
+        return bits, share_of_ones(read.levels, step, bits)
+
+
+def _by(sizes: tuple[int, ...]) -> str:
+    return "×".join(map(str, sizes))
+
+
+def trace_network(network: nn.Module, sample: Tensor, bits: int, time_steps: int) -> LayerList:
+    """Layer list of a spiking network, from forward passes of `sample`; the network stays as is.
+
+    `bits` is the width of its weights and membranes. Spike rates are those of the sample, measured
+    where a layer reads them. A layer reads 1 bit where its input is spikes, more where it is counts
+    of them: as many as if every neuron fired; 8 bits where it is the image, and `bits` where it is
+    anything else that is real, like the residual stream. A linear layer that runs once, on averages
+    over time, is the classifier; one that runs at every timestep is a 1×1 convolution, of as many
+    pixels as it runs for tokens. Raises UserError for what the estimate does not know.
+    """
+    watcher = Watcher(network, sample, time_steps)
+    watcher.run()
+    return _Description(watcher, bits).network()
+
+
+def trace_module(spec: str, time_steps: int, bits: int) -> Subject:
+    """The network that a user's function gives: `spec` is "package.module:function".
+
+    The function takes nothing and returns (network, sample): a torch module and an input as the
+    module takes it. Spike rates are those of the sample, so it should be real data.
+    The module must run all timesteps in one forward pass, in a loop or in spikingjelly's step mode
+    "m"; T and bits are the caller's to say. Raises UserError for whatever is wrong with it.
+    """
+    check_int(time_steps, "time_steps", 10**6)
+    check_int(bits, "bits", MAX_BITS)
+    module_name, _, function_name = spec.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        returned = getattr(importlib.import_module(module_name), function_name)()
+        match returned:
+            case (nn.Module() as network, Tensor() as sample) if sample.numel():
+                return Subject(spec, trace_network(network, sample, bits, time_steps))
+    except UserError as error:
+        raise UserError(_short(f"--module {spec}: {error}")) from None
+    except (Exception, SystemExit) as error:  # whatever a user's code raises
+        raise UserError(_short(f"--module {spec}: {type(error).__name__}: {error}")) from None
+    finally:
+        sys.path.pop(0)
+    raise UserError(f"--module {spec} must return (torch module, tensor of samples)")
+
+
+def _short(text: str) -> str:
+    """One line that can be read."""
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_TEXT else f"{line[: MOST_TEXT - 4]} ..."
