@@ -11,13 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_sets.cache import Source, packed
-from data_sets.sources import (
-    Archive,
-    Request,
-    Samples,
-    files_of_classes,
-    getting,
-)
+from data_sets.sources import Archive, Request, Samples, files_of_classes, getting
 from runtime.command import similar_path
 from runtime.errors import UserError
 
