@@ -62,6 +62,12 @@ class _Description:
             )
         if watcher.problems:
             raise UserError(watcher.problems[0])
+        for name, read in self.reads.items():
+            if read.origin.is_constant:
+                raise UserError(
+                    f"layer {name} reads something that was not computed from the sample by torch: "
+                    "numbers that are the same for every sample, or that went through numpy"
+                )
         if self.time_steps == 1:
             for name, neuron in self.neurons.items():
                 if not neuron.keeps_membrane and neuron.low >= 0 < neuron.high:
@@ -88,8 +94,9 @@ class _Description:
                         "a module of its own"
                     )
                 continue
-            self._check_timesteps(name, neuron)
             possible[name] = self._readings(neuron)
+            if neuron.keeps_membrane and not possible[name]:
+                self._refuse_timesteps(name, neuron)
         counts = [set(possible[name]) for name in possible if self.neurons[name].keeps_membrane]
         common = set.intersection(*counts)
         if not common:
@@ -110,9 +117,7 @@ class _Description:
                 shapes[name] = shape + (1,) * (3 - len(shape))
         return samples, shapes
 
-    def _check_timesteps(self, name: str, neuron: Neuron) -> None:
-        if not neuron.keeps_membrane or self._readings(neuron):
-            return
+    def _refuse_timesteps(self, name: str, neuron: Neuron) -> None:
         (shape,) = neuron.shapes
         if neuron.rows:
             raise UserError(

@@ -171,10 +171,9 @@ class Watcher:
         self.problems: list[str] = []
         self._origins = Origins(self._see)
         self._stack: list[_Frame] = []
-        self._calls: Counter[str] = Counter()  # of modules that may be neurons, in one pass
-        self._left: dict[str, set[tuple[int, int]]] = {}  # membranes of earlier samples
-        self._depending: dict[str, dict[int, frozenset[int]]] = {}
+        self._calls: Counter[str] = Counter()  # of modules, in one pass
         self._remembering: dict[str, bool] = {}
+        self._depending: dict[str, dict[int, frozenset[int]]] = {}
         self._pass, self._paused = PASSES[0], False
         self._random = torch.Generator().manual_seed(0)
 
@@ -197,27 +196,11 @@ class Watcher:
                     reset(self.network)
                     with self._origins if self._pass == "origins" else nullcontext():
                         self.network(self.sample)
-                    if self._pass == "origins":
-                        self._find_problems()
                     if self.problems or self.outside:
                         return
             finally:
                 for handle in handles:
                     handle.remove()
-
-    def _find_problems(self) -> None:
-        self.problems += [
-            f"module {name} holds what an earlier sample has left, and has no method reset(): give "
-            "it one, or make the network anew"
-            for name, neuron in self.neurons.items()
-            if neuron.keeps_membrane and self._left[name]
-        ]
-        self.problems += [
-            f"layer {name} reads something that was not computed from the sample by torch: numbers "
-            "that are the same for every sample, or that went through numpy"
-            for name, read in self.reads.items()
-            if read.origin.is_constant
-        ]
 
     def _find(self) -> None:
         """Which modules are layers, which may be neurons, and whose the weights are."""
@@ -255,8 +238,6 @@ class Watcher:
         if self._paused:
             return None
         call, x = (args, kwargs), _first((args, kwargs))
-        if self._pass == "sample" and name in self._maybe_neurons and not self._calls[name]:
-            self._left[name] = self._membranes_before(name, module, x)
         watched = self._pass == "origins" and name in self._maybe_neurons
         self._stack.append(_Frame(name, module, call, _state(module) if watched else []))
         if self._pass in ("low", "high") and name in self.neurons and self.neurons[name].spikes:
@@ -266,20 +247,6 @@ class Watcher:
             driven = torch.full_like(x, far if self._pass == "high" else -far)
             return _with_first(call, driven)
         return None
-
-    def _membranes_before(
-        self, name: str, module: nn.Module, x: Tensor | None
-    ) -> set[tuple[int, int]]:
-        """Of what a module holds that nothing resets, all that could be membranes of this input."""
-        modules = (self.network.get_submodule(above) for above in (*_above(name), name))
-        if x is None or not x.dim() or any(map(_reset_of, modules)):
-            return set()
-        sizes = (x.numel(), x[0].numel())
-        return {
-            (id(z), version)
-            for z, version in _state(module)
-            if z.is_floating_point() and z.numel() in sizes and z.any()
-        }
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, result: object) -> object:
         if self._paused:
@@ -292,11 +259,7 @@ class Watcher:
             if frame.name in self._layers:
                 self._after_layer(frame, x, y)
             elif self._pass == "sample":
-                if frame.name in self._maybe_neurons:
-                    self._calls[frame.name] += 1
-                    if self._calls[frame.name] == 1:  # what it has not changed is no membrane
-                        now = {(id(z), version) for z, version in _state(module)}
-                        self._left[frame.name] -= now
+                self._calls[frame.name] += 1
             elif self._pass == "origins" and frame.name in self._maybe_neurons:
                 self._after_module(frame, result)
             elif frame.name in self.neurons and self.neurons[frame.name].spikes:
