@@ -44,9 +44,7 @@ class _Description:
             weight_bits=self.bits,
             membrane_bits=self.bits,
             layers=tuple(self._layer(name, read) for name, read in self.reads.items()),
-            lif=tuple(
-                shape for name, shape in self.shapes.items() if self.neurons[name].keeps_membrane
-            ),
+            lif=tuple(self.shapes.values()),
         )
 
     # What is refused before anything is described.
@@ -83,24 +81,23 @@ class _Description:
             )
 
     def _populations(self) -> tuple[int, dict[str, tuple[int, int, int]]]:
-        """(samples of the batch, the shape of each spiking module's population)"""
+        """(samples of the batch, the shape of each population with a membrane)"""
         possible: dict[str, dict[int, tuple[int, ...]]] = {}  # samples: shape
         for name, neuron in self.neurons.items():
-            if len(neuron.shapes) > 1:
-                if neuron.keeps_membrane:
-                    raise UserError(
-                        f"spiking module {name} runs at several places, on inputs of "
-                        f"{' and '.join(map(_by, sorted(neuron.shapes)))}: give each population "
-                        "a module of its own"
-                    )
+            if not neuron.keeps_membrane:
                 continue
+            if len(neuron.shapes) > 1:
+                raise UserError(
+                    f"spiking module {name} runs at several places, on inputs of "
+                    f"{' and '.join(map(_by, sorted(neuron.shapes)))}: give each population a "
+                    "module of its own"
+                )
             possible[name] = self._readings(neuron)
-            if neuron.keeps_membrane and not possible[name]:
+            if not possible[name]:
                 self._refuse_timesteps(name, neuron)
-        counts = [set(possible[name]) for name in possible if self.neurons[name].keeps_membrane]
-        common = set.intersection(*counts)
+        common = set.intersection(*map(set, possible.values()))
         if not common:
-            several = sorted(set.union(*counts))
+            several = sorted(set().union(*possible.values()))
             raise UserError(
                 f"spiking modules ran on {' and '.join(map(str, several))} samples: "
                 "timesteps and samples cannot be told apart"
@@ -108,14 +105,8 @@ class _Description:
         # (T, N, C, ...) could also be (T, C, ...) of one sample: then a layer runs N times for it.
         fitting = [n for n in common if not any(read.rows % n for read in self.reads.values())]
         samples = max(fitting or common)
-        shapes = {}
-        for name, readings in possible.items():
-            if samples in readings:
-                shape = readings[samples]
-                if len(shape) > 3:
-                    shape = (shape[0], shape[1], prod(shape[2:]))
-                shapes[name] = shape + (1,) * (3 - len(shape))
-        return samples, shapes
+        shapes = {name: (*readings[samples], 1, 1) for name, readings in possible.items()}
+        return samples, {name: (C, H, prod(rest)) for name, (C, H, *rest) in shapes.items()}
 
     def _refuse_timesteps(self, name: str, neuron: Neuron) -> None:
         (shape,) = neuron.shapes
@@ -128,8 +119,8 @@ class _Description:
         raise UserError(f"LIF {name} ran {times}, not {self.time_steps}")
 
     def _readings(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
-        """For each number of samples that a spiking module's inputs could be of, the shape of one
-        sample's input at one timestep.
+        """For each number of samples that the inputs of a module with a membrane could be of, the
+        shape of one sample's input at one timestep.
 
         Inputs are (N, ...) in a loop; in one call (T, N, ...), (N, T, ...), or these two flattened.
         """
@@ -139,8 +130,6 @@ class _Description:
             return {} if rest else {folded: shape[1:]}
         if neuron.step_mode == "m":
             return {shape[1]: shape[2:]} if shape[0] * neuron.calls == T else {}
-        if not neuron.keeps_membrane:
-            return self._readings_of_threshold(neuron)
         found = {}
         if neuron.calls == T:
             found[shape[0]] = shape[1:]
@@ -155,16 +144,6 @@ class _Description:
             found[shape[0]] = shape[2:]
         if 0 in rows and shape[0] == T:
             found[shape[1]] = shape[2:]
-        return found
-
-    def _readings_of_threshold(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
-        """The same of a module without a membrane, which works on any shape."""
-        (shape,) = neuron.shapes
-        found = {}
-        for count in range(1, 1 + min(2, len(shape))):
-            samples, rest = divmod(neuron.calls * prod(shape[:count]), self.time_steps)
-            if samples and not rest:
-                found[samples] = shape[count:]
         return found
 
     # The graph.
@@ -193,12 +172,10 @@ class _Description:
             depth[name] = 1 + max(before, default=0)
         order = list(self.reads)
         taken: set[str] = set()
-        for name, neuron in self.neurons.items():
-            if not neuron.keeps_membrane:
-                continue
-            free = [x for x in order if x in neuron.layers and x not in taken]
+        for name, shape in self.shapes.items():
+            free = [x for x in order if x in self.neurons[name].layers and x not in taken]
             free.sort(key=lambda x: (self._reads_stream(x), -depth[x], -order.index(x)))
-            missing = prod(self.shapes[name])
+            missing = prod(shape)
             for layer in free:
                 if missing > 0:
                     taken.add(layer)
