@@ -141,8 +141,7 @@ def listed(path: str, time_steps: int | None = None) -> Subject:
 
 
 def traced(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
-    """The network of a checkpoint; torch is needed here, and not for layer lists."""
-    from .trace import trace_checkpoint
+    from .trace import trace_checkpoint  # needs torch, and layer lists do not
 
     return trace_checkpoint(path, data_path, time_steps)
 

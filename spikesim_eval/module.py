@@ -15,10 +15,9 @@ from runtime.errors import UserError
 
 from .codes import code_bits, common_step, share_of_ones
 from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int
-from .watch import Neuron, Read, Watcher
+from .watch import BY_HAND, Neuron, Read, Watcher, by
 
 MOST_TEXT = 300  # characters of a message
-BY_HAND = "or write a layer list by hand (docs/layer_list.md)"
 
 
 class _Description:
@@ -30,7 +29,7 @@ class _Description:
     def __init__(self, watcher: Watcher, bits: int):
         self.bits, self.time_steps = bits, watcher.time_steps
         self.reads, self.neurons = watcher.reads, watcher.neurons
-        self._check_weights(watcher)
+        self._check()
         self.upstream: dict[str, set[str]] = {}
         self.behind_spikes: set[str] = set()
         for name, read in self.reads.items():
@@ -49,17 +48,7 @@ class _Description:
 
     # What is refused before anything is described.
 
-    def _check_weights(self, watcher: Watcher) -> None:
-        outside = watcher.outside
-        if outside:
-            names = [f"{name} ({_by(watcher.weights[name].shape)})" for name in list(outside)[:3]]
-            more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
-            raise UserError(
-                f"{', '.join(names)}{more} used outside of Conv2d and Linear modules, where the "
-                f"estimate would miss them: use such modules, {BY_HAND}"
-            )
-        if watcher.problems:
-            raise UserError(watcher.problems[0])
+    def _check(self) -> None:
         for name, read in self.reads.items():
             if read.origin.is_constant:
                 raise UserError(
@@ -89,7 +78,7 @@ class _Description:
             if len(neuron.shapes) > 1:
                 raise UserError(
                     f"spiking module {name} runs at several places, on inputs of "
-                    f"{' and '.join(map(_by, sorted(neuron.shapes)))}: give each population a "
+                    f"{' and '.join(map(by, sorted(neuron.shapes)))}: give each population a "
                     "module of its own"
                 )
             possible[name] = self._readings(neuron)
@@ -112,7 +101,7 @@ class _Description:
         (shape,) = neuron.shapes
         if neuron.rows:
             raise UserError(
-                f"LIF {name}, called once on {_by(shape)}, does not run {self.time_steps} timesteps"
+                f"LIF {name}, called once on {by(shape)}, does not run {self.time_steps} timesteps"
             )
         steps = shape[0] * neuron.calls if neuron.step_mode == "m" else neuron.calls
         times = "1 timestep" if steps == 1 else f"{steps} timesteps"
@@ -225,7 +214,7 @@ class _Description:
             common["groups"] = module.groups
             kernel = self._kernel(name, module)
         if len(read.sizes) > 1:
-            sizes = " and ".join(sorted(_by(size) for size, _ in read.sizes))
+            sizes = " and ".join(sorted(by(size) for size, _ in read.sizes))
             raise UserError(
                 f"layer {name} runs on inputs of different sizes, {sizes}: the estimate knows one "
                 f"size a layer; make it several, {BY_HAND}"
@@ -257,7 +246,7 @@ class _Description:
         sides = set(module.kernel_size)
         if len(sides) > 1 or (len(module.kernel_size) == 1 and sides != {1}):
             raise UserError(
-                f"layer {name}: its kernel is {_by(module.kernel_size)}, and the estimate knows "
+                f"layer {name}: its kernel is {by(module.kernel_size)}, and the estimate knows "
                 f"2-d convolutions with square kernels; use such, {BY_HAND}"
             )
         return sides.pop()
@@ -349,10 +338,6 @@ class _Description:
         if not (origin.image and (low, high) == (0, 1)):
             bits = max(bits, widest)
         return bits, share_of_ones(read.levels, step, bits)
-
-
-def _by(sizes: tuple[int, ...]) -> str:
-    return "×".join(map(str, sizes))
 
 
 def trace_network(network: nn.Module, sample: Tensor, bits: int, time_steps: int) -> LayerList:

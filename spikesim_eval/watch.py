@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from models.neuron import LIF
+from runtime.errors import UserError
 
 from .codes import Levels, common_step
 
@@ -30,6 +31,7 @@ PRODUCTS = re.compile(  # names of aten functions that compute sums of products
     r"|transformer|einsum|cdist"
 )
 RESETS = ("reset", "reset_state", "reset_states", "reset_mem", "reset_hidden")
+BY_HAND = "or write a layer list by hand (docs/layer_list.md)"
 MOST_FIRED = 255  # spikes of one neuron at one timestep; a neuron that gives more has no bound
 PASSES = ("sample", "origins", "low", "high", "random", "random")  # counts may all be even once
 
@@ -167,8 +169,6 @@ class Watcher:
         self.network, self.sample, self.time_steps = network, sample, time_steps
         self.reads: dict[str, Read] = {}
         self.neurons: dict[str, Neuron] = {}
-        self.outside: dict[str, None] = {}  # weights that are used where no layer holds them
-        self.problems: list[str] = []
         self._origins = Origins(self._see)
         self._stack: list[_Frame] = []
         self._calls: Counter[str] = Counter()  # of modules, in one pass
@@ -196,8 +196,6 @@ class Watcher:
                     reset(self.network)
                     with self._origins if self._pass == "origins" else nullcontext():
                         self.network(self.sample)
-                    if self.problems or self.outside:
-                        return
             finally:
                 for handle in handles:
                     handle.remove()
@@ -280,7 +278,7 @@ class Watcher:
             return
         origin = self._origins.of(x)
         if frame.products != 1 and not origin.is_constant:
-            self.problems.append(
+            raise UserError(
                 f"layer {frame.name} computes {frame.products or 'no'} products that can be seen: "
                 "a layer of the estimate computes one"
             )
@@ -456,23 +454,28 @@ class Watcher:
             for weight in origin.weights - owned
             if is_product or is_matrix(self.weights[weight])
         }
-        self.outside |= dict.fromkeys(weight for weight in self.weights if weight in foreign)
+        for weight in self.weights:
+            if weight in foreign:
+                raise UserError(
+                    f"{weight} ({by(self.weights[weight].shape)}) used outside of Conv2d and "
+                    "Linear modules, where the estimate would miss it: use such modules, "
+                    f"{BY_HAND}"
+                )
         if not is_product:
             return
         factors = operands[1:] if name.startswith(("add", "badd")) else operands
         if sum(not origin.is_constant for origin in factors[:2]) == 2:
-            self.problems.append(
+            raise UserError(
                 f"{_place(where)} multiplies two tensors that both depend on the sample, as "
                 "attention does: a crossbar holds one of them as weights; write a layer list "
                 "without this product (docs/layer_list.md)"
             )
-        elif inner:
-            inner.products += 1
-        elif not foreign:
-            self.problems.append(
+        if inner is None:
+            raise UserError(
                 f"{_place(where)} computes a product ({name}) outside of Conv2d and Linear modules "
                 "that the estimate would miss: make its matrix the weight of one"
             )
+        inner.products += 1
 
 
 def is_known_neuron(module: nn.Module) -> bool:
@@ -593,6 +596,10 @@ def _above(name: str) -> list[str]:
         return []
     parts = name.split(".")
     return ["", *(".".join(parts[:i]) for i in range(1, len(parts)))]
+
+
+def by(sizes: Iterable[int]) -> str:
+    return "×".join(map(str, sizes))
 
 
 def _place(where: str) -> str:

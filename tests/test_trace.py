@@ -552,16 +552,6 @@ def test_what_the_estimate_would_miss_is_named(part, run, words):
     assert "\n" not in str(error.value)
 
 
-def test_of_many_weights_the_first_are_named():
-    net = Added(
-        lambda m, s: sum((s @ w for w in m.many), s), many=nn.ParameterList([weight(8, 8)] * 1)
-    )
-    net.many.extend([weight(8, 8) for _ in range(300)])
-    with pytest.raises(UserError, match=r"many.0 \(8×8\), many.1 .* and 298 more") as error:
-        trace(net)
-    assert len(str(error.value)) < 300
-
-
 def test_a_message_of_many_pages_is_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "endless_net.py").write_text(
         "def net():\n    raise ValueError('many\\nlines ' * 999)"
@@ -716,21 +706,6 @@ def test_a_membrane_beside_the_module_that_fires_is_counted():
             return self.head(torch.stack(spikes).mean((0, 3, 4)))
 
     assert trace(ByHand(Surrogate())).lif == ((8, 8, 8), (8, 8, 8))
-
-
-def test_an_integrator_that_does_not_fire_has_a_membrane_too():
-    class Readout(Between):
-        def __init__(self):
-            super().__init__()
-            self.readout = neuron.NonSpikingLIFNode(tau=2.0)
-
-        def forward(self, x):
-            spikes = self.lif2(self.conv2(self.lif1(self.conv1(x))))
-            return torch.stack(self.readout(self.head(spikes.mean((3, 4))))).mean(0)
-
-    traced = trace(Readout())
-    assert traced.lif == ((8, 8, 8), (8, 8, 8), (10, 1, 1))
-    assert [found.lif for found in traced.layers] == [True, True, True]
 
 
 class Integrator(nn.Module):
