@@ -36,7 +36,7 @@ from load_settings import load_network
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 from runtime.processes import of_all_processes, of_first_process
-from settings import Settings, data_set_of
+from settings import Settings
 
 FEW = 3  # classes that are named of a file
 SHOWN = 20  # classes, in a terminal and with numbers in the picture
@@ -108,7 +108,7 @@ def check_files(settings: Settings) -> None:
     has not written about this checkpoint."""
     if not settings.per_class:
         return
-    if data_set_of(settings).num_classes > MOST_CLASSES:
+    if settings.data_set.num_classes > MOST_CLASSES:
         raise UserError(f"--per_class is for {MOST_CLASSES} classes at most")
     folder = folder_of(settings)
     taken = next((name for name in FILES if os.path.lexists(folder / name)), None)
@@ -131,7 +131,7 @@ def _is_of(settings: Settings, path: Path) -> bool:
 
 def add_classes(settings: Settings, found: dict[str, Any], pairs: Tensor, names: list[str]) -> None:
     """Add the accuracy of each class to what was found, and write the files of --per_class."""
-    number = data_set_of(settings).num_classes
+    number = settings.data_set.num_classes
     names = names_of_labels(names, number)
     confusion = confusion_of(torch.cat(of_all_processes(pairs), dim=1), number)
     found["classes"] = rows_of(confusion, names)

@@ -27,7 +27,7 @@ from distiller import teacher_steps
 from engine.run import Run, disk_errors
 from engine.run_folder import EVENTS, PROGRAM, best_row, deciding
 from runtime.processes import is_main_process, world_size
-from settings import MAY_CHANGE, Settings, as_text, data_set_of
+from settings import MAY_CHANGE, Settings, as_text
 
 COLUMNS = (
     "epoch",
@@ -106,7 +106,7 @@ def header(
 ) -> str:
     """What is about to run: a few lines."""
     settings, steps, processes = run.settings, run.steps_per_epoch, world_size()
-    data_set, image = data_set_of(settings), test_set[0][0]
+    data_set, image = settings.data_set, test_set[0][0]
     name = f"CPU ({count(torch.get_num_threads(), 'thread')})"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -148,7 +148,7 @@ def about_teacher(settings: Settings, teacher: Checkpoint) -> str:
     text = f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), T {own}"
     if settings.loss is None:
         return text
-    how = settings.loss, settings.teacher_logits, data_set_of(settings).events
+    how = settings.loss, settings.teacher_logits, settings.data_set.events
     longest = [teacher_steps(T, own, *how)[0] for T in settings.trained_at]
     if {*longest} != {own}:
         up_to = "up to " * (longest[0] != longest[-1])

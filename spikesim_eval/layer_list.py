@@ -1,7 +1,6 @@
 """The list of layers an estimate works from, and how it is read from JSON (docs/layer_list.md)."""
 
 import json
-import os
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.files import must_be_file
 
 LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
 MAX_BITS = 32  # full precision enters as 32-bit fixed point
@@ -254,9 +254,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_json(path: str | Path) -> Any:
     """The contents of a JSON file; raises UserError where it cannot be read."""
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe or a device may never end
-        raise UserError(f"{str(path)!r} is no file")
     try:
+        must_be_file(path)
         with open(path, "rb") as file:
             content = file.read(MOST_JSON + 1)
     except OSError as error:

@@ -17,7 +17,7 @@ from load_settings import check_classes, load_network
 from models import MSResNet
 from models.MS_ResNet import Shortcut
 from runtime.errors import UserError
-from settings import Settings, data_set_of
+from settings import Settings
 
 from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int, show
 
@@ -75,7 +75,7 @@ def check_same_data(checkpoints: Sequence[str]) -> None:
     first: dict[str, Any] = {}
     for path in dict.fromkeys(checkpoints):
         settings = load_checkpoint(path, weights=False).settings
-        data_set = data_set_of(settings)
+        data_set = settings.data_set
         about = {"data": settings.data, "image size": data_set.image_size}
         about |= {"classes": settings.classes or data_set.num_classes, "fold": settings.fold}
         for what, value in about.items():

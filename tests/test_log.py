@@ -39,7 +39,6 @@ from engine.log import (
 )
 from load_settings import load_network, parse_settings
 from loading import data_sets_of
-from settings import data_set_of
 from spikesim_eval.trace import macs_of_image
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]
@@ -365,7 +364,7 @@ def count_macs(network: nn.Module, sample: torch.Tensor) -> int:
 )
 def test_macs_are_those_that_one_image_takes(options):
     settings = parse_settings([*options, "--width", "2"])
-    data_set, T = data_set_of(settings), settings.time_window
+    data_set, T = settings.data_set, settings.time_window
     network = build_network(settings)
     # A static image's stem runs once in the program, and at every timestep on the chip.
     shape = (data_set.in_channels, *data_set.image_size)

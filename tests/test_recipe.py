@@ -274,7 +274,10 @@ def test_batch_norm_s_single_values_are_counted_without_the_held_out_images(tmp_
     arguments += ["--paper_setting", "original", "--accumulate", "2"]
     arguments += ["--save_path", str(tmp_path / "run")]
     assert main.main([*arguments, "--val_share", "0.25"]) == 2
-    assert "of which --val_share leaves 3, in 2 parts" in capfd.readouterr().err
+    assert (
+        "of a batch of 3 (--batch_size, or all that there are), in 2 parts"
+        in capfd.readouterr().err
+    )
     assert main.main(arguments) == 0  # four images, in parts of two
 
 
