@@ -37,19 +37,11 @@ SITE = "https://www.garrickorchard.com/datasets"
 CALTECH = Archive(
     "Caltech101.zip", "Caltech101", "66201824eabb0239c7ab992480b50ba3", f"{SITE}/n-caltech101"
 )
+TRAIN = Archive("Train.zip", "Train", "20959b8e626244a1b502305a9e6e2031", f"{SITE}/n-mnist")
+TEST = Archive("Test.zip", "Test", "69ca8762b2fe404d9b9bad1103e97832", f"{SITE}/n-mnist")
 N_CALTECH101 = Recordings("N-Caltech101", (180, 240), {CALTECH.top: CALTECH}, one_in=10)
-N_MNIST = Recordings(
-    "N-MNIST",
-    (34, 34),
-    {
-        top: Archive(f"{top}.zip", top, md5, f"{SITE}/n-mnist")
-        for top, md5 in (
-            ("Train", "20959b8e626244a1b502305a9e6e2031"),
-            ("Test", "69ca8762b2fe404d9b9bad1103e97832"),
-        )
-    },
-    classes=tuple("0123456789"),
-)
+OF_DIGITS = {TRAIN.top: TRAIN, TEST.top: TEST}
+N_MNIST = Recordings("N-MNIST", (34, 34), OF_DIGITS, classes=tuple("0123456789"))
 DIGITS_DVS = Recordings("Digits-DVS", SENSOR, {"Caltech101": None}, one_in=5)
 
 

@@ -535,14 +535,14 @@ LISTS = "wnids.txt", "val/val_annotations.txt"
             lambda root: (root / LISTS[1]).open("a").write("val_0.JPEG\tn99999999\t0\t0\t1\t1\n"),
             "n99999999",
         ),
-        (lambda root: (root / LISTS[0]).write_text("/tmp\n"), "names the class '/tmp'"),
+        (lambda root: (root / LISTS[0]).write_text("/tmp\n"), "/tmp holds no image"),
         (
             lambda root: (root / LISTS[1]).write_text("val_0.JPEG\n"),
             "gives val_0.JPEG the class ''",
         ),
         (lambda root: (root / "val/images/val_3.JPEG").unlink(), "val_3.JPEG"),
         (lambda root: (root / LISTS[1]).write_text(""), "val_annotations.txt is empty"),
-        (lambda root: (root / LISTS[0]).open("ab").write(b"\xff\n"), "names the class"),
+        (lambda root: (root / LISTS[0]).open("ab").write(b"\xff\n"), "holds no image"),
         (lambda root: (root / LISTS[1]).open("ab").write(b"\xff\n"), "the class ''"),
     ],
 )

@@ -34,7 +34,9 @@ def teacher(folder) -> tuple:
 
 def test_one_and_two_processes_give_the_same_weights(folder, teacher):
     assert_close(train(2, folder, "original"), teacher)
-    one, two = (train(processes, folder, "student", "--bits", "4") for processes in (1, 2))
+    path = folder / "original-1" / "original-last.pth"
+    options = ["--bits", "4", "--teacher_path", str(path)]
+    one, two = (train(processes, folder / "qamd", "qamd", *options) for processes in (1, 2))
     assert_close(two, one)
 
 
