@@ -4,13 +4,11 @@ What is read back may come from anywhere: all of it is checked, and a fault is o
 Before anything is unpacked the armour at the end looks at the bytes.
 """
 
-import errno
 import math
 import os
 import pickletools
 import random
 import reprlib
-import stat
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -25,14 +23,8 @@ from distiller import MEMBRANE_LOSSES
 from models import MSResNet, QuanMSResNet
 from runtime.command import similar_path
 from runtime.errors import UserError
-from settings import (
-    TYPES,
-    Settings,
-    check_settings,
-    data_set_of,
-    describes_a_network,
-    input_step_of,
-)
+from runtime.files import must_be_file
+from settings import TYPES, Settings, check_settings, describes_a_network, input_step_of
 
 MOST_TUPLES = 20_000  # four a tensor, and few besides
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
@@ -58,8 +50,7 @@ def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
     """
     not_ours = f"{path} is not a checkpoint of this program"
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe may never end
-            raise OSError(errno.EINVAL, "it is no file")
+        must_be_file(path)
         _refuse_bombs(path)
         with warnings.catch_warnings(action="ignore"):
             content = _plain(
@@ -85,7 +76,7 @@ def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
 
 def build_network(settings: Settings) -> MSResNet:
     """The network of the settings, with fresh weights from torch's random state."""
-    data_set = data_set_of(settings)
+    data_set = settings.data_set
     shape = (
         settings.model_depth,
         data_set.num_classes,
@@ -103,8 +94,7 @@ def build_network(settings: Settings) -> MSResNet:
             image_step=data_set.image_step,
             membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
         )
-    steps = (settings.time_window,) if data_set.events else ()
-    network.input_shape = (*steps, data_set.in_channels, *data_set.image_size)
+    network.input_shape = data_set.input_shape(settings.time_window)
     network.input_step = input_step_of(settings)
     return network
 
@@ -112,7 +102,7 @@ def build_network(settings: Settings) -> MSResNet:
 def class_names(checkpoint: Checkpoint) -> list[str]:
     """The names that the data set had when it was trained on, else the labels' numbers."""
     names = checkpoint.settings.classes or checkpoint.rest.get("class_names")
-    number = data_set_of(checkpoint.settings).num_classes
+    number = checkpoint.settings.data_set.num_classes
     if not (isinstance(names, list | tuple) and all(type(name) is str for name in names)):
         names = []
     return names_of_labels(names, number)
@@ -135,7 +125,7 @@ def momentum_of(state_dict: Any, parameters: list[Tensor]) -> list[Tensor | None
     for number, state in states.items():
         buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
         expected = parameters[number].dtype, parameters[number].shape
-        if not is_plain_tensor(buffer) or (buffer.dtype, buffer.shape) != expected:
+        if not isinstance(buffer, Tensor) or (buffer.dtype, buffer.shape) != expected:
             return None
         if not buffer.isfinite().all():
             return None
@@ -149,11 +139,9 @@ def are_random_states(states: Any) -> bool:
         return False
     try:
         for state in states:
-            if type(state["python"]) is not tuple:
+            if type(state["python"]) is not tuple or not state["torch"].is_contiguous():
                 return False
             random.Random().setstate(state["python"])
-            if not (is_plain_tensor(state["torch"]) and state["torch"].is_contiguous()):
-                return False
             torch.Generator().set_state(state["torch"])
             if state["cuda"] is not None and torch.cuda.is_initialized():
                 torch.Generator("cuda").set_state(state["cuda"])
@@ -191,15 +179,6 @@ def are_rows(rows: Any, held_out: bool) -> bool:
     )
 
 
-def is_plain_tensor(x: Any) -> bool:
-    return (
-        isinstance(x, Tensor)
-        and not x.is_nested
-        and x.layout == torch.strided
-        and x.device.type == "cpu"
-    )
-
-
 def _refuse_bombs(path: str | Path) -> None:
     """Raises ValueError for a file that torch.load would blow up on: one that is larger unpacked
     than packed, which torch.save's are not, or tuples so deep in each other that hashing them, in
@@ -222,6 +201,8 @@ def _plain(content: Any) -> Any:
     if type(content) in (list, tuple):
         return type(content)(map(_plain, content))
     if isinstance(content, Tensor):
+        if content.is_nested or content.layout != torch.strided or content.device.type != "cpu":
+            raise TypeError("a tensor of another kind")
         return Tensor.detach(content)
     if type(content) in (str, int, float, bool, type(None)):
         return content
@@ -229,14 +210,10 @@ def _plain(content: Any) -> Any:
 
 
 def _settings_from(saved: dict, not_ours: str) -> Settings:
-    known = {field.name: field.default for field in fields(Settings)}
-    saved = {name: value for name, value in known.items() if value is not MISSING} | saved
-    if set(saved) != set(known):
+    defaults = {x.name: x.default for x in fields(Settings) if x.default is not MISSING}
+    saved = defaults | saved  # of a version that did not have them
+    if saved.keys() != TYPES.keys():
         raise UserError(f"{not_ours}: its settings are not this version's")
-    for field in fields(Settings):
-        # type(), because True is an int too
-        if type(saved[field.name]) not in TYPES[field.name]:
-            raise UserError(f"{not_ours}: its {field.name} is {reprlib.repr(saved[field.name])}")
     settings = Settings(**saved)
     try:
         check_settings(settings)
@@ -250,10 +227,13 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
 def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
     with torch.device("meta"):
         network = build_network(settings).state_dict()
-    expected = {name: (x.dtype, tuple(x.shape)) for name, x in network.items()}
-    found = {
-        name: (x.dtype, tuple(x.shape)) if is_plain_tensor(x) else None for name, x in model.items()
-    }
+    expected, found = (
+        {
+            name: (x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x)
+            for name, x in tensors.items()
+        }
+        for tensors in (network, model)
+    )
     for name in expected | found:
         if expected.get(name) != found.get(name):
             raise UserError(

@@ -7,8 +7,6 @@ a standard deviation: the network's first batch norm does that, and the image th
 quantized network is then exactly an 8-bit integer times 1/255. Events are counts per frame and
 polarity, as 8-bit codes (`input_of` says how): full-precision and quantized networks read the same.
 
-Whatever is many files on disk is packed once into a cache beside them (or in --cache_path), one
-array that is mapped into memory.
 `python data_loader.py prepare --data ncaltech101 --data_path D --time_window 10` makes frames of
 raw events and the cache; a training makes what is missing too, but for the frames.
 """
@@ -44,11 +42,11 @@ from data_sets.events import (
 )
 from data_sets.splits import fold_rows, held_out_rows
 from data_sets.static import read_image
-from quantization import codes_of
+from quantization import codes_of, pixels_of
 from runtime.command import Parser, run_command, similar_path
 from runtime.errors import UserError
 from runtime.processes import PATIENCE, SIGNALS, first_process_first, is_main_process
-from settings import Settings, check_settings, data_set_of, input_step_of
+from settings import OPTIONS, Settings, add_option, check_settings, input_step_of
 
 CPU = torch.device("cpu")
 CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_path
@@ -58,27 +56,20 @@ CACHE_PATH = "MD_SNN_CACHE_PATH"  # of the environment: the default of --cache_p
 class ImageSet(Dataset):
     """Pairs (image, label): an augmented image in torch's default dtype, an int.
 
-    images: (N, …), in memory or mapped from a file, so that a loader's worker takes no memory for
-    it. rows: which of the images and labels are in the set; None: all. held_out: a set of the
-    training images that are in none, to choose the best checkpoint by. step: None of 8-bit pixels,
-    which become pixel / 255; of event frames what one of their 8-bit codes stands for, and the
-    codes are what the networks read. clipped: the share of the non-zero training values that lie
-    above the highest code. classes: the labels' names.
-
     The augmentation of an image depends on (seed, epoch, index) alone: neither the number of
     processes nor of loader workers changes it. `augment` may therefore draw from torch's CPU
     generator only, as torchvision's v2 transforms do.
     """
 
-    images: Tensor
+    images: Tensor  # (N, …), 8-bit pixels or event frames, in memory or mapped from a file
     labels: Tensor | Sequence[int]
     augment: Callable[[Tensor], Tensor] | None = None
     seed: int = 0
-    step: float | None = None
-    clipped: float = 0.0
-    rows: Tensor | None = None
-    classes: Sequence[str] | None = None
-    held_out: "ImageSet | None" = None
+    step: float | None = None  # of event frames: what one of their 8-bit codes stands for
+    clipped: float = 0.0  # share of the non-zero training values that lie above the highest code
+    rows: Tensor | None = None  # of the images and labels that are in the set; None: all
+    classes: Sequence[str] | None = None  # the labels' names
+    held_out: "ImageSet | None" = None  # other images, to choose the best checkpoint by
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -98,9 +89,7 @@ class ImageSet(Dataset):
                 # torch.manual_seed would reseed the GPU's generators too, and for good.
                 torch.default_generator.manual_seed(seed_of(self.seed, self.epoch, index))
                 image = self.augment(image)
-        image = image.to(torch.get_default_dtype())
-        if self.step is None:
-            image = image / HIGHEST  # v2.ToDtype multiplies by 1/255: not always the same
+        image = pixels_of(image) if self.step is None else image.to(torch.get_default_dtype())
         return image, self.labels[index].item()
 
 
@@ -121,7 +110,7 @@ def seed_of(*entropy: int) -> int:
 
 def request_of(settings: Settings) -> Request:
     data, caches = settings.data_path, settings.cache_path or os.environ.get(CACHE_PATH)
-    about, T = data_set_of(settings), settings.time_window
+    about, T = settings.data_set, settings.time_window
     return Request(settings.data, about, Path(data), Path(caches or data), T)
 
 
@@ -130,22 +119,19 @@ def load_data_sets(
 ) -> tuple[ImageSet, ImageSet]:
     """The data sets (train, test) of the settings; training images are augmented.
 
-    T is used by event data alone: static images are repeated by the network, not here. input_step:
-    what one code of event frames stands for, by default what `input_of` finds. The images that
-    --val_share holds out are not in `train` but in `train.held_out`, without augmentation. With
-    --fold the test images are that fold's of all images, and the training images the others (see
-    `fold_rows`). Under torch.distributed every process must call this, since the first one reads
-    (and downloads, and packs) before the others. Raises UserError, one line, where data are missing
-    or damaged; it names the expected folder and how to fill it.
+    input_step: what one code of event frames stands for, by default what `input_of` finds. The
+    images that --val_share holds out are in `train.held_out`; with --fold the test images are that
+    fold's of all images. Under torch.distributed every process must call this, since the first one
+    reads (and downloads, and packs) before the others. Raises UserError, one line, where data are
+    missing or damaged; it names the expected folder and how to fill it.
     """
     request = request_of(settings)
     samples = _read(request)
     (train, train_labels), (test, test_labels) = samples.train, samples.test
     rows = test_rows = held_out = None
     if settings.fold is not None:
-        if samples.whole is None:
-            both = torch.cat((train, test)), torch.cat((train_labels, test_labels))
-        train, train_labels = test, test_labels = samples.whole or both
+        both = samples.whole or [*map(torch.cat, zip(*samples[:2], strict=True))]
+        train, train_labels = test, test_labels = both
         rows, test_rows = fold_rows(train_labels, settings.fold, samples.classes)
     if settings.val_share:
         rows = torch.arange(len(train_labels)) if rows is None else rows
@@ -164,9 +150,8 @@ def load_data_sets(
                 file=sys.stderr,
             )
         step, clipped = input_step, 0.0
-    transform, about = None, request.about
-    if about.augmented:
-        transform = augmentation(settings.augment, about.events, about.image_size)
+    about, name = request.about, settings.augment if request.about.augmented else "none"
+    transform = augmentation(name, about.events, about.image_size)
     test_set = ImageSet(test, test_labels, step=step, rows=test_rows, classes=samples.classes)
     if held_out is not None:
         held_out = ImageSet(train, train_labels, step=step, rows=held_out)
@@ -176,8 +161,12 @@ def load_data_sets(
 
 def _read(request: Request) -> Samples:
     """What the data set's function reads, first in process 0; labels are tensors."""
-    with first_process_first(), preparing(request):
-        samples = request.about.read(request)
+
+    def read() -> Samples:
+        with preparing(request):
+            return request.about.read(request)
+
+    samples = first_process_first(read)
     parts = ((images, torch.as_tensor(labels)) for images, labels in samples[:2])
     samples = Samples(*parts, *samples[2:])
     known = request.about.num_classes or len(samples.classes)
@@ -246,26 +235,27 @@ class Share(NamedTuple):
 def training_loader(
     data_set: ImageSet, share: Share, device: torch.device = CPU
 ) -> "DeviceLoader | DataLoader":
-    """A process's batches (images, labels int64), in the order of training_order.
+    """A process's batches (images, labels int64), shuffled.
 
-    Static images are kept and augmented on the device, where no loader can hold up a step; events
-    and --augment auto need transforms of single images, in workers.
+    Batch k of all processes together is the same set of images for any `world_size` with the same
+    global batch batch_size · world_size. Images left over after the last global batch are dropped
+    for this epoch. A data set smaller than one global batch gives one partial batch per process, of
+    equal sizes: up to world_size − 1 images come twice.
     """
-    return _loader(data_set, *training_order(data_set, share), share, device)
+    # The sampler must drop too: padded to equal shares, two processes could get one batch more than
+    # a single process.
+    drop_last = len(data_set) >= share.batch_size * share.world_size
+    order = Shuffled(data_set, share.world_size, share.rank, True, data_set.seed, drop_last)
+    return _loader(data_set, order, drop_last, share, device)
 
 
 def evaluation_loader(
     data_set: ImageSet, share: Share, device: torch.device = CPU
 ) -> "DeviceLoader | DataLoader":
-    """Batches of images rank, rank + world_size, …: each exactly once over all processes, and from
-    where training_loader has them.
-
-    Without padding the processes may get different numbers of batches, even none: sum over
-    processes after the loop.
-    """
-    return _loader(
-        data_set, range(share.rank, len(data_set), share.world_size), False, share, device
-    )
+    """Batches of images rank, rank + world_size, …: each exactly once over all processes, which may
+    get different numbers of batches, even none: sum over processes after the loop."""
+    order = range(share.rank, len(data_set), share.world_size)
+    return _loader(data_set, order, False, share, device)
 
 
 def _loader(
@@ -275,6 +265,8 @@ def _loader(
     share: Share,
     device: torch.device,
 ) -> "DeviceLoader | DataLoader":
+    """Static images are kept and augmented on the device, where no loader can hold up a step;
+    events and --augment auto need transforms of single images, in workers."""
     if data_set.step is None and isinstance(data_set.augment, CropAndFlip | None):
         return DeviceLoader(data_set, share.batch_size, order, drop_last, device)
     # Workers start anew each epoch (not persistent): they get their copy of the data set, with its
@@ -308,21 +300,6 @@ class Shuffled(DistributedSampler):
         return islice(super().__iter__(), self.first, None)
 
 
-def training_order(data_set: ImageSet, share: Share) -> tuple[Shuffled, bool]:
-    """(shuffled indices of a process, whether an incomplete last batch is dropped).
-
-    Batch k of all processes together is the same set of images for any `world_size` with the same
-    global batch batch_size · world_size. Images left over after the last global batch are dropped
-    for this epoch. A data set smaller than one global batch gives one partial batch per process, of
-    equal sizes: up to world_size − 1 images come twice.
-    """
-    # The sampler must drop too: padded to equal shares, two processes could get one batch more than
-    # a single process.
-    drop_last = len(data_set) >= share.batch_size * share.world_size
-    order = Shuffled(data_set, share.world_size, share.rank, True, data_set.seed, drop_last)
-    return order, drop_last
-
-
 class DeviceLoader:
     """Batches of images on the device.
 
@@ -349,8 +326,6 @@ class DeviceLoader:
             if self.images[:1].nbytes * len(self.rows) <= memory / 4:
                 own = self.images if data_set.rows is None else self.images[self.rows]
                 self.images, self.rows = own.to(device), torch.arange(len(own), device=device)
-        # A tensor, because CUDA multiplies by the reciprocal of a plain number.
-        self.white = torch.tensor(HIGHEST, dtype=torch.get_default_dtype(), device=device)
 
     def __len__(self) -> int:
         full, left = divmod(len(self.sampler), self.batch_size)
@@ -372,7 +347,7 @@ class DeviceLoader:
             images = self.images[order_of_images[part]].to(self.device)
             if draws is not None:
                 images = augment.of_batch(images, draws[batch])
-            yield images / self.white, self.labels[batch]
+            yield pixels_of(images), self.labels[batch]
 
 
 def set_epoch(loader: DeviceLoader | DataLoader, epoch: int, first_batch: int = 0) -> None:
@@ -390,7 +365,7 @@ def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
     An image of another size is scaled and cropped in the middle. Raises UserError for a file that
     is missing, damaged or of another kind.
     """
-    data_set, path = data_set_of(settings), Path(path)
+    data_set, path = settings.data_set, Path(path)
     if not os.path.isfile(path):
         is_folder = os.path.isdir(path)
         what = "is a folder, not a file" if is_folder else f"is no file{similar_path(path)}"
@@ -422,19 +397,17 @@ def prepare(argv: Sequence[str] | None = None) -> None:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="prepare")
-    add = commands.add_parser("prepare", allow_abbrev=False).add_argument
-    add("--data", choices=DATA_SETS, required=True)
-    add("--data_path", default="./data", help="default ./data")
-    add("--cache_path", help="where frames and caches go (default: into the data path)")
-    add("--time_window", type=int, help="frames of a sample of events (default 10)")
-    size = "HxW or one side (ncaltech101 48, all of its camera: 180x240; nmnist 34)"
-    add("--image_size", help=size)
-    add("--skip_damaged", action="store_true", help="leave damaged files of events out")
+    command = commands.add_parser("prepare", allow_abbrev=False)
+    add_option(command, "data").required = True
+    for name in ("data_path", "cache_path", "time_window", "image_size"):
+        add_option(command, name)
+    skip = "leave damaged files of events out"
+    command.add_argument("--skip_damaged", action="store_true", help=skip)
     given = vars(parser.parse_args(argv))
     del given["command"]
     skip, about = given.pop("skip_damaged"), DATA_SETS[given["data"]]
-    if given["image_size"] is not None and not about.any_size:
-        raise UserError(f"--image_size: the images of {given['data']} have a size of their own")
+    if refusal := OPTIONS["image_size"].refusal(given):
+        raise UserError(f"--image_size {refusal}")
     if skip and about.recordings is None:
         raise UserError("--skip_damaged goes with raw events")
     settings = Settings.of(**given)

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import reprlib
-import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,29 +18,26 @@ import torch
 from torch import nn
 
 from checkpoints import Checkpoint, build_network, class_names, load_checkpoint
+from data_sets import DATA_SETS
 from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
 from models import MSResNet
-from runtime.command import did_you_mean, similar_path, wrong_choice
+from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
-from runtime.files import check_writable, digest
+from runtime.files import check_writable, digest, must_be_file
 from settings import (
-    DATA_SETS,
     OPTIONS,
     TYPES,
     Settings,
+    as_text,
     build_parser,
     check_settings,
     check_value,
     complete,
-    data_set_of,
-    is_flag,
-    name_of,
     parse_image_size,
 )
 
 TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
-MOST_CONFIG = 2**20  # bytes of a settings.json
 OF_EVALUATION = [name for name, x in OPTIONS.items() if x.has("own") or x.has("only")]
 RECORDED = {  # what a settings.json holds beside options: what was found, and where it ran
     *("world_size", "git_commit", "versions"),
@@ -63,16 +59,15 @@ def parse_settings(
     training = given.get("eval_only") is None
     settings = _training_settings(given) if training else _evaluation_settings(given)
     check_settings(settings)
-    if training:
-        _refuse_batches(settings, world_size)
     if settings.device not in ("auto", "cpu") and not torch.cuda.is_available():
         raise UserError(
             f"--device {settings.device}: this machine has no usable GPU; use --device cpu"
         )
     if training:
+        _refuse_batches(settings, world_size)
         if settings.teacher_path is not None:
             _check_teacher(settings, teacher or load_checkpoint(settings.teacher_path).settings)
-        if not settings.save_path:
+        if not settings.save_path:  # the default needs the teacher
             settings = replace(settings, save_path=f"./checkpoints/{run_name(settings)}")
         check_writable(settings.save_path)
     return settings
@@ -107,10 +102,10 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         if "time_window" not in given:  # that of --config was the largest of others
             values["time_window"] = values["time_windows"][-1]
     _say_what_config_keeps(taken, given, values)
-    if "image_size" in taken.keys() - given.keys() and not DATA_SETS[data].any_size:
-        values["image_size"] = None
-    values["image_size"] = _other_image_size(values["image_size"], data)
-    values["save_path"] = values["save_path"] or ""  # the default needs the teacher
+    if values["image_size"] is not None:
+        size = parse_image_size(values["image_size"])
+        own = size == DATA_SETS[data].image_size
+        values["image_size"] = None if own else "{}x{}".format(*size)
     classes = tuple(classes_of_folder(values["data_path"])) if data == "folder" else None
     return Settings(**values, classes=classes)
 
@@ -126,15 +121,16 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
     for name, value in given.items():
         about, theirs = OPTIONS[name], getattr(trained, name)
         if name == "image_size":
-            size = data_set_of(trained).image_size
+            size = trained.data_set.image_size
             if parse_image_size(value) != size:
                 raise UserError(
                     f"--image_size {value} does not fit {path}: it was trained with "
                     "{}x{}".format(*size)
                 )
         elif about.has("fit") and value != theirs:
-            how = "without it" if theirs is None else f"with {theirs}"
-            raise UserError(f"--{name} {value} does not fit {path}: it was trained {how}")
+            raise UserError(
+                f"--{name} {value} does not fit {path}: it was trained {_with(name, theirs)}"
+            )
         elif name not in OF_EVALUATION and value not in (about.constant_default, theirs):
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if given.get("integer") and trained.bits is None:
@@ -173,17 +169,13 @@ def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
             inside = Path(path) / "settings.json"
             meant = f": did you mean {inside}?" if inside.is_file() else ""
             raise UserError(f"{expected}, not a folder{meant}")
-        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe may never end
-            raise UserError(f"{expected}, it is no file")
-        with Path(path).open("rb") as file:
-            text = file.read(MOST_CONFIG + 1)
+        must_be_file(path)
+        text = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{option}{path} does not exist{similar_path(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a null character
         raise UserError(f"cannot read {option}{path} ({error})") from None
     try:
-        if len(text) > MOST_CONFIG:
-            raise ValueError
         content = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         raise UserError(f"{expected}, and is no JSON, or damaged") from None
@@ -196,10 +188,14 @@ def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
             raise UserError(f"{option}{path}: there is no option {reprlib.repr(name)}{meant}")
         if name not in OPTIONS or OPTIONS[name].has("alone") or value is None:
             continue
+        value = tuple(value) if isinstance(value, list) else value
+        if TYPES[name][0] is float and type(value) is int and abs(value) < 2**53:
+            value = float(value)
         try:
-            found[name] = _checked(name, value)
+            check_value(name, value)
         except UserError as error:
             raise UserError(f"{option}{path}: {error}") from None
+        found[name] = value
     return found
 
 
@@ -212,21 +208,6 @@ def read_settings(path: str | Path) -> Settings:
     return Settings(**complete(found) | {"save_path": str(Path(path).parent)})
 
 
-def _checked(name: str, value: Any) -> Any:
-    """The value of an option in a JSON file. Raises UserError where it cannot be one."""
-    kind, choices = TYPES[name][0], OPTIONS[name].choices
-    if kind is tuple and type(value) is list:
-        value = tuple(value)
-    if kind is float and type(value) is int and abs(value) < 2**53:
-        value = float(value)
-    if type(value) is not kind:  # True is an int too
-        raise UserError(f"--{name} cannot be {reprlib.repr(value)}: {kind.__name__} is expected")
-    if choices and not is_flag(name) and value not in choices:
-        raise UserError(f"--{name}: {wrong_choice(value, choices)}")
-    check_value(name, value)
-    return value
-
-
 def _say_what_config_keeps(
     taken: dict[str, Any], given: dict[str, Any], values: dict[str, Any]
 ) -> None:
@@ -235,35 +216,33 @@ def _say_what_config_keeps(
         return
     before = complete({"data": values["data"], "paper_setting": values["paper_setting"]} | taken)
     kept = []
-    for name in taken.keys() - given.keys():
-        about, value = OPTIONS[name], values[name]
-        default = about.default_with(values)
-        if callable(about.default) and default != value == about.default_with(before):
-            kept.append(f"--{name} {value} (the default is {default} here)")
+    for name in sorted(taken.keys() - given.keys()):
+        default = OPTIONS[name].default_with
+        if default(values) != values[name] == default(before):
+            kept.append(f"--{name} {values[name]} (the default is {default(values)} here)")
     if kept:
-        text = f"main.py: warning: --config keeps {', '.join(sorted(kept))}"
-        print(text, file=sys.stderr, flush=True)
-
-
-def _other_image_size(text: str | None, data: str) -> str | None:
-    """The setting image_size of an option: None where it is the data set's own size."""
-    data_set = DATA_SETS[data]
-    if text is None or parse_image_size(text) == data_set.image_size:
-        return None
-    if not data_set.any_size:
-        raise UserError(
-            "--image_size: the images of {} are {}x{}".format(data, *data_set.image_size)
-        )
-    return "{}x{}".format(*parse_image_size(text))
+        print(f"main.py: warning: --config keeps {', '.join(kept)}", file=sys.stderr, flush=True)
 
 
 def run_name(settings: Settings) -> str:
-    """Name of the default save path: the network, its teacher's file, and every other setting that
-    is no default."""
-    found = {"data_path": Path(settings.data_path).resolve().name}
+    """Name of the default save path: what each option has there, of which most are no defaults. A
+    folder of images is told by its name, a teacher's file by its digest."""
+    values = asdict(settings)
+    of_folder = settings.data == "folder"
+    values["data_path"] = Path(settings.data_path).resolve().name if of_folder else None
     if settings.teacher_path is not None:
-        found["teacher_path"] = digest(settings.teacher_path)[:6]
-    return name_of(asdict(settings) | found)
+        start = "from-" * settings.init_from_teacher
+        values["teacher_path"] = f"{start}teacher{digest(settings.teacher_path)[:6]}"
+    parts = []
+    for name, about in OPTIONS.items():
+        value, (place, form) = values[name], about.name or (50, None)
+        if value is None or value is False or (about.name is None and about.has("resume")):
+            continue
+        if form is not None:
+            parts.append((place, form.format(value)))
+        elif value != about.default_with(values):
+            parts.append((place, f"{name}{as_text(value)}".replace("_", "-").replace(" ", "-")))
+    return "-".join(text for _, text in sorted(parts, key=lambda part: part[0]) if text)
 
 
 def _refuse_batches(settings: Settings, world_size: int) -> None:
@@ -290,27 +269,19 @@ def refuse_single_values(
     images = settings.batch_size
     if training_images is not None:
         images = min(images, training_images)
-    # As training_order and add_gradients share them out: equal parts, but for the last.
+    # As training_loader and add_gradients share them out: equal parts, but for the last.
     share = -(-images // world_size)
     largest = -(-share // settings.accumulate)
     smallest = (share % largest or largest) * world_size  # batch norm's part is all processes'
-    size = data_set_of(settings).image_size
+    size = settings.data_set.image_size
     last_stage = [-(-side // 8) for side in size]  # three stages halve it
-    if smallest * min(settings.trained_at) * math.prod(last_stage) > 1:
-        return
-    batch = f"--batch_size {settings.batch_size}"
-    if images < settings.batch_size:
-        left = "the data set has" if settings.fold is None else "--fold leaves"
-        left = "--val_share leaves" if settings.val_share else left
-        batch += f", of which {left} {images}"
-    if settings.accumulate > 1:
-        batch += f", in {settings.accumulate} parts (--accumulate)"
-    time_window = "--time_window is 1" if settings.time_windows is None else "--time_windows has 1"
-    raise UserError(
-        "batch norm cannot train on a single value per channel: images of {}x{} are 1x1 in the "
-        "last stage, {}, and a part of a batch holds one image ({}, on one process): take more "
-        "timesteps, larger images or more images a part".format(*size, time_window, batch)
-    )
+    if smallest * min(settings.trained_at) * math.prod(last_stage) == 1:
+        raise UserError(
+            "batch norm cannot train on a single value per channel: images of {}x{} are 1x1 in the "
+            "last stage, T is 1, and of a batch of {} (--batch_size, or all that there are), in {} "
+            "parts (--accumulate), one holds a single image: take more timesteps, larger images or "
+            "more images a part".format(*size, images, settings.accumulate)
+        )
 
 
 def _check_teacher(settings: Settings, teacher: Settings) -> None:
@@ -319,22 +290,19 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
             f"--teacher_path {settings.teacher_path} holds a quantized {teacher.paper_setting} "
             "network: a teacher comes from --paper_setting original"
         )
-    for name in ("data", "model_depth", "width", "image_size"):
-        if getattr(teacher, name) != getattr(settings, name):
+    # Of another fold, it was trained on test images of this run.
+    for name in ("data", "model_depth", "width", "image_size", "fold"):
+        theirs, ours = getattr(teacher, name), getattr(settings, name)
+        if theirs != ours:
             raise UserError(
-                f"--teacher_path {settings.teacher_path} was trained with --{name} "
-                f"{getattr(teacher, name)}, this run has --{name} {getattr(settings, name)}"
+                f"--teacher_path {settings.teacher_path} was trained {_with(name, theirs)}, this "
+                f"run {_with(name, ours)}: a teacher and its students need the same"
             )
-    if teacher.fold != settings.fold:
-        theirs, ours = (
-            "without --fold" if x.fold is None else f"with --fold {x.fold}"
-            for x in (teacher, settings)
-        )
-        raise UserError(
-            f"--teacher_path {settings.teacher_path} was trained {theirs}, and so on test images "
-            f"of this run {ours}: a teacher and its students need the same --fold"
-        )
     check_classes(teacher, settings.data_path, settings.teacher_path)
+
+
+def _with(name: str, value: Any) -> str:
+    return f"without --{name}" if value is None else f"with --{name} {value}"
 
 
 def check_classes(trained: Settings, data_path: str | Path, path: str | Path) -> None:
@@ -358,7 +326,7 @@ def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = 
         checkpoint = load_checkpoint(checkpoint)
     settings = checkpoint.settings
     if time_window is not None:
-        check_value("time_window", time_window)
+        check_value("time_window", int(time_window))
         settings = replace(settings, time_window=time_window)
     network = build_network(settings)
     network.load_state_dict(checkpoint.model)

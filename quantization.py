@@ -194,6 +194,12 @@ def codes_of(frames: Tensor, step: float) -> Tensor:
     return (frames.double() / step).round_().clamp_(ImageQuantizer.low, ImageQuantizer.high).float()
 
 
+def pixels_of(codes: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """8-bit codes of an image / 255, in torch's default type if in no other."""
+    # By a tensor, because CUDA multiplies by the reciprocal of a plain number.
+    return codes / torch.full((), 255.0, dtype=dtype, device=codes.device)
+
+
 class BatchNormQuantizer(nn.Module):
     """Quantizes a folded batch norm y = scale·x + shift, both (C,), to `bits` symmetric bits.
 

@@ -25,7 +25,7 @@ from distiller import (
     TEACHER_LOGITS,
 )
 from models.MS_ResNet import BLOCKS
-from runtime.command import HelpFormatter, Parser
+from runtime.command import HelpFormatter, Parser, wrong_choice
 from runtime.errors import UserError
 
 PAPER_SETTINGS = ("original", "student", "qamd")
@@ -37,12 +37,17 @@ Values = Mapping[str, Any]  # settings by name
 # Where an option has a meaning: None, or what to say of one that has none with these settings.
 
 
-def quantized(values: Values) -> str | None:
-    return None if values["paper_setting"] != "original" else no_meaning(values)
+def needs(name: str, *of_these: Any) -> Callable[[Values], str | None]:
+    def refusal(values: Values) -> str | None:
+        if values[name] in of_these:
+            return None
+        return f"has no meaning with --{name} {values[name]}: leave it out"
+
+    return refusal
 
 
-def distilled(values: Values) -> str | None:
-    return None if values["paper_setting"] == "qamd" else no_meaning(values)
+quantized, distilled = needs("paper_setting", "student", "qamd"), needs("paper_setting", "qamd")
+not_cl = needs("loss", "CLK", "CLM")
 
 
 def has_teacher(values: Values) -> str | None:
@@ -50,9 +55,7 @@ def has_teacher(values: Values) -> str | None:
 
 
 def compares_membranes(values: Values) -> str | None:
-    if values["loss"] == "CL":
-        return "has no meaning with --loss CL: leave it out"
-    return distilled(values)
+    return distilled(values) or not_cl(values)
 
 
 def static_images(values: Values) -> str | None:
@@ -61,17 +64,13 @@ def static_images(values: Values) -> str | None:
     return f"has no meaning with the events of {values['data']}, frames of one T: leave it out"
 
 
-def no_meaning(values: Values) -> str:
-    return f"has no meaning with --paper_setting {values['paper_setting']}: leave it out"
-
-
-def folder_in_name(values: Values) -> str:
-    """One's own images are told apart by the name of their folder."""
-    return values["data_path"] if values["data"] == "folder" else ""
-
-
-def teacher_in_name(values: Values) -> str:
-    return f"{'from-' * values['init_from_teacher']}teacher{values['teacher_path']}"
+def any_size(values: Values) -> str | None:
+    """Also the one size of others."""
+    data_set, given = DATA_SETS[values["data"]], values["image_size"]
+    if data_set.any_size or given is None or parse_image_size(given) == data_set.image_size:
+        return None
+    size = "{}x{}".format(*data_set.image_size)
+    return f"has no meaning with --data {values['data']}, whose images are {size}: leave it out"
 
 
 def if_distilled(default: Any) -> Callable[[Values], Any]:
@@ -81,30 +80,27 @@ def if_distilled(default: Any) -> Callable[[Values], Any]:
 class Option(NamedTuple):
     """What is said of an option beside its name and type, which are those of its field.
 
-    group: of --help. text: Markdown; {limits} stands for those. default: a value, or a function of
-    the settings that are declared before it; shown: the default in words. item: type of a list's
-    values. where: see above; needed: what to say where it has a meaning and no value.
     traits: words. "resume": --resume may change it. "alone": of one run alone, --config does not
     take it over. With --eval_only it must "fit" the checkpoint, or it is the command's "own", or
     "only" there has it a meaning; others have none there. "added": there are checkpoints from
     before it, which have its default.
-    name: its place in the name of a run, and its form there: of its value, or a function of all, or
-    None: "NAMEvalue" where it is no default. Runs of older versions are found by their names: both
-    stay. What is new comes after, where --resume may not change it, without a word.
+    name: its place in the name of a run, and its form there; None: "NAMEvalue" where it is no
+    default. Runs of older versions are found by their names: both stay. What is new comes after,
+    where --resume may not change it, without a word.
     """
 
-    group: str
-    text: str
-    default: Any = None
+    group: str  # of --help
+    text: str  # Markdown; {limits} stands for those
+    default: Any = None  # or a function of the settings that are declared before it
     traits: str = ""
-    shown: str | None = None
-    item: type = str
+    shown: str | None = None  # the default in words
+    item: type = str  # of a list's values
     choices: Iterable | None = None
     limits: tuple[float, float] | None = None  # the largest are far above any use
-    where: Callable[[Values], str | None] | None = None
-    needed: str | None = None
+    where: Callable[[Values], str | None] | None = None  # see above
+    needed: str | None = None  # what to say where it has a meaning and no value
     metavar: str | None = None
-    name: tuple[int, str | Callable[[Values], str] | None] | None = None
+    name: tuple[int, str | None] | None = None
 
     def has(self, trait: str) -> bool:
         return trait in self.traits.split()
@@ -164,7 +160,7 @@ class Settings:
 
     data_path: str = of_data(
         "where the data sets lie", "./data", "resume own", metavar="FOLDER",
-        name=(2, folder_in_name)
+        name=(2, "{}")
     )
     cache_path: str | None = of_data(
         "where caches and converted events go", None, "resume own added", shown="the data path",
@@ -173,8 +169,8 @@ class Settings:
     image_size: str | None = of_data(  # None: the data set's own
         f"height and width, or one side, {IMAGE_SIDES[0]} to {IMAGE_SIDES[1]} pixels, of data that "
         "have several",
-        traits="added", shown="folder 64, ncaltech101 48, nmnist 34, digits-dvs 24", metavar="HxW",
-        name=(10, "{}")
+        traits="added", shown="folder 64, ncaltech101 48, nmnist 34, digits-dvs 24",
+        where=any_size, metavar="HxW", name=(10, "{}")
     )
     val_share: float = of_data(
         "share of the training images, of each class, {limits}, that is not trained on: the best "
@@ -224,7 +220,7 @@ class Settings:
         None, "resume",  # the file is compared, not its path
         where=has_teacher, metavar="CKPT",
         needed="--teacher_path is required: the original-best.pth of an original run",
-        name=(6, teacher_in_name)
+        name=(6, "{}")
     )
     loss: str | None = of_distillation(
         "cross-entropy and logits, and of the membranes the KL divergence (`CLK`), the squared "
@@ -300,7 +296,7 @@ class Settings:
     )
 
     save_path: str = of_running(
-        "where checkpoints and logs go", None, "resume alone",
+        "where checkpoints and logs go", "", "resume alone",
         shown="./checkpoints/RUN, named after the settings", metavar="FOLDER"
     )
     resume: bool = of_running(
@@ -381,6 +377,16 @@ class Settings:
         """Every T that it is trained with, the largest last."""
         return self.time_windows or (self.time_window,)
 
+    @property
+    def data_set(self) -> DataSet:
+        """What they say of their data set, over what DATA_SETS does."""
+        data_set = DATA_SETS[self.data]
+        if self.image_size is not None:
+            data_set = replace(data_set, image_size=parse_image_size(self.image_size))
+        if self.classes is not None:
+            data_set = replace(data_set, num_classes=len(self.classes))
+        return data_set
+
 
 OPTIONS: dict[str, Option] = {
     x.name: x.metadata["option"] for x in fields(Settings) if "option" in x.metadata
@@ -423,19 +429,7 @@ def build_parser() -> Parser:
     groups = {about.group: None for about in OPTIONS.values()}
     groups = {name: parser.add_argument_group(name) for name in groups}
     for name, about in OPTIONS.items():
-        text, default, kind = about.meaning().replace("`", ""), about.default_text(), TYPES[name][0]
-        text = f"{text} (default {default})" if default is not None else text
-        metavar = about.metavar or {int: "N", float: "X"}.get(kind, "NAME")
-        if kind is tuple:
-            how = {"nargs": "+", "type": about.item, "metavar": metavar}
-        elif not is_flag(name):
-            how = {"type": kind, "choices": about.choices, "metavar": metavar}
-        elif about.choices:  # a flag that may say its one choice
-            (choice,) = about.choices
-            how = {"nargs": "?", "choices": [choice], "const": choice, "metavar": choice}
-        else:
-            how = {"action": "store_true"}
-        groups[about.group].add_argument(f"--{name}", help=text.replace("%", "%%"), **how)
+        add_option(groups[about.group], name)
         if is_flag(name) and not about.has("alone"):
             hidden = {"action": "store_false", "help": argparse.SUPPRESS}
             parser.add_argument(f"--no_{name}", dest=name, **hidden)
@@ -452,6 +446,23 @@ def build_parser() -> Parser:
     return parser
 
 
+def add_option(parser: argparse._ActionsContainer, name: str) -> argparse.Action:
+    about, kind = OPTIONS[name], TYPES[name][0]
+    text, default = about.meaning().replace("`", ""), about.default_text()
+    text = f"{text} (default {default})" if default is not None else text
+    metavar = about.metavar or {int: "N", float: "X"}.get(kind, "NAME")
+    if kind is tuple:
+        how = {"nargs": "+", "type": about.item, "metavar": metavar}
+    elif not is_flag(name):
+        how = {"type": kind, "choices": about.choices, "metavar": metavar}
+    elif about.choices:  # a flag that may say its one choice
+        (choice,) = about.choices
+        how = {"nargs": "?", "choices": [choice], "const": choice, "metavar": choice}
+    else:
+        how = {"action": "store_true"}
+    return parser.add_argument(f"--{name}", help=text.replace("%", "%%"), **how)
+
+
 def complete(given: Values, may_drop: Iterable[str] = ()) -> dict[str, Any]:
     """The value of each option: the given one, or its default. One of `may_drop` that has no
     meaning here is as if not given."""
@@ -463,33 +474,24 @@ def complete(given: Values, may_drop: Iterable[str] = ()) -> dict[str, Any]:
     return values
 
 
-def name_of(values: Values) -> str:
-    """Name of a run: what its options have there, of which most are no defaults. Paths in `values`
-    are what tells them apart: the name of a folder, the first digits of a file's digest."""
-    parts = []
-    for name, about in OPTIONS.items():
-        value, (place, form) = values[name], about.name or (50, None)
-        if value is None or value is False or (about.name is None and about.has("resume")):
-            continue
-        if form is not None:
-            parts.append((place, form(values) if callable(form) else form.format(value)))
-        elif value != about.default_with(values):
-            parts.append((place, f"{name}{as_text(value)}".replace("_", "-").replace(" ", "-")))
-    return "-".join(text for _, text in sorted(parts, key=lambda part: part[0]) if text)
-
-
 def check_value(name: str, value: Any) -> None:
-    """Raises UserError where a number, or one of a list, is outside what the program can do."""
-    about = OPTIONS.get(name)
-    if about is None or about.limits is None or value is None:
+    """Raises UserError where a setting cannot have this value: of another type, none of its
+    choices, a number outside what the program can do."""
+    about, kinds = OPTIONS.get(name), TYPES[name]
+    if type(value) not in kinds:  # True is an int too
+        kind = kinds[0].__name__
+        raise UserError(f"--{name} cannot be {reprlib.repr(value)}: {kind} is expected")
+    if about is None or value is None:
         return
-    several, (low, high) = isinstance(value, tuple), about.limits
-    if several and not value:  # of a file, as are other types
+    if about.choices and not is_flag(name) and value not in about.choices:
+        raise UserError(f"--{name}: {wrong_choice(value, about.choices)}")
+    several, (low, high) = isinstance(value, tuple), about.limits or (None, None)
+    if several and not value:  # of a file
         raise UserError(f"--{name} is empty")
     for x in value if several else (value,):
         if several and type(x) is not about.item:
             raise UserError(f"--{name} cannot hold {reprlib.repr(x)}")
-        if not low <= x <= high:
+        if about.limits and not low <= x <= high:
             raise UserError(f"--{name} must be between {low} and {high}, got {x}")
 
 
@@ -499,8 +501,8 @@ def as_text(value: Any) -> str:
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises UserError where a value is outside what the program can do."""
-    for name, value in asdict(settings).items():
+    """Raises UserError where a setting cannot have its value, alone or beside others."""
+    for name, value in vars(settings).items():
         check_value(name, value)
     if settings.warmup >= settings.epochs:
         raise UserError(
@@ -527,27 +529,23 @@ def check_settings(settings: Settings) -> None:
 
 
 def describes_a_network(settings: Settings) -> bool:
-    """Whether settings of a file, whose types and limits are checked, fit each other."""
-    values, data_set = asdict(settings), DATA_SETS.get(settings.data)
+    """Whether settings of a file, each of them checked, fit each other."""
+    values = asdict(settings)
     for name, about in OPTIONS.items():
-        value, choices = values[name], None if is_flag(name) else about.choices
-        if choices and value is not None and value not in choices:
-            return False
         if about.where is None:
             continue
         refused = about.refusal(values) is not None
         if about.default_with(values) is not None or (about.needed and not refused):
-            if value is None:
+            if values[name] is None:
                 return False
-        elif refused and value is not None:
+        elif refused and values[name] is not None:
             return False
     classes, step = settings.classes, settings.input_step
     return (
         (classes is None) == (settings.data != "folder")
         and all(type(name) is str for name in classes or ())
         and len(classes or "ab") >= 2
-        and (settings.image_size is None or data_set.any_size)
-        and (step is None or (data_set.events and 0 < step < math.inf))
+        and (step is None or (DATA_SETS[settings.data].events and 0 < step < math.inf))
     )
 
 
@@ -567,13 +565,3 @@ def input_step_of(settings: Settings) -> float | None:
     """What one code of event frames stands for in a trained network; None of images."""
     data_set = DATA_SETS[settings.data]
     return (settings.input_step or data_set.image_step) if data_set.events else None
-
-
-def data_set_of(settings: Settings) -> DataSet:
-    """What the settings say of their data set, over what DATA_SETS does."""
-    data_set = DATA_SETS[settings.data]
-    if settings.image_size is not None:
-        data_set = replace(data_set, image_size=parse_image_size(settings.image_size))
-    if settings.classes is not None:
-        data_set = replace(data_set, num_classes=len(settings.classes))
-    return data_set

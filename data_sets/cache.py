@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_sets.sources import Input, in_threads
 from runtime.errors import UserError
-from runtime.files import file_lock
+from runtime.files import file_lock, write_whole
 from runtime.launcher import launcher_variable
 
 
@@ -130,7 +130,7 @@ def _write_packed(
     measure: Callable[[np.ndarray, Tensor], Input] | None,
 ) -> None:
     files = [root / name for name, *_ in contents["files"]]
-    new_index, new_array = index.with_suffix(".json.tmp"), index.with_suffix(".npy.tmp")
+    new_array = index.with_suffix(".npy.tmp")
     try:
         for dtype in (np.uint8, np.uint16, np.float32):
             with new_array.open("wb") as file:
@@ -144,22 +144,16 @@ def _write_packed(
             found = measure(np.load(new_array, mmap_mode="r"), labels)
             contents = contents | {"input": found._asdict()}
         crc = _checksum(contents, crc)
-        with new_index.open("w") as file:
-            json.dump({"crc32": crc, **contents}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        # The index is what makes the array valid, so it comes last; an array that a running
-        # training has mapped lives on until that ends.
         array = index.with_name(f"{index.stem}-{crc:08x}.npy")
         outdated = set(index.parent.glob(f"{index.stem}-????????.npy")) - {array}
         new_array.rename(array)
-        new_index.rename(index)
+        # It makes the array valid, so it comes last.
+        write_whole(index, json.dumps({"crc32": crc, **contents}).encode())
     except OSError as error:  # a full disk
         raise UserError(f"cannot write the cache {index} ({error}): it was not made") from error
     finally:
         new_array.unlink(missing_ok=True)
-        new_index.unlink(missing_ok=True)
-    for path in outdated:
+    for path in outdated:  # one that a running training has mapped lives on until that ends
         path.unlink()
 
 

@@ -1,6 +1,9 @@
 """The event camera of digits-dvs: scikit-learn's digits as N-Caltech101's camera would see them.
 
-An ideal sensor (ESIM, Rebecq et al. 2018) on the three saccades of Orchard et al. 2015.
+The camera makes three saccades of 100 ms along an isosceles triangle (Orchard et al. 2015,
+10.3389/fnins.2015.00437) in front of the enlarged digit. A pixel sends an event when its log
+intensity has moved by THRESHOLD since its last one, at the time that linear interpolation gives
+(the ideal sensor of ESIM, Rebecq et al. 2018): no noise, no refractory time, no mismatch.
 """
 
 from itertools import pairwise
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_sets.sources import in_threads
+from data_sets.sources import in_threads, whole_folder
 
 SENSOR = 180, 240  # height and width, pixels
 SACCADE_MS = 100  # each of the three, as N-Caltech101's (Orchard et al. 2015)
@@ -22,25 +25,19 @@ THRESHOLD = 0.3  # of the logarithm of the intensity
 
 
 def write_digit_events(folder: Path) -> None:
-    """scikit-learn's 1,797 digits as an event camera sees them, in N-Caltech101's layout.
-
-    The camera makes three saccades of 100 ms along an isosceles triangle (Orchard et al. 2015,
-    10.3389/fnins.2015.00437) in front of the enlarged digit. A pixel sends an event when its log
-    intensity has moved by THRESHOLD since its last one, at the time that linear interpolation gives
-    (the ideal sensor of ESIM, Rebecq et al. 2018): no noise, no refractory time, no mismatch.
-    """
+    """All 1,797 digits, in N-Caltech101's layout."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
 
     def write(number: int) -> None:
-        label = str(digits.target[number])
-        (folder / label).mkdir(exist_ok=True)
-        path = folder / label / f"image_{number:04d}.bin"
+        path = unfinished / str(digits.target[number]) / f"image_{number:04d}.bin"
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(as_atis(*digit_events(digits.images[number])))
 
-    for _ in in_threads(write, range(len(digits.images)), "making the events of digits-dvs"):
-        pass
+    with whole_folder(folder) as unfinished:
+        for _ in in_threads(write, range(len(digits.images)), "making the events of digits-dvs"):
+            pass
 
 
 def digit_events(digit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -20,7 +20,6 @@ from data_sets.sources import (
     Samples,
     files_of_classes,
     in_threads,
-    whole_folder,
 )
 from runtime.errors import UserError
 from runtime.files import file_lock
@@ -38,33 +37,23 @@ SITE = "https://www.garrickorchard.com/datasets"
 CALTECH = Archive(
     "Caltech101.zip", "Caltech101", "66201824eabb0239c7ab992480b50ba3", f"{SITE}/n-caltech101"
 )
+TRAIN = Archive("Train.zip", "Train", "20959b8e626244a1b502305a9e6e2031", f"{SITE}/n-mnist")
+TEST = Archive("Test.zip", "Test", "69ca8762b2fe404d9b9bad1103e97832", f"{SITE}/n-mnist")
 N_CALTECH101 = Recordings("N-Caltech101", (180, 240), {CALTECH.top: CALTECH}, one_in=10)
-N_MNIST = Recordings(
-    "N-MNIST",
-    (34, 34),
-    {
-        top: Archive(f"{top}.zip", top, md5, f"{SITE}/n-mnist")
-        for top, md5 in (
-            ("Train", "20959b8e626244a1b502305a9e6e2031"),
-            ("Test", "69ca8762b2fe404d9b9bad1103e97832"),
-        )
-    },
-    classes=tuple("0123456789"),
-)
+OF_DIGITS = {TRAIN.top: TRAIN, TEST.top: TEST}
+N_MNIST = Recordings("N-MNIST", (34, 34), OF_DIGITS, classes=tuple("0123456789"))
 DIGITS_DVS = Recordings("Digits-DVS", SENSOR, {"Caltech101": None}, one_in=5)
 
 
 def frames_folder(request: Request) -> Path:
     """The folder of the frames: beside the data where they are there, else where they are made."""
-    folder = request.about.recordings.folder
-    name = f"{folder}/frames_number_{request.time_window}_split_by_number"
-    places = (root / name for root in (request.data, request.caches))
-    return next(filter(Path.is_dir, places), request.caches / name)
+    name = f"frames_number_{request.time_window}_split_by_number"
+    places = [x / request.about.recordings.folder / name for x in (request.data, request.caches)]
+    return next(filter(Path.is_dir, places), places[-1])
 
 
 def event_cache(request: Request) -> Path:
-    frames = f"frames_number_{request.time_window}_split_by_number"
-    name = "{}-{}x{}.json".format(frames, *request.about.image_size)
+    name = "{}-{}x{}.json".format(frames_folder(request).name, *request.about.image_size)
     return request.caches / request.about.recordings.folder / name
 
 
@@ -80,15 +69,20 @@ def events(request: Request) -> Samples:
     frames, index = frames_folder(request), event_cache(request)
     if not frames.is_dir() and not index.exists():
         if any(request.about.recordings.parts.values()):
-            raise UserError(_missing(request, frames))
+            beside = {request.data / index.parent.name, index.parent}
+            found = sorted(x.name for y in beside for x in y.glob("frames_number_*_by_number"))
+            raise UserError(
+                f"{request.name} with --time_window {request.time_window} is expected in {frames}, "
+                f"which is missing (found there: {', '.join(found) or 'no frames'}): "
+                f"{_remedy(request)}"
+            )
         convert_events(request)
-    T, size = request.time_window, request.about.image_size
     images, labels, classes, found = packed(
         index,
         frames,
         partial(_find_frames, request),
-        partial(read_frames, time_window=T, size=size),
-        (T, 2, *size),
+        partial(read_frames, time_window=request.time_window, size=request.about.image_size),
+        request.about.input_shape(request.time_window),
         partial(_measure, request),
     )
     n = _training_samples(request, labels)
@@ -97,7 +91,7 @@ def events(request: Request) -> Samples:
 
 
 def _training_samples(request: Request, labels: Tensor) -> int:
-    """How many of the samples are for the training: the first ones."""
+    """How many of the samples, the first ones, are for the training."""
     kind = request.about.recordings
     if not kind.one_in:  # the last class of the training files, then the first of the others
         return int(labels.diff().argmin()) + 1
@@ -119,23 +113,12 @@ def _measure(request: Request, images: np.ndarray, labels: Tensor) -> Input:
     return input_of(train)
 
 
-def _missing(request: Request, frames: Path) -> str:
-    folder, T = request.about.recordings.folder, request.time_window
-    beside = (x / folder for x in dict.fromkeys((request.data, request.caches)))
-    found = sorted(x.name for y in beside for x in y.glob("frames_number_*_by_number"))
-    return (
-        f"{request.name} with --time_window {T} is expected in {frames}, which is missing (found "
-        f"there: {', '.join(found) or 'no frames'}): {_remedy(request)}"
-    )
-
-
 def frames_of(
     recordings: Recordings, num_classes: int, image_size: tuple[int, int], batch_size: int
 ) -> DataSet:
     """The data set of a camera's recordings, by default as 10 frames."""
-    about = {"image_step": 1.0, "time_window": 10, "batch_size": batch_size}
-    about |= {"events": True, "any_size": True, "recordings": recordings}
-    return DataSet(events, num_classes, 2, image_size, **about)
+    about = {"time_window": 10, "batch_size": batch_size, "events": True, "any_size": True}
+    return DataSet(events, num_classes, 2, image_size, recordings=recordings, **about)
 
 
 def _remedy(request: Request) -> str:
@@ -146,9 +129,11 @@ def _remedy(request: Request) -> str:
     )
 
 
-def _classes_of(request: Request, root: Path, remedy: str) -> list[str]:
-    """The names of the folders of classes in `root`, sorted. Raises UserError where one is missing
-    that the data set has."""
+def _files_of(
+    request: Request, root: Path, ending: str, remedy: str, remove: str
+) -> dict[str, list[str]]:
+    """The files of each class in `root`. Raises UserError where a class is missing that the data
+    set has, and where one has no files: with the remedy, and with `remove` where it may go."""
     classes = request.about.recordings.classes
     missing = [name for name in classes if not (root / name).is_dir()]
     if missing:
@@ -157,30 +142,31 @@ def _classes_of(request: Request, root: Path, remedy: str) -> list[str]:
             f"{request.name} is expected in {root}/CLASS/*, but {root} {what}: {remedy}"
         )
     below = (path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-    return list(classes) or sorted(below)
+    found = files_of_classes(request.name, root, classes or sorted(below), (ending,))
+    for name, files in found.items():
+        if not files:
+            do = remedy if classes else remove
+            raise UserError(f"{root / name} holds no files *{ending}: {do}")
+    return found
 
 
 def _find_frames(request: Request) -> Source:
     """All training files, then all test files."""
-    data, kind, root = request.name, request.about.recordings, frames_folder(request)
+    kind, root = request.about.recordings, frames_folder(request)
     _refuse_unfinished(root)
     again = f"remove {root} and " + _remedy(request)
     train, test = [], []
     for of_test, folder in enumerate(kind.frames(root).values()):  # where there are two parts
-        classes = _classes_of(request, folder, again)
+        of_class = _files_of(request, folder, ".npz", again, f"remove it, or {again}")
         most = request.about.num_classes
-        if not 1 <= len(classes) <= most:
-            raise UserError(f"{folder} holds {len(classes)} classes, {data} has {most}")
-        of_class = files_of_classes(data, folder, classes, (".npz",))
-        for label, (name, files) in enumerate(of_class.items()):
-            if not files:
-                remove = "" if kind.classes else "remove it, or "
-                raise UserError(f"{folder / name} holds no frames (*.npz): {remove}{again}")
+        if not 1 <= len(of_class) <= most:
+            raise UserError(f"{folder} holds {len(of_class)} classes, {request.name} has {most}")
+        for label, files in enumerate(of_class.values()):
             found = [(str((folder / x).relative_to(root)), label) for x in files]
             first_test = 0 if of_test else len(found) - kind.test_share(len(found))
             train += found[:first_test]
             test += found[first_test:]
-    return Source(classes, train + test)
+    return Source([*of_class], train + test)
 
 
 def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarray:
@@ -304,15 +290,10 @@ def _find_events(request: Request) -> list[tuple[str, Path]]:
                 if archive and not extracted.is_dir():
                     archive.unpack(sources[part], extracted)
                 elif not extracted.is_dir():
-                    with whole_folder(extracted) as unfinished:
-                        write_digit_events(unfinished)
+                    write_digit_events(extracted)
         remedy = f"unpack {archive.name} of {archive.url} again" if archive else "remove it"
-        classes = _classes_of(request, extracted, remedy)
-        for name, files in files_of_classes(data, extracted, classes, (".bin",)).items():
-            if not files:
-                do = remedy if kind.classes else "fill or remove it"
-                raise UserError(f"{extracted / name} holds no events (*.bin): {do}")
-            events += [(part, extracted / file) for file in files]
+        of_class = _files_of(request, extracted, ".bin", remedy, "fill or remove it")
+        events += [(part, extracted / x) for files in of_class.values() for x in files]
     if not events:
         raise UserError(f"{extracted} holds no classes CLASS/*.bin")
     return events
@@ -324,10 +305,9 @@ def convert_file(path: Path, target: Path, time_window: int, sensor: tuple[int, 
     # Imported here: it takes seconds, and needs a torchaudio that fits torch.
     from spikingjelly.datasets import utils
 
-    stat = path.stat()
+    stat, (H, W) = path.stat(), sensor
     if target.exists() and target.stat().st_mtime_ns == stat.st_mtime_ns:
         return
-    H, W = sensor
     size = stat.st_size
     events = utils.load_ATIS_bin(path) if size and size % 5 == 0 else None
     if events is None or (events["x"] >= W).any() or (events["y"] >= H).any():
@@ -358,13 +338,12 @@ def input_of(
     """The 8-bit input that fits training frames (N, …), of which `rows` are used (None: all), and
     them alone: nothing of a test is seen.
 
-    Whole numbers of at most 255 are their own codes: the step is 1. Otherwise the largest value has
-    the highest code, 255, or whatever is less of twice the value that 99 % of the non-zero ones do
-    not exceed and 64 times their median: a hot pixel of 60,000 events shall not round the others
-    to nothing. Whole numbers never get a step below 1. Quantiles are actual values of the data, of
-    evenly spaced samples where all are more than MOST_VALUES; whether values are whole, and the
-    largest, are found from all. bounds: (percent, room) of other rules, which `python -m
-    experiments.input_step` compares.
+    Whole numbers of at most 255 are their own codes: the step is 1. Otherwise the highest code is
+    for the least of the largest value and, for each (percent, room) of `bounds`, `room` times the
+    value that so many of the non-zero ones do not exceed: a hot pixel of 60,000 events shall not
+    round the others to nothing (`python -m experiments.input_step` compares other bounds). Whole
+    numbers never get a step below 1. Quantiles are actual values of the data, of evenly spaced
+    samples where all are more than MOST_VALUES.
     """
     if train.dtype == np.uint8:
         return Input(1.0, 0.0)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,14 +31,22 @@ class DataSet:
     num_classes: int  # 0: as many as there are folders
     in_channels: int
     image_size: tuple[int, int]  # pixels, height and width
-    image_step: float = 1 / 255  # what one code of the 8-bit input stands for to the network
     time_window: int = 4
     batch_size: int = 256
     events: bool = False  # frames (T, C, H, W) instead of one image (C, H, W)
     any_size: bool = False  # --image_size may say another one
     augmented: bool = True  # --augment has a meaning
-    # What frames of events are made of.
-    recordings: "Recordings | None" = field(default=None, hash=False)
+    recordings: "Recordings | None" = None  # what frames of events are made of
+
+    @property
+    def image_step(self) -> float:
+        """What one code of the 8-bit input stands for, where no input step was found."""
+        return 1.0 if self.events else 1 / 255
+
+    def input_shape(self, time_window: int) -> tuple[int, ...]:
+        """(C, H, W) of an image; (T, C, H, W) of a sample of events."""
+        frames = (time_window,) if self.events else ()
+        return (*frames, self.in_channels, *self.image_size)
 
 
 class Request(NamedTuple):
@@ -167,7 +175,7 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
     two classes, and a class that is a link keeps its images. Hidden files and folders are left
     alone.
     """
-    seen = {_identity(x) for x in (*root.absolute().parents, *root.resolve().parents)}
+    seen = {x.resolve() for x in (*root.absolute().parents, *root.resolve().parents)}
     files, other, links = [], Counter(), [root]
 
     def unreadable(error: OSError) -> None:
@@ -177,11 +185,11 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
         links.sort(key=lambda link: (len(link.parts), link))
         for name, folders, names in os.walk(links.pop(0), onerror=unreadable):  # follows no link
             folder = Path(name)
-            if (identity := _identity(folder)) in seen:
+            if folder.resolve() in seen:
                 other["links to folders that are read already"] += 1
                 folders.clear()
                 continue
-            seen.add(identity)
+            seen.add(folder.resolve())
             other["hidden"] += sum(x.startswith(".") for x in folders + names)
             folders[:] = [x for x in folders if not x.startswith(".")]
             links += [folder / x for x in folders if (folder / x).is_symlink()]
@@ -191,11 +199,6 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
                 else:
                     other["broken links" if path.is_symlink() else "pipes or devices"] += 1
     return sorted(files), +other
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    stat = os.stat(folder)
-    return stat.st_dev, stat.st_ino
 
 
 def files_of_classes(

@@ -20,7 +20,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from kernels import at_least_float32
 from models.batch_norm import BatchNorm, FoldedBatchNorm
 from models.neuron import LIF, THRESHOLD, Watch, unfold_time
-from quantization import codes_of
+from quantization import codes_of, pixels_of
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 PREDICTED_AT_ONCE = 256  # images, so that many fit into the memory
@@ -221,8 +221,6 @@ class MSResNet(nn.Module):
         """
         images = self._checked(images)
         training, weight = self.training, self.linear.weight
-        # A tensor, because CUDA multiplies by the reciprocal of a plain number.
-        white = torch.tensor(255, dtype=weight.dtype, device=weight.device)
         shares = []
         self.eval()
         try:
@@ -230,7 +228,7 @@ class MSResNet(nn.Module):
                 if part.dim() == 5:
                     part = codes_of(part, self.input_step or 1.0)
                 x = part.to(weight.device, weight.dtype)
-                logits = self(x / white if part.dtype == torch.uint8 else x)
+                logits = self(pixels_of(x, x.dtype) if part.dtype == torch.uint8 else x)
                 shares.append(at_least_float32(logits).softmax(1).float())
         finally:
             self.train(training)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -37,6 +38,12 @@ def write_nowhere(path: Path, content: bytes | memoryview) -> None:
     folder = next(x for x in path.absolute().parents if x.exists())
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(content)
+
+
+def must_be_file(path: str | Path) -> None:
+    """Raises OSError where it is none: reading a pipe or a device may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
 
 
 def check_writable(folder: str | Path, option: str = "--save_path") -> None:

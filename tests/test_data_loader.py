@@ -8,8 +8,6 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-import zipfile
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -352,23 +350,18 @@ def test_an_epoch_can_be_gone_on_with_at_any_batch(data, data_path):
 
 def test_crops_and_flips_on_the_device_are_torchvisions_in_distribution(device):
     """Each of 5 · 5 crops, flipped or not, is as likely: counted on an image of distinct pixels."""
-    image = torch.arange(1, 1 + 16 * 16).reshape(1, 16, 16)
-    size = 6000
+    image, size = torch.arange(1, 1 + 16 * 16).reshape(1, 16, 16), 6000
     data_set = ImageSet(image.expand(size, 1, 16, 16), range(size), CropAndFlip((16, 16)))
-    seen = []
+    crops = []
     for loader in both_loaders(data_set, device, 1000):
-        counts = Counter()
-        for images, _ in loader:
-            # A crop is known by the pixels of its middle, where no padding reaches.
-            pixels = (images[:, 0, 8, 7:9] * 255).round().int().tolist()
-            counts.update(map(tuple, pixels))
-        seen.append(counts)
-    reference, on_device = seen
-    assert set(reference) == set(on_device)
-    assert len(on_device) == 2 * 5 * 5
-    expected = size / 50
-    for counts in seen:  # χ² with 49 degrees of freedom: above 95 once in 10,000
-        assert sum((n - expected) ** 2 / expected for n in counts.values()) < 95
+        # A crop is known by two pixels of its middle, where no padding reaches.
+        middles = torch.cat([images[:, 0, 8, 7:9] for images, _ in loader])
+        found, counts = (255 * middles).round().int().unique(dim=0, return_counts=True)
+        assert len(counts) == 2 * 5 * 5
+        # χ² with 49 degrees of freedom: above 95 once in 10,000
+        assert ((counts - size / 50) ** 2).sum() / (size / 50) < 95
+        crops.append(found.cpu())
+    assert torch.equal(*crops)
 
 
 @pytest.mark.parametrize(("H", "W"), [(16, 16), (8, 40)])
@@ -542,14 +535,14 @@ LISTS = "wnids.txt", "val/val_annotations.txt"
             lambda root: (root / LISTS[1]).open("a").write("val_0.JPEG\tn99999999\t0\t0\t1\t1\n"),
             "n99999999",
         ),
-        (lambda root: (root / LISTS[0]).write_text("/tmp\n"), "names the class '/tmp'"),
+        (lambda root: (root / LISTS[0]).write_text("/tmp\n"), "/tmp holds no image"),
         (
             lambda root: (root / LISTS[1]).write_text("val_0.JPEG\n"),
             "gives val_0.JPEG the class ''",
         ),
         (lambda root: (root / "val/images/val_3.JPEG").unlink(), "val_3.JPEG"),
         (lambda root: (root / LISTS[1]).write_text(""), "val_annotations.txt is empty"),
-        (lambda root: (root / LISTS[0]).open("ab").write(b"\xff\n"), "names the class"),
+        (lambda root: (root / LISTS[0]).open("ab").write(b"\xff\n"), "holds no image"),
         (lambda root: (root / LISTS[1]).open("ab").write(b"\xff\n"), "the class ''"),
     ],
 )
@@ -562,12 +555,6 @@ def test_a_damaged_tiny_imagenet_is_one_clear_line(damage, named, data_path):
 
 def frames(content: np.ndarray, name: str = "frames"):
     return lambda file: np.savez_compressed(file, **{name: content})
-
-
-def bad_header(file: Path) -> None:
-    with zipfile.ZipFile(file, "w") as arrays:
-        header = b"{'descr': ('<f8', "
-        arrays.writestr("frames.npy", b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header)
 
 
 def truncated(file: Path) -> None:
@@ -592,7 +579,6 @@ def not_a_zip(file: Path) -> None:
         (not_a_zip, "cannot be read"),
         (frames(np.zeros((T, 2, 0, 0))), "not frames (T, 2, H, W)"),
         (frames(np.full((T, 2, 9, 9), 1j)), "holds complex128"),
-        (bad_header, "cannot be read"),
     ],
 )
 def test_a_bad_frames_file_is_named_before_anything_is_loaded(damage, named, data_path):
@@ -611,7 +597,9 @@ def test_frames_of_another_time_window_are_named_with_the_way_to_convert(data_pa
 
 def test_more_than_101_classes_of_events_are_refused(data_path):
     for number in range(99):
-        (data_path / f"N-Caltech101/frames_number_4_split_by_number/c{number}").mkdir()
+        folder = data_path / f"N-Caltech101/frames_number_4_split_by_number/c{number}"
+        folder.mkdir()
+        (folder / "x.npz").touch()
     assert "holds 102 classes" in one_line_error("ncaltech101", data_path)
 
 
@@ -619,7 +607,7 @@ def test_an_empty_class_or_a_test_set_without_files_is_refused(tmp_path):
     folder = stand_in_data.write_ncaltech101(tmp_path, T, classes=2, per_class=1)
     assert "no class of two files" in one_line_error("ncaltech101", tmp_path)
     (folder / "new").mkdir()
-    assert f"{folder / 'new'} holds no frames" in one_line_error("ncaltech101", tmp_path)
+    assert f"{folder / 'new'} holds no files *.npz" in one_line_error("ncaltech101", tmp_path)
 
 
 def cut_in_the_middle(file: Path) -> None:
@@ -692,14 +680,16 @@ def prepare_twice(rank: int, rendezvous: Path) -> list[str]:
     """What a process of two has said: the first fails, then succeeds."""
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     said, prepared = [], rendezvous.with_name("prepared")
+
+    def fail() -> None:
+        said.append("entered")
+        raise UserError("no data")
+
     try:
-        with first_process_first():
-            said.append("entered")
-            raise UserError("no data")
+        first_process_first(fail)
     except UserError as error:
         said.append(str(error))
-    with first_process_first():
-        prepared.open("x" if rank == 0 else "r").close()
+    first_process_first(lambda: prepared.open("x" if rank == 0 else "r").close())
     dist.destroy_process_group()
     return said
 

@@ -196,14 +196,6 @@ def test_a_hot_pixel_rounds_nobody_else_to_nothing():
     assert text == "input step 1: 0.0057 of the non-zero training values are above and clipped"
 
 
-def test_frames_without_events_and_single_values_have_a_step():
-    assert input_of(np.zeros((3, 2, 4, 4), np.float32)) == (1, 0)
-    one = np.zeros((3, 2, 4, 4), np.float32)
-    one[1, 0, 2, 2] = 0.3
-    assert input_of(one) == (float(one.max()) / 255, 0)
-    assert codes_of(torch.from_numpy(one), input_of(one).step).unique().tolist() == [0, 255]
-
-
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
 def test_training_frames_without_any_event_are_refused(kind, tmp_path, capsys):
     frames = np.zeros((T, 2, SIDE, SIDE), kind)

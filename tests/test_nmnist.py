@@ -109,7 +109,7 @@ def without_files(root: Path) -> None:
         ),
         (remove("Train/3", "Train/7"), "{0}/N-MNIST/Train lacks 3, 7: unpack Train.zip of https"),
         (remove("Test/0"), "{0}/N-MNIST/Test lacks 0: unpack Test.zip of"),
-        (without_files, "{0}/N-MNIST/Test/4 holds no events (*.bin): unpack Test.zip of"),
+        (without_files, "{0}/N-MNIST/Test/4 holds no files *.bin: unpack Test.zip of"),
         (remove(f"{Path(FRAMES).name}/test"), "/test is missing: remove {0}/"),
         (remove(f"{Path(FRAMES).name}/train/5"), "/train lacks 5: remove {0}/"),
     ],
@@ -138,7 +138,11 @@ def outside(x: int, y: int):
     return lambda path: path.write_bytes(bytes([x, y, 0, 0, 1]) * 20)
 
 
-@pytest.mark.parametrize("damage", [cut, outside(34, 3), outside(3, 34), outside(3, 240)])
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, empty, outside(34, 3), outside(3, 34)])
 def test_a_damaged_file_is_named_and_can_be_skipped(damage, raw, capsys):
     path = raw / "N-MNIST/Test/6/00007.bin"
     damage(path)

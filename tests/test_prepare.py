@@ -34,7 +34,6 @@ from data_sets.sources import Archive
 from data_sets.static import read_image
 from loading import data_sets_of
 from runtime.errors import UserError
-from spikesim_eval.__main__ import main as spikesim_eval
 from stand_in_data import (
     write_events,
     write_image_folder,
@@ -111,22 +110,6 @@ def test_frames_are_those_of_spikingjelly_and_its_own_are_used_as_they_are(
     assert all(map(np.array_equal, found["ours packed"], found["other packed"]))
 
 
-def test_at_the_size_of_the_camera_frames_are_packed_without_loss(raw):
-    assert prepare(*PREPARE, raw) == 0
-    train, test = data_sets_of("ncaltech101", raw, T, image_size=(180, 240))
-    name = json.loads((raw / f"{FRAMES}-180x240.json").read_text())["files"][0][0]
-    assert np.array_equal(train.images[0].numpy(), np.load(raw / FRAMES / name)["frames"])
-    assert (len(train), len(test)) == (8, 2)
-
-
-def test_frames_of_older_versions_in_float32_are_packed_as_integers(tmp_path, capsys):
-    folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
-    for path in sorted(folder.rglob("*.npz"))[:3]:
-        np.savez_compressed(path, frames=np.load(path)["frames"].astype("f4"))
-    assert prepare(*PREPARE, tmp_path) == 0
-    assert "(3, 2, 48, 48) uint8 each" in capsys.readouterr().out
-
-
 def zipped(folder: Path, archive: Path) -> str:
     """Pack `folder` with its own name as the top; returns the md5."""
     archive.parent.mkdir(parents=True)
@@ -160,21 +143,10 @@ def cut(path: Path, at: int = -2) -> None:
     path.write_bytes(path.read_bytes()[:at])
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def outside_the_camera(path: Path) -> None:
-    path.write_bytes(bytes([250, 3, 0, 0, 1]) * 20)
-
-
-@pytest.mark.parametrize("damage", [cut, empty, outside_the_camera])
-def test_a_damaged_events_file_stops_with_its_path_and_the_rest_is_not_done_twice(
-    damage, raw, capsys
-):
+def test_a_damaged_events_file_stops_with_its_path_and_the_rest_is_not_done_twice(raw, capsys):
     events = sorted(raw.glob("N-Caltech101/extract/Caltech101/*/*.bin"))
     whole = events[-1].read_bytes()
-    damage(events[-1])
+    cut(events[-1])
     assert refused(capsys, *PREPARE, raw).startswith(f"{events[-1]} is damaged")
     assert not (raw / FRAMES).exists()
     done = {x: x.stat().st_mtime_ns for x in raw.glob(f"{FRAMES}.unfinished/*/*.npz")}
@@ -188,7 +160,7 @@ def test_a_damaged_events_file_stops_with_its_path_and_the_rest_is_not_done_twic
 
 def test_an_empty_class_of_events_is_refused(raw, capsys):
     (raw / "N-Caltech101/extract/Caltech101/class_2").mkdir()
-    assert "class_2 holds no events" in refused(capsys, *PREPARE, raw)
+    assert "class_2 holds no files *.bin" in refused(capsys, *PREPARE, raw)
 
 
 def test_spikingjellys_marker_is_left_and_refused_and_a_lock_of_a_dead_process_is_none(raw, capsys):
@@ -338,26 +310,21 @@ def test_counts_are_kept_exactly_in_the_smallest_type(peak, dtype, code, tmp_pat
     assert image.unique().tolist() == [code]
 
 
-@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("where", ["everywhere", "in a pixel that is left out at this size"])
-def test_numbers_that_are_no_counts_are_refused(where, value, tmp_path, capsys):
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, -np.inf, 1e-50])
+def test_numbers_that_are_no_counts_are_refused(value, tmp_path, capsys):
+    """In a pixel that is left out at this size, too; too small ones are not taken for zeros."""
+    named = "too small" if value == 1e-50 else "holds negative, infinite or undefined"
     folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
     file = max(folder.rglob("*.npz"))
     frames = np.zeros((T, 2, 180, 240))
-    frames[slice(None) if where == "everywhere" else (0, 0, 179, 239)] = value
+    frames[(0, 0, 179, 239) if value != 1e-50 else 0] = value
     np.savez_compressed(file, frames=frames)
-    with pytest.raises(UserError, match=f"{file} holds negative, infinite or undefined"):
-        data_sets_of("ncaltech101", tmp_path, T)
-    assert f"{file} holds negative" in refused(capsys, *PREPARE, tmp_path)
+    text = refused(capsys, *PREPARE, tmp_path)
+    assert str(file) in text
+    assert named in text
     assert prepare(*PREPARE, tmp_path, "--skip_damaged") == 0
     assert "(3, 2, 48, 48)" in capsys.readouterr().out
     assert not file.exists()
-
-
-def test_numbers_too_small_for_float32_are_refused_not_taken_for_zeros(tmp_path, capsys):
-    folder = write_ncaltech101(tmp_path, T, classes=2, per_class=3)
-    np.savez_compressed(max(folder.rglob("*.npz")), frames=np.full((T, 2, 9, 9), 1e-50))
-    assert "too small" in refused(capsys, *PREPARE, tmp_path)
 
 
 def write_frames(root: Path, frames_of, files: int = 12) -> Path:
@@ -438,13 +405,8 @@ def test_a_truncated_or_altered_cache_is_named_and_never_used(cached, tmp_path):
             altered[offset] ^= 0x55
             for content in (whole[:offset], bytes(altered)):
                 path.write_bytes(content)
-                with pytest.raises(UserError) as caught:
+                with pytest.raises(UserError, match=f"cache {cached} is damaged: remove it"):
                     data_sets_of("ncaltech101", tmp_path, T)
-                assert str(cached) in str(caught.value)
-        for content in (b"", b"PK\x03\x04"):
-            path.write_bytes(content)
-            with pytest.raises(UserError, match="is damaged: remove it"):
-                data_sets_of("ncaltech101", tmp_path, T)
         path.write_bytes(whole)
     data_sets_of("ncaltech101", tmp_path, T)
 
@@ -523,23 +485,6 @@ def test_a_full_disk_while_preparing_is_one_line_and_leaves_no_cache(data, tmp_p
 )
 def test_bad_options_are_one_line(options, named, capsys):
     assert named in refused(capsys, *options)
-
-
-def test_raw_events_are_prepared_trained_on_and_evaluated(tmp_path, capsys):
-    data, last = tmp_path / "data", str(tmp_path / "run" / "original-last.pth")
-    write_events(data / "N-Caltech101", per_class=11)  # not in extract/
-    where = ["--data_path", str(data), "--image_size", "24x32"]
-    assert prepare(*PREPARE, *where[1:]) == 0
-    output = capsys.readouterr().out
-    assert "20 training and 2 test samples of 2 classes, (3, 2, 24, 32) uint8 each" in output
-    how = "--paper_setting original --width 2 --epochs 2 --batch_size 4 --workers 1"
-    train = ["--data", "ncaltech101", *where, "--time_window", str(T), *how.split()]
-    assert main.main([*train, "--save_path", str(tmp_path / "run")]) == 0
-    assert main.main(["--eval_only", last, *where]) == 0
-    assert re.search(r"accuracy .* of 2 test images", capsys.readouterr().out)
-    report = ["report", "--checkpoint", last, *where[:2], "--out", str(tmp_path / "report")]
-    assert spikesim_eval(report) == 0
-    assert json.loads((tmp_path / "report/report.json").read_text())["accuracy"] in (0.0, 0.5, 1.0)
 
 
 def test_a_folder_of_images_is_trained_on_and_evaluated(tmp_path, capsys):
@@ -685,28 +630,20 @@ def test_stray_files_beside_frames_events_and_tiny_images_are_counted(tmp_path, 
 
 HALVES = np.zeros((4, 6, 3), np.uint8)
 HALVES[:, :3, 0], HALVES[:2, :, 1] = 200, 100
-UPRIGHT = {  # what EXIF's number says of how the first row and column of the file lie
-    1: HALVES,
-    2: HALVES[:, ::-1],
-    3: HALVES[::-1, ::-1],
-    4: HALVES[::-1],
-    5: HALVES.transpose(1, 0, 2),
-    6: np.rot90(HALVES, -1),
-    7: HALVES[::-1, ::-1].transpose(1, 0, 2),
-    8: np.rot90(HALVES),
-}
 
 
-@pytest.mark.parametrize("ending", ["png", "tif", "webp", "jpg"])
-def test_images_are_turned_as_their_exif_orientation_says(ending, tmp_path):
-    for number, upright in UPRIGHT.items():
-        exif = Image.Exif()
-        exif[0x0112] = number
-        options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}
-        path = tmp_path / f"{number}.{ending}"
-        Image.fromarray(HALVES).save(path, exif=exif, **options.get(ending, {}))
+def turned(number: int = 6) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
+
+
+@pytest.mark.parametrize(("ending", "tolerance"), [("png", 0), ("tif", 0), ("jpg", 2)])
+def test_images_are_turned_as_their_exif_orientation_says(ending, tolerance, tmp_path):
+    path, options = tmp_path / f"image.{ending}", {"quality": 100, "subsampling": 0}
+    for number, upright in ((1, HALVES), (4, HALVES[::-1]), (6, np.rot90(HALVES, -1))):
+        Image.fromarray(HALVES).save(path, exif=turned(number), **options if tolerance else {})
         read = read_image(path).astype(int)
-        tolerance = 2 if ending == "jpg" else 0
         assert np.allclose(read, upright.transpose(2, 0, 1), rtol=0, atol=tolerance), number
 
 
@@ -718,18 +655,14 @@ def test_tiffs_of_every_mode_are_turned_whole(mode, tmp_path):
         image = Image.fromarray(HALVES).convert(mode)
     image.save(tmp_path / "as_it_lies.tif")
     lying = read_image(tmp_path / "as_it_lies.tif").transpose(1, 2, 0)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.tif", exif=exif)
+    image.save(tmp_path / "turned.tif", exif=turned())
     read = read_image(tmp_path / "turned.tif")
     assert np.array_equal(read, np.rot90(lying, -1).transpose(2, 0, 1))
 
 
 def test_sixteen_bits_are_turned_too_and_a_damaged_orientation_is_none(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
     ramp = (np.arange(24) * 1000).astype(np.uint16).reshape(4, 6)
-    Image.fromarray(ramp).save(tmp_path / "16.png", exif=exif)
+    Image.fromarray(ramp).save(tmp_path / "16.png", exif=turned())
     read = read_image(tmp_path / "16.png")
     assert np.array_equal(read[0], np.rot90(ramp // 256, -1))
     Image.fromarray(HALVES).save(tmp_path / "damaged.png", exif=b"Exif\0\0XX*\0\xff\xff\xff\xff")
@@ -920,6 +853,7 @@ def test_digits_dvs_is_made_converted_and_trained_on(tmp_path, monkeypatch):
     digits.images, digits.target = digits.images[:40], digits.target[:40]
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: digits)
     options = "--data digits-dvs --paper_setting original --width 2 --epochs 1 --batch_size 8"
+    options += " --image_size 24x32"
     where = ["--data_path", str(tmp_path), "--save_path", str(tmp_path / "run")]
     assert main.main([*options.split(), *where, "--workers", "1", "--augment", "none"]) == 0
     root = tmp_path / "Digits-DVS"

@@ -9,7 +9,7 @@ from PIL import Image
 
 import main
 from checkpoints import load_checkpoint
-from conftest import DIGITS
+from conftest import DIGITS, read_csv
 from engine.run import Run
 from experiments.membrane_report import main as membrane_report
 from experiments.runs import main as runs
@@ -22,7 +22,6 @@ from spikesim_eval.estimate import estimate
 from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint
 from stand_in_data import write_ncaltech101
-from test_study import read_csv
 
 
 def evaluated(path, *options, capfd) -> dict:
@@ -36,7 +35,8 @@ def correct_at(path, time_window, test_set) -> int:
     """Counted independently."""
     network = load_network(path)
     network.time_window = time_window
-    return sum((network(image[None]).argmax(1) == label).sum().item() for image, label in test_set)
+    images, labels = zip(*test_set, strict=True)
+    return (network(torch.stack(images)).argmax(1) == torch.tensor(labels)).sum().item()
 
 
 def test_a_teacher_teaches_a_student_of_another_t(trained, tmp_path, capfd):
@@ -306,7 +306,7 @@ def test_a_single_value_per_channel_at_the_smallest_t_is_one_line(tmp_path, capf
     options = ["--data", "folder", "--data_path", str(tmp_path), "--paper_setting", "original"]
     options += ["--image_size", "8", "--batch_size", "2", "--accumulate", "2"]
     assert main.main([*options, "--time_windows", "2", "1"]) == 2
-    assert "1x1 in the last stage, --time_windows has 1, and" in capfd.readouterr().err
+    assert "1x1 in the last stage, T is 1, and" in capfd.readouterr().err
 
 
 def test_a_checkpoint_with_time_windows_that_make_no_sense_is_one_line(trained, tmp_path, capfd):
