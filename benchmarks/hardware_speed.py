@@ -13,7 +13,7 @@ from data_loader import Share, evaluation_loader, load_data_sets
 from engine.evaluate import evaluate
 from models import QuanMSResNet
 from settings import Settings
-from spikesim_eval.chip import Chip, Crossbar
+from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject
 from spikesim_eval.nonideal import on_crossbars
@@ -63,8 +63,8 @@ def nonideal_speed(rounds: int, width: int) -> None:
     description = describe(network)
     functions = {"digital": lambda: evaluate(network, batches, CPU)}
     for columns in ("differential", "offset"):
-        crossbar = Crossbar(adc_bits=4, columns=columns, sigma=0.1, on_off_ratio=10)
-        placed, _ = on_crossbars(network, description, crossbar, seed=0)
+        chip = Chip(adc_bits=4, columns=columns, sigma=0.1, on_off_ratio=10)
+        placed, _ = on_crossbars(network, description, chip, seed=0)
         label = f"{columns} columns, 4-bit ADC"
         functions[label] = lambda placed=placed: evaluate(placed, batches, CPU)
     times, _ = in_turn(functions, rounds, CPU)

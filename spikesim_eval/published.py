@@ -125,18 +125,19 @@ def energies(
     of the same weights.
     """
     e, found = ENERGY_PJ, {}
-    columns = REFERENCE["columns_per_adc"]
     for layer in network.layers:
         placement, count = places[layer.name], cycles[layer.name]
         rate = 1.0 if layer.spike_rate is None else layer.spike_rate
         adcs = placement.pes * chip.adcs_of_pe
+        converted = adcs * chip.columns_per_adc
+        columns = REFERENCE["columns_per_adc"]  # that the published crossbar's figure is of
         cells = columns * placement.crossbars * chip.crossbar_scale
         # A neuron takes the sum of all input bits at once.
         updates = network.outputs(layer) if network.has_lif(layer) else 0
         found[layer.name] = {
             "crossbar": count * rate * cells * e["crossbar_rram"],
-            "adc": count * columns * adcs * e["adc"] * chip.adc_scale,
-            "mux": count * columns * adcs * e["mux"],
+            "adc": count * converted * e["adc"] * chip.adc_scale,
+            "mux": count * converted * e["mux"],
             "subtractor": count * adcs * REFERENCE["subtractions"] * e["subtractor"],
             "temp_buffer": count * adcs * e["temp_buffer"],
             **{x: count * placement.groups * e[x] for x in ("htree", "fetch", "tile_buffer")},

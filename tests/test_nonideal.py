@@ -1,6 +1,7 @@
 """Crossbars: exact where they are ideal, and the right distance away where they are not."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,16 +13,35 @@ from hypothesis import strategies as st
 
 from models import QuanMSResNet
 from runtime.errors import UserError
-from spikesim_eval.chip import Crossbar
+from spikesim_eval.chip import Chip
 from spikesim_eval.crossbar import CrossbarLayer, ladder, slices_of
+from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.nonideal import on_crossbars
 from spikesim_eval.trace import describe
 
 COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
 
 
+def ideal(*args, **options) -> Chip:
+    """With an ADC that neither rounds nor clips, unless the options say how many bits it has."""
+    return Chip(*args, **{"adc_bits": None} | options)
+
+
+def on_chip(
+    codes, weight_bits, chip, input_bits=1, signed=False, stride=1, padding=0, seed=0
+) -> CrossbarLayer:
+    """A layer of these weights (O, I, k, k); signed inputs are the residual stream's."""
+    out_channels, in_channels, kernel, _ = codes.shape
+    after = ("before",) if signed else ()
+    sizes = (1, 1), (1, 1)  # of a plane that these tests do not price
+    layer = Layer("a", kernel, in_channels, out_channels, *sizes, input_bits, after)
+    network = LayerList(1, weight_bits, input_bits, (replace(layer, name="before", after=()),), ())
+    generator = torch.Generator().manual_seed(seed)
+    return CrossbarLayer(codes, layer, network, chip, (stride,) * 2, (padding,) * 2, generator)
+
+
 def random_layer(
-    crossbar: Crossbar,
+    chip: Chip,
     weight_bits=4,
     input_bits=1,
     signed=False,
@@ -36,10 +56,7 @@ def random_layer(
     codes = torch.randint(-high, high + 1, shape, generator=generator)
     low = -(2 ** (input_bits - 1)) if signed else 0
     x = torch.randint(low, low + 2**input_bits, (3, shape[1], size, size), generator=generator)
-    layer = CrossbarLayer(
-        *(codes, weight_bits, input_bits, signed, (stride,) * 2, (padding,) * 2, crossbar),
-        torch.Generator().manual_seed(1),
-    )
+    layer = on_chip(codes, weight_bits, chip, input_bits, signed, stride, padding, seed=1)
     return layer, codes.double(), x.double()
 
 
@@ -63,7 +80,7 @@ def exact(codes, x, stride=1, padding=1):
     ],
 )
 def test_ideal_crossbars_are_the_integer_convolution_bit_for_bit(case, cell_bits, columns):
-    crossbar = Crossbar(xbar_size=8, cell_bits=cell_bits, columns=columns)
+    crossbar = ideal(xbar_size=8, cell_bits=cell_bits, columns=columns)
     layer, codes, x = random_layer(crossbar, **case)
     geometry = {key: case[key] for key in ("stride", "padding") if key in case}
     assert torch.equal(layer(x), exact(codes, x, **geometry))
@@ -72,50 +89,49 @@ def test_ideal_crossbars_are_the_integer_convolution_bit_for_bit(case, cell_bits
 
 @COLUMNS
 def test_a_finite_on_off_ratio_is_corrected_digitally(columns):
-    layer, codes, x = random_layer(Crossbar(xbar_size=8, on_off_ratio=10, columns=columns))
+    layer, codes, x = random_layer(ideal(xbar_size=8, on_off_ratio=10, columns=columns))
     torch.testing.assert_close(layer(x), exact(codes, x), rtol=1e-5, atol=1e-3)
 
 
 @COLUMNS
 def test_an_adc_with_unit_steps_is_exact_until_it_clips(columns):
     options = {"xbar_size": 8, "cell_bits": 2, "adc_range": "unit", "columns": columns}
-    layer, codes, x = random_layer(Crossbar(adc_bits=5, **options))  # 31 >= 6 rows · 3
+    layer, codes, x = random_layer(ideal(adc_bits=5, **options))  # 31 >= 6 rows · 3
     assert torch.equal(layer(x), exact(codes, x))
-    assert layer.clipped == 0
+    assert layer.counts.clipped == 0
     assert layer.largest_sum <= 18
-    clipping, codes, x = random_layer(Crossbar(adc_bits=2, **options))
+    clipping, codes, x = random_layer(ideal(adc_bits=2, **options))
     assert not torch.equal(clipping(x), exact(codes, x))
-    assert clipping.clipped > 0
-    enough, codes, x = random_layer(Crossbar(adc_bits=clipping.unclipped_adc_bits, **options))
+    assert clipping.counts.clipped > 0
+    enough, codes, x = random_layer(ideal(adc_bits=clipping.unclipped_adc_bits, **options))
     assert torch.equal(enough(x), exact(codes, x))
 
 
 @COLUMNS
 @pytest.mark.parametrize("adc_bits", [1, 2])
 def test_an_adc_is_off_by_at_most_half_a_step_per_partial_sum(adc_bits, columns):
-    crossbar = Crossbar(xbar_size=8, cell_bits=1, adc_bits=adc_bits, columns=columns)
+    how = {"adc_range": "full", "adc_bits": adc_bits}
+    crossbar = Chip(xbar_size=8, cell_bits=1, columns=columns, **how)
     layer, codes, x = random_layer(crossbar, shape=(5, 20, 3, 3))
     error = (layer(x) - exact(codes, x)).abs().max()
     crossbars = 9 * 3 * len(layer.cells)  # kernel positions, groups, polarities
-    assert layer.clipped == 0
+    assert layer.counts.clipped == 0
     assert 0 < error <= crossbars * layer.slice_weights.sum() * layer.adc_step / 2
 
 
 @COLUMNS
 def test_no_spikes_in_gives_zero_out_whatever_the_crossbar(columns):
-    crossbar = Crossbar(8, 2, columns, adc_bits=3, on_off_ratio=5, sigma=0.2, wire_ohm=10)
+    crossbar = Chip(8, 2, columns, adc_bits=3, on_off_ratio=5, sigma=0.2, wire_ohm=10)
     layer, _, x = random_layer(crossbar)
     assert torch.equal(layer(torch.zeros_like(x)), torch.zeros(3, 5, 7, 7, dtype=x.dtype))
 
 
 def test_variation_has_the_right_mean_and_deviation_and_a_seed():
-    crossbar = Crossbar(on_off_ratio=4, sigma=0.1)
+    crossbar = ideal(on_off_ratio=4, sigma=0.1)
     codes = torch.full((64, 64, 3, 3), 5)
 
     def cells(seed):
-        generator = torch.Generator().manual_seed(seed)
-        layer = CrossbarLayer(codes, 4, 1, False, (1, 1), (1, 1), crossbar, generator)
-        return layer.cells[0]
+        return on_chip(codes, 4, crossbar, seed=seed).cells[0]
 
     # All weights are 5, so are all cells; their highest level is 7 and conducts 4 times the lowest.
     target = 5 + 7 / 3
@@ -177,7 +193,7 @@ def test_wires_act_on_conductances_in_siemens():
     # 2-bit digits 0..3: level L conducts L/on_ohm
     codes = torch.tensor([3, 2, 1, 0]).view(1, 4, 1, 1)
     options = {"cell_bits": 2, "on_ohm": 1000.0}
-    layer = CrossbarLayer(*(codes, 3, 1, False, (1, 1), (0, 0), Crossbar(wire_ohm=5.0, **options)))
+    layer = on_chip(codes, 3, ideal(wire_ohm=5.0, **options))
     siemens = torch.tensor([3.0, 2, 1, 0]).view(4, 1) / 1000
     expected = ladder(siemens, 1 / 5) * 1000  # back in cell steps
     torch.testing.assert_close(layer.cells[0][0].double(), expected, rtol=1e-6, atol=1e-6)
@@ -186,7 +202,7 @@ def test_wires_act_on_conductances_in_siemens():
 def test_sums_beyond_24_bits_stay_exact():
     codes = torch.full((1, 512, 1, 1), 127)
     codes[0, 0] = 126
-    layer = CrossbarLayer(codes, 8, 13, False, (1, 1), (0, 0), Crossbar())
+    layer = on_chip(codes, 8, ideal(), input_bits=13)
     x = torch.full((1, 512, 1, 1), 2.0**13 - 1, dtype=torch.float64)
     assert layer(x).item() == (511 * 127 + 126) * (2**13 - 1)
 
@@ -213,14 +229,14 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
     network.eval()
     network.input_shape = tuple(x[0].shape)
     description = describe(network)
-    crossbars, layers = on_crossbars(network, description, Crossbar(xbar_size=16), seed=0)
+    crossbars, layers = on_crossbars(network, description, ideal(xbar_size=16), seed=0)
     assert len(layers) == 21
     logits, membranes = network(x, membranes=True)
     theirs, their_membranes = crossbars(x, membranes=True)
     assert all(map(torch.equal, membranes, their_membranes))
     torch.testing.assert_close(theirs, logits, rtol=1e-5, atol=1e-6)
     noisy, layers = on_crossbars(
-        network, description, Crossbar(sigma=0.3), seed=0, only=["blocks.3.conv1"]
+        network, description, ideal(sigma=0.3), seed=0, only=["blocks.3.conv1"]
     )
     assert list(layers) == ["blocks.3.conv1"]
     assert not torch.equal(noisy(x), logits)
@@ -246,7 +262,7 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
 )
 def test_a_crossbar_that_cannot_be_is_one_line(options):
     with pytest.raises(UserError, match=next(iter(options))):
-        Crossbar(**options)
+        Chip(**options)
 
 
 def test_a_wire_of_an_ohm_takes_half_the_current_of_four_bit_cells():
@@ -255,7 +271,7 @@ def test_a_wire_of_an_ohm_takes_half_the_current_of_four_bit_cells():
     codes = torch.randint(0, 16, (64, 64, 1, 1), generator=generator)
     on = torch.zeros(64).double()
     on[torch.randperm(64, generator=generator)[:13]] = 1  # 20 %
-    layer = CrossbarLayer(codes, 5, 1, False, (1, 1), (0, 0), Crossbar(wire_ohm=1.0))
+    layer = on_chip(codes, 5, ideal(wire_ohm=1.0))
     levels = codes[..., 0, 0].mT.double()
     currents = on @ layer.cells[0][0].double() / 19139
     truth = nodal_analysis(levels / 19139, 1.0, on)
@@ -269,7 +285,7 @@ def test_the_highest_level_has_the_lowest_ones_resistance_over_the_number_of_lev
     for bits, code in ((5, 15), (4, 7), (2, 1)):
         codes = torch.full((1, 1, 1, 1), code)
         options = {"wire_ohm": 50.0, "on_off_ratio": 10.0}
-        layer = CrossbarLayer(codes, bits, 1, False, (1, 1), (0, 0), Crossbar(**options))
+        layer = on_chip(codes, bits, ideal(**options))
         highest = 19139 / 15
         share = highest / (highest + 2 * 50)
         steps = code + code / 9  # the lowest level conducts a tenth
@@ -279,22 +295,20 @@ def test_the_highest_level_has_the_lowest_ones_resistance_over_the_number_of_lev
 def test_the_cells_of_a_weight_lie_in_one_crossbar_of_wires():
     # 3 cells a weight: crossbars of 8 columns hold 2 weights each, 5 outputs take 6 + 6 + 3 columns
     codes = torch.randint(0, 8, (5, 8, 1, 1), generator=torch.Generator().manual_seed(0))
-    crossbar = Crossbar(xbar_size=8, cell_bits=1, wire_ohm=100.0)
-    layer = CrossbarLayer(codes, 4, 1, False, (1, 1), (0, 0), crossbar)
+    crossbar = ideal(xbar_size=8, cell_bits=1, wire_ohm=100.0)
+    layer = on_chip(codes, 4, crossbar)
     digits = slices_of(codes[..., 0, 0].mT, 3, 1).flatten(1).double()  # (8 rows, 5·3 columns)
     arrays = (digits[:, :6], digits[:, 6:12], digits[:, 12:])
     expected = torch.cat([ladder(x / 19139, 1 / 100) * 19139 for x in arrays], dim=1)
     torch.testing.assert_close(layer.cells[0][0].double(), expected, rtol=1e-6, atol=1e-6)
     with pytest.raises(UserError, match="of a crossbar row"):
-        CrossbarLayer(codes, 16, 1, False, (1, 1), (0, 0), crossbar)
+        on_chip(codes, 16, crossbar)
 
 
 @pytest.mark.parametrize(("sigma", "percent"), [(0.1, 0.0), (0.5, 0.42), (1.0, 8.33), (2.0, 39.56)])
 def test_negative_conductances_set_to_0_raise_the_mean_as_the_formula_says(sigma, percent):
-    bias = Crossbar(sigma=sigma).variation_bias
+    bias = Chip(sigma=sigma).variation_bias
     assert 100 * bias == pytest.approx(percent, abs=0.005)
     codes = torch.full((256, 256, 3, 3), 7)
-    generator = torch.Generator().manual_seed(0)
-    crossbar = Crossbar(sigma=sigma)
-    layer = CrossbarLayer(codes, 4, 1, False, (1, 1), (1, 1), crossbar, generator)
+    layer = on_chip(codes, 4, Chip(sigma=sigma))
     assert layer.cells[0].double().mean() / 7 - 1 == pytest.approx(bias, abs=5 * sigma / 768)

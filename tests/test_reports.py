@@ -19,7 +19,7 @@ from data_loader import Share, evaluation_loader
 from load_settings import load_network
 from loading import data_sets_of
 from spikesim_eval.__main__ import main
-from spikesim_eval.chip import Chip, Crossbar
+from spikesim_eval.chip import Chip
 from spikesim_eval.compare import cheapest, sensitivity
 from spikesim_eval.estimate import estimate, ratios
 from spikesim_eval.layer_list import LayerList, Subject
@@ -426,16 +426,18 @@ def test_accuracy_without_data_is_one_line(line, trained, tmp_path, capsys):
 
 def test_the_offered_adc_clips_nothing(trained):
     path = str(trained["qamd"])
-    broken = nonideal_report(path, None, Crossbar(adc_bits=1, adc_range="unit"), time_steps=1)
+    broken = nonideal_report(path, None, Chip(adc_bits=1, adc_range="unit"), time_steps=1)
     assert max(row["clipped_share"] for row in broken["layers"]) > 0
-    offered = Crossbar(adc_bits=broken["unclipped_adc_bits"], adc_range="unit")
+    offered = Chip(adc_bits=broken["unclipped_adc_bits"], adc_range="unit")
     mended = nonideal_report(path, None, offered, time_steps=1)
     assert mended["accuracy_mean"] == mended["digital_accuracy"]
     assert all(row["clipped_share"] == 0 for row in mended["layers"])
 
 
 def test_a_trained_network_on_ideal_crossbars_loses_nothing(trained):
-    report = nonideal_report(str(trained["qamd"]), None, Crossbar(xbar_size=8, cell_bits=2))
+    report = nonideal_report(
+        str(trained["qamd"]), None, Chip(xbar_size=8, cell_bits=2, adc_bits=None)
+    )
     assert report["accuracies"] == [report["digital_accuracy"]]
     assert report["digital_accuracy"] == pytest.approx(load_checkpoint(trained["qamd"]).accuracy)
     assert all(row["relative_error"] == 0 for row in report["layers"])
@@ -464,7 +466,12 @@ def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsy
     assert "digital accuracy" in printed
     assert "raises the mean conductance by 8.3 %" in printed
     again = nonideal_report(
-        str(trained["qamd"]), None, Crossbar(adc_bits=5, sigma=1.0), seed=0, trials=2, time_steps=1
+        str(trained["qamd"]),
+        None,
+        Chip(adc_range="full", sigma=1.0),
+        seed=0,
+        trials=2,
+        time_steps=1,
     )
     assert again["accuracies"] == report["accuracies"]  # seeded
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from display import engineering
 from runtime.errors import UserError
 from spikesim_eval import layer_list
 from spikesim_eval.__main__ import main
-from spikesim_eval.chip import Chip
+from spikesim_eval.chip import PRESETS, Chip
 from spikesim_eval.estimate import estimate, ratios
 from spikesim_eval.layer_list import (
     Layer,
@@ -62,6 +62,10 @@ def as_json(network: LayerList) -> dict:
 
 def net(*layers: Layer, time_steps=1, weight_bits=4, membrane_bits=4, lif=()) -> LayerList:
     return LayerList(time_steps, weight_bits, membrane_bits, layers, lif)
+
+
+def published(**options) -> Chip:
+    return Chip(**PRESETS["published"] | options)
 
 
 def by_name(network: LayerList, chip: Chip | None = None) -> dict[str, dict]:
@@ -123,11 +127,10 @@ def test_compat_latency_rounds_three_quarters_of_a_layer_down():
     assert estimate_published(case)["latency_ns"] == 2 * CYCLE_NS * (2 + 1)
 
 
-@pytest.mark.parametrize("periphery", ["per_group", "per_pe"])
 @pytest.mark.parametrize("case", RRAM_64, ids=[case["name"] for case in RRAM_64])
-def test_network_model_gives_the_published_layer_energies_where_they_apply(case, periphery):
+def test_network_model_gives_the_published_layer_energies_where_they_apply(case):
     side = case["inputs"]["kernel_size"]
-    chip = Chip(periphery=periphery, crossbars_per_pe=side**2)
+    chip = published(crossbars_per_pe=side**2)
     result = estimate(published_chain(case), chip)
     energies = [row["energy_pj"] for row in result.layers]
     assert energies == pytest.approx(case["expected"]["layer_energy_pj"], rel=1e-12)
@@ -156,7 +159,7 @@ def test_network_model_agrees_with_the_spikingjelly_profiler_on_vgg9():
         for _ in range(network.time_steps):
             vgg9(torch.ones(1, 3, 32, 32))
 
-    energy = estimate(network, Chip()).total["energy_pj"]
+    energy = estimate(network, published()).total["energy_pj"]
     assert profiler.get_total() == pytest.approx(15_906_934.026240, rel=1e-12)
     assert energy == pytest.approx(profiler.get_total(), rel=1e-12)
 
@@ -178,10 +181,10 @@ def test_accumulators_hold_the_worst_sum_and_products_its_scaled_one():
     assert (rows["binary"]["accumulator_bits"], rows["binary"]["product_bits"]) == (5, None)
 
 
-def test_every_energy_component_of_a_layer_equals_the_one_worked_out_by_hand():
+def test_every_published_component_of_a_layer_equals_the_one_worked_out_by_hand():
     layer = conv("a", kernel=1, in_channels=128, out_channels=96, input_bits=2, spike_rate=0.25)
     network = net(layer, time_steps=3, weight_bits=8)
-    chip = Chip(xbar_size=32, cell_bits=4, adc_bits=6)
+    chip = published(xbar_size=32, cell_bits=4, adc_bits=6)
     # g = 4, K = 9, m = 96·2/32 = 6, m1 = 3: n = 1·6 PEs, n1 = 3 groups; q = 16·3·2 cycles; f = 4
     # LIF neurons are updated once a timestep, not once an input bit: 16·3 times
     cycles, pes, groups, adcs = 96, 6, 3, 4
@@ -202,9 +205,85 @@ def test_every_energy_component_of_a_layer_equals_the_one_worked_out_by_hand():
     assert row["energy_pj"] == pytest.approx(sum(expected.values()), rel=1e-12)
 
 
+def test_every_counted_component_of_a_layer_equals_the_one_worked_out_by_hand():
+    sizes = {"in_size": (5, 5), "out_size": (3, 3), "in_channels": 100, "out_channels": 20}
+    layer = conv("a", **sizes, input_bits=2, spike_rate=0.25, bn_bits=6)
+    network = net(layer, time_steps=3, weight_bits=8, membrane_bits=4)
+    # 7 bits without the sign on cells of 4: 2 slices, 40 columns in each of 2 planes, of 9 · 2
+    # crossbars in line in two PEs. 9 pixels, 3 timesteps, 2 bits: 54 cycles. Of the 9 · 9 positions
+    # of 3 x 3 kernels with stride 2 and padding 1 on 5 x 5 pixels 7 · 7 lie inside.
+    cycles, columns, stack, accumulator = 54, 80, 18, 20
+    row = by_name(network, Chip(adc_bits=6))["a"]
+    assert (row["cycles"], row["crossbars"], row["pes"]) == (cycles, 2 * 18, 4)
+    assert row["accumulator_bits"] == accumulator
+    bit, read, write = 0.03 / 8 * 1.99, 15.9 / 64, 17.7 / 64
+    expected = {
+        "crossbar": 3 * 2 * 49 * 100 * 0.25 * columns * 1.76423 / 512,
+        "adc": cycles * stack * columns * 2.03084 * 4,
+        "mux": cycles * stack * columns * 0.094245,
+        "temp_buffer": cycles * stack * columns * 0.025,
+        "shift_add": cycles * stack * columns * accumulator * bit,
+        "htree": cycles * 2 * 2 * 20 * 2.455,  # the sums of two PEs in two planes
+        "fetch": cycles * 4 * 4.64,
+        "tile_buffer": cycles * 900 * 8.23 / 64,
+        "input_buffer": 3 * 100 * 25 * 2 * write,
+        "batch_norm": 27 * 20 * (accumulator * 6 * 0.2 / 64 * 1.99 + (accumulator + 6) * bit),
+        "kept_sums": 0,
+        "neuron": 27 * 20 * 1.274 * 4 / 64,
+        "membrane": 27 * 20 * 4 * (read + write),
+    }
+    assert row["energy_by_component"] == pytest.approx(expected, rel=1e-12)
+    # one clock to settle, and 40 columns at 8 ADCs in 5 turns of 6 bits
+    assert row["busy_ns"] == pytest.approx(cycles * (1 + 5 * 6) * 4)
+
+
+def test_membranes_cost_energy_by_their_bits_and_a_static_stem_runs_once():
+    of_bits = {}
+    for bits in (4, 32):
+        network = net(conv("a"), time_steps=2, membrane_bits=bits)
+        of_bits[bits] = by_name(network)["a"]["energy_by_component"]["membrane"]
+    assert of_bits[32] == pytest.approx(8 * of_bits[4])
+    stem = conv("a", input_bits=8)
+    every, once = (by_name(net(x, time_steps=4))["a"] for x in (stem, replace(stem, static=True)))
+    assert every["cycles"] == 4 * once["cycles"]
+    assert every["energy_by_component"]["adc"] == 4 * once["energy_by_component"]["adc"]
+    assert every["energy_by_component"]["membrane"] == once["energy_by_component"]["membrane"] > 0
+    kept = 64 * 16 * once["accumulator_bits"]
+    assert once["energy_by_component"]["kept_sums"] == pytest.approx(kept * (17.7 + 4 * 15.9) / 64)
+    assert once["area_by_component"]["kept_sums"] == pytest.approx(kept * 0.7391)
+
+
+def test_power_and_leakage_are_those_of_image_after_image():
+    network = net(conv("a"), conv("b", after=("a",)), time_steps=5, lif=((64, 4, 4),))
+    found = {x: estimate(network, Chip(process=x)) for x in ("lstp", "lop")}
+    total, area = found["lstp"].total, found["lstp"].area_by_component
+    transistors = sum(area.values()) - area["crossbar"] - area["htree"]
+    assert total["leakage_mw"] == pytest.approx(transistors * 0.35e-3 / 8192 / 0.7391)
+    assert found["lop"].total["leakage_mw"] / total["leakage_mw"] == pytest.approx(29 / 0.35)
+    leaked = found["lstp"].energy_by_component["leakage"]
+    assert leaked == pytest.approx(total["leakage_mw"] * total["delay_ns"])
+    interval = 1e9 / total["frames_per_second"]
+    dynamic = total["energy_pj"] - leaked
+    assert total["power_mw"] == pytest.approx(dynamic / interval + total["leakage_mw"])
+    assert sum(found["lstp"].energy_by_component.values()) == pytest.approx(total["energy_pj"])
+
+
+def test_h_trees_and_subtractors_grow_with_the_pes_that_they_serve():
+    network = net(*(conv(f"layer{i}") for i in range(8)))  # of two PEs each
+    few, many = (estimate(network, Chip(pe_per_tile=n)).area_by_component for n in (2, 16))
+    for part in ("htree", "subtractor", "adc"):
+        assert few[part] == pytest.approx(many[part])
+    assert few["tile_buffer"] == pytest.approx(8 * many["tile_buffer"])
+
+
+def test_an_ideal_adc_has_no_price():
+    with pytest.raises(UserError, match="adc_bits must be a number"):
+        estimate(net(conv("a")), Chip(adc_bits=None))
+
+
 def test_the_linear_layer_runs_once_on_spike_counts():
     layer = conv("fc", kernel=1, out_channels=10, out_size=(1, 1), input_bits=None, linear=True)
-    row = by_name(net(layer, time_steps=4))["fc"]
+    row = by_name(net(layer, time_steps=4), published())["fc"]
     assert row["input_bits"] == row["cycles"] == 7  # counts 0..4·4·4 = 64 need 7 bits
     assert row["ops"] == 2 * 64 * 10
     assert row["delay_ns"] == pytest.approx(10 * 7 * CYCLE_NS)
@@ -230,13 +309,13 @@ def test_an_addition_waits_for_both_branches_and_the_last_finish_is_the_delay():
         conv("conv2", **size, after=("conv1",)),
         conv("shortcut", **size, kernel=1, input_bits=4, after=("stem",)),
     )
-    rows = by_name(network)
+    rows = by_name(network, published())
     in_cycles = {name: row["start_ns"] / CYCLE_NS for name, row in rows.items()}
     # delays in cycles: stem 4·4·8 = 128, conv1 and conv2 16, shortcut 64, next 32
     assert in_cycles == pytest.approx(
         {"stem": 0, "conv1": 96, "shortcut": 96, "conv2": 108, "next": 96 + 48}
     )
-    assert estimate(network, Chip()).total["delay_ns"] == pytest.approx((144 + 32) * CYCLE_NS)
+    assert estimate(network, published()).total["delay_ns"] == pytest.approx((144 + 32) * CYCLE_NS)
 
 
 def test_area_is_the_sum_worked_out_by_hand():
@@ -246,7 +325,7 @@ def test_area_is_the_sum_worked_out_by_hand():
         membrane_bits=6,
         lif=((64, 4, 4), (2, 3, 5)),
     )
-    chip = Chip(xbar_size=32, pe_per_tile=3, adc_bits=5, cell_bits=4)
+    chip = published(xbar_size=32, pe_per_tile=3, adc_bits=5, cell_bits=4)
     # PEs: 2·4 and 4·2, so 6 tiles of 3; K = 9
     pe = 9 * 26.2144 / 4 + 4 * (693.633 * 2 + 45.9)
     tile = 4 * 13411.41498 + 484.643999 + 0.7391 * 64 * 128 + 433660 + 3 * pe
