@@ -18,11 +18,7 @@ if TYPE_CHECKING:  # what only prints numbers need not wait for matplotlib
 
 # Numbers and their units.
 
-PREFIXES = {
-    **{-30: "q", -27: "r", -24: "y", -21: "z", -18: "a", -15: "f", -12: "p", -9: "n", -6: "µ"},
-    **{-3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P", 18: "E", 21: "Z", 24: "Y"},
-    **{27: "R", 30: "Q"},
-}
+PREFIXES = dict(zip(range(-30, 33, 3), [*"qryzafpnµm", "", *"kMGTPEZYRQ"], strict=True))
 # A square's prefix is squared too. A chip is read in mm², whatever its size; a part of it also in
 # hundredths of one. (least value, one of the unit, its name), both in m².
 AREAS = ((1.0, 1.0, "m²"), (1e-8, 1e-6, "mm²"), (0.0, 1e-12, "µm²"))

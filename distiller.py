@@ -67,30 +67,21 @@ def logit_kl(student: Tensor, teacher: Tensor, tau: float) -> Tensor:
     return tau**2 * softmax_kl(at_least_float32(student) / tau, at_least_float32(teacher) / tau)
 
 
-def membrane_kl(
-    student: list[Tensor], teacher: list[Tensor], threshold: float = -math.inf
-) -> Tensor:
-    """KL(softmax(u_T) ‖ softmax(û_S)) of two lists of membrane potentials (T, B, C, H, W), one
-    tensor a layer, mean over layers, timesteps and images.
+def membrane_kl(student: Tensor, teacher: Tensor, threshold: float = -math.inf) -> Tensor:
+    """KL(softmax(u_T) ‖ softmax(û_S)) of a layer's membrane potentials (T, B, C, H, W), mean over
+    timesteps and images.
 
     A softmax does not change where a whole layer is shifted, but its spikes do. With a `threshold`
     each has one more element, which weighs as much as the layer's N neurons, were they all at the
     threshold: threshold + log N.
     """
-
-    def of_layer(*membranes: Tensor) -> Tensor:
-        rows, rows_of_teacher = (as_rows(u.flatten(0, 1)) for u in membranes)
-        return softmax_kl(rows, rows_of_teacher, threshold + math.log(rows.shape[1]))
-
-    return mean_over_layers(of_layer(*layer) for layer in zip(student, teacher, strict=True))
+    rows, rows_of_teacher = (as_rows(u.flatten(0, 1)) for u in (student, teacher))
+    return softmax_kl(rows, rows_of_teacher, threshold + math.log(rows.shape[1]))
 
 
-def membrane_mse(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-    """CLM's L_mem of two lists of membrane potentials (T, B, C, H, W), one tensor a layer."""
-    return mean_over_layers(
-        F.mse_loss(at_least_float32(u_student), at_least_float32(u_teacher))
-        for u_student, u_teacher in zip(student, teacher, strict=True)
-    )
+def membrane_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean squared difference of a layer's membrane potentials (T, B, C, H, W)."""
+    return F.mse_loss(at_least_float32(student), at_least_float32(teacher))
 
 
 @torch.no_grad()
@@ -112,10 +103,6 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
     if u_teacher.device.type == "cpu":  # there clamp_ between tensors takes ten times as long
         return u_teacher.clamp_min_(low).clamp_max_(high)
     return u_teacher.clamp_(low, high)
-
-
-def mean_over_layers(losses: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(losses)).mean()
 
 
 MEMBRANE_LOSSES = {
@@ -209,7 +196,7 @@ class Distiller:
 
         def compare(u_student: Tensor) -> None:
             u_teacher = within_reach(membranes.pop(0), next(neurons))
-            by_layer.append(self.membrane_loss([u_student], [u_teacher]))
+            by_layer.append(self.membrane_loss(u_student, u_teacher))
 
         # The teacher first: then a layer's membranes, the largest tensors of the step, are gone
         # before the student's next layer adds to what backward needs.
@@ -224,7 +211,7 @@ class Distiller:
         }
         loss = terms["ce"] + self.alpha * terms["logit"]
         if by_layer:
-            terms["membrane"] = mean_over_layers(by_layer)
+            terms["membrane"] = torch.stack(by_layer).mean()
             loss = loss + self.beta_now.to(loss) * terms["membrane"]
         return logits, loss, terms
 
@@ -240,8 +227,8 @@ def distance_to_teacher(
     "differing_spikes", the share of neurons of which one fires and the other does not.
     """
     distances = {
-        "membrane_kl": lambda s, t: membrane_kl([s[None]], [t[None]]),
-        "membrane_mse": lambda s, t: membrane_mse([s], [t]),
+        "membrane_kl": lambda s, t: membrane_kl(s[None], t[None]),
+        "membrane_mse": membrane_mse,
         "differing_spikes": lambda s, t: ((s > THRESHOLD) != (t > THRESHOLD)).float().mean(),
     }
     teacher.eval(), student.eval()

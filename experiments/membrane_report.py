@@ -61,7 +61,7 @@ class RoundedTeacher(nn.Module):
 
     def _best_step(self, u: Tensor) -> Tensor:
         steps = [torch.tensor(largest / self.code_range[1]) for largest in self.RANGES]
-        return min(steps, key=lambda step: membrane_kl([self._rounded(u, step)], [u]).item())
+        return min(steps, key=lambda step: membrane_kl(self._rounded(u, step), u).item())
 
     def _rounded(self, u: Tensor, step: Tensor) -> Tensor:
         return integer_codes(u, step, *self.code_range) * step

@@ -15,7 +15,7 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,13 +29,13 @@ import main as training
 from checkpoints import Checkpoint, build_network, load_checkpoint
 from data_loader import Share, data_of, evaluation_loader
 from distiller import distance_to_teacher
+from engine.evaluate import evaluate
 from engine.log import git_commit
 from engine.run_folder import best_row, checkpoints_of
 from experiments import as_command
 from experiments.run_plan import FOUND, RUN, write_json
 from load_settings import load_network, parse_settings
 from models import MSResNet
-from models.neuron import count_spikes
 from runtime.errors import UserError
 from runtime.files import digest
 from spikesim_eval.chip import Chip
@@ -120,34 +120,18 @@ def against(
     }
 
 
-@torch.no_grad()
 def over_images(
     network: MSResNet, teacher: MSResNet | None, batches: DataLoader, device: torch.device
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """In one pass: accuracy, spike rate and, with a teacher, the distances to it; and the spikes of
-    each layer, as `count_spikes` has them."""
-    correct, logits = [], []
-    hook = network.register_forward_hook(lambda _, __, x: logits.append(x))
-
-    def on_device() -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in batches:
-            yield images.to(device), labels
-            found = logits.pop()  # of these images: the one who asks for the next has used them
-            found = found[0] if isinstance(found, tuple) else found
-            correct.append(found.argmax(1).cpu() == labels)
-
-    with count_spikes(network.eval()) as counts:
-        if teacher is None:
-            distances: dict[str, Tensor] = {}
-            for images, _ in on_device():
-                network(images)
-        else:
-            distances = distance_to_teacher(teacher, network, on_device())
-    hook.remove()
-    fired, neurons = sum(x.sum(1) for x in counts.values()).tolist()
-    right = torch.cat(correct)
-    found = {"accuracy": right.sum().item() / len(right), "spike_rate": fired / neurons}
-    return found | {name: by_layer.mean().item() for name, by_layer in distances.items()}, counts
+    """Accuracy, spike rate and, with a teacher, the distances to it; and the spikes of each layer,
+    as `count_spikes` has them."""
+    seen = evaluate(network, batches, device)
+    found = {"accuracy": seen.accuracy, "spike_rate": seen.spike_rate}
+    if teacher is not None:
+        on_device = ((images.to(device), labels) for images, labels in batches)
+        distances = distance_to_teacher(teacher, network, on_device)
+        found |= {name: by_layer.mean().item() for name, by_layer in distances.items()}
+    return found, seen.spikes
 
 
 def costs(network: MSResNet, counts: dict[str, Tensor]) -> dict[str, float]:

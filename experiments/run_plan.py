@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent.parent
 RUN, FOUND, LOG = "run.json", "measured.json", "log.txt"
 POLL = 0.1  # seconds
 STARTING = 5.0  # seconds of a run besides training: imports, data
-MEASURING = 3  # times an evaluation: two networks, all membranes
+MEASURING = 4  # times an evaluation: the network, then two with all membranes
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Options that do not change how long a step or an evaluation takes.
 TIMELESS = {"seed", "fold", "epochs", "lr", "warmup", "weight_decay", "clip_grad", "alpha", "beta"}

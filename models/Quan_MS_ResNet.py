@@ -9,14 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from models.batch_norm import BatchNorm
-from models.MS_ResNet import (
-    Conv2d,
-    Layers,
-    MSResNet,
-    Shortcut,
-    Stem,
-    convolutions,
-)
+from models.MS_ResNet import Conv2d, Layers, MSResNet, Shortcut, Stem, convolutions
 from models.neuron import LIF, THRESHOLD
 from quantization import (
     BatchNormQuantizer,

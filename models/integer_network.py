@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from models.neuron import LEAK
+from models.neuron import LEAK, THRESHOLD
 from models.Quan_MS_ResNet import QuanMSResNet
 from quantization import GRID, Quantizer
 
@@ -96,7 +96,7 @@ class IntegerNetwork:
     def _lif(self, lif: nn.Module, current: Tensor, spikes: list[Tensor]) -> Tensor:
         """Spikes, 0 or 1; their bool is appended to `spikes`."""
         step = in_grid_units(lif.quantizer.used_step().item())
-        threshold = in_grid_units(lif.threshold)
+        threshold = in_grid_units(THRESHOLD)
         fired, membrane = [], None
         for x in current.unflatten(0, (self.network.time_window, -1)):
             if membrane is not None:

@@ -106,7 +106,6 @@ class LIF(nn.Module):
     def __init__(self, quantizer: MembraneQuantizer | None = None):
         super().__init__()
         self.quantizer = quantizer
-        self.threshold = THRESHOLD
 
     def forward(self, x: Tensor, time_window: int, watch: Watch | None = None) -> Tensor:
         """Spikes (T·B, C, H, W) of the input currents x (T·B, C, H, W), in the dtype of x.

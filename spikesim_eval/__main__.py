@@ -26,12 +26,7 @@ from .layer_list import Subject, check_number, load_layer_list, read_json
 from .plots import compare_plot, svg, sweep_plot
 from .published import estimate_published
 from .render import csv_text, markdown_table
-from .report import (
-    assumptions,
-    build_report,
-    totals_text,
-    write_report,
-)
+from .report import assumptions, build_report, totals_text, write_report
 from .sweep import AXES, check_size, front_lines, shown_front, sweep, sweep_csv, variants
 
 
@@ -146,8 +141,7 @@ def listed(path: str, time_steps: int | None = None) -> Subject:
 
 
 def traced(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
-    """The network of a checkpoint; torch is needed here, and not for layer lists."""
-    from .trace import trace_checkpoint
+    from .trace import trace_checkpoint  # needs torch, and layer lists do not
 
     return trace_checkpoint(path, data_path, time_steps)
 
@@ -168,11 +162,11 @@ def reported(args: argparse.Namespace) -> Subject:
 
 
 def check_sources(args: argparse.Namespace, checkpoints: Sequence[str]) -> None:
-    """Raise UserError for --data_path with nothing to measure, and for a missing checkpoint or one
-    of other data than the first, before any is measured."""
+    """Raise UserError for --data_path with nothing to measure, and, before any is measured, for a
+    checkpoint of other data than the first."""
     if args.data_path is not None and not checkpoints:
         raise UserError("--data_path measures spike rates of a checkpoint, and there is none")
-    if checkpoints:
+    if len(checkpoints) > 1:
         from .trace import check_same_data
 
         check_same_data(checkpoints)

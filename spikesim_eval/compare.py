@@ -51,34 +51,27 @@ def notes(subjects: Sequence[Subject]) -> list[str]:
 
 def differences(ours: Subject, baseline: Subject) -> list[str]:
     """What makes two networks not quite comparable, as far as their layers say."""
-    found = []
+    one, other = _about(ours.network), _about(baseline.network)
+    return [
+        f"{what} differ: {one[what]} ({ours.name}), {other[what]} ({baseline.name})"
+        for what in one
+        if one[what] != other[what] and one[what] and other[what]
+    ]
 
-    def compare(what: str, one: str, other: str) -> None:
-        if one != other:
-            found.append(f"{what} differ: {one} ({ours.name}), {other} ({baseline.name})")
 
-    networks = ours.network, baseline.network
-    if all(map(classes, networks)):
-        compare("classes", *(_listed(classes(network)) for network in networks))
-    compare("timesteps", *(str(network.time_steps) for network in networks))
-    compare("inputs", *map(_inputs, networks))
-    compare("spike rates", *map(_rates, networks))
-    return found
+def _about(network: LayerList) -> dict[str, str]:
+    first = [layer for layer in network.layers if not layer.after]
+    measured = any(layer.spike_rate is not None for layer in network.layers)
+    return {
+        "classes": _listed(classes(network)),
+        "timesteps": str(network.time_steps),
+        "inputs": _listed(sorted({"{}x{}x{}".format(x.in_channels, *x.in_size) for x in first})),
+        "spike rates": "measured" if measured else "not measured and taken as 1",
+    }
 
 
 def _listed(values: Sequence[object]) -> str:
     return " and ".join(map(str, values))
-
-
-def _inputs(network: LayerList) -> str:
-    """Channels and size of what the first layers read."""
-    first = [layer for layer in network.layers if not layer.after]
-    return _listed(sorted({"{}x{}x{}".format(x.in_channels, *x.in_size) for x in first}))
-
-
-def _rates(network: LayerList) -> str:
-    measured = any(layer.spike_rate is not None for layer in network.layers)
-    return "measured" if measured else "not measured and taken as 1"
 
 
 def other_assumptions(

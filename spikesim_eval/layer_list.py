@@ -1,11 +1,9 @@
 """The list of layers an estimate works from, and how it is read from JSON (docs/layer_list.md)."""
 
 import json
-import re
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, replace
 from graphlib import CycleError, TopologicalSorter
 from math import prod
@@ -265,46 +263,15 @@ def read_json(path: str | Path) -> Any:
     if len(content) > MOST_JSON:
         raise UserError(f"{str(path)!r} is larger than {MOST_JSON >> 20} MB")
     try:
-        text = content.decode("utf-8-sig")
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except UnicodeDecodeError:
-        what = _kind_of_file(content)
+        return json.loads(content, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
-        what = _kind_of_file(content) if b"\0" in content else _kind_of_text(text)
-        what = what or f"goes wrong in line {error.lineno}, column {error.colno}"
+        what = f"goes wrong in line {error.lineno}, column {error.colno}"
     except RecursionError:
         what = "holds lists in lists, too deep to be read"
-    except ValueError:  # of Python's limit of 4,300 digits
-        what = "holds a number of too many digits"
-    raise UserError(f"{str(path)!r} {what}: wanted is a JSON object, in UTF-8")
-
-
-def _kind_of_file(content: bytes) -> str:
-    """What a file is that is no text in UTF-8."""
-    encoding = json.detect_encoding(content)
-    with suppress(UnicodeDecodeError):
-        text = content.decode(encoding)
-        if encoding[:5] != "utf-8" and all(x.isprintable() or x.isspace() for x in text):
-            return f"is in {encoding[:6].upper()}"
-    if content.startswith(b"PK"):
-        return "is a zip archive, perhaps a checkpoint, and no text"
-    return "is no text in UTF-8"
-
-
-def _kind_of_text(text: str) -> str | None:
-    """What a text is that is no JSON; None where it looks like JSON with a mistake in it."""
-    start = text.strip()
-    if not start:
-        return "is empty"
-    if start[0] in "{[":
-        return None
-    if start[0] == "<":
-        return "is XML or HTML"
-    if re.match(r"""(---|- |#|['"]?\w+['"]? *:)""", start):
-        return "is YAML"
-    if re.search("[,;\t]", start.partition("\n")[0]):
-        return "is CSV, a table"
-    return "is no JSON"
+    except ValueError:  # what is no text; a number beyond Python's limit of 4,300 digits
+        what = "is no text, or holds a number of too many digits"
+    kind = " (a zip archive, perhaps a checkpoint)" if content.startswith(b"PK") else ""
+    raise UserError(f"{str(path)!r}{kind} {what}: wanted is a JSON object, in UTF-8")
 
 
 def load_layer_list(path: str | Path) -> LayerList:

@@ -15,10 +15,9 @@ from runtime.errors import UserError
 
 from .codes import code_bits, common_step, share_of_ones
 from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int
-from .watch import Neuron, Read, Watcher
+from .watch import BY_HAND, Neuron, Read, Watcher, by
 
 MOST_TEXT = 300  # characters of a message
-BY_HAND = "or write a layer list by hand (docs/layer_list.md)"
 
 
 class _Description:
@@ -30,7 +29,7 @@ class _Description:
     def __init__(self, watcher: Watcher, bits: int):
         self.bits, self.time_steps = bits, watcher.time_steps
         self.reads, self.neurons = watcher.reads, watcher.neurons
-        self._check_weights(watcher)
+        self._check()
         self.upstream: dict[str, set[str]] = {}
         self.behind_spikes: set[str] = set()
         for name, read in self.reads.items():
@@ -44,24 +43,18 @@ class _Description:
             weight_bits=self.bits,
             membrane_bits=self.bits,
             layers=tuple(self._layer(name, read) for name, read in self.reads.items()),
-            lif=tuple(
-                shape for name, shape in self.shapes.items() if self.neurons[name].keeps_membrane
-            ),
+            lif=tuple(self.shapes.values()),
         )
 
     # What is refused before anything is described.
 
-    def _check_weights(self, watcher: Watcher) -> None:
-        outside = watcher.outside
-        if outside:
-            names = [f"{name} ({_by(watcher.weights[name].shape)})" for name in list(outside)[:3]]
-            more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
-            raise UserError(
-                f"{', '.join(names)}{more} used outside of Conv2d and Linear modules, where the "
-                f"estimate would miss them: use such modules, {BY_HAND}"
-            )
-        if watcher.problems:
-            raise UserError(watcher.problems[0])
+    def _check(self) -> None:
+        for name, read in self.reads.items():
+            if read.origin.is_constant:
+                raise UserError(
+                    f"layer {name} reads something that was not computed from the sample by torch: "
+                    "numbers that are the same for every sample, or that went through numpy"
+                )
         if self.time_steps == 1:
             for name, neuron in self.neurons.items():
                 if not neuron.keeps_membrane and neuron.low >= 0 < neuron.high:
@@ -77,23 +70,23 @@ class _Description:
             )
 
     def _populations(self) -> tuple[int, dict[str, tuple[int, int, int]]]:
-        """(samples of the batch, the shape of each spiking module's population)"""
+        """(samples of the batch, the shape of each population with a membrane)"""
         possible: dict[str, dict[int, tuple[int, ...]]] = {}  # samples: shape
         for name, neuron in self.neurons.items():
-            if len(neuron.shapes) > 1:
-                if neuron.keeps_membrane:
-                    raise UserError(
-                        f"spiking module {name} runs at several places, on inputs of "
-                        f"{' and '.join(map(_by, sorted(neuron.shapes)))}: give each population "
-                        "a module of its own"
-                    )
+            if not neuron.keeps_membrane:
                 continue
-            self._check_timesteps(name, neuron)
+            if len(neuron.shapes) > 1:
+                raise UserError(
+                    f"spiking module {name} runs at several places, on inputs of "
+                    f"{' and '.join(map(by, sorted(neuron.shapes)))}: give each population a "
+                    "module of its own"
+                )
             possible[name] = self._readings(neuron)
-        counts = [set(possible[name]) for name in possible if self.neurons[name].keeps_membrane]
-        common = set.intersection(*counts)
+            if not possible[name]:
+                self._refuse_timesteps(name, neuron)
+        common = set.intersection(*map(set, possible.values()))
         if not common:
-            several = sorted(set.union(*counts))
+            several = sorted(set().union(*possible.values()))
             raise UserError(
                 f"spiking modules ran on {' and '.join(map(str, several))} samples: "
                 "timesteps and samples cannot be told apart"
@@ -101,30 +94,22 @@ class _Description:
         # (T, N, C, ...) could also be (T, C, ...) of one sample: then a layer runs N times for it.
         fitting = [n for n in common if not any(read.rows % n for read in self.reads.values())]
         samples = max(fitting or common)
-        shapes = {}
-        for name, readings in possible.items():
-            if samples in readings:
-                shape = readings[samples]
-                if len(shape) > 3:
-                    shape = (shape[0], shape[1], prod(shape[2:]))
-                shapes[name] = shape + (1,) * (3 - len(shape))
-        return samples, shapes
+        shapes = {name: (*readings[samples], 1, 1) for name, readings in possible.items()}
+        return samples, {name: (C, H, prod(rest)) for name, (C, H, *rest) in shapes.items()}
 
-    def _check_timesteps(self, name: str, neuron: Neuron) -> None:
-        if not neuron.keeps_membrane or self._readings(neuron):
-            return
+    def _refuse_timesteps(self, name: str, neuron: Neuron) -> None:
         (shape,) = neuron.shapes
         if neuron.rows:
             raise UserError(
-                f"LIF {name}, called once on {_by(shape)}, does not run {self.time_steps} timesteps"
+                f"LIF {name}, called once on {by(shape)}, does not run {self.time_steps} timesteps"
             )
         steps = shape[0] * neuron.calls if neuron.step_mode == "m" else neuron.calls
         times = "1 timestep" if steps == 1 else f"{steps} timesteps"
         raise UserError(f"LIF {name} ran {times}, not {self.time_steps}")
 
     def _readings(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
-        """For each number of samples that a spiking module's inputs could be of, the shape of one
-        sample's input at one timestep.
+        """For each number of samples that the inputs of a module with a membrane could be of, the
+        shape of one sample's input at one timestep.
 
         Inputs are (N, ...) in a loop; in one call (T, N, ...), (N, T, ...), or these two flattened.
         """
@@ -134,8 +119,6 @@ class _Description:
             return {} if rest else {folded: shape[1:]}
         if neuron.step_mode == "m":
             return {shape[1]: shape[2:]} if shape[0] * neuron.calls == T else {}
-        if not neuron.keeps_membrane:
-            return self._readings_of_threshold(neuron)
         found = {}
         if neuron.calls == T:
             found[shape[0]] = shape[1:]
@@ -150,16 +133,6 @@ class _Description:
             found[shape[0]] = shape[2:]
         if 0 in rows and shape[0] == T:
             found[shape[1]] = shape[2:]
-        return found
-
-    def _readings_of_threshold(self, neuron: Neuron) -> dict[int, tuple[int, ...]]:
-        """The same of a module without a membrane, which works on any shape."""
-        (shape,) = neuron.shapes
-        found = {}
-        for count in range(1, 1 + min(2, len(shape))):
-            samples, rest = divmod(neuron.calls * prod(shape[:count]), self.time_steps)
-            if samples and not rest:
-                found[samples] = shape[count:]
         return found
 
     # The graph.
@@ -188,12 +161,10 @@ class _Description:
             depth[name] = 1 + max(before, default=0)
         order = list(self.reads)
         taken: set[str] = set()
-        for name, neuron in self.neurons.items():
-            if not neuron.keeps_membrane:
-                continue
-            free = [x for x in order if x in neuron.layers and x not in taken]
+        for name, shape in self.shapes.items():
+            free = [x for x in order if x in self.neurons[name].layers and x not in taken]
             free.sort(key=lambda x: (self._reads_stream(x), -depth[x], -order.index(x)))
-            missing = prod(self.shapes[name])
+            missing = prod(shape)
             for layer in free:
                 if missing > 0:
                     taken.add(layer)
@@ -243,7 +214,7 @@ class _Description:
             common["groups"] = module.groups
             kernel = self._kernel(name, module)
         if len(read.sizes) > 1:
-            sizes = " and ".join(sorted(_by(size) for size, _ in read.sizes))
+            sizes = " and ".join(sorted(by(size) for size, _ in read.sizes))
             raise UserError(
                 f"layer {name} runs on inputs of different sizes, {sizes}: the estimate knows one "
                 f"size a layer; make it several, {BY_HAND}"
@@ -275,7 +246,7 @@ class _Description:
         sides = set(module.kernel_size)
         if len(sides) > 1 or (len(module.kernel_size) == 1 and sides != {1}):
             raise UserError(
-                f"layer {name}: its kernel is {_by(module.kernel_size)}, and the estimate knows "
+                f"layer {name}: its kernel is {by(module.kernel_size)}, and the estimate knows "
                 f"2-d convolutions with square kernels; use such, {BY_HAND}"
             )
         return sides.pop()
@@ -367,10 +338,6 @@ class _Description:
         if not (origin.image and (low, high) == (0, 1)):
             bits = max(bits, widest)
         return bits, share_of_ones(read.levels, step, bits)
-
-
-def _by(sizes: tuple[int, ...]) -> str:
-    return "×".join(map(str, sizes))
 
 
 def trace_network(network: nn.Module, sample: Tensor, bits: int, time_steps: int) -> LayerList:

@@ -14,13 +14,12 @@ from tqdm import tqdm
 from checkpoints import load_checkpoint
 from display import percent, run_at
 from engine.evaluate import evaluate
-from load_settings import load_network
 from runtime.errors import UserError
 
 from .chip import Crossbar
 from .crossbar import CrossbarLayer
 from .layer_list import Layer, LayerList, check_int
-from .trace import describe, evaluation_data
+from .trace import describe, evaluation_data, network_at
 
 MOST_TRIALS = 10**6
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
@@ -97,13 +96,11 @@ def nonideal_report(
     """
     check_int(trials, "trials", MOST_TRIALS)
     check_int(seed, "seed", 10**9, low=0)
-    if time_steps is not None:
-        check_int(time_steps, "time_steps", 1024)
     checkpoint = load_checkpoint(path)
-    settings, network = checkpoint.settings, load_network(checkpoint, time_steps)
+    settings, network = checkpoint.settings, network_at(checkpoint, time_steps)
     if settings.bits is None:
         raise UserError(f"{path} is a full-precision network: crossbars hold integers")
-    batches = evaluation_data(checkpoint, data_path, time_steps)
+    batches = evaluation_data(checkpoint, data_path, network.time_window)
     if batches is None:
         raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
     description = describe(network)

@@ -19,7 +19,6 @@ from .plots import PARTS, report_plots
 from .render import QUANTITIES, RATIO_NAMES, RATIOS, Section, csv_text, markdown, page, shown
 
 TITLE = "SpikeSim estimate"
-COUNTS = {"pes": "PEs", "tiles": "tiles"}
 UNITS = {  # of the figures in report.json
     "energy_pj": "pJ",
     "area_um2": "um^2",
@@ -29,28 +28,34 @@ UNITS = {  # of the figures in report.json
     "tops_per_watt": "1e12 ops/J",
     "tops_per_mm2": "1e12 ops/s/mm^2",
 }
-CSV_COLUMNS = {  # key of a layer's row: its column, with the unit
-    "name": "layer_name",
-    "kernel": "kernel_pixels",
-    **{key: key for key in ("in_channels", "out_channels")},
-    **{key: key for key in ("weight_bits", "input_bits", "accumulator_bits")},
-    "bn_bits": "bn_scale_bits",
-    "product_bits": "bn_product_bits",
-    "slices": "slices_cells_per_weight",
-    "channel_groups": "channel_groups",
-    "runs": "runs_per_timestep",
-    "has_lif": "lif_behind_yes_no",
-    "pes": "pes_count",
-    "groups": "groups_count",
-    "utilization": "utilization_share_of_cells",
-    "cycles": "pe_cycles",
-    "ops": "ops",
-    "spike_rate": "spike_rate_per_timestep",
-    "rate_is_measured": "rate_is_measured_yes_no",
-    **{key: key for key in ("energy_pj", "area_um2", "start_ns", "delay_ns", "finish_ns")},
-    "on_critical_path": "on_critical_path_yes_no",
+COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; its heading elsewhere
+    "name": ("layer_name", "layer"),
+    "kernel": ("kernel_pixels", "kernel"),
+    "in_channels": ("in_channels", "in"),
+    "out_channels": ("out_channels", "out"),
+    "weight_bits": ("weight_bits", "weight bits"),
+    "input_bits": ("input_bits", "input bits"),
+    "accumulator_bits": ("accumulator_bits", "accumulator bits"),
+    "bn_bits": ("bn_scale_bits", "scale bits"),
+    "product_bits": ("bn_product_bits", "product bits"),
+    "slices": ("slices_cells_per_weight", None),
+    "channel_groups": ("channel_groups", None),
+    "runs": ("runs_per_timestep", None),
+    "has_lif": ("lif_behind_yes_no", None),
+    "pes": ("pes_count", "PEs"),
+    "groups": ("groups_count", "PE groups"),
+    "utilization": ("utilization_share_of_cells", "cells used, %"),
+    "cycles": ("pe_cycles", "PE cycles"),
+    "ops": ("ops", None),
+    "spike_rate": ("spike_rate_per_timestep", "spike rate"),
+    "rate_is_measured": ("rate_is_measured_yes_no", None),
+    "energy_pj": ("energy_pj", "energy"),
+    "area_um2": ("area_um2", "area"),
+    "start_ns": ("start_ns", "start"),
+    "delay_ns": ("delay_ns", "delay"),
+    "finish_ns": ("finish_ns", "finish"),
+    "on_critical_path": ("on_critical_path_yes_no", None),
 }
-
 
 BY_CHOICE = {  # what the figures rest on, by an option of the chip
     "periphery": {
@@ -183,37 +188,33 @@ def constants() -> list[dict[str, Any]]:
 
 def layers_csv(report: Mapping[str, Any]) -> str:
     """A row a layer; every column's name ends in its unit or in what it counts."""
-    kinds = {"energy_by_component": "energy_pj", "area_by_component": "area_um2"}
-    header, rows = list(CSV_COLUMNS.values()), []
-    for kind, unit in kinds.items():
+    header, rows = [column for column, _ in COLUMNS.values()], []
+    for kind, unit in PARTS.items():
         header += [f"{name}_{unit}" for name in report["layers"][0][kind]]
     for row in report["layers"]:
-        cells = (row[key] for key in CSV_COLUMNS)
+        cells = (row[key] for key in COLUMNS)
         cells = [("no", "yes")[x] if isinstance(x, bool) else x for x in cells]
-        rows.append([*cells, *(x for kind in kinds for x in row[kind].values())])
+        rows.append([*cells, *(x for kind in PARTS for x in row[kind].values())])
     return csv_text(header, rows)
 
 
 def names_of(report: Mapping[str, Any], width: int | None = None) -> list[str]:
     """Short names of the network and, where there is one, of the baseline."""
-    paths = [report[key] for key in ("name", "baseline_name") if key in report]
-    return short_names(paths, width)
+    return short_names([report[x] for x in ("name", "baseline_name") if x in report], width)
 
 
-def totals_table(
-    report: Mapping[str, Any], width: int | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: each figure, beside the baseline's where there is one; names no longer than
-    `width`."""
+def totals_table(report: Mapping[str, Any], names: list[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: each figure, beside the baseline's where there is one."""
     totals = [report[key] for key in ("total", "baseline") if key in report]
-    name, *baseline = names_of(report, width)
+    name, *baseline = names
     header = ["", name, *(f"{other} (baseline)" for other in baseline)]
     header += ["times better"] * len(baseline)
     rows = []
     accuracies = [report[key] for key in ("accuracy", "baseline_accuracy") if key in report]
     if any(x is not None for x in accuracies):
         rows.append(["accuracy", *("" if x is None else percent(x, 2) for x in accuracies)])
-    rows += [[label, *(f"{total[key]:,}" for total in totals)] for key, label in COUNTS.items()]
+    for key, label in (("pes", "PEs"), ("tiles", "tiles")):
+        rows.append([label, *(f"{total[key]:,}" for total in totals)])
     for key, (label, *_) in QUANTITIES.items():
         cells = [label, *(shown(key, total[key]) for total in totals)]
         if baseline and key in RATIOS:
@@ -222,21 +223,11 @@ def totals_table(
     return header, [row + [""] * (len(header) - len(row)) for row in rows]
 
 
-def shares(key: str, values: Mapping[str, float]) -> dict[str, list[str]]:
-    """Of each component: the figure, and its share of all of them in percent."""
-    total = fsum(values.values())
-    return {name: [shown(key, x), f"{100 * x / total:.1f}"] for name, x in values.items()}
-
-
 def sections(report: Mapping[str, Any]) -> list[Section]:
     """What a reader is shown, in order."""
-    constants = [
-        [
-            f"{row['table']}: {row['name']}",
-            *(row[x] for x in ("value", "unit", "meaning", "source")),
-        ]
-        for row in report["constants"]
-    ]
+    rows = map(dict.values, report["constants"])
+    constants = [[f"{table}: {name}", *about] for table, name, *about in rows]
+    header = ["constant", "value", "unit", "published for", "source"]
     options = [list(item) for item in (report["chip"] | report["network"]).items()]
     return [
         *comparison_sections(report),
@@ -244,9 +235,7 @@ def sections(report: Mapping[str, Any]) -> list[Section]:
         component_section(report),
         Section("Chip and network", [], ["option", "value"], options),
         Section("Assumptions", report["assumptions"]),
-        Section(
-            "Constants", [], ["constant", "value", "unit", "published for", "source"], constants
-        ),
+        Section("Constants", [], header, constants),
     ]
 
 
@@ -257,7 +246,7 @@ def comparison_sections(report: Mapping[str, Any]) -> list[Section]:
     if "baseline" in report:
         sentences.append(f"The baseline is {report['baseline_name']}.")
     sentences += map(_sentence, report["notes"])
-    found = [Section(names[0], sentences, *totals_table(report))]
+    found = [Section(names[0], sentences, *totals_table(report, names))]
     if "baseline" in report:
         rows = [
             [RATIO_NAMES[name], ratio, report["published"].get(name, "")]
@@ -272,35 +261,17 @@ def comparison_sections(report: Mapping[str, Any]) -> list[Section]:
     return found
 
 
-LAYER_COLUMNS = {  # key of a layer's row: its heading
-    "name": "layer",
-    "kernel": "kernel",
-    "in_channels": "in",
-    "out_channels": "out",
-    **{f"{x}_bits": f"{x} bits" for x in ("weight", "input", "accumulator")},
-    "bn_bits": "scale bits",
-    "product_bits": "product bits",
-    "pes": "PEs",
-    "groups": "PE groups",
-    "utilization": "cells used, %",
-    "cycles": "PE cycles",
-    "spike_rate": "spike rate",
-    "energy_pj": "energy",
-    "area_um2": "area",
-    **{f"{x}_ns": x for x in ("start", "delay", "finish")},
-}
-
-
 def layer_sections(report: Mapping[str, Any]) -> list[Section]:
     layers, rows = report["layers"], []
+    headings = {key: heading for key, (_, heading) in COLUMNS.items() if heading}
     for row in layers:
         rate = f"{row['spike_rate']:.4g}" + ("" if row["rate_is_measured"] else " (not measured)")
         cells = row | {"utilization": f"{100 * row['utilization']:.1f}", "spike_rate": rate}
         cells |= {key: shown(key, row[key]) for key in ("energy_pj", "area_um2")}
         cells |= {key: shown("delay_ns", row[key]) for key in ("start_ns", "delay_ns", "finish_ns")}
-        rows.append([cells[key] for key in LAYER_COLUMNS])
+        rows.append([cells[key] for key in headings])
     path = f"Critical path: {' → '.join(report['critical_path'])}."
-    found = [Section("Layers", [path], list(LAYER_COLUMNS.values()), rows)]
+    found = [Section("Layers", [path], list(headings.values()), rows)]
     for parts, key in PARTS.items():
         header = ["layer", *map(component_name, layers[0][parts])]
         rows = [[row["name"], *(shown(key, x) for x in row[parts].values())] for row in layers]
@@ -309,14 +280,16 @@ def layer_sections(report: Mapping[str, Any]) -> list[Section]:
 
 
 def component_section(report: Mapping[str, Any]) -> Section:
+    """Of each component energy and area, and its share of all of them."""
     of_layers = [row["energy_by_component"] for row in report["layers"]]
     energy = {name: fsum(row[name] for row in of_layers) for name in of_layers[0]}
-    area = report["area_by_component"]
-    parts = [shares(key, values) for key, values in (("energy_pj", energy), ("area_um2", area))]
-    rows = [
-        [component_name(name), *(cell for part in parts for cell in part.get(name, ["", ""]))]
-        for name in energy | area
-    ]
+    parts = {"energy_pj": energy, "area_um2": report["area_by_component"]}
+    rows = {name: [component_name(name)] for part in parts.values() for name in part}
+    for key, part in parts.items():
+        total = fsum(part.values())
+        for name, row in rows.items():
+            x = part.get(name)
+            row += ["", ""] if x is None else [shown(key, x), f"{100 * x / total:.1f}"]
     membrane, idle = (
         shown("area_um2", report["area_outside_layers"][name]) for name in ("membrane", "idle_pes")
     )
@@ -325,7 +298,7 @@ def component_section(report: Mapping[str, Any]) -> Section:
         "belongs to layers."
     )
     header = ["component", "energy", "share, %", "area", "share, %"]
-    return Section("Energy and area by component", [sentence], header, rows)
+    return Section("Energy and area by component", [sentence], header, list(rows.values()))
 
 
 def _sentence(note: str) -> str:
@@ -335,7 +308,7 @@ def _sentence(note: str) -> str:
 def totals_text(report: Mapping[str, Any]) -> str:
     """The totals, beside those of the baseline and the published ratios where there is one, and
     what to know, for the terminal."""
-    header, rows = totals_table(report, width=20)
+    header, rows = totals_table(report, names_of(report, 20))
     notes = report["notes"]
     if "baseline" in report:
         published = {

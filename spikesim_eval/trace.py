@@ -87,16 +87,13 @@ def check_same_data(checkpoints: Sequence[str]) -> None:
 
 
 def evaluation_data(
-    checkpoint: Checkpoint, data_path: str | None, time_window: int | None = None
+    checkpoint: Checkpoint, data_path: str | None, time_window: int
 ) -> DataLoader | None:
-    """The test set of a checkpoint's data, for the checkpoint's or another T; None where nobody has
-    said where it lies.
+    """The test set of a checkpoint's data, for this T; None where nobody has said where it lies.
 
     The digits are always at hand. Raises UserError where the data cannot be read.
     """
-    settings = checkpoint.settings
-    if time_window is not None:
-        settings = replace(settings, time_window=time_window)
+    settings = replace(checkpoint.settings, time_window=time_window)
     if data_path is None and settings.data != "digits":
         return None
     check_classes(settings, data_path or ".", "the checkpoint")
@@ -104,6 +101,13 @@ def evaluation_data(
     refuse_another_fold(checkpoint, "the checkpoint", settings, train_set)
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
     return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
+
+
+def network_at(checkpoint: Checkpoint, time_steps: int | None) -> MSResNet:
+    """The trained network, at another T than the trained one where one is given."""
+    if time_steps is not None:
+        check_int(time_steps, "time_steps", 1024)
+    return load_network(checkpoint, time_steps)
 
 
 def macs_of_image(settings: Settings) -> int:
@@ -125,12 +129,9 @@ def trace_checkpoint(
     """
     checkpoint = load_checkpoint(path)
     settings, accuracy = checkpoint.settings, checkpoint.accuracy
-    if time_steps is not None:
-        check_int(time_steps, "time_steps", 1024)
-        settings = replace(settings, time_window=time_steps)
-    network = load_network(checkpoint, settings.time_window)
-    batches = evaluation_data(checkpoint, data_path, settings.time_window)
-    if batches is None and settings != checkpoint.settings:
+    network = network_at(checkpoint, time_steps)
+    batches = evaluation_data(checkpoint, data_path, network.time_window)
+    if batches is None and network.time_window != settings.time_window:
         raise UserError(
             f"--time_steps {time_steps}: accuracy is measured again, so give --data_path"
         )
@@ -143,6 +144,5 @@ def trace_checkpoint(
         rates = {name: (fired / seen).cpu() for name, (fired, seen) in tested.spikes.items()}
     means = {name: rate.mean().item() for name, rate in rates.items()}
     by_timestep = {name: rate.tolist() for name, rate in rates.items()}
-    kind = kind_of(settings.paper_setting, settings.loss)
-    trained = checkpoint.settings.trained_at
+    kind, trained = kind_of(settings.paper_setting, settings.loss), settings.trained_at
     return Subject(str(path), describe(network, means), accuracy, by_timestep, kind, trained)

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from models.neuron import LIF
+from runtime.errors import UserError
 
 from .codes import Levels, common_step
 
@@ -30,6 +31,7 @@ PRODUCTS = re.compile(  # names of aten functions that compute sums of products
     r"|transformer|einsum|cdist"
 )
 RESETS = ("reset", "reset_state", "reset_states", "reset_mem", "reset_hidden")
+BY_HAND = "or write a layer list by hand (docs/layer_list.md)"
 MOST_FIRED = 255  # spikes of one neuron at one timestep; a neuron that gives more has no bound
 PASSES = ("sample", "origins", "low", "high", "random", "random")  # counts may all be even once
 
@@ -167,14 +169,11 @@ class Watcher:
         self.network, self.sample, self.time_steps = network, sample, time_steps
         self.reads: dict[str, Read] = {}
         self.neurons: dict[str, Neuron] = {}
-        self.outside: dict[str, None] = {}  # weights that are used where no layer holds them
-        self.problems: list[str] = []
         self._origins = Origins(self._see)
         self._stack: list[_Frame] = []
-        self._calls: Counter[str] = Counter()  # of modules that may be neurons, in one pass
-        self._left: dict[str, set[tuple[int, int]]] = {}  # membranes of earlier samples
-        self._depending: dict[str, dict[int, frozenset[int]]] = {}
+        self._calls: Counter[str] = Counter()  # of modules, in one pass
         self._remembering: dict[str, bool] = {}
+        self._depending: dict[str, dict[int, frozenset[int]]] = {}
         self._pass, self._paused = PASSES[0], False
         self._random = torch.Generator().manual_seed(0)
 
@@ -197,27 +196,9 @@ class Watcher:
                     reset(self.network)
                     with self._origins if self._pass == "origins" else nullcontext():
                         self.network(self.sample)
-                    if self._pass == "origins":
-                        self._find_problems()
-                    if self.problems or self.outside:
-                        return
             finally:
                 for handle in handles:
                     handle.remove()
-
-    def _find_problems(self) -> None:
-        self.problems += [
-            f"module {name} holds what an earlier sample has left, and has no method reset(): give "
-            "it one, or make the network anew"
-            for name, neuron in self.neurons.items()
-            if neuron.keeps_membrane and self._left[name]
-        ]
-        self.problems += [
-            f"layer {name} reads something that was not computed from the sample by torch: numbers "
-            "that are the same for every sample, or that went through numpy"
-            for name, read in self.reads.items()
-            if read.origin.is_constant
-        ]
 
     def _find(self) -> None:
         """Which modules are layers, which may be neurons, and whose the weights are."""
@@ -255,8 +236,6 @@ class Watcher:
         if self._paused:
             return None
         call, x = (args, kwargs), _first((args, kwargs))
-        if self._pass == "sample" and name in self._maybe_neurons and not self._calls[name]:
-            self._left[name] = self._membranes_before(name, module, x)
         watched = self._pass == "origins" and name in self._maybe_neurons
         self._stack.append(_Frame(name, module, call, _state(module) if watched else []))
         if self._pass in ("low", "high") and name in self.neurons and self.neurons[name].spikes:
@@ -266,20 +245,6 @@ class Watcher:
             driven = torch.full_like(x, far if self._pass == "high" else -far)
             return _with_first(call, driven)
         return None
-
-    def _membranes_before(
-        self, name: str, module: nn.Module, x: Tensor | None
-    ) -> set[tuple[int, int]]:
-        """Of what a module holds that nothing resets, all that could be membranes of this input."""
-        modules = (self.network.get_submodule(above) for above in (*_above(name), name))
-        if x is None or not x.dim() or any(map(_reset_of, modules)):
-            return set()
-        sizes = (x.numel(), x[0].numel())
-        return {
-            (id(z), version)
-            for z, version in _state(module)
-            if z.is_floating_point() and z.numel() in sizes and z.any()
-        }
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, result: object) -> object:
         if self._paused:
@@ -292,11 +257,7 @@ class Watcher:
             if frame.name in self._layers:
                 self._after_layer(frame, x, y)
             elif self._pass == "sample":
-                if frame.name in self._maybe_neurons:
-                    self._calls[frame.name] += 1
-                    if self._calls[frame.name] == 1:  # what it has not changed is no membrane
-                        now = {(id(z), version) for z, version in _state(module)}
-                        self._left[frame.name] -= now
+                self._calls[frame.name] += 1
             elif self._pass == "origins" and frame.name in self._maybe_neurons:
                 self._after_module(frame, result)
             elif frame.name in self.neurons and self.neurons[frame.name].spikes:
@@ -317,7 +278,7 @@ class Watcher:
             return
         origin = self._origins.of(x)
         if frame.products != 1 and not origin.is_constant:
-            self.problems.append(
+            raise UserError(
                 f"layer {frame.name} computes {frame.products or 'no'} products that can be seen: "
                 "a layer of the estimate computes one"
             )
@@ -493,23 +454,28 @@ class Watcher:
             for weight in origin.weights - owned
             if is_product or is_matrix(self.weights[weight])
         }
-        self.outside |= dict.fromkeys(weight for weight in self.weights if weight in foreign)
+        for weight in self.weights:
+            if weight in foreign:
+                raise UserError(
+                    f"{weight} ({by(self.weights[weight].shape)}) used outside of Conv2d and "
+                    "Linear modules, where the estimate would miss it: use such modules, "
+                    f"{BY_HAND}"
+                )
         if not is_product:
             return
         factors = operands[1:] if name.startswith(("add", "badd")) else operands
         if sum(not origin.is_constant for origin in factors[:2]) == 2:
-            self.problems.append(
+            raise UserError(
                 f"{_place(where)} multiplies two tensors that both depend on the sample, as "
                 "attention does: a crossbar holds one of them as weights; write a layer list "
                 "without this product (docs/layer_list.md)"
             )
-        elif inner:
-            inner.products += 1
-        elif not foreign:
-            self.problems.append(
+        if inner is None:
+            raise UserError(
                 f"{_place(where)} computes a product ({name}) outside of Conv2d and Linear modules "
                 "that the estimate would miss: make its matrix the weight of one"
             )
+        inner.products += 1
 
 
 def is_known_neuron(module: nn.Module) -> bool:
@@ -630,6 +596,10 @@ def _above(name: str) -> list[str]:
         return []
     parts = name.split(".")
     return ["", *(".".join(parts[:i]) for i in range(1, len(parts)))]
+
+
+def by(sizes: Iterable[int]) -> str:
+    return "×".join(map(str, sizes))
 
 
 def _place(where: str) -> str:

@@ -23,8 +23,9 @@ import kernels
 import main
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-DIGITS = ["--data", "digits", "--width", "2", "--epochs", "1", "--workers", "0"]
-QUICK = ["--epochs", "1", "--width", "2"]  # for scripts, which set the rest
+# For scripts, which set the rest: ten steps, for with fewer it warns.
+QUICK = ["--epochs", "1", "--width", "2", "--batch_size", "140"]
+DIGITS = ["--data", "digits", *QUICK, "--workers", "0"]
 SLOW_PROGRAMS = re.compile("python|bash|torchrun|gcc|g[+][+]|c[+][+]")
 FEW_STEPS = 2  # of an optimizer: more are a training
 
@@ -65,6 +66,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "device: compares numbers that the device computed")
+    # torch.compile starts six programs to learn what /proc/cpuinfo says, and workers.
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     if config.getoption("--fast"):
         config.pluginmanager.register(Fast())
     if config.getoption("--device") == "cpu":
@@ -170,6 +174,11 @@ def trained(tmp_path_factory) -> dict[str, Path]:
         save_path = ["--save_path", str(folder / setting)]
         assert main.main([*DIGITS, "--paper_setting", setting, *options, *save_path]) == 0
     return {setting: folder / setting / f"{setting}-best.pth" for setting in runs}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def files_below(folder: Path) -> set[Path]:

@@ -1,12 +1,8 @@
 """--accumulate N is the large batch: in float64, for all but batch norm's batch statistics."""
 
-import gc
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import main
 from checkpoints import load_checkpoint
@@ -112,33 +108,3 @@ def test_evaluation_reads_the_same_statistics_whether_steps_had_parts_or_not(tmp
         statistics[parts] = [x for name, x in model.items() if "running" in name]
     assert statistics[1][0].abs().max() > 0.01
     assert all(map(torch.equal, statistics[1], statistics[4]))
-
-
-@pytest.fixture
-def lone_process_group(tmp_path):
-    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    gc.collect()  # before the group goes, the DistributedDataParallel must
-    dist.destroy_process_group()
-
-
-def test_gradients_are_exchanged_once_a_step_and_while_backward_runs(lone_process_group):
-    network = MSResNet(18, 10, 4, 1, 16)  # gradients for two messages
-    student = DistributedDataParallel(network, broadcast_buffers=False)
-    events = []
-
-    def exchange(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        events.append("exchange")
-        sent = torch.futures.Future()
-        sent.set_result(bucket.buffer())
-        return sent
-
-    student.register_comm_hook(None, exchange)
-    network.stem.conv.weight.register_hook(lambda _: events.append("gradient of the stem"))
-    images, labels = batch(8)
-    for _ in range(2):  # the first step finds out in which order the gradients come
-        events.clear()
-        loss_function = cross_entropy(student)
-        main.add_gradients(student, loss_function, images.float(), labels, settings_with(4))
-    stem = "gradient of the stem"
-    assert events == [stem, stem, stem, "exchange", stem, "exchange"]

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import kernels
+import main
+from conftest import DIGITS
 from engine import compile as compiling
 from models.neuron import LIF
 from one_step import SETTINGS, results
@@ -65,27 +67,23 @@ def test_a_failing_compiler_leaves_the_eager_functions_and_says_why():
     assert not kernels.fused
 
 
-def train(folder: Path, *options: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "main.py", "--data", "digits", "--paper_setting", "student"]
-    size = ["--bits", "2", "--width", "4", "--epochs", "1", "--time_window", "2", "--workers", "0"]
-    paths = {"PATH": "/usr/bin:/bin", "HOME": str(folder.parent)}
-    return subprocess.run(
-        [*command, *size, "--deterministic", "--save_path", folder, *options],
-        env=paths | environment,
+def test_without_a_compiler_training_goes_on_eager_with_one_warning(tmp_path, capfd):
+    command = [*DIGITS, "--paper_setting", "student", "--bits", "2", "--time_window", "2"]
+    command += ["--deterministic", "--save_path"]
+    broken = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "/nonexistent/g++"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "main.py", *command, tmp_path / "compiled", "--compile"],
+        env=os.environ | broken,
         capture_output=True,
         text=True,
     )
-
-
-def test_without_a_compiler_training_goes_on_eager_with_one_warning(tmp_path):
-    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "CXX": "/nonexistent/g++"}
-    compiled = train(tmp_path / "compiled", "--compile", **cache)
-    eager = train(tmp_path / "eager")
-    assert (compiled.returncode, eager.returncode) == (0, 0), compiled.stderr + eager.stderr
-    warnings = [line for line in compiled.stderr.splitlines() if "warning" in line]
+    assert done.returncode == 0, done.stderr
+    assert main.main([*command, str(tmp_path / "eager")]) == 0
+    torch.use_deterministic_algorithms(False)
+    warnings = [line for line in done.stderr.splitlines() if "warning" in line]
     assert len(warnings) == 1
     assert warnings[0].startswith("main.py: warning: --compile: ")
-    assert "Traceback" not in compiled.stderr
+    assert "Traceback" not in done.stderr
     rows = [(tmp_path / name / "metrics.csv").read_text() for name in ("compiled", "eager")]
     assert rows[0] == rows[1]
 
@@ -93,7 +91,7 @@ def test_without_a_compiler_training_goes_on_eager_with_one_warning(tmp_path):
 BROKEN_IN_ONE = """
 import os, sys
 if os.environ["RANK"] == "1":
-    os.environ["CXX"] = "/nonexistent/g++"
+    os.environ |= {"CXX": "/nonexistent/g++", "TORCHINDUCTOR_CACHE_DIR": "cache"}
 import main
 main.leave(main.main(sys.argv[1:]))
 """
@@ -103,12 +101,11 @@ main.leave(main.main(sys.argv[1:]))
 def test_without_a_compiler_in_one_of_two_processes_both_go_on_eager(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN_IN_ONE)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    run = ["--data", "digits", "--paper_setting", "original", "--width", "2", "--epochs", "1"]
+    run = [*DIGITS, "--paper_setting", "original", "--time_window", "2", "--compile"]
     done = subprocess.run(
-        [sys.executable, *launcher, "broken.py", *run, "--workers", "0", "--compile"],
+        [sys.executable, *launcher, "broken.py", *run],
         cwd=tmp_path,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
@@ -118,30 +115,37 @@ def test_without_a_compiler_in_one_of_two_processes_both_go_on_eager(tmp_path):
     assert "\n1/1  loss" in done.stdout
 
 
+def assert_compiled(out: str, err: str) -> None:
+    assert "warning: --compile" not in err
+    said = out.splitlines()
+    assert said[0].startswith("compiling, which takes")
+    assert re.fullmatch(r"compiled in \d+ s", said[1])
+    assert said[2].startswith("device")
+    assert any(line.startswith("1/1  loss") for line in said)
+
+
 @needs_compiler
-@pytest.mark.parametrize(
-    ("processes", "options"),
-    [
-        (1, "--paper_setting qamd --bits 4 --deterministic --time_windows 3 6 --width 2"),
-        (2, "--paper_setting original --accumulate 2"),
-    ],
-)
-def test_a_compiled_training_says_how_long_compiling_took_and_trains(
-    processes, options, trained, tmp_path
-):
-    teacher = ["--teacher_path", trained["original"]] if "qamd" in options else []  # of another T
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    run = ["--data", "digits", "--width", "4", "--epochs", "1", "--workers", "0", "--compile"]
+def test_a_compiled_training_says_how_long_compiling_took_and_trains(trained, tmp_path, capfd):
+    teacher = ["--teacher_path", str(trained["original"])]  # of another T
+    options = ["--bits", "4", "--deterministic", "--time_windows", "2", "3", "--compile"]
+    command = [*DIGITS, "--paper_setting", "qamd", *options, *teacher]
+    capfd.readouterr()
+    assert main.main([*command, "--save_path", str(tmp_path)]) == 0
+    torch.use_deterministic_algorithms(False)
+    kernels.fused.clear()
+    assert_compiled(*capfd.readouterr())
+
+
+@needs_compiler
+def test_two_processes_train_compiled(tmp_path):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    run = [*DIGITS, "--paper_setting", "original", "--time_window", "2", "--compile"]
+    run += ["--accumulate", "2"]
     done = subprocess.run(
-        [sys.executable, *launcher, ROOT / "main.py", *run, *options.split(), *teacher],
+        [sys.executable, *launcher, ROOT / "main.py", *run],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "warning: --compile" not in done.stderr
-    said = done.stdout.splitlines()
-    assert said[0].startswith("compiling, which takes")
-    assert re.fullmatch(r"compiled in \d+ s", said[1])
-    assert said[2].startswith("device")
-    assert any(line.startswith("1/1  loss") for line in said)
+    assert_compiled(done.stdout, done.stderr)

@@ -23,7 +23,7 @@ from data_sets.augment import CropAndFlip
 from distiller import Distiller, cross_entropy
 from engine import compile as compiling
 from engine import start
-from engine.cuda_graphs import ReplayedGradients
+from engine.compile import ReplayedGradients
 from engine.run import random_state
 from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
@@ -289,7 +289,7 @@ def test_the_cpu_finds_the_accuracy_of_a_network_trained_on_the_device(
 ):
     if run not in ON_CPU and device.type == "cpu":
         pytest.skip("other tests train so on the CPU: needs --device cuda")
-    options = [*DIGITS, *RUNS[run]]  # 22 steps
+    options = [*DIGITS, *RUNS[run]]
     if "qamd" in options or "--init_from_teacher" in options:
         options += ["--teacher_path", str(trained["original"])]
     compare_with_cpu(options, tmp_path, capfd)

@@ -46,27 +46,24 @@ def test_membrane_kl_by_hand(device):
         for values in ([0.0, 0.0, 1.0, 1.0], [LOG3, 0.0, 5.0, 5.0])
     )
     one = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
-    assert membrane_kl([student], [teacher]).item() == pytest.approx(one / 2)
-    two_layers = membrane_kl([student, student], [teacher, student])
-    assert two_layers.item() == pytest.approx(one / 4)
+    assert membrane_kl(student, teacher).item() == pytest.approx(one / 2)
 
 
 def test_membrane_mse_by_hand(device):
     student = torch.tensor([0.0, 1.0], device=device).view(1, 1, 2, 1, 1)
     teacher = torch.tensor([2.0, 1.0], device=device).view(1, 1, 2, 1, 1)
-    assert membrane_mse([student], [teacher]).item() == 2.0
-    assert membrane_mse([student, student], [teacher, student]).item() == 1.0
+    assert membrane_mse(student, teacher).item() == 2.0
 
 
 def test_a_shift_of_a_whole_layer_costs_what_it_does_to_the_threshold():
     # Two neurons and the threshold, which weighs as much as two: in quarters, before and after.
     teacher = torch.full((1, 1, 2, 1, 1), THRESHOLD, dtype=torch.float64)
     student = teacher + LOG3
-    assert membrane_kl([student], [teacher]).item() == pytest.approx(0, abs=1e-12)
+    assert membrane_kl(student, teacher).item() == pytest.approx(0, abs=1e-12)
     neurons = 0.5 * math.log(0.5 / 0.75)  # each a quarter of the mass, then three eighths
     threshold = 0.5 * math.log(0.5 / 0.25)
-    expected = pytest.approx(neurons + threshold)
-    assert MEMBRANE_LOSSES["CLK"]([student], [teacher]).item() == expected
+    found = MEMBRANE_LOSSES["CLK"](student, teacher).item()
+    assert found == pytest.approx(neurons + threshold)
 
 
 @pytest.mark.parametrize("threshold", [-math.inf, THRESHOLD, 40.0])
@@ -78,7 +75,7 @@ def test_membrane_kl_and_its_gradient_equal_autograd(channels_last, threshold, d
         u = u.to(memory_format=torch.channels_last)
     student = u.clone().unflatten(0, (3, 2)).requires_grad_()
     teacher = torch.randn(3, 2, 4, 5, 5, dtype=torch.float64).to(device)
-    loss = membrane_kl([student], [teacher], threshold)
+    loss = membrane_kl(student, teacher, threshold)
     plain = student.detach().clone().requires_grad_()
     rows = [x.flatten(2) for x in (plain, teacher)]
     if threshold > -math.inf:
@@ -117,7 +114,7 @@ def test_a_layers_membranes_are_gone_when_the_students_next_layer_starts():
     seen: list[weakref.ref] = []
 
     def watched(u_student, u_teacher):
-        seen.extend(weakref.ref(u) for u in (u_student[0], u_teacher[0]))
+        seen.extend(weakref.ref(u) for u in (u_student, u_teacher))
         return membrane_kl(u_student, u_teacher)
 
     def start_of_layer(*_):
@@ -137,7 +134,7 @@ def test_a_layers_membranes_are_gone_when_the_students_next_layer_starts():
 
 def test_a_second_backward_through_the_membrane_loss_is_refused_not_wrong():
     u = torch.randn(2, 1, 3, 1, 1, requires_grad=True)
-    loss = membrane_kl([u], [torch.randn(2, 1, 3, 1, 1)])
+    loss = membrane_kl(u, torch.randn(2, 1, 3, 1, 1))
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
@@ -201,9 +198,9 @@ def test_what_no_code_of_the_student_holds_does_not_weigh_in_the_loss(loss, bits
     # So what the student can reach is its own rounding.
     rounded = integer_codes(beyond, step, quantizer.low, quantizer.high) * step
     membrane_loss = {"CLK": membrane_kl, "CLM": membrane_mse}[loss]
-    reached = membrane_loss([rounded], [within_reach(beyond.clone(), neuron)])
+    reached = membrane_loss(rounded, within_reach(beyond.clone(), neuron))
     assert reached < step**2 / 12 * 1.3  # the variance of a uniform error, and for the KL its half
-    assert membrane_loss([rounded], [beyond]) > 10 * reached
+    assert membrane_loss(rounded, beyond) > 10 * reached
 
 
 # A teacher of another T.

@@ -1,20 +1,13 @@
 """The membrane report, in its smallest form."""
 
-import csv
-from pathlib import Path
-
 import torch
 
 from checkpoints import load_checkpoint
+from conftest import read_csv
 from distiller import distance_to_teacher
 from experiments.membrane_report import RoundedTeacher
 from experiments.membrane_report import main as membrane_report
 from load_settings import load_network
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_the_membrane_report_has_a_row_per_network_layer_and_timestep(trained, tmp_path, capfd):

@@ -1,45 +1,95 @@
-"""Two nodes, each with its torchrun: here two agents that meet on the loopback device."""
+"""Two nodes, each with its torchrun: here two agents that meet on the loopback device, started by
+scripts/slurm_example.sh with stand-ins for Slurm's commands, or by hand."""
 
+import json
 import socket
 import subprocess
-from pathlib import Path
 
-import pytest
 import torch
 
-from conftest import REPOSITORY
+from conftest import DIGITS, REPOSITORY, write_programs
 from stand_in_data import write_tiny_imagenet
 
-ORIGINAL = ["--paper_setting", "original", "--width", "2", "--epochs", "1", "--workers", "0"]
-OPTIONS = [*ORIGINAL, "--deterministic", "--device", "cpu", "--save_path", "run"]
+SCONTROL = """\
+[[ "$*" == "show hostnames node[1-2]" ]] || exit 1
+printf '%s\\n' 127.0.0.1 127.0.0.2
+"""
+SRUN = """\
+[[ $1 == --kill-on-bad-exit=1 && $SRUN_CPUS_PER_TASK == 2 ]] || exit 1
+"${@:2}" & first=$!    # the same command on both nodes
+"${@:2}" & second=$!
+wait $first && wait $second
+"""
+# torchrun sets this where it starts several processes only; sums depend on it in the last bit.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
-def free_port() -> int:
+def job_with_a_free_port() -> int:
+    for job in range(100, 10000):
+        with socket.socket() as listener:
+            if listener.connect_ex(("127.0.0.1", 20000 + job)) != 0:
+                return job
+    raise OSError("no free port")
+
+
+def test_the_slurm_example_trains_on_two_nodes_what_two_processes_of_one_node_train(
+    clone, tmp_path, shell_environment
+):
+    script = REPOSITORY / "scripts" / "slurm_example.sh"
+    lines = script.read_text().splitlines()
+    sbatch = [n for n, line in enumerate(lines) if line.startswith("#SBATCH ")]
+    commands = [n for n, line in enumerate(lines) if line and not line.startswith("#")]
+    assert max(sbatch) < min(commands)  # Slurm does not read on
+    write_programs(tmp_path, scontrol=SCONTROL, srun=SRUN)
+    job = job_with_a_free_port()
+    of_slurm = {
+        "SLURM_SUBMIT_DIR": str(clone),
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_JOB_ID": str(job),
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_ON_NODE": "1",
+        "SLURM_CPUS_PER_TASK": "2",
+        "PATH": f"{tmp_path}:{shell_environment['PATH']}",
+    }
+    small = [*DIGITS, "--device", "cpu", "--deterministic"]
+    one_node = ["torchrun", "--standalone", "--nproc_per_node=2", "main.py", *small]
+    one_node += ["--paper_setting", "original", "--seed", "1234", "--save_path", "one_node"]
+    for command, folder in ((["bash", script, *small], tmp_path), (one_node, clone)):
+        environment = shell_environment | of_slurm | ONE_THREAD
+        how = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
+        result = subprocess.run(command, timeout=120, **how)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert result.stdout.count("best accuracy") == 1
+    found, expected = clone / "checkpoints" / f"slurm-{job}", clone / "one_node"
+    assert json.loads((found / "settings.json").read_text())["world_size"] == 2
+    assert (found / "original-best.pth").is_file()
+    assert (found / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
+    one, two = (
+        torch.load(folder / "original-last.pth", weights_only=True)["model"]
+        for folder in (expected, found)
+    )
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_node_without_the_data_says_so(tmp_path, shell_environment):
+    folders = [tmp_path / "node-0", tmp_path / "node-1"]
+    for folder in folders:
+        folder.mkdir()
+    write_tiny_imagenet(folders[0], classes=2, per_class=4, val_per_class=2)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-@pytest.fixture
-def environment(shell_environment) -> dict[str, str]:
-    # torchrun sets this where it starts several processes only; sums depend on it in the last bit.
-    return shell_environment | {"OMP_NUM_THREADS": "1"}
-
-
-def run_on_two_nodes(
-    folders: list[Path], environment: dict[str, str], *options: str
-) -> list[tuple[int, str, str]]:
-    """(exit code, stdout, stderr) of each node. The first address in order gets RANK 0."""
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
-    meeting = ["--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d", "--rdzv_id=test"]
-    meeting.append(f"--rdzv_endpoint=127.0.0.1:{free_port()}")
-    main = [str(REPOSITORY / "main.py"), *OPTIONS, *options]
-    nodes = [
+        port = listener.getsockname()[1]
+    command = ["torchrun", "--nnodes=2", "--nproc_per_node=1", "--rdzv_backend=c10d"]
+    command += ["--rdzv_id=test", f"--rdzv_endpoint=127.0.0.1:{port}"]
+    main = [str(REPOSITORY / "main.py"), "--data", "TinyImagenet", "--data_path", "."]
+    main += ["--paper_setting", "original", "--width", "2", "--device", "cpu"]
+    main += ["--batch_size", "4", "--save_path", "run"]
+    nodes = [  # the first address in order gets RANK 0
         subprocess.Popen(
-            ["torchrun", *meeting, f"--local_addr={address}", *main],
+            [*command, f"--local_addr={address}", *main],
             cwd=folder,
-            env=environment,
+            env=shell_environment | ONE_THREAD,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -47,48 +97,14 @@ def run_on_two_nodes(
         for folder, address in zip(folders, ("127.0.0.1", "127.0.0.2"), strict=True)
     ]
     try:
-        outputs = [node.communicate(timeout=120) for node in nodes]
+        _, (out, err) = (node.communicate(timeout=120) for node in nodes)
     finally:
         for node in nodes:
             node.kill()
-    return [(node.returncode, *output) for node, output in zip(nodes, outputs, strict=True)]
-
-
-def test_two_nodes_train_what_two_processes_of_one_node_train(tmp_path, environment):
-    folders = [tmp_path / "node-0", tmp_path / "node-1"]
-    (first, second) = run_on_two_nodes(folders, environment, "--data", "digits")
-    assert (first[0], second[0]) == (0, 0), first[2][-2000:] + second[2][-2000:]
-    assert "best accuracy" in first[1]
-    assert second[1] == ""
-    assert list(folders[1].iterdir()) == []
-
-    one_node = ["torchrun", "--standalone", "--nproc_per_node=2", str(REPOSITORY / "main.py")]
-    subprocess.run(
-        [*one_node, *OPTIONS, "--data", "digits"],
-        cwd=tmp_path,
-        env=environment,
-        check=True,
-        capture_output=True,
-    )
-    expected, found = tmp_path / "run", folders[0] / "run"
-    assert (found / "metrics.csv").read_text() == (expected / "metrics.csv").read_text()
-    models = [
-        torch.load(folder / "original-last.pth", weights_only=True)["model"]
-        for folder in (expected, found)
-    ]
-    assert models[0].keys() == models[1].keys()
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
-
-
-def test_a_node_without_the_data_says_so(tmp_path, environment):
-    folders = [tmp_path / "node-0", tmp_path / "node-1"]
-    folders[0].mkdir()
-    write_tiny_imagenet(folders[0], classes=2, per_class=4, val_per_class=2)
-    options = ["--data", "TinyImagenet", "--data_path", ".", "--batch_size", "4"]
-    (first, second) = run_on_two_nodes(folders, environment, *options)
-    assert first[0] != 0
-    assert second[0] != 0
-    lines = second[2].splitlines()
+    assert all(node.returncode != 0 for node in nodes)
+    assert out == ""
+    lines = err.splitlines()
     complaints = [line for line in lines if "main.py: error:" in line]
     assert complaints == [lines[-1]] * 2  # the second time after torchrun's own lines
     assert "tiny-imagenet-200" in complaints[0]
+    assert list(folders[1].iterdir()) == []

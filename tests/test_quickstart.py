@@ -4,19 +4,15 @@ import csv
 import json
 from pathlib import Path
 
-from sklearn.datasets import load_digits
-
 from checkpoints import load_checkpoint
-from conftest import QUICK, run_script
-from data_sets.event_camera import as_atis, digit_events
+from conftest import QUICK, read_csv, run_script
 from experiments import quickstart_table, same_seed
 
 RUNS = "teacher", "student", "mdsnn"
 
 
 def last_accuracy(folder: Path) -> str:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return f"{100 * float(list(csv.DictReader(file))[-1]['test_accuracy']):.2f}"
+    return f"{100 * float(read_csv(folder / 'metrics.csv')[-1]['test_accuracy']):.2f}"
 
 
 def test_the_quickstart_prints_its_table_and_writes_it_with_plots(scripts_clone):
@@ -66,24 +62,6 @@ def test_the_best_epoch_is_that_of_the_validation_accuracy_where_there_is_one(tr
     assert ["accuracy, best epoch, %", "50.00"] in for_programs
     assert ["best epoch", "1"] in for_programs
     assert not any("%" in cell for _, *cells in for_programs for cell in cells)
-
-
-def test_the_quickstart_of_events_trains_on_them_at_two_widths(scripts_clone):
-    """On thirty digits: data_loader.py takes what lies in the folder and makes the rest of it."""
-    digits = load_digits()
-    events = scripts_clone / "data" / "Digits-DVS" / "extract" / "Caltech101"
-    for number, (digit, label) in enumerate(zip(digits.images[:30], digits.target, strict=False)):
-        path = events / str(label) / f"image_{number:04d}.bin"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(as_atis(*digit_events(digit)))
-    printed = run_script("quickstart_dvs.sh", *QUICK, "--batch_size", "8", folder=scripts_clone)
-    assert "20 training and 10 test samples of 10 classes, (10, 2, 24, 24)" in printed
-    with (scripts_clone / "runs" / "quickstart_dvs" / "table.csv").open(newline="") as file:
-        table = {row[0]: row[1:] for row in csv.reader(file)}
-    assert table[""][1:] == ["student", "MD-SNN, 4 bits", "MD-SNN, 8 bits"]
-    assert table["bits"] == ["32 (float)", "4", "4", "8"]
-    edap = [float(x) for x in table["EDAP, × better"]]
-    assert edap[2] > edap[3] > 1
 
 
 def test_same_seed_runs_what_is_missing_and_tells_settings_from_seeds(tmp_path, monkeypatch):

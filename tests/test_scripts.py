@@ -1,5 +1,7 @@
 """The scripts that train and report: what they start, and a way through all of them."""
 
+import csv
+import importlib
 import json
 import os
 import shutil
@@ -11,8 +13,10 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from sklearn.datasets import load_digits
 
 from conftest import QUICK, REPOSITORY, run_script
+from data_sets.event_camera import as_atis, digit_events
 from experiments import quickstart_table
 from load_settings import parse_settings
 from settings import Settings
@@ -262,3 +266,33 @@ def test_a_quickstart_asks_for_its_options_before_it_moves_or_prepares_anything(
     trainings = [command for command in rest if "main.py" in command]
     assert len(trainings) == {"quickstart.sh": 3, "quickstart_dvs.sh": 4}[script]
     assert all(command.endswith(" --epochs 3") for command in trainings)
+
+
+def run_here(command: str) -> int:
+    """A command that a script starts, in this process."""
+    _, program, *arguments = command.split()
+    module = program.removesuffix(".py") if program != "-m" else arguments.pop(0)
+    module = {"spikesim_eval": "spikesim_eval.__main__"}.get(module, module)
+    return importlib.import_module(module).main(arguments)
+
+
+def test_the_quickstart_of_events_trains_on_them_at_two_widths(recorder, monkeypatch, capfd):
+    """On thirty digits: data_loader.py takes what lies in the folder and makes the rest of it."""
+    digits = load_digits()
+    events = recorder / "data" / "Digits-DVS" / "extract" / "Caltech101"
+    for number, (digit, label) in enumerate(zip(digits.images[:30], digits.target, strict=False)):
+        path = events / str(label) / f"image_{number:04d}.bin"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(as_atis(*digit_events(digit)))
+    monkeypatch.chdir(recorder)
+    for command in started("quickstart_dvs.sh", *QUICK, "--batch_size", "8", folder=recorder):
+        assert run_here(command) == 0
+    assert (
+        "20 training and 10 test samples of 10 classes, (10, 2, 24, 24)" in capfd.readouterr().out
+    )
+    with Path("runs", "quickstart_dvs", "table.csv").open(newline="") as file:
+        table = {row[0]: row[1:] for row in csv.reader(file)}
+    assert table[""][1:] == ["student", "MD-SNN, 4 bits", "MD-SNN, 8 bits"]
+    assert table["bits"] == ["32 (float)", "4", "4", "8"]
+    edap = [float(x) for x in table["EDAP, × better"]]
+    assert edap[2] > edap[3] > 1

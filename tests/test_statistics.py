@@ -89,7 +89,8 @@ def test_a_training_evaluates_with_statistics_of_its_last_weights(tmp_path, monk
         estimated.append((copy.deepcopy(network.state_dict()), [x.clone() for x in images]))
 
     monkeypatch.setattr(main, "estimate_statistics", estimate)
-    options = [*DIGITS, "--paper_setting", "student", "--bits", "2", "--epochs", "2"]
+    options = [*DIGITS, "--batch_size", "64", "--epochs", "2"]
+    options += ["--paper_setting", "student", "--bits", "2"]
     assert main.main([*options, "--save_path", str(tmp_path)]) == 0
     last = load_checkpoint(tmp_path / "student-last.pth")
     assert len(estimated) == 2

@@ -21,8 +21,8 @@ def test_the_naive_loss_is_ours():
     assert distillation_step.difference_of_losses(CPU) < 1e-10
 
 
-@needs_compiler
-def test_the_training_step_benchmark_prints_and_writes_its_tables(tmp_path, capsys):
+def test_the_training_step_benchmark_prints_and_writes_its_tables(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # no compiling, which others test
     out = tmp_path / "steps.md"
     size = "--width 4 --batch 2 --T 2 --rounds 1 --no_memory --sweep 4 8"
     training_step.main([*size.split(), "--out", str(out)])
@@ -36,8 +36,8 @@ def test_the_training_step_benchmark_prints_and_writes_its_tables(tmp_path, caps
     assert "| LIF backward, compiled |" in text
 
 
-@needs_compiler
-def test_the_distillation_step_benchmark_measures_time_and_memory(tmp_path, capsys):
+def test_the_distillation_step_benchmark_measures_time_and_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     out = tmp_path / "distillation.md"
     distillation_step.main(f"--width 4 --batch 2 --T 2 --rounds 1 --out {out}".split())
     rows = [line.split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]

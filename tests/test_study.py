@@ -1,7 +1,6 @@
 """experiments.study and experiments.timesteps: real runs on stand-ins of images and of
 events, and what becomes of their rows."""
 
-import csv
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from matplotlib.colors import same_color
 import main
 import stand_in_data
 from checkpoints import load_checkpoint
-from conftest import DIGITS, REPOSITORY, write_programs
+from conftest import DIGITS, REPOSITORY, read_csv, write_programs
 from display import COLOURS
 from engine.log import git_commit
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
@@ -38,11 +37,6 @@ OTHER_VALUES = (  # than the defaults
     "teacher_epochs=3 teacher_lr=0.3 teacher_seed=5"
 )
 FORMATS = ["CIFAR10", "ncaltech101"]
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def run(arguments: list[str], capfd) -> tuple[int, str, str]:
@@ -260,6 +254,7 @@ def stopped(tmp_path_factory):
     the code, stdout and stderr of each start."""
     folder = tmp_path_factory.mktemp("stopped")
     arguments = ["--data", "digits", "--methods", "student", "--seeds", "1", *TINY]
+    arguments += ["--batch_size", "120"]
     # The second's weights are a million times larger after every step, soon infinite.
     arguments += ["--lr", "1e3", "--weight_decay", "0", "1e3"]
     arguments += ["--teacher_lr", "0.1", "--teacher_weight_decay", "1e-4"]
@@ -291,8 +286,8 @@ def test_a_study_that_was_stopped_goes_on_and_one_that_was_killed_leaves_no_proc
     assert said[0][2].endswith("stopped by SIGTERM: the same command goes on\n")
     found = read_csv(folder / "experiments/results/study/rows.csv")
     assert [(x["method"], x["options"]) for x in found] == [
-        ("teacher", "width=1 epochs=1 device=cpu"),
-        ("student", "width=1 epochs=1 lr=1000 weight_decay=0 device=cpu"),
+        ("teacher", "width=1 epochs=1 batch_size=120 device=cpu"),
+        ("student", "width=1 epochs=1 batch_size=120 lr=1000 weight_decay=0 device=cpu"),
     ]
 
 

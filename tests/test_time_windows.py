@@ -9,7 +9,7 @@ from PIL import Image
 
 import main
 from checkpoints import load_checkpoint
-from conftest import DIGITS
+from conftest import DIGITS, read_csv
 from engine.run import Run
 from experiments.membrane_report import main as membrane_report
 from experiments.runs import main as runs
@@ -22,7 +22,6 @@ from spikesim_eval.estimate import estimate
 from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint
 from stand_in_data import write_ncaltech101
-from test_study import read_csv
 
 
 def evaluated(path, *options, capfd) -> dict:
@@ -36,7 +35,8 @@ def correct_at(path, time_window, test_set) -> int:
     """Counted independently."""
     network = load_network(path)
     network.time_window = time_window
-    return sum((network(image[None]).argmax(1) == label).sum().item() for image, label in test_set)
+    images, labels = zip(*test_set, strict=True)
+    return (network(torch.stack(images)).argmax(1) == torch.tensor(labels)).sum().item()
 
 
 def test_a_teacher_teaches_a_student_of_another_t(trained, tmp_path, capfd):
