@@ -8,8 +8,7 @@ import main
 from checkpoints import load_checkpoint
 from conftest import DIGITS
 from distiller import Distiller, LossFunction, cross_entropy
-from engine.run import Run
-from load_settings import build_optimizer, parse_settings
+from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
 from settings import Settings
@@ -63,38 +62,6 @@ def test_the_gradients_of_the_parts_add_up_to_those_of_the_whole_batch(setting, 
         scale = whole[name].abs().max().item()
         torch.testing.assert_close(added[name], whole[name], rtol=0, atol=1e-12 * scale, msg=name)
     torch.testing.assert_close(means, means_of_whole, rtol=1e-12, atol=0)
-
-
-def trained(
-    setting: str, parts: int, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Three steps on batches that hold the same four images twice."""
-    network, loss_function = network_and_loss(setting, device)
-    settings = settings_with(parts)
-    optimizer = build_optimizer(network, settings)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
-    images, labels = batch(12)
-    batches = [
-        (images[k : k + 4].repeat(2, 1, 1, 1), labels[k : k + 4].repeat(2)) for k in (0, 4, 8)
-    ]
-    network.train()
-    # Of four, the last of which would be saved.
-    run = Run(settings, network, optimizer, training_images=16, steps_per_epoch=4)
-    gradients = main.gradients_of(settings, network, loss_function, device)
-    row = main.train_epoch(run, gradients, batches, scheduler, device)
-    return network.state_dict(), row
-
-
-@pytest.mark.parametrize("setting", ["original", "student", "qamd"])
-def test_a_batch_of_copies_trains_to_the_same_weights_whole_and_in_parts(setting, device):
-    whole, row_of_whole = trained(setting, 1, device)
-    parts, row = trained(setting, 2, device)
-    for name in whole:
-        # Running statistics move once a part; an evaluation's are estimated anew.
-        if "running" not in name and "num_batches" not in name:
-            torch.testing.assert_close(parts[name], whole[name], rtol=1e-9, atol=1e-9, msg=name)
-    for name in row.keys() - {"images_per_second"}:
-        assert row[name] == pytest.approx(row_of_whole[name], rel=1e-9), name
 
 
 def test_evaluation_reads_the_same_statistics_whether_steps_had_parts_or_not(tmp_path):
