@@ -161,8 +161,12 @@ def load_data_sets(
 
 def _read(request: Request) -> Samples:
     """What the data set's function reads, first in process 0; labels are tensors."""
-    with first_process_first(), preparing(request):
-        samples = request.about.read(request)
+
+    def read() -> Samples:
+        with preparing(request):
+            return request.about.read(request)
+
+    samples = first_process_first(read)
     parts = ((images, torch.as_tensor(labels)) for images, labels in samples[:2])
     samples = Samples(*parts, *samples[2:])
     known = request.about.num_classes or len(samples.classes)

@@ -18,9 +18,10 @@ if __name__ == "__main__":
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 
 import torch
@@ -32,15 +33,13 @@ from checkpoints import Checkpoint, build_network, load_checkpoint
 from data_loader import set_epoch
 from display import percent
 from distiller import Distiller, LossFunction
-from engine.compile import compile_for
-from engine.cuda_graphs import Gradients, ReplayedGradients
+from engine.compile import Gradients, ReplayedGradients, compile_for
 from engine.data import Batches, DataSets, batches_of, first_images, load_same_data, settings_for
 from engine.dry_run import dry_run
-from engine.eval_only import eval_only, output, result_text
+from engine.eval_only import eval_only, result_text
 from engine.evaluate import evaluate
 from engine.log import Log, ProgressBar, ending, figure, header, speed
-from engine.metrics import EpochSums
-from engine.numerics import first_bad_gradient, watch_numbers
+from engine.metrics import EpochSums, first_bad_gradient, watch_numbers
 from engine.run import Run, parameters_of
 from engine.run_folder import check_save_path
 from engine.start import explain, leave, make_deterministic, start_processes
@@ -72,13 +71,15 @@ def main(argv: Sequence[str] | None = None, data_sets: DataSets | None = None) -
         nonlocal settings
         check_launcher()
         settings = parse_settings(argv, launcher_variable("WORLD_SIZE"))
-        with output(settings) as out, start_processes(settings) as (settings, device):
-            if settings.eval_only is None:
-                found = train(settings, device, data_sets)
-            else:
-                found = eval_only(settings, device)
-            if is_main_process() and (settings.json or settings.eval_only is not None):
-                print(result_text(found, settings), file=out)
+        stdout = sys.stdout  # with --json for the result alone
+        with (
+            redirect_stdout(sys.stderr if settings.json else stdout),
+            start_processes(settings) as (settings, device),
+        ):
+            trains = settings.eval_only is None
+            found = train(settings, device, data_sets) if trains else eval_only(settings, device)
+            if is_main_process() and (settings.json or not trains):
+                print(result_text(found, settings), file=stdout)
 
     return run_command("main.py", work, lambda error: explain(error, settings))
 

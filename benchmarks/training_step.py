@@ -34,8 +34,7 @@ from benchmarks.timing import (
     with_spread,
 )
 from display import percent
-from engine.compile import compile_regions
-from engine.cuda_graphs import ReplayedGradients
+from engine.compile import ReplayedGradients, compile_regions
 from engine.start import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.neuron import NEURON

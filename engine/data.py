@@ -40,11 +40,6 @@ class Batches(NamedTuple):
     test: DataLoader
     held_out: DataLoader | None
 
-    @property
-    def evaluated(self) -> int:
-        """Batches of all evaluations after an epoch."""
-        return len(self.test) + len(self.held_out or ())
-
 
 def share_of(settings: Settings) -> Share:
     """What this process takes of every batch: an image at least, so that also an evaluation on more
@@ -97,31 +92,28 @@ def settings_for(settings: Settings, train_set: ImageSet, teacher: Checkpoint | 
             f"--val_share {settings.val_share} holds out none of the {len(train_set)} training "
             "images: take more"
         )
-    if teacher is not None:
-        refuse_another_fold(teacher, settings.teacher_path, settings, train_set)
-    return _with_input_step(settings, train_set.step, teacher)
-
-
-def _with_input_step(
-    settings: Settings, step: float | None, teacher: Checkpoint | None
-) -> Settings:
-    """Raises UserError where the teacher reads the same frames in other steps; those of another T
-    have other counts."""
+    step = train_set.step
     if step not in (None, DATA_SETS[settings.data].image_step):
         settings = replace(settings, input_step=step)
     if teacher is not None:
-        theirs = input_step_of(teacher.settings)
-        same_frames = teacher.settings.time_window == settings.time_window
-        if same_frames and theirs != input_step_of(settings):
-            of_teacher = teacher.settings  # a found step is that of the images that are used
-            used = f" (it had --val_share {of_teacher.val_share} --seed {of_teacher.seed})"
-            used *= of_teacher.val_share > 0 or settings.val_share > 0
-            raise UserError(
-                f"--teacher_path {settings.teacher_path} was trained with the input step "
-                f"{theirs!r}, the training data in {settings.data_path} have {step!r}: give the "
-                f"data that the teacher was trained on{used}, or train a teacher on these"
-            )
+        refuse_another_fold(teacher, settings.teacher_path, settings, train_set)
+        _refuse_another_step(teacher.settings, settings)
     return settings
+
+
+def _refuse_another_step(teacher: Settings, settings: Settings) -> None:
+    """Raises UserError where the teacher reads the same frames in other steps."""
+    theirs, ours = input_step_of(teacher), input_step_of(settings)
+    # The frames of another T have other counts.
+    if teacher.time_window != settings.time_window or theirs == ours:
+        return
+    used = f" (it had --val_share {teacher.val_share} --seed {teacher.seed})"
+    used *= teacher.val_share > 0 or settings.val_share > 0  # the step is of the images in use
+    raise UserError(
+        f"--teacher_path {settings.teacher_path} was trained with the input step {theirs!r}, the "
+        f"training data in {settings.data_path} have {ours!r}: give the data that the teacher was "
+        f"trained on{used}, or train a teacher on these"
+    )
 
 
 def first_images(batches: DataLoader, device: torch.device) -> list[Tensor]:

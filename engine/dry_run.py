@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from engine.cuda_graphs import WARM_UP, Gradients, ReplayedGradients
+from engine.compile import WARM_UP, Gradients, ReplayedGradients
 from engine.data import Batches
 from engine.evaluate import evaluate
-from engine.log import aligned, count, duration, gigabytes
+from engine.log import aligned, count, duration
 from engine.run import Run
 from runtime.processes import is_main_process
 
@@ -26,23 +26,35 @@ def dry_run(
     gradients: Gradients,
     train_on: Callable[["FirstBatches"], object],
 ) -> dict[str, float]:
-    """What the training will take, found by `train_on` its first batches and an evaluation of one.
-    The first steps of each T are not timed."""
+    """The seconds that the training will take, and the bytes of memory: found by `train_on` its
+    first batches and an evaluation of one. The first steps of each T are not timed."""
     settings = run.settings
     # A graph is taken in the step after its warm-up.
     warm_up = WARM_UP + 1 if isinstance(gradients, ReplayedGradients) else 1
     of_each = len(settings.trained_at)  # every T is warmed up, and timed
     few = FirstBatches(batches.train, warm_up * of_each, device, max(TIMED, of_each))
     few_tests = FirstBatches(batches.test, 1, device)
-    left = settings.epochs * run.steps_per_epoch - run.steps_done
+    epochs = settings.epochs - run.steps_done / run.steps_per_epoch
     run.step, run.sums = 0, {}  # these few steps are an epoch of their own
     train_on(few)
     evaluate(run.network, few_tests, device, settings.amp)
-    evaluation = batches.evaluated * few_tests.seconds()
-    expected = expectation(run, left, few.seconds(), evaluation, device)
+    tested = len(batches.test) + len(batches.held_out or ())
+    evaluation = tested * few_tests.seconds()
+    epoch = run.steps_per_epoch * few.seconds() + evaluation
+    found = {
+        "epochs": epochs,
+        "seconds": epochs * epoch,
+        "seconds_an_epoch": epoch,
+        "seconds_a_step": few.seconds(),
+        "seconds_an_evaluation": evaluation,
+        "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    if device.type == "cuda":
+        found["memory_of_gpu"] = torch.cuda.max_memory_reserved(device)
+        found["largest_memory_of_gpu"] = torch.cuda.get_device_properties(device).total_memory
     if is_main_process():
-        print(expectation_text(expected), flush=True)
-    return expected
+        print(expectation_text(found), flush=True)
+    return found | {"input_step": settings.input_step}
 
 
 class FirstBatches:
@@ -71,32 +83,12 @@ class FirstBatches:
         return (timed[-1] - timed[0]) / max(1, len(timed) - 1)
 
 
-def expectation(
-    run: Run, steps: int, step: float, evaluation: float, device: torch.device
-) -> dict[str, float]:
-    """What a dry run has found: the time and memory that the `steps` to do will take. `step` and
-    `evaluation` are seconds of one; memory is in bytes."""
-    epochs = steps / run.steps_per_epoch
-    epoch = run.steps_per_epoch * step + evaluation
-    found = {
-        "epochs": epochs,
-        "seconds": epochs * epoch,
-        "seconds_an_epoch": epoch,
-        "seconds_a_step": step,
-        "seconds_an_evaluation": evaluation,
-        "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-    }
-    if device.type == "cuda":
-        found["memory_of_gpu"] = torch.cuda.max_memory_reserved(device)
-        found["largest_memory_of_gpu"] = torch.cuda.get_device_properties(device).total_memory
-    return found | {"input_step": run.settings.input_step}
-
-
 def expectation_text(found: dict[str, float]) -> str:
-    memory = gigabytes(found["memory"])
-    if "memory_of_gpu" in found:
-        used, of_gpu = map(gigabytes, (found["memory_of_gpu"], found["largest_memory_of_gpu"]))
-        memory = f"{used} of the GPU's {of_gpu}, main memory {memory}"
+    size = {name: f"{x / 1e9:.3g} GB" for name, x in found.items() if "memory" in name}
+    memory = size["memory"]
+    if "memory_of_gpu" in size:
+        of_gpu = f"{size['memory_of_gpu']} of the GPU's {size['largest_memory_of_gpu']}"
+        memory = f"{of_gpu}, main memory {memory}"
     lines = [
         (
             "time",

@@ -6,11 +6,9 @@ import io
 import json
 import math
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,14 +40,6 @@ FEW = 3  # classes that are named of a file
 SHOWN = 20  # classes, in a terminal and with numbers in the picture
 MOST_CLASSES = 4096  # of a confusion matrix
 FILES = ("evaluation.json", "classes.csv", "confusion.csv", "confusion.png", "confusion.pdf")
-
-
-@contextmanager
-def output(settings: Settings) -> Iterator[TextIO]:
-    """Where the result goes: stdout. With --json whatever else is printed goes to stderr."""
-    stdout = sys.stdout
-    with redirect_stdout(sys.stderr) if settings.json else nullcontext():
-        yield stdout
 
 
 def about(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -133,18 +123,12 @@ def add_classes(settings: Settings, found: dict[str, Any], pairs: Tensor, names:
     """Add the accuracy of each class to what was found, and write the files of --per_class."""
     number = settings.data_set.num_classes
     names = names_of_labels(names, number)
-    confusion = confusion_of(torch.cat(of_all_processes(pairs), dim=1), number)
+    labels, predictions = torch.cat(of_all_processes(pairs), dim=1)
+    # A row a true class, a column what it was taken for.
+    counts = torch.bincount(number * labels + predictions, minlength=number**2)
+    confusion = counts.view(number, number).numpy()
     found["classes"] = rows_of(confusion, names)
     of_first_process(lambda: write_classes(settings, found, confusion, names))
-
-
-def confusion_of(pairs: Tensor, classes: int) -> np.ndarray:
-    """(classes, classes) numbers of test images: a row a true class, a column what it was taken
-    for. pairs: (2, N) labels and predictions."""
-    labels, predictions = pairs.numpy()
-    confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (labels, predictions), 1)
-    return confusion
 
 
 def rows_of(confusion: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:

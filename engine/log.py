@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from tqdm.std import Bar as Blocks
 
 from checkpoints import Checkpoint
 from data_loader import ImageSet
@@ -30,23 +29,11 @@ from runtime.processes import is_main_process, world_size
 from settings import MAY_CHANGE, Settings, as_text
 
 COLUMNS = (
-    "epoch",
-    "lr",
-    "loss",
-    "ce",
-    "logit",
-    "membrane",
-    "train_accuracy",
-    "val_accuracy",
-    "val_loss",
-    "test_accuracy",
-    "test_loss",
-    "best_accuracy",
-    "spike_rate",
-    "images_per_second",
+    *("epoch", "lr", "loss", "ce", "logit", "membrane", "train_accuracy"),
+    *("val_accuracy", "val_loss", "test_accuracy", "test_loss", "best_accuracy"),
+    *("spike_rate", "images_per_second"),
 )
 FEW_STEPS = 10  # of an epoch: below it a warning
-SMALLEST_BAR = 10  # columns
 
 
 def duration(seconds: float) -> str:
@@ -87,10 +74,6 @@ def speed(images_per_second: float) -> str:
     return f"{images_per_second:.{0 if images_per_second >= 9.95 else 1}f} img/s"
 
 
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.3g} GB"
-
-
 def aligned(lines: Iterable[tuple[str, str]], width: int = 10) -> str:
     """One line each: a word, and what there is to say."""
     return "\n".join(f"{word:<{width}}{text}" for word, text in lines)
@@ -121,26 +104,23 @@ def header(
     batch = f"{size}" + f" ({processes} x {-(-size // processes)})" * (processes > 1)
     batch += f" in {settings.accumulate} parts" * (settings.accumulate > 1)
     batch += f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}"
-    network = f"{'Quan-' * (settings.bits is not None)}MS-ResNet-{settings.model_depth}, "
+    quantized = settings.bits is not None
+    network = f"{'Quan-' * quantized}MS-ResNet-{settings.model_depth}, "
     network += f"width {settings.width}, T {', '.join(map(str, settings.trained_at))}: "
     network += f"{sum(x.numel() for x in run.network.parameters()):,} parameters, "
     network += f"{amount(macs)} MACs an image"
     network += f" at T {settings.time_window}" * (settings.time_windows is not None)
-    bits = f"{settings.bits}, {settings.bn_bits} in batch norm"
-    if settings.bits is None:
-        bits = "full precision"
-    lines = [("device", name), ("data", data), ("batch", batch), ("network", network)]
-    lines.append(("bits", bits))
+    bits = f"{settings.bits}, {settings.bn_bits} in batch norm" if quantized else "full precision"
+    lines = {"device": name, "data": data, "batch": batch, "network": network, "bits": bits}
     if teacher is not None:
-        lines.append(("teacher", about_teacher(settings, teacher)))
-    unwritten = " (a dry run writes nothing)" * settings.dry_run
-    lines.append(("files", settings.save_path + unwritten))
+        lines["teacher"] = about_teacher(settings, teacher)
+    lines["files"] = settings.save_path + " (a dry run writes nothing)" * settings.dry_run
     if run.steps_done:
-        lines.append(("resume", going_on(run)))
+        lines["resume"] = going_on(run)
     if steps < FEW_STEPS:
         few = f"an epoch has {count(steps, 'step')}, fewer than {FEW_STEPS}: a smaller "
-        lines.append(("warning", few + "--batch_size or more --epochs train longer"))
-    return aligned(lines)
+        lines["warning"] = few + "--batch_size or more --epochs train longer"
+    return aligned(lines.items())
 
 
 def about_teacher(settings: Settings, teacher: Checkpoint) -> str:
@@ -162,7 +142,7 @@ def going_on(run: Run) -> str:
         text = f"{count(len(run.rows), 'epoch')} done, none left"
     else:
         text = f"going on from epoch {run.epoch}" + (f", step {run.step}" if run.step else "")
-    return text + (f" (best {percent(run.best_accuracy)})" if run.rows else "")
+    return text + (f" (best {percent(run.rows[-1]['best_accuracy'])})" if run.rows else "")
 
 
 def epoch_line(rows: Sequence[dict[str, Any]], epochs: int) -> str:
@@ -188,77 +168,67 @@ def epoch_line(rows: Sequence[dict[str, Any]], epochs: int) -> str:
 def ending(run: Run) -> str:
     """How the run ended, and the commands that come next, to be pasted into a shell."""
     best, last = best_row(run.rows), run.rows[-1]
-    both = ("val_accuracy", "test_accuracy") if "val" in deciding(best) else ("test_accuracy",)
 
     def accuracies(row: dict[str, Any]) -> str:
-        named = (f"{x.removesuffix('accuracy')[:-1]} " * (len(both) > 1) for x in both)
-        return ", ".join(n + percent(row[x], 2) for n, x in zip(named, both, strict=True))
+        test = percent(row["test_accuracy"], 2)
+        if deciding(row) == "test_accuracy":
+            return test
+        return f"val {percent(row['val_accuracy'], 2)}, test {test}"
 
     text = f"{accuracies(best)} (epoch {best['epoch']}), last {accuracies(last)}"
     if all(row.get("seconds") is not None for row in run.rows):  # not of an older version
         text += f", in {duration(sum(row['seconds'] for row in run.rows))}"
     checkpoint = run.best if run.best.exists() else run.last
-    commands = next_commands(run.settings, checkpoint)
-    lines = [("best accuracy", text), ("checkpoint", str(checkpoint)), ("next", commands[0])]
-    return aligned([*lines, *(("", command) for command in commands[1:])], 15)
+    evaluation, report = next_commands(run.settings, checkpoint)
+    lines = [("best accuracy", text), ("checkpoint", str(checkpoint))]
+    return aligned([*lines, ("next", evaluation), ("", report)], 15)
 
 
 def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
     """Commands for a shell in the current folder: the accuracy again, and the hardware report."""
-    here = PROGRAM
-    program, module = ["main.py"], []
-    if not os.path.samefile(here, os.curdir):
-        program, module = [str(here / "main.py")], [f"PYTHONPATH={shlex.quote(str(here))}"]
+    program, path = "main.py", ""
+    if not os.path.samefile(PROGRAM, os.curdir):
+        program, path = str(PROGRAM / "main.py"), f"PYTHONPATH={shlex.quote(str(PROGRAM))} "
     data = ["--data_path", settings.data_path]
     how = ["--device", settings.device] if settings.device != "auto" else []
     how += ["--amp"] * settings.amp
-    evaluate = [*program, "--eval_only", str(checkpoint), "--data", settings.data, *data, *how]
+    evaluate = [program, "--eval_only", str(checkpoint), "--data", settings.data, *data, *how]
     report = ["-m", "spikesim_eval", "report", "--checkpoint", str(checkpoint)]
     if settings.teacher_path is not None:
         report += ["--baseline", settings.teacher_path]
     report += [*data, "--out", str(checkpoint.parent / "report")]
-    return [
-        " ".join(["python", *map(shlex.quote, evaluate)]),
-        " ".join([*module, "python", *map(shlex.quote, report)]),
-    ]
+    return [f"python {shlex.join(evaluate)}", f"{path}python {shlex.join(report)}"]
 
 
 class ProgressBar(tqdm):
-    """One line of a terminal, for a person who watches; nothing where the output is no terminal.
-
-    What there is no room for is left out, the least important first: the bar itself, then figures
-    from the last of them on, then the time that is left.
-    """
+    """One line of a terminal, for a person who watches; nothing where the output is no terminal."""
 
     def __init__(self, batches: Iterable, name: str, total: int, done: int = 0):
-        self.figures: list[str] = []
-        disable = None if is_main_process() else True  # None: where the output is no terminal
+        self.figures = ""
         super().__init__(
-            batches, name, total, leave=False, initial=done, disable=disable, dynamic_ncols=True
+            batches,
+            name,
+            total,
+            leave=False,
+            initial=done,
+            dynamic_ncols=True,
+            disable=None if is_main_process() else True,  # None: where the output is no terminal
+            bar_format="{desc}  {bar}  {n}/{total}{left}{figures}",
         )
 
     def show(self, *figures: str) -> None:
-        """Figures to show from now on, the most important first."""
-        self.figures = [*figures]
+        """Figures to show from now on."""
+        self.figures = "".join(f"  {x}" for x in figures)
 
-    def __str__(self) -> str:
-        state = self.format_dict
-        columns = state["ncols"] or 0
-        # A line that is full would wrap. A terminal that does not know its width has 0 or less.
-        room = (columns if columns > 0 else 80) - 1
-        done, total, seconds = state["n"], state["total"], state["elapsed"]
-        name, *parts = [state["prefix"].removesuffix(": "), f"{done}/{total}"]
-        if done > state["initial"]:
-            left = (total - done) * seconds / (done - state["initial"])
-            parts.append(f"{duration(left)} left")
-        parts += self.figures
-        blocks = room - len("  ".join([name, *parts])) - 2
-        while len(parts) > 1 and len("  ".join([name, *parts])) > room:
-            parts.pop()
-        if blocks >= SMALLEST_BAR:
-            charset = Blocks.ASCII if state["ascii"] else Blocks.UTF
-            parts.insert(0, format(Blocks(done / max(1, total), blocks, charset)))
-        return "  ".join([name, *parts])[:room]
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        state, left = super().format_dict, ""
+        if (done := state["n"] - state["initial"]) > 0:
+            seconds = (state["total"] - state["n"]) * state["elapsed"] / done
+            left = f"  {duration(seconds)} left"
+        columns = state["ncols"] or 0  # less than 1: a terminal that does not know its width
+        known = {"ncols": columns if columns > 0 else 79}
+        return state | known | {"left": left, "figures": self.figures}
 
 
 class Log:
@@ -269,49 +239,43 @@ class Log:
     """
 
     def __init__(self, settings: Settings, rows: list[dict[str, Any]]):
-        # Imported here: only the first process of a training needs it. A SummaryWriter would write
-        # in a thread, which dies with a traceback when the disk is full.
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        self.event, self.summary, self.record_writer = Event, Summary, RecordWriter
-        self.hparams = hparams_pb
         self.settings, self.folder = settings, Path(settings.save_path)
-        self.metrics = self.folder / "metrics.csv"
-        self.events = self.folder / EVENTS
+        self.metrics, self.events = self.folder / "metrics.csv", self.folder / EVENTS
         with disk_errors(self.folder, self.settings):
             about = json.dumps(about_run(settings), indent=2) + "\n"
             (self.folder / "settings.json").write_text(about)
             with self.metrics.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
-            with self.events.open("wb") as file:
-                version = Event(wall_time=time.time(), file_version="brain.Event:2")
-                RecordWriter(file).write(version.SerializeToString())
+            self.events.write_bytes(b"")
+            self.record(wall_time=time.time(), file_version="brain.Event:2")
             for row in rows:
                 self.append(row)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch to metrics.csv and to the curves."""
-        time_ended = row["time"]
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        when = {"wall_time": row["time"], "step": row["epoch"]}
         if self.settings.deterministic:  # the same numbers in the same file, and no times
             row = row | {"images_per_second": None}
         with self.metrics.open("a", newline="") as file:
             csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerow(row)
-        values = [
-            self.summary.Value(tag=name, simple_value=row[name])
-            for name in COLUMNS[1:]
-            if row.get(name) is not None
-        ]
-        summaries = [self.summary(value=values)]
-        if row["epoch"] == 1:  # with the first: without an epoch the file holds nothing
+        if row["epoch"] == 1:
             of_run = hyper_parameters(self.settings)
-            summaries.insert(0, self.hparams(of_run, start_time_secs=time_ended))
+            self.record(**when, summary=hparams_pb(of_run, start_time_secs=row["time"]))
+        known = {name: row[name] for name in COLUMNS[1:] if row.get(name) is not None}
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in known.items()]
+        self.record(**when, summary=Summary(value=values))
+
+    def record(self, **event: Any) -> None:
+        """Add to the events. A SummaryWriter would write in a thread, which dies with a traceback
+        when the disk is full. Imported here: only the first process of a training needs it."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         with self.events.open("ab") as file:
-            for summary in summaries:
-                event = self.event(wall_time=time_ended, step=row["epoch"], summary=summary)
-                self.record_writer(file).write(event.SerializeToString())
+            RecordWriter(file).write(Event(**event).SerializeToString())
 
     def write(self, rows: Sequence[dict[str, Any]], silent: list[str]) -> None:
         """Log the last of `rows` and print it; `silent` are the layers that never fired in its

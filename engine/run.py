@@ -94,10 +94,6 @@ class Run:
     def seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.clock
 
-    @property
-    def best_accuracy(self) -> float:
-        return max((row[deciding(row)] for row in self.rows), default=0.0)
-
     def __enter__(self) -> "Run":
         if world_size() > 1:
             # For numbers that lie in main memory, also where the tensors are on GPUs.
@@ -188,15 +184,8 @@ class Run:
         momentum = momentum_of(rest.get("optimizer"), parameters_of(self.optimizer))
         if momentum is None:
             raise UserError(f"{cannot} optimizer does not fit its network, or is not finite")
-        return {
-            "model": checkpoint.model,
-            "momentum": momentum,
-            "rows": rows,
-            "step": step,
-            "sums": sums,
-            "seconds": seconds,
-            "random_states": random_states,
-        }
+        taken = ("model", "rows", "step", "sums", "random_states")
+        return {x: rest[x] for x in taken} | {"momentum": momentum, "seconds": seconds}
 
     def _refuse_another_run(self, checkpoint: Checkpoint) -> None:
         before, now = asdict(checkpoint.settings), asdict(self.settings)
@@ -234,11 +223,8 @@ class Run:
         if len(state["sums"]) == world_size():
             self.sums = state["sums"][rank()]
         else:  # the first process takes over all of them
-            names, first = state["sums"][0], is_main_process()
-            self.sums = {
-                name: math.fsum(part[name] for part in state["sums"]) if first else 0.0
-                for name in names
-            }
+            taken = state["sums"] if is_main_process() else []
+            self.sums = {x: math.fsum(part[x] for part in taken) for x in state["sums"][0]}
         if rank() < len(state["random_states"]):
             set_random_state(state["random_states"][rank()])
 
@@ -298,17 +284,19 @@ class Run:
 
     def epoch_is_done(self, row: dict[str, Any]) -> None:
         """Save after an epoch with these metrics, as the best too if it is."""
-        is_best = row[deciding(row)] > self.best_accuracy or not self.rows
-        row["best_accuracy"] = max(self.best_accuracy, row[deciding(row)])
+        accuracy = row[deciding(row)]
+        before = self.rows[-1]["best_accuracy"] if self.rows else -1.0
+        row |= {"best_accuracy": max(before, accuracy)}
         self.rows.append(row | {"time": time.time(), "seconds": self.seconds})
         self.step, self.sums = 0, {}
         self.seconds_before, self.clock = 0.0, time.monotonic()
-        self.save(is_best)
+        self.save(is_best=accuracy > before)
 
     def save(self, is_best: bool = False) -> None:
         """Write SETTING-last.pth, and before it SETTING-best.pth; called by all processes. A dry
         run only finds out whether there is room for one."""
-        tensors = [*self.network.state_dict().values(), *momentum_buffers(self.optimizer)]
+        momentum = (state["momentum_buffer"] for state in self.optimizer.state.values())
+        tensors = [*self.network.state_dict().values(), *momentum]
         if not torch.stack([x.isfinite().all() for x in tensors]).all():
             raise UserError(not_finite("a weight", self, self.step))
         processes = of_all_processes((random_state(), self.sums), self.group)
@@ -377,10 +365,6 @@ def how_to_go_on(settings: Settings, last: str | Path = "") -> str:
 def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """In the order in which the optimizer's state_dict numbers them."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def momentum_buffers(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [state["momentum_buffer"] for state in optimizer.state.values()]
 
 
 def random_state() -> dict[str, Any]:

@@ -8,6 +8,7 @@ python -m engine.run_folder FOLDER renames it to the first of FOLDER.1, FOLDER.2
 import csv
 import fcntl
 import io
+import itertools
 import os
 import shutil
 import struct
@@ -26,8 +27,7 @@ from settings import PAPER_SETTINGS, Settings
 
 PROGRAM = Path(__file__).resolve().parent.parent
 EVENTS = "events.out.tfevents.md-snn"
-EMPTY_EVENTS = 40  # bytes of an events file without an epoch
-BEGIN_OF_SETTINGS = b'{\n  "data": '  # of a settings.json
+LOGS = ("metrics.csv", EVENTS, "settings.json")  # written after the first checkpoint
 
 
 def checkpoints_of(folder: Path, paper_setting: str) -> tuple[Path, Path]:
@@ -36,52 +36,22 @@ def checkpoints_of(folder: Path, paper_setting: str) -> tuple[Path, Path]:
 
 
 def trained_in(folder: Path) -> list[Path]:
-    """What a start in `folder` would replace and cost more than the first epoch of a run.
-
-    Checkpoints of whole epochs, their metrics and curves, and what is not known to hold less: a
-    checkpoint that cannot be read, another program's settings.json.
-    """
-    found = []
-    for setting in PAPER_SETTINGS:
-        last, best = checkpoints_of(folder, setting)
-        there = [path for path in (last, best) if os.path.lexists(path)]
-        if there != [last] or not is_without_epoch(last):  # the best comes with the first epoch
-            found += there
-    metrics, events, settings = (folder / x for x in ("metrics.csv", EVENTS, "settings.json"))
-    if first_bytes(metrics, 2**16).partition(b"\n")[2]:  # more than its header
-        found.append(metrics)
-    if len(first_bytes(events, EMPTY_EVENTS + 1)) > EMPTY_EVENTS:
-        found.append(events)
-    if not BEGIN_OF_SETTINGS.startswith(first_bytes(settings, len(BEGIN_OF_SETTINGS))):
-        found.append(settings)
-    return found
+    """What a start in `folder` would replace and cost more than the first epoch of a run:
+    checkpoints of whole epochs or that cannot be read, and logs that no checkpoint lies beside."""
+    pairs = [checkpoints_of(folder, setting) for setting in PAPER_SETTINGS]
+    there = [path for pair in pairs for path in pair if os.path.lexists(path)]
+    if not there:
+        return [path for name in LOGS if os.path.isfile(path := folder / name)]
+    # The best comes with the first epoch.
+    alone = [last for last, best in pairs if last in there and best not in there]
+    return [path for path in there if path not in alone or epochs_in(path) != 0]
 
 
-def is_without_epoch(last: Path) -> bool:
-    try:
-        return load_checkpoint(last).epoch == 0
-    except UserError:
-        return False
-
-
-def unreadable(last: Path) -> str | None:
-    """What is wrong with a checkpoint; None where it can be read."""
-    try:
-        load_checkpoint(last)
-    except UserError as error:
-        return str(error)
+def epochs_in(last: Path) -> int | None:
+    """Whole epochs of a checkpoint; None where it cannot be read."""
+    with suppress(UserError):
+        return load_checkpoint(last, weights=False).epoch
     return None
-
-
-def first_bytes(path: Path, size: int) -> bytes:
-    """None of what is missing or no file."""
-    try:
-        if not path.is_file():
-            return b""
-        with path.open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror})") from None
 
 
 def check_save_path(settings: Settings) -> None:
@@ -98,14 +68,15 @@ def must_move(settings: Settings) -> bool:
     Raises UserError where the run would cost what lies there, or where that cannot be moved.
     """
     folder = Path(settings.save_path)
-    own = last, best = checkpoints_of(folder, settings.paper_setting)
+    own = last, _ = checkpoints_of(folder, settings.paper_setting)
     found = trained_in(folder)
     goes_on = settings.resume and os.path.lexists(last)
     if goes_on:
-        if damage := unreadable(last):
-            raise UserError(f"--resume: {damage}: {what_to_do(folder, settings)}")
-        has_epochs = last in found or best in found  # its logs are written anew from the checkpoint
-        found = [x for x in found if x not in own and (x.suffix == ".pth" or not has_epochs)]
+        try:
+            load_checkpoint(last, weights=False)
+        except UserError as damage:
+            raise UserError(f"--resume: {damage}: {what_to_do(folder, settings)}") from None
+        found = [path for path in found if path not in own]
     if not found:
         return False
     if settings.overwrite:
@@ -122,8 +93,7 @@ def must_move(settings: Settings) -> bool:
             f"--resume: {folder} holds {name} but no {last.name} to go on from: "
             + what_to_do(folder, settings)
         )
-    only_own = all(path in own for path in found if path.suffix == ".pth")
-    resumable = only_own and last in found and unreadable(last) is None
+    resumable = last in found and {*found} <= {*own} and epochs_in(last) is not None
     raise UserError(f"{folder} already holds {name}: {what_to_do(folder, settings, resumable)}")
 
 
@@ -137,18 +107,12 @@ def what_to_do(folder: Path, settings: Settings, resumable: bool = False) -> str
     return ", ".join(ways) + "; or " * bool(ways) + "choose another --save_path"
 
 
-def first_free(folder: Path) -> Path:
-    """The first of FOLDER.1, FOLDER.2, … that does not exist; beside the folder itself, where
-    `folder` is a link to it."""
-    real, number = os.path.realpath(folder), 1
-    while os.path.lexists(f"{real}.{number}"):
-        number += 1
-    return Path(f"{real}.{number}")
-
-
 def place_aside(folder: Path, settings: Settings | None = None) -> Path:
-    """Where `folder` can be moved to. Raises UserError where it cannot be moved."""
-    real, place = Path(os.path.realpath(folder)), first_free(folder)
+    """Where `folder`, or what it is a link to, can be moved: the first of FOLDER.1, FOLDER.2, …
+    that does not exist. Raises UserError where it cannot be moved."""
+    real = Path(os.path.realpath(folder))
+    numbered = (Path(f"{real}.{number}") for number in itertools.count(1))
+    place = next(path for path in numbered if not os.path.lexists(path))
     in_use = {"the current folder": ".", "this program": PROGRAM}
     if settings is not None:
         for name in ("data_path", "cache_path", "teacher_path"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from runtime.errors import UserError
-from runtime.launcher import check_launcher, is_launched, launcher_variable
+from runtime.launcher import is_launched, launcher_variable
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
 # With another process that says nothing, or a loader. One that dies is noticed at once; a
@@ -28,19 +28,14 @@ _launcher_store: dist.Store | None = None  # all attempts of a launcher share it
 LONGEST_PREPARATION = timedelta(days=1)  # such as a download
 
 
-def is_distributed() -> bool:
-    """Whether the processes have met."""
-    return dist.is_available() and dist.is_initialized()
-
-
 def world_size() -> int:
     """Processes that have met; 1 without a launcher."""
-    return dist.get_world_size() if is_distributed() else 1
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
     """The number of this process; before they have met, the launcher's."""
-    return dist.get_rank() if is_distributed() else launcher_variable("RANK")
+    return dist.get_rank() if dist.is_initialized() else launcher_variable("RANK")
 
 
 def is_main_process() -> bool:
@@ -77,7 +72,6 @@ def init_distributed(backend: str) -> Iterator[None]:
 
 def _join(backend: str) -> dist.Store:
     """Start the process group; returns the store that all processes of this attempt share."""
-    check_launcher()
     number, count = launcher_variable("RANK"), launcher_variable("WORLD_SIZE")
     # After a restart torchrun's store still holds what the processes of before have told each
     # other, and the new ones would wait for those.
@@ -165,30 +159,13 @@ def of_first_process(function: Callable[[], Any], group: dist.ProcessGroup | Non
     return outcome[0]
 
 
-@contextmanager
-def first_process_first() -> Iterator[None]:
-    """Run the block in process 0, then in the others; where it fails in process 0, all raise.
-
-    For preparing files that all processes read afterwards. Without a process group it does nothing.
-    After a failure the others do not enter their blocks: they raise UserError with the text of
-    process 0's error.
-    """
-    if not is_distributed():
-        yield
-        return
+def first_process_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns, run in process 0 and then in the others, where it finds the files
+    that process 0 has prepared. A UserError of process 0 is raised in all."""
+    if world_size() == 1:
+        return function()
     # A group of its own: a preparation may take longer than PATIENCE.
     group = dist.new_group(backend="gloo", timeout=LONGEST_PREPARATION)
-    failure = [None]
-    if not is_main_process():
-        dist.broadcast_object_list(failure, src=0, group=group)
-        if failure[0] is not None:
-            raise UserError(failure[0])
-        yield
-        return
-    try:
-        yield
-    except BaseException as error:
-        failure = [str(error) or repr(error)]
-        raise
-    finally:
-        dist.broadcast_object_list(failure, src=0, group=group)
+    ours: list[Any] = []
+    of_first_process(lambda: ours.append(function()), group)
+    return ours[0] if ours else function()

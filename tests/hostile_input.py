@@ -5,35 +5,26 @@ else happens (a traceback, in the end) stops it. test_faults.py tries some of ea
 """
 
 import copy
-import hashlib
 import io
 import json
 import random
-import shutil
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from checkpoints import build_network, load_checkpoint
-from data_loader import load_data_sets
-from data_sets.events import read_frames
-from data_sets.sources import Archive
 from engine.run import Run
 from load_settings import build_optimizer, load_network, parse_settings
 from runtime.errors import UserError
 from settings import OPTIONS as DECLARED
-from settings import Settings
 from spikesim_eval.layer_list import load_layer_list
 
 OPTIONS = (*(f"--{name}" for name in DECLARED), "--config", "--no_amp", "--local-rank")
@@ -234,48 +225,3 @@ def try_checkpoints(count: int, run: list[str], checkpoint: Path) -> None:
         random.setstate(states[0])
         torch.set_rng_state(states[1])
         checkpoint.write_bytes(whole)
-
-
-def files_to_cut(folder: Path, checkpoint: Path) -> dict[Path, Callable[[Path], object]]:
-    """One file of each format that is read, and its reader; all but the checkpoint are made."""
-    events = folder / "N-Caltech101"
-    frames = events / "frames_number_4_split_by_number" / "class"
-    frames.mkdir(parents=True)
-    counts = np.random.default_rng(0).poisson(1, (4, 2, 180, 240)) * 1.0
-    for name in ("a", "b"):
-        np.savez_compressed(frames / f"{name}.npz", frames=counts)
-    of_events = Settings.of("ncaltech101", data_path=str(folder), time_window=4)
-    load_data_sets(of_events)  # packs them
-    (index,), (array,) = events.glob("*.json"), events.glob("*.npy")
-    npz = (frames / "a.npz").rename(folder / "frames.npz")
-    shutil.rmtree(frames.parent)  # the cache alone is enough
-
-    layers, archive = folder / "net.json", folder / "events.zip"
-    layers.write_text(json.dumps(LAYER_LIST))
-    with zipfile.ZipFile(archive, "w") as file:
-        file.write(npz, "top/class/a.npz")
-    published = Archive(archive.name, "top", hashlib.md5(archive.read_bytes()).hexdigest(), "")
-    return {
-        checkpoint: load_checkpoint,
-        npz: partial(read_frames, time_window=4, size=(48, 48)),
-        layers: load_layer_list,
-        index: lambda _: load_data_sets(of_events),
-        array: lambda _: load_data_sets(of_events),
-        archive: lambda path: published.unpack(path, folder / "unpacked"),
-    }
-
-
-def try_cut_files(count: int, readers: dict[Path, Callable[[Path], object]]) -> None:
-    """Each file cut off at `count` random places has to be refused."""
-    generator = random.Random(0)
-    for path, read in readers.items():
-        whole = path.read_bytes()
-        read(path)
-        for _ in range(count):
-            path.write_bytes(whole[: generator.randrange(len(whole))])
-            try:
-                read(path)
-            except UserError:
-                continue
-            raise AssertionError(f"{path}, cut off, was read")
-        path.write_bytes(whole)

@@ -1,19 +1,14 @@
 """--accumulate N is the large batch: in float64, for all but batch norm's batch statistics."""
 
-import gc
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 import main
 from checkpoints import load_checkpoint
 from conftest import DIGITS
 from distiller import Distiller, LossFunction, cross_entropy
-from engine.run import Run
-from load_settings import build_optimizer, parse_settings
+from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
 from settings import Settings
@@ -69,38 +64,6 @@ def test_the_gradients_of_the_parts_add_up_to_those_of_the_whole_batch(setting, 
     torch.testing.assert_close(means, means_of_whole, rtol=1e-12, atol=0)
 
 
-def trained(
-    setting: str, parts: int, device: torch.device
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Three steps on batches that hold the same four images twice."""
-    network, loss_function = network_and_loss(setting, device)
-    settings = settings_with(parts)
-    optimizer = build_optimizer(network, settings)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3)
-    images, labels = batch(12)
-    batches = [
-        (images[k : k + 4].repeat(2, 1, 1, 1), labels[k : k + 4].repeat(2)) for k in (0, 4, 8)
-    ]
-    network.train()
-    # Of four, the last of which would be saved.
-    run = Run(settings, network, optimizer, training_images=16, steps_per_epoch=4)
-    gradients = main.gradients_of(settings, network, loss_function, device)
-    row = main.train_epoch(run, gradients, batches, scheduler, device)
-    return network.state_dict(), row
-
-
-@pytest.mark.parametrize("setting", ["original", "student", "qamd"])
-def test_a_batch_of_copies_trains_to_the_same_weights_whole_and_in_parts(setting, device):
-    whole, row_of_whole = trained(setting, 1, device)
-    parts, row = trained(setting, 2, device)
-    for name in whole:
-        # Running statistics move once a part; an evaluation's are estimated anew.
-        if "running" not in name and "num_batches" not in name:
-            torch.testing.assert_close(parts[name], whole[name], rtol=1e-9, atol=1e-9, msg=name)
-    for name in row.keys() - {"images_per_second"}:
-        assert row[name] == pytest.approx(row_of_whole[name], rel=1e-9), name
-
-
 def test_evaluation_reads_the_same_statistics_whether_steps_had_parts_or_not(tmp_path):
     statistics = {}
     for parts in (1, 4):
@@ -112,33 +75,3 @@ def test_evaluation_reads_the_same_statistics_whether_steps_had_parts_or_not(tmp
         statistics[parts] = [x for name, x in model.items() if "running" in name]
     assert statistics[1][0].abs().max() > 0.01
     assert all(map(torch.equal, statistics[1], statistics[4]))
-
-
-@pytest.fixture
-def lone_process_group(tmp_path):
-    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    gc.collect()  # before the group goes, the DistributedDataParallel must
-    dist.destroy_process_group()
-
-
-def test_gradients_are_exchanged_once_a_step_and_while_backward_runs(lone_process_group):
-    network = MSResNet(18, 10, 4, 1, 16)  # gradients for two messages
-    student = DistributedDataParallel(network, broadcast_buffers=False)
-    events = []
-
-    def exchange(_, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        events.append("exchange")
-        sent = torch.futures.Future()
-        sent.set_result(bucket.buffer())
-        return sent
-
-    student.register_comm_hook(None, exchange)
-    network.stem.conv.weight.register_hook(lambda _: events.append("gradient of the stem"))
-    images, labels = batch(8)
-    for _ in range(2):  # the first step finds out in which order the gradients come
-        events.clear()
-        loss_function = cross_entropy(student)
-        main.add_gradients(student, loss_function, images.float(), labels, settings_with(4))
-    stem = "gradient of the stem"
-    assert events == [stem, stem, stem, "exchange", stem, "exchange"]

@@ -680,14 +680,16 @@ def prepare_twice(rank: int, rendezvous: Path) -> list[str]:
     """What a process of two has said: the first fails, then succeeds."""
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     said, prepared = [], rendezvous.with_name("prepared")
+
+    def fail() -> None:
+        said.append("entered")
+        raise UserError("no data")
+
     try:
-        with first_process_first():
-            said.append("entered")
-            raise UserError("no data")
+        first_process_first(fail)
     except UserError as error:
         said.append(str(error))
-    with first_process_first():
-        prepared.open("x" if rank == 0 else "r").close()
+    first_process_first(lambda: prepared.open("x" if rank == 0 else "r").close())
     dist.destroy_process_group()
     return said
 

@@ -23,7 +23,7 @@ from data_sets.augment import CropAndFlip
 from distiller import Distiller, cross_entropy
 from engine import compile as compiling
 from engine import start
-from engine.cuda_graphs import ReplayedGradients
+from engine.compile import ReplayedGradients
 from engine.run import random_state
 from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet

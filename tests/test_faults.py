@@ -1,7 +1,5 @@
 """Faults of several processes, hostile files, and numbers gone wrong: one line, never a hang."""
 
-import copy
-import csv
 import itertools
 import os
 import pickle
@@ -20,7 +18,8 @@ import main
 from checkpoints import load_checkpoint
 from conftest import DIGITS, REPOSITORY
 from data_loader import load_data_sets
-from engine.numerics import watch_numbers
+from engine.metrics import watch_numbers
+from engine.run_folder import read_metrics
 from load_settings import parse_settings
 from models.batch_norm import BatchNorm
 from stand_in_data import write_ncaltech101
@@ -33,6 +32,7 @@ EVENTS += ["--batch_size", "2", "--workers", "0", "--data_path"]
 ROW = {"epoch": 1, "test_accuracy": 0.5, "best_accuracy": 0.5, "time": 0.0}
 NO_TIMES = (float("nan"), -1.0, float("inf"), 1, "1")
 SUMS = {"images": 240.0, "loss": 1.0, "train_accuracy": 120.0}
+LAUNCHER = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29561"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
@@ -48,7 +48,7 @@ def launch(
         capture_output=True,
         text=True,
         env=environment,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -60,20 +60,18 @@ def lines_of_ours(result: subprocess.CompletedProcess) -> list[str]:
     return ours[:-1]
 
 
-def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, str]]]:
+def outcome(folder: Path, setting: str = "original") -> tuple[dict[str, torch.Tensor], list[dict]]:
     """Last weights and metrics."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return torch.load(folder / "original-last.pth", weights_only=True)["model"], rows
+    model = torch.load(folder / f"{setting}-last.pth", weights_only=True)["model"]
+    return model, read_metrics(folder / "metrics.csv")
 
 
 def assert_close(found: tuple, expected: tuple) -> None:
     for name, x in expected[0].items():
         torch.testing.assert_close(found[0][name], x, rtol=1e-9, atol=1e-9, msg=name)
-    assert [row["epoch"] for row in found[1]] == [row["epoch"] for row in expected[1]]
     for row, wanted in zip(found[1], expected[1], strict=True):
-        for name in ("loss", "train_accuracy", "test_accuracy", "spike_rate"):
-            assert float(row[name]) == pytest.approx(float(wanted[name]), rel=1e-9), name
+        for name in wanted.keys() - {"images_per_second"}:
+            assert row[name] == (wanted[name] and pytest.approx(wanted[name], rel=1e-9)), name
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +106,6 @@ def test_a_killed_process_ends_the_run_with_one_line_and_two_go_on(one_process, 
     assert_close(outcome(tmp_path), one_process)
 
 
-def test_torchrun_restarts_a_run_of_which_a_process_was_killed(one_process, tmp_path):
-    result = launch(2, tmp_path, "--resume", fault="SIGKILL 0 5", restarts=1)
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert_close(outcome(tmp_path), one_process)
-
-
 def test_a_restart_goes_on_with_what_overwrite_has_started_and_refused_it_stays_so(
     one_process, folder_of_one, tmp_path
 ):
@@ -135,41 +127,27 @@ def test_a_restart_goes_on_with_what_overwrite_has_started_and_refused_it_stays_
     assert {path.name: path.read_bytes() for path in first.iterdir()} == before
 
 
-def start_process(rank: int, folder: Path, *options: str, **environment: str) -> subprocess.Popen:
+def start_process(rank: int, folder: Path, *options: str) -> subprocess.Popen:
     """A process of two as a launcher would start it."""
-    launcher = {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29561",
-    }
     run = ["--data", "digits", "--width", "1", "--paper_setting", "original"]
     run = [] if "--eval_only" in options else [*run, "--save_path", str(folder)]
     return subprocess.Popen(
         [sys.executable, str(REPOSITORY / "main.py"), *run, *options],
-        env=os.environ | launcher | environment,
+        env=os.environ | LAUNCHER | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def test_processes_started_with_different_options_are_refused(tmp_path):
-    processes = [start_process(0, tmp_path), start_process(1, tmp_path, "--lr", "0.2")]
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    lines = [line for _, err in outputs for line in err.splitlines()]
-    assert [line for line in lines if line.startswith("main.py")] == [  # torch may warn too
-        "main.py: error: process 1 was started with lr 0.2, process 0 with 0.1: "
-        "start all with the same options"
-    ]
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
+        (
+            TRAIN,
+            [*TRAIN, "--lr", "0.2"],
+            "process 1 was started with lr 0.2, process 0 with 0.1: start all with the same",
+        ),
         (TRAIN, ["--eval_only", "CHECKPOINT"], "was started with eval_only"),
         (
             [*EVENTS, "ours"],
@@ -178,7 +156,7 @@ def test_processes_started_with_different_options_are_refused(tmp_path):
         ),
     ],
 )
-def test_processes_that_would_wait_for_each_other_for_ever_are_refused(
+def test_processes_that_would_wait_for_each_other_or_train_differently_are_refused(
     first, second, expected, trained, tmp_path
 ):
     for name, per_class in (("ours", 5), ("theirs", 3)):
@@ -197,6 +175,7 @@ def test_processes_that_would_wait_for_each_other_for_ever_are_refused(
     assert [process.returncode for process in processes] == [2, 2]
     (line,) = [x for err in outputs for x in err.splitlines() if x.startswith("main.py")]
     assert expected in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -213,13 +192,12 @@ def test_processes_that_would_wait_for_each_other_for_ever_are_refused(
         ("MASTER_PORT", "99999", "99999"),
     ],
 )
-def test_a_broken_environment_of_a_launcher_is_one_line(name, value, expected, tmp_path):
-    process = start_process(0, tmp_path, **{name: value})
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err.count("\n") == 1
-    assert err.startswith("main.py: error: ")
-    assert expected in err
+def test_a_broken_environment_of_a_launcher_is_one_line(
+    name, value, expected, complaint, monkeypatch
+):
+    for variable, good in (LAUNCHER | {"RANK": "0", "LOCAL_RANK": "0", name: value}).items():
+        monkeypatch.setenv(variable, good)
+    assert expected in complaint([*DIGITS, "--paper_setting", "original"])
 
 
 class Bomb:
@@ -301,8 +279,6 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
     hostile_input.try_layer_lists(100, tmp_path)
     hostile_input.try_configs(100, tmp_path)
     hostile_input.try_checkpoints(50, run, tmp_path / "student-last.pth")
-    readers = hostile_input.files_to_cut(tmp_path, tmp_path / "student-last.pth")
-    hostile_input.try_cut_files(50, readers)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +298,14 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
         ({"sums": [SUMS | {"epoch": 1.0}]}, "sums are damaged"),
         ({"random_states": []}, "random states are damaged"),
         ({"random_states": [{"python": (3, (1,), None)}]}, "random states are damaged"),
-        ({"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}}, "optimizer does not"),
+        *(
+            ({"optimizer": {"state": {0: {"momentum_buffer": x}}}}, "optimizer does not fit its")
+            for x in (
+                torch.zeros(3),
+                torch.full((1, 1, 3, 3), float("nan")),
+                torch.zeros(1, 1, 3, 3, dtype=torch.float64),
+            )
+        ),
         ({"optimizer": {"state": {10**6: {}}}}, "optimizer does not"),
         ({"optimizer": {}}, "optimizer does not"),
     ],
@@ -334,17 +317,6 @@ def test_a_damaged_state_to_resume_is_one_line(changes, expected, resumable, tmp
     err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert expected in err
-
-
-@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, float("nan")), (torch.float64, 0)])
-def test_momentum_of_nan_or_of_another_type_is_refused(dtype, value, resumable, tmp_path, capfd):
-    options, content = resumable
-    content = copy.deepcopy(content)
-    state = content["optimizer"]["state"][0]
-    state["momentum_buffer"] = torch.full_like(state["momentum_buffer"], value, dtype=dtype)
-    torch.save(content, tmp_path / "original-last.pth")
-    assert main.main([*options, "--resume", "--save_path", str(tmp_path)]) == 2
-    assert "optimizer does not fit its network, or is not finite" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What a training says, on terminals of any width and in a log file; what it leaves for
 TensorBoard; what a dry run expects."""
 
-import csv
 import fcntl
 import itertools
 import os
@@ -37,8 +36,8 @@ from engine.log import (
     epoch_line,
     next_commands,
 )
-from load_settings import load_network, parse_settings
-from loading import data_sets_of
+from engine.run_folder import read_metrics
+from load_settings import parse_settings
 from spikesim_eval.trace import macs_of_image
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]
@@ -76,16 +75,6 @@ class Terminal:
         """Everything that was ever shown on a line."""
         return re.split(r"[\r\n]+", self.text)
 
-    def screen(self) -> list[str]:
-        """What is left to be seen, without wrapping."""
-        lines = []
-        for line in self.text.replace("\r\n", "\n").split("\n"):
-            seen = ""
-            for piece in line.split("\r"):
-                seen = piece + seen[len(piece) :]
-            lines.append(seen.rstrip())
-        return lines
-
 
 @contextmanager
 def terminal(columns: int, monkeypatch) -> Iterator[Terminal]:
@@ -117,7 +106,7 @@ def test_a_terminal_shows_a_header_a_bar_that_fits_and_a_line_an_epoch(
     with terminal(columns, monkeypatch) as shown:
         assert main.main([*options, "--save_path", str(tmp_path / "run")]) == 0
     accuracy = load_checkpoint(trained["original"]).accuracy
-    said = labelled("\n".join(shown.screen()))
+    said = labelled("\n".join(shown.pieces()))
     threads = torch.get_num_threads()
     assert said["device"] == f"CPU ({threads} thread{'s' * (threads > 1)}), 1 process"
     assert said["data"] == "digits: 1,437 training and 360 test images, 10 classes, 1x16x16"
@@ -131,7 +120,7 @@ def test_a_terminal_shows_a_header_a_bar_that_fits_and_a_line_an_epoch(
     assert said["warning"].startswith("an epoch has 5 steps, fewer than 10: ")
     assert "resume" not in said
 
-    lines = [match for line in shown.screen() if (match := LINE.fullmatch(line))]
+    lines = [match for line in shown.pieces() if (match := LINE.fullmatch(line))]
     assert [line["epoch"] for line in lines] == ["1", "2"]
     for line in lines:
         assert re.fullmatch(r" \(ce [\d.]+ logit [\d.]+ membrane [\d.]+\)", line["terms"])
@@ -141,37 +130,21 @@ def test_a_terminal_shows_a_header_a_bar_that_fits_and_a_line_an_epoch(
     assert any(bar.startswith("1/2  ") for bar in bars)
     assert any(bar.startswith("test  ") for bar in bars)
     assert max(map(len, bars)) < columns
-    assert any("loss" in bar for bar in bars) == (columns == 80)
-    assert any("█" in bar for bar in bars) == (columns == 80)
+    assert any("loss" in bar for bar in bars) or columns < 80
 
 
-def test_a_narrow_bar_leaves_out_the_least_important_first(monkeypatch):
-    seen = []
-    for columns in range(8, 150):
-        with (
-            terminal(columns, monkeypatch),
-            ProgressBar([0] * 900, "3/100", 900, done=100) as bar,
-        ):
-            bar.show("loss 1.23", "train 61.2 %", "412 img/s")
-            bar.n, bar.start_t = 500, bar._time() - 40
-            seen.append(str(bar))
-            assert len(seen[-1]) < columns
-    for unknown in (0, 1):  # what serial consoles and containers say
-        with terminal(unknown, monkeypatch), ProgressBar([0], "3/100", 900) as bar:
-            bar.show("loss 1.23", "train 61.2 %", "412 img/s")
-            assert "412 img/s" in str(bar)
-            assert len(str(bar)) < 80
-    by_importance = ["3/100", "500/900", "40 s left", "loss 1.23", "train 61.2 %", "412 img/s"]
-    counts = []
-    for text in seen:
-        there = [part in text for part in by_importance]
-        assert there == sorted(there, reverse=True)
-        counts.append(sum(there))
-        assert "█" not in text or all(there)
-    assert counts == sorted(counts)
-    assert {*counts} == set(range(1, 7))
-    assert "█" in seen[80 - 8]
-    assert all(part in seen[80 - 8] for part in by_importance)
+@pytest.mark.parametrize("columns", [0, 1, 8, 30, 60, 80, 150])  # 0 and 1: not known
+def test_a_bar_never_wraps_and_shows_its_figures_where_there_is_room(columns, monkeypatch):
+    with (
+        terminal(columns, monkeypatch),
+        ProgressBar([0] * 900, "3/100", 900, done=100) as bar,
+    ):
+        bar.show("loss 1.23", "train 61.2 %", "412 img/s")
+        bar.n, bar.start_t = 500, bar._time() - 40
+        seen = str(bar)
+    assert len(seen) < (columns if columns > 1 else 80)
+    figures = "  500/900  40 s left  loss 1.23  train 61.2 %  412 img/s"
+    assert seen.endswith(figures) == ("█" in seen) == (columns not in (8, 30, 60))
 
 
 def test_a_log_file_gets_the_same_lines_without_control_characters(tmp_path, capfd):
@@ -214,9 +187,9 @@ def test_a_resumed_run_says_where_it_goes_on_and_its_time_is_that_of_all_parts(
     options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(tmp_path), "--resume"]
     with terminal(80, monkeypatch) as shown:
         assert main.main(options) == 0
-    said = labelled("\n".join(shown.screen()))
+    said = labelled("\n".join(shown.pieces()))
     assert said["resume"] == f"going on from epoch 2, step 2 {best}"
-    second = next(line for line in shown.screen() if line.startswith("2/3  loss"))
+    second = next(line for line in shown.pieces() if line.startswith("2/3  loss"))
     assert re.search(r"  1 h \d min, 1 h \d min left$", second)
     assert re.search(r"\), last [\d.]+ %, in 1 h \d min$", said["best accuracy"])
     rows = torch.load(last, weights_only=True)["rows"]
@@ -224,35 +197,28 @@ def test_a_resumed_run_says_where_it_goes_on_and_its_time_is_that_of_all_parts(
 
     with terminal(80, monkeypatch) as again:
         assert main.main(options) == 0
-    said_again = labelled("\n".join(again.screen()))
+    said_again = labelled("\n".join(again.pieces()))
     assert said_again["resume"].startswith("3 epochs done, none left (best ")
     assert said_again["best accuracy"] == said["best accuracy"]
 
 
-def test_a_run_of_a_version_that_measured_no_times_goes_on_and_tells_no_sum(
+def test_a_run_without_times_that_has_only_an_evaluation_left_tells_no_sum_and_no_speed(
     stopped, tmp_path, capfd
 ):
     content = torch.load(stopped / "original-last.pth", weights_only=True)
-    del content["seconds"], content["settings"]["dry_run"]
+    del content["seconds"], content["settings"]["dry_run"]  # of an older version
     for row in content["rows"]:
         del row["seconds"], row["test_loss"]
-    torch.save(content, tmp_path / "original-last.pth")
-    options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(tmp_path), "--resume"]
-    assert main.main(options) == 0
-    assert re.search(r", last [\d.]+ %$", labelled(capfd.readouterr().out)["best accuracy"])
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        assert [row["test_loss"] != "" for row in csv.DictReader(file)] == [False, True, True]
-
-
-def test_an_epoch_that_has_only_its_evaluation_left_tells_no_speed(stopped, tmp_path, capfd):
-    content = torch.load(stopped / "original-last.pth", weights_only=True)
     torch.save(content | {"step": 5}, tmp_path / "original-last.pth")
     options = [*TEACHER, *FIVE_STEPS, "--epochs", "2", "--save_path", str(tmp_path), "--resume"]
     assert main.main(options) == 0
-    (line,) = (x for x in capfd.readouterr().out.splitlines() if x.startswith("2/2  loss"))
+    out = capfd.readouterr().out
+    assert re.search(r", last [\d.]+ %$", labelled(out)["best accuracy"])
+    (line,) = (x for x in out.splitlines() if x.startswith("2/2  loss"))
     assert "img/s" not in line
-    with (tmp_path / "metrics.csv").open(newline="") as file:
-        assert [row["images_per_second"] != "" for row in csv.DictReader(file)] == [True, False]
+    first, second = read_metrics(tmp_path / "metrics.csv")
+    assert (first["test_loss"], second["images_per_second"]) == (None, None)
+    assert None not in (second["test_loss"], first["images_per_second"])
 
 
 def test_the_line_names_the_best_epoch_and_the_accuracy_that_decides():
@@ -306,23 +272,7 @@ def test_in_the_program_s_folder_the_next_commands_are_short_and_say_how_it_ran(
     assert report == f"python -m spikesim_eval report {pair} {data} --out {out}"
 
 
-def test_the_test_loss_is_the_mean_cross_entropy_over_all_test_images(trained):
-    _, test_set = data_sets_of("digits", ".", 4)
-    images = torch.stack([test_set[i][0] for i in range(360)])
-    for setting, path in trained.items():
-        network = load_network(load_checkpoint(path.with_name(f"{setting}-last.pth")))
-        with torch.no_grad():
-            scores = network(images).double().exp()
-        expected = -(scores[range(360), test_set.labels] / scores.sum(1)).log().mean().item()
-        with (path.parent / "metrics.csv").open(newline="") as file:
-            (row,) = csv.DictReader(file)
-        assert float(row["test_loss"]) == pytest.approx(expected, rel=1e-5), setting
-        curves = EventAccumulator(str(path.parent)).Reload()
-        (point,) = curves.Scalars("test_loss")
-        assert (point.step, point.value) == (1, pytest.approx(expected, rel=1e-5))
-
-
-def test_tensorboard_has_the_hyper_parameters(trained):
+def test_tensorboard_has_the_metrics_and_the_hyper_parameters(trained):
     for path in trained.values():
         settings = load_checkpoint(path).settings
         events = EventAccumulator(str(path.parent)).Reload()
@@ -338,6 +288,9 @@ def test_tensorboard_has_the_hyper_parameters(trained):
                 assert found[name] == getattr(settings, name), name
         assert found["epochs"] == 1
         assert not {"save_path", "data_path", "workers", "resume", "device"} & found.keys()
+        (row,) = read_metrics(path.parent / "metrics.csv")
+        (point,) = events.Scalars("test_loss")
+        assert (point.step, point.value) == (1, pytest.approx(row["test_loss"]))
 
 
 def count_macs(network: nn.Module, sample: torch.Tensor) -> int:
@@ -418,18 +371,9 @@ def test_a_dry_run_expects_what_the_run_takes_and_leaves_nothing(tmp_path, monke
     epoch, evaluation = seconds_of(epoch), seconds_of(evaluation)
     assert epoch == pytest.approx(5 * float(step) / 1000 + evaluation, abs=0.15)  # as rounded
     assert seconds_of(whole) == pytest.approx(2 * epoch, abs=0.3)
-
-
-def test_a_dry_run_measures_the_memory_of_its_process(tmp_path):
-    command = [sys.executable, str(REPOSITORY / "main.py"), *TEACHER, *FIVE_STEPS, "--dry_run"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    out = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert process.returncode == 0
-    told = float(re.match(r"about ([\d.]+) GB, in each process", labelled(out)["memory"])[1])
-    assert told == pytest.approx(1024 * usage.ru_maxrss / 1e9, rel=0.15)
-    assert list(tmp_path.iterdir()) == []
+    told = float(re.match(r"about ([\d.]+) GB, in each process", said["memory"])[1])
+    most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert told == pytest.approx(most / 1e9, rel=0.15)
 
 
 def test_a_dry_run_under_torchrun_looks_at_a_run_to_go_on_with_and_touches_nothing(
@@ -508,8 +452,3 @@ def test_a_dry_run_that_is_stopped_promises_no_checkpoint(tmp_path, monkeypatch,
     assert err == "main.py: stopped by SIGINT after step 1 of epoch 1: start it again\n"
     assert labelled(out)["batch"].startswith("1437, 1 step an epoch")  # all images
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_evaluation_has_no_dry_run(trained, capfd):
-    assert main.main(["--eval_only", str(trained["student"]), "--dry_run"]) == 2
-    assert "--dry_run has no meaning with --eval_only" in capfd.readouterr().err

@@ -1,6 +1,5 @@
 """--val_share, --label_smoothing and --warmup."""
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -13,17 +12,16 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
-from torch import Tensor
 
 import main
 from checkpoints import load_checkpoint
 from data_loader import ImageSet, Share, data_of, evaluation_loader, training_loader
 from data_sets.splits import held_out_rows
+from engine.run_folder import read_metrics
 from load_settings import build_loss, build_scheduler, load_network, parse_settings
 from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
 from stand_in_data import write_image_folder, write_tiny_imagenet
-from test_bad_input import ORIGINAL
 from test_input_step import SIDE, T, command
 from test_input_step import write as write_frames
 from test_resume import PowerCutError, assert_same_end, contents, cut_off_after
@@ -102,61 +100,28 @@ def test_held_out_images_are_the_other_ones_without_augmentation(augment, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> tuple[Path, dict[str, list[Tensor]]]:
-    """A run of three epochs with all three options; the images of its steps and evaluations."""
-    folder, seen = tmp_path_factory.mktemp("run"), {"steps": [], "evaluations": []}
-    step, evaluate = main.add_gradients, main.evaluate
-
-    def noting_step(student, loss_function, images, *rest):
-        seen["steps"].append(images)
-        return step(student, loss_function, images, *rest)
-
-    def noting_evaluation(network, batches, *rest):
-        seen["evaluations"].append(torch.cat([images for images, _ in batches]))
-        return evaluate(network, batches, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "add_gradients", noting_step)
-        patch.setattr(main, "evaluate", noting_evaluation)
-        assert main.main([*OPTIONS, "--save_path", str(folder)]) == 0
+def run(tmp_path_factory) -> Path:
+    """The folder of a run of three epochs with all three options."""
+    folder = tmp_path_factory.mktemp("run")
+    assert main.main([*OPTIONS, "--save_path", str(folder)]) == 0
     torch.use_deterministic_algorithms(False)
-    return folder, seen
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_held_out_images_never_reach_a_training_step(run):
-    _, seen = run
-    train, test = data_sets_of("digits", "unused", 4)
-    held_out = {image.numpy().tobytes() for image in seen["evaluations"][1]}
-    trained = [image.numpy().tobytes() for batch in seen["steps"] for image in batch]
-    assert [len(x) for x in seen["evaluations"]] == [360, 144] * 3
-    assert len(trained) == 3 * STEPS * 240
-    assert not held_out & set(trained)
-    everything = set(images_of(train))
-    assert held_out < everything
-    assert set(trained) <= everything - held_out
-    assert Counter(x.numpy().tobytes() for x in seen["evaluations"][0]) == images_of(test)
+    return folder
 
 
 def test_the_metrics_of_a_run_with_a_share_held_out(run):
-    folder, _ = run
-    rows = rows_of(folder)
+    rows = read_metrics(run / "metrics.csv")
     best = 0.0
     for row in rows:
-        best = max(best, float(row["val_accuracy"]))
-        assert float(row["best_accuracy"]) == best
+        best = max(best, row["val_accuracy"])
+        assert row["best_accuracy"] == best
     # The learning rate at an epoch's start: one of five steps of warm-up, then a cosine.
-    assert [float(row["lr"]) for row in rows] == pytest.approx([0.1 / STEPS, 0.1, 0.05])
-    checkpoint = load_checkpoint(folder / "student-best.pth")
-    (of_best,) = (row for row in rows if int(row["epoch"]) == checkpoint.epoch)
-    assert float(of_best["val_accuracy"]) == best
-    assert checkpoint.accuracy == float(of_best["test_accuracy"])
+    assert [row["lr"] for row in rows] == pytest.approx([0.1 / STEPS, 0.1, 0.05])
+    checkpoint = load_checkpoint(run / "student-best.pth")
+    (of_best,) = (row for row in rows if row["epoch"] == checkpoint.epoch)
+    assert of_best["val_accuracy"] == best
+    assert checkpoint.accuracy == of_best["test_accuracy"]
     # Accuracies and losses of both, plain, of the last network, computed here.
-    last = load_checkpoint(folder / "student-last.pth")
+    last = load_checkpoint(run / "student-last.pth")
     network, (train, test) = load_network(last), data_of(last.settings, "unused")
     for name, data_set in (("val", train.held_out), ("test", test)):
         images = torch.stack([data_set[i][0] for i in range(len(data_set))])
@@ -164,46 +129,14 @@ def test_the_metrics_of_a_run_with_a_share_held_out(run):
             logits = network(images).double()
         right = (logits.argmax(1) == data_set.labels).double().mean().item()
         loss = -logits.log_softmax(1)[torch.arange(len(images)), data_set.labels].mean().item()
-        assert float(rows[-1][f"{name}_accuracy"]) == right
-        assert float(rows[-1][f"{name}_loss"]) == pytest.approx(loss, rel=1e-5)
+        assert rows[-1][f"{name}_accuracy"] == right
+        assert rows[-1][f"{name}_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_without_a_share_the_columns_are_empty(trained):
-    (row,) = rows_of(trained["original"].parent)
-    assert (row["val_loss"], row["val_accuracy"]) == ("", "")
+    (row,) = read_metrics(trained["original"].with_name("metrics.csv"))
+    assert (row["val_loss"], row["val_accuracy"]) == (None, None)
     assert row["best_accuracy"] == row["test_accuracy"]
-
-
-def test_the_best_is_chosen_on_held_out_images_and_both_accuracies_are_reported(
-    tmp_path, capfd, monkeypatch
-):
-    evaluate, calls = main.evaluate, []
-    script = [(90, 30), (10, 100), (80, 50)]  # right answers: test images, held-out ones
-
-    def scripted(network, batches, *rest):
-        right = script[len(calls) // 2][len(calls) % 2]
-        calls.append(len(batches.dataset))
-        return evaluate(network, batches, *rest)._replace(correct=right)
-
-    monkeypatch.setattr(main, "evaluate", scripted)
-    assert main.main([*OPTIONS, "--save_path", str(tmp_path)]) == 0
-    assert calls == [360, 144] * 3
-    best = load_checkpoint(tmp_path / "student-best.pth")
-    assert (best.epoch, best.accuracy) == (2, 10 / 360)
-    assert [float(row["best_accuracy"]) for row in rows_of(tmp_path)] == [
-        30 / 144,
-        *[100 / 144] * 2,
-    ]
-    out = capfd.readouterr().out
-    (end,) = (line for line in out.splitlines() if line.startswith("best accuracy"))
-    assert "val 69.44 %, test 2.78 % (epoch 2)" in end
-    assert "1,293 training, 144 held-out and 360 test images" in out
-    # A run that goes on knows its best, and that it is of the held-out images.
-    (tmp_path / "student-best.pth").unlink()
-    monkeypatch.undo()
-    assert main.main([*OPTIONS, "--save_path", str(tmp_path), "--resume", "--epochs", "4"]) == 0
-    assert "(69.44 %)" in capfd.readouterr().err
-    assert float(rows_of(tmp_path)[-1]["best_accuracy"]) == 100 / 144
 
 
 @pytest.mark.parametrize("step", [2, 7, 13])  # in the warm-up, after it, in the last epoch
@@ -214,23 +147,25 @@ def test_a_run_with_all_three_goes_on_bit_for_bit(step, run, tmp_path, monkeypat
     assert contents(tmp_path)["step"] == step % STEPS
     monkeypatch.undo()
     assert main.main([*OPTIONS, "--save_path", str(tmp_path), "--resume"]) == 0
-    assert_same_end(tmp_path, run[0])
+    assert_same_end(tmp_path, run)
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "before"),
-    [("--val_share", "0.2", "0.1"), ("--warmup", "2", "1"), ("--label_smoothing", "0.0", "0.2")],
-)
-def test_another_value_is_refused_by_a_run_that_goes_on(option, value, before, run, capfd):
-    arguments = [*OPTIONS, "--save_path", str(run[0]), "--resume", option, value]
-    assert main.main(arguments) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert f"{option} {value} instead of {before}" in err
+def test_a_run_that_goes_on_and_its_end_tell_both_accuracies(run, tmp_path, capfd):
+    content = contents(run)
+    for row, (held_out, test) in zip(
+        content["rows"], ((0.2, 0.25), (0.7, 0.03), (0.3, 0.22)), strict=True
+    ):
+        row |= {"val_accuracy": held_out, "test_accuracy": test, "best_accuracy": 0.7}
+    torch.save(content, tmp_path / "student-last.pth")
+    assert main.main([*OPTIONS, "--save_path", str(tmp_path), "--resume"]) == 0
+    out, err = capfd.readouterr()
+    assert "(70.00 %), and comes back only with a better one" in err
+    assert "val 70.00 %, test 3.00 % (epoch 2)" in out
+    assert "1,293 training, 144 held-out and 360 test images" in out
 
 
 def test_a_checkpoint_without_its_held_out_accuracies_is_not_gone_on_with(run, tmp_path, capfd):
-    content = contents(run[0])
+    content = contents(run)
     for row in content["rows"]:
         del row["val_accuracy"]
     torch.save(content, tmp_path / "student-last.pth")
@@ -279,31 +214,6 @@ def test_batch_norm_s_single_values_are_counted_without_the_held_out_images(tmp_
         in capfd.readouterr().err
     )
     assert main.main(arguments) == 0  # four images, in parts of two
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--val_share", "0.6"], "--val_share must be between 0 and 0.5, got 0.6"),
-        (["--val_share", "-0.1"], "--val_share must be between"),
-        (["--val_share", "nan"], "--val_share must be between"),
-        (["--val_share", "0.0001"], "holds out none of the 1437 training images"),
-        (["--label_smoothing", "1"], "--label_smoothing must be between 0 and 0.9"),
-        (["--label_smoothing", "-0.1"], "--label_smoothing must be between"),
-        (["--warmup", "-1"], "--warmup must be between"),
-        (["--warmup", "1.5"], "invalid int value: '1.5'"),
-        (["--warmup", "3", "--epochs", "3"], "--warmup 3 leaves nothing of --epochs 3"),
-    ],
-)
-def test_a_value_that_makes_no_sense_is_one_line(arguments, expected, complaint):
-    assert expected in complaint([*ORIGINAL, *arguments])
-
-
-def test_an_evaluation_takes_none_of_them(run, complaint):
-    for option in (["--val_share", "0.2"], ["--label_smoothing", "0.1"], ["--warmup", "2"]):
-        arguments = ["--eval_only", str(run[0] / "student-best.pth"), *option]
-        line = complaint(arguments)
-        assert f"{option[0]} has no meaning with --eval_only" in line
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
