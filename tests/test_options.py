@@ -222,7 +222,7 @@ def test_what_has_no_meaning_any_more_is_left_out_and_never_a_default_of_another
     warning = "main.py: warning: --config keeps --beta 100.0 (the default is 30.0 here)\n"
     assert capsys.readouterr().err == warning
     other = parse_settings(["--config", config, "--paper_setting", "original", "--data", "CIFAR10"])
-    assert (other.batch_size, other.clip_grad) == (140, 5.0)
+    assert (other.batch_size, other.clip_grad) == (64, 5.0)
     err = capsys.readouterr().err
     assert "--batch_size 64 (the default is 256 here)" in err
     assert "--clip_grad 5.0 (the default is 1.0 here)" in err
