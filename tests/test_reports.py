@@ -451,7 +451,8 @@ MISTAKES = {  # a command: what makes each a mistake
     "--time_steps 0",
     "nonideal --out OUT --checkpoint": "FP; no.pth",
     "nonideal --checkpoint QAMD --out OUT": "--adc_range half; --time_steps 0; --adc_bits many; "
-    "--sigma -1; --on_off_ratio nan; --trials 0; --seed -1",
+    "--sigma -1; --on_off_ratio nan; --on_off_ratio 1; --trials 0; --seed -1; --xbar_size 12; "
+    "--cell_bits 0; --adc_bits 0; --wire_ohm inf; --wire_ohm 1e-320; --on_ohm 0; --columns both",
 }
 
 

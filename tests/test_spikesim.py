@@ -35,11 +35,6 @@ RRAM_64 = [
 CYCLE_NS = 104.0  # 26 clocks at 250 MHz
 
 
-def command(*args: object) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "spikesim_eval", *map(str, args)]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
 def conv(name: str, **changes) -> Layer:
     """A 3x3 convolution of 64 channels on 4x4 pixels with spike input."""
     values = {
@@ -289,10 +284,9 @@ def baseline_file(tmp_path) -> Path:
     return path
 
 
-def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_path):
+def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_path, capsys):
     out = tmp_path / "new" / "out"
-    result = command("report", "--layers", layer_file, "--out", out, "--xbar_size", 128)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert main(f"report --layers {layer_file} --out {out} --xbar_size 128".split()) == 0
     assert {path.name for path in out.iterdir()} == {
         f"report.{suffix}" for suffix in ("csv", "html", "json", "md")
     }
@@ -310,7 +304,9 @@ def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_p
         "fc": False,
     }
     assert "ratio" not in report
-    assert engineering(expected.total["energy_pj"] * 1e-12, "J", digits=4) in result.stdout
+    assert (
+        engineering(expected.total["energy_pj"] * 1e-12, "J", digits=4) in capsys.readouterr().out
+    )
     with (out / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["layer_name"] for row in rows] == [row["name"] for row in report["layers"]]
