@@ -208,7 +208,8 @@ def test_flags_of_a_config_can_be_taken_back(tmp_path):
 def test_what_has_no_meaning_any_more_is_left_out_and_never_a_default_of_another_loss(
     trained, tmp_path, capsys
 ):
-    config = str(trained["qamd"].parent / "settings.json")
+    settings = load_checkpoint(trained["qamd"]).settings
+    config = write(tmp_path / "qamd.json", asdict(settings) | {"batch_size": 64})  # digits' default
     teacher = parse_settings(["--config", config, "--paper_setting", "original"])
     assert (teacher.bits, teacher.loss, teacher.beta, teacher.teacher_path) == (None,) * 4
     without = parse_settings(["--config", config, "--loss", "CL"])
@@ -221,7 +222,7 @@ def test_what_has_no_meaning_any_more_is_left_out_and_never_a_default_of_another
     warning = "main.py: warning: --config keeps --beta 100.0 (the default is 30.0 here)\n"
     assert capsys.readouterr().err == warning
     other = parse_settings(["--config", config, "--paper_setting", "original", "--data", "CIFAR10"])
-    assert (other.batch_size, other.clip_grad) == (140, 5.0)
+    assert (other.batch_size, other.clip_grad) == (64, 5.0)
     err = capsys.readouterr().err
     assert "--batch_size 64 (the default is 256 here)" in err
     assert "--clip_grad 5.0 (the default is 1.0 here)" in err
