@@ -7,6 +7,7 @@ import importlib
 import sys
 from math import prod
 from pathlib import Path
+from textwrap import shorten
 
 from torch import Tensor, nn
 
@@ -366,16 +367,11 @@ def trace_module(spec: str, time_steps: int, bits: int) -> Subject:
         match returned:
             case (nn.Module() as network, Tensor() as sample) if sample.numel():
                 return Subject(spec, trace_network(network, sample, bits, time_steps))
+        fault = "the function must return (torch module, tensor of samples)"
     except UserError as error:
-        raise UserError(_short(f"--module {spec}: {error}")) from None
+        fault = str(error)
     except (Exception, SystemExit) as error:  # whatever a user's code raises
-        raise UserError(_short(f"--module {spec}: {type(error).__name__}: {error}")) from None
+        fault = f"{type(error).__name__}: {error}"
     finally:
         sys.path.pop(0)
-    raise UserError(f"--module {spec} must return (torch module, tensor of samples)")
-
-
-def _short(text: str) -> str:
-    """One line that can be read."""
-    line = " ".join(text.split())
-    return line if len(line) <= MOST_TEXT else f"{line[: MOST_TEXT - 4]} ..."
+    raise UserError(shorten(f"--module {spec}: {fault}", MOST_TEXT, placeholder=" ..."))
