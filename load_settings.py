@@ -83,6 +83,10 @@ def _training_settings(given: dict[str, Any]) -> Settings:
     for required in ("data", "paper_setting"):
         if required not in taken | given:
             raise UserError(f"--{required} is required")
+    if "time_windows" in given:
+        taken.pop("time_window", None)  # it was the largest of others
+    elif "time_window" in given:
+        taken.pop("time_windows", None)  # one T instead of those
     values = complete(taken | given, may_drop=taken.keys() - given.keys())
     for name, value in given.items():
         if value is not False and (refusal := OPTIONS[name].refusal(values)):
@@ -95,12 +99,8 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         raise UserError(f"--augment auto is made for colour images: {data} has none")
     if values["resume"] and values["overwrite"]:
         raise UserError("--resume goes on, --overwrite starts anew: leave one of the two out")
-    if "time_window" in given and "time_windows" not in given:
-        values["time_windows"] = None  # one T instead of those of --config
     if values["time_windows"] is not None:
         values["time_windows"] = tuple(sorted(values["time_windows"]))
-        if "time_window" not in given:  # that of --config was the largest of others
-            values["time_window"] = values["time_windows"][-1]
     _say_what_config_keeps(taken, given, values)
     if values["image_size"] is not None:
         size = parse_image_size(values["image_size"])

@@ -40,8 +40,9 @@ CALTECH = Archive(
 TRAIN = Archive("Train.zip", "Train", "20959b8e626244a1b502305a9e6e2031", f"{SITE}/n-mnist")
 TEST = Archive("Test.zip", "Test", "69ca8762b2fe404d9b9bad1103e97832", f"{SITE}/n-mnist")
 N_CALTECH101 = Recordings("N-Caltech101", (180, 240), {CALTECH.top: CALTECH}, one_in=10)
-OF_DIGITS = {TRAIN.top: TRAIN, TEST.top: TEST}
-N_MNIST = Recordings("N-MNIST", (34, 34), OF_DIGITS, classes=tuple("0123456789"))
+N_MNIST = Recordings(
+    "N-MNIST", (34, 34), {TRAIN.top: TRAIN, TEST.top: TEST}, classes=tuple("0123456789")
+)
 DIGITS_DVS = Recordings("Digits-DVS", SENSOR, {"Caltech101": None}, one_in=5)
 
 

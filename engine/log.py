@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from checkpoints import Checkpoint
 from data_loader import ImageSet
-from display import percent
+from display import percent, significant
 from distiller import teacher_steps
 from engine.run import Run, disk_errors
 from engine.run_folder import EVENTS, PROGRAM, best_row, deciding
@@ -55,7 +55,7 @@ def amount(number: int) -> str:
     """Three digits of a large number: 8.73 million."""
     for unit, name in ((1e9, "billion"), (1e6, "million")):
         if number >= 0.9995 * unit:
-            return f"{number / unit:.{3 - len(str(round(number / unit)))}f} {name}"
+            return f"{significant(number / unit)} {name}"
     return f"{number:,}"
 
 

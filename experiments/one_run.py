@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,27 +170,30 @@ def times(jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def expected(job: dict[str, Any], folder: Path) -> dict[str, Any]:
-    options = [*job["options"], "--save_path", str(folder / "run")]
-    if job["teacher"] is not None:
-        theirs = [*job["teacher"], "--save_path", str(folder / "run")]
-        found = dry_run(theirs)  # it finds the step of the data, which the two must share
-        if "error" in found:
-            return found
-        path = folder / "teacher.pth"
-        settings = replace(parse_settings(theirs), input_step=found["input_step"])
-        untrained = {"settings": asdict(settings), "model": build_network(settings).state_dict()}
-        torch.save(untrained | {"epoch": 0, "accuracy": 0.0}, path)
-        options += ["--teacher_path", str(path)]
-    return dry_run(options)
+    options = (*job["options"], "--save_path", str(folder / "run"))
+    if job["teacher"] is None:
+        return of_teacher(options)
+    theirs = (*job["teacher"], "--save_path", str(folder / "run"))
+    found = of_teacher(theirs)  # it finds the step of the data, which the two must share
+    if "error" in found:
+        return found
+    path = folder / "teacher.pth"
+    settings = replace(parse_settings(theirs), input_step=found["input_step"])
+    untrained = {"settings": asdict(settings), "model": build_network(settings).state_dict()}
+    torch.save(untrained | {"epoch": 0, "accuracy": 0.0}, path)
+    return dry_run((*options, "--teacher_path", str(path)))
 
 
-def dry_run(options: Sequence[str]) -> dict[str, Any]:
+def dry_run(options: tuple[str, ...]) -> dict[str, Any]:
     out, err = io.StringIO(), io.StringIO()
     with redirect_stdout(out), redirect_stderr(err):
         code = training.main([*options, "--dry_run", "--json"])
     if code != 0:
         return {"error": (err.getvalue().strip().splitlines() or ["no word"])[-1]}
     return json.loads(out.getvalue())
+
+
+of_teacher = cache(dry_run)  # who has many students
 
 
 def end_with(parent: int) -> None:

@@ -7,6 +7,7 @@ import importlib
 import sys
 from math import prod
 from pathlib import Path
+from textwrap import shorten
 
 from torch import Tensor, nn
 
@@ -201,18 +202,21 @@ class _Description:
         self._check_spikes(name, read)
         module = read.module
         is_linear = isinstance(module, nn.Linear)
+        groups, sides = getattr(module, "groups", 1), getattr(module, "kernel_size", (1, 1))
+        kernel = sides[0]
+        if set(sides) != {kernel} or (len(sides) == 1 and kernel != 1):
+            raise UserError(
+                f"layer {name}: its kernel is {by(sides)}, and the estimate knows 2-d "
+                f"convolutions with square kernels; use such, {BY_HAND}"
+            )
         common = {
             "name": name,
+            "in_channels": module.weight.shape[1] * groups,
+            "out_channels": module.weight.shape[0],
+            "groups": groups,
             "after": tuple(sorted(read.origin.layer_names)),
             "lif": name in self.updating,
         }
-        if is_linear:
-            common |= {"in_channels": module.in_features, "out_channels": module.out_features}
-            kernel = 1
-        else:
-            common |= {"in_channels": module.in_channels, "out_channels": module.out_channels}
-            common["groups"] = module.groups
-            kernel = self._kernel(name, module)
         if len(read.sizes) > 1:
             sizes = " and ".join(sorted(by(size) for size, _ in read.sizes))
             raise UserError(
@@ -222,7 +226,7 @@ class _Description:
         ((in_size, out_size),) = read.sizes
         runs, counts = self._runs(name, read)
         if counts or (is_linear and self.time_steps == 1 and self._is_averaged(read)):
-            if kernel != 1 or common.get("groups", 1) != 1:
+            if kernel != 1 or groups != 1:
                 raise UserError(
                     f"layer {name} does not run at every timestep: of such layers the estimate "
                     f"knows linear ones and 1×1 convolutions; use one, {BY_HAND}"
@@ -241,15 +245,6 @@ class _Description:
             runs=runs,
             **common,
         )
-
-    def _kernel(self, name: str, module: nn.Module) -> int:
-        sides = set(module.kernel_size)
-        if len(sides) > 1 or (len(module.kernel_size) == 1 and sides != {1}):
-            raise UserError(
-                f"layer {name}: its kernel is {by(module.kernel_size)}, and the estimate knows "
-                f"2-d convolutions with square kernels; use such, {BY_HAND}"
-            )
-        return sides.pop()
 
     def _runs(self, name: str, read: Read) -> tuple[int, bool]:
         """(how often it runs for one sample, whether that is all, and not of every timestep)
@@ -372,16 +367,11 @@ def trace_module(spec: str, time_steps: int, bits: int) -> Subject:
         match returned:
             case (nn.Module() as network, Tensor() as sample) if sample.numel():
                 return Subject(spec, trace_network(network, sample, bits, time_steps))
+        fault = "the function must return (torch module, tensor of samples)"
     except UserError as error:
-        raise UserError(_short(f"--module {spec}: {error}")) from None
+        fault = str(error)
     except (Exception, SystemExit) as error:  # whatever a user's code raises
-        raise UserError(_short(f"--module {spec}: {type(error).__name__}: {error}")) from None
+        fault = f"{type(error).__name__}: {error}"
     finally:
         sys.path.pop(0)
-    raise UserError(f"--module {spec} must return (torch module, tensor of samples)")
-
-
-def _short(text: str) -> str:
-    """One line that can be read."""
-    line = " ".join(text.split())
-    return line if len(line) <= MOST_TEXT else f"{line[: MOST_TEXT - 4]} ..."
+    raise UserError(shorten(f"--module {spec}: {fault}", MOST_TEXT, placeholder=" ..."))

@@ -162,7 +162,8 @@ class Watcher:
 
     Several passes: for what the layers read of the sample, with nothing else going on; for what it
     was made of, where modules are tried out; then with every neuron at its lowest output, at its
-    highest and at random, for what a layer could read.
+    highest and at random, for what a layer could read. Raises UserError for weights and products
+    outside of layers.
     """
 
     def __init__(self, network: nn.Module, sample: Tensor, time_steps: int):

@@ -269,7 +269,6 @@ main.leave(main.main(sys.argv[1:]))
     ("launcher", "wrong", "expected"),
     [
         ("run", ["--batch_size", "33"], "does not divide evenly"),
-        ("launch", ["--data", "TinyImagenet"], "tiny-imagenet-200"),
         (
             "launch",
             ["--data", "TinyImagenet", "--data_path", "images"],

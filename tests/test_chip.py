@@ -16,8 +16,8 @@ from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Layer, LayerList, Subject
-from spikesim_eval.report import assumptions, build_report
-from test_spikesim import by_name, changed, conv, net, networks, one_error_line, residual_block
+from spikesim_eval.report import build_report
+from test_spikesim import changed, conv, net, networks, one_error_line, residual_block
 
 NUMBERS = [x for x in fields(Chip) if x.metadata["limits"] and x.metadata["part"] != "simulation"]
 DIGITAL = "accuracy: the digital network's"
@@ -245,32 +245,6 @@ def test_every_figure_is_that_of_plain_loops_over_cells_and_layers(network, chip
             assert row[key] == pytest.approx(value, rel=1e-12), (row["name"], key)
 
 
-# A layer for itself.
-
-OF_ALL = (
-    "start_ns",
-    "delay_ns",
-    "finish_ns",
-    "on_critical_path",
-)  # depends on the layers before it
-
-
-@settings(deadline=None, max_examples=80)
-@given(networks(), chips(), st.data())
-def test_no_layers_cost_depends_on_another_layer(network, chip, data):
-    assume(fit(network, chip))
-    own = data.draw(st.sampled_from(network.layers))
-    before = tuple(conv(name) for name in own.after)
-    rows = estimate(network, chip).layers
-    (row,) = (row for row in rows if row["name"] == own.name)
-    (alone,) = (
-        row
-        for row in estimate(replace(network, layers=(*before, own)), chip).layers
-        if row["name"] == own.name
-    )
-    assert all(alone[key] == value for key, value in row.items() if key not in OF_ALL)
-
-
 # Whole weights.
 
 
@@ -384,19 +358,6 @@ def test_an_option_beyond_its_limits_is_refused_with_the_reason(option, command,
         assert estimate(net(conv("a")), chip).total["energy_pj"] > 0
 
 
-@pytest.mark.parametrize("adc_law", ["doubling", "linear"])
-def test_the_text_on_adcs_says_what_happens_below_four_bits_too(adc_law):
-    chip = Chip(adc_bits=2, adc_law=adc_law)
-    at_2, at_4 = (
-        by_name(net(conv("a")), c)["a"]["energy_by_component"]["adc"]
-        for c in (chip, replace(chip, adc_bits=4))
-    )
-    assert at_2 / at_4 == pytest.approx({"doubling": 1 / 4, "linear": 1 / 2}[adc_law])
-    (sentence,) = (text for text in assumptions(chip) if "of an ADC" in text)
-    assert ("halve with every bit below" in sentence) == (adc_law == "doubling")
-    assert ("in proportion to its bits" in sentence) == (adc_law == "linear")
-
-
 # Baselines of something else, and whose accuracy it is.
 
 
@@ -503,8 +464,3 @@ def test_every_command_says_whose_accuracy_it_prints(trained, tmp_path, capsys):
         ("sweep", "digital_accuracy_share"),
     ):
         assert column in (tmp_path / f"{name}.csv").read_text().splitlines()[0]
-
-
-def test_no_accuracy_no_word_about_it(lists, tmp_path, capsys):
-    assert main(f"report --layers {lists['own']} --out {tmp_path}".split()) == 0
-    assert "accuracy" not in capsys.readouterr().out.replace(str(tmp_path), "")

@@ -208,7 +208,8 @@ def test_flags_of_a_config_can_be_taken_back(tmp_path):
 def test_what_has_no_meaning_any_more_is_left_out_and_never_a_default_of_another_loss(
     trained, tmp_path, capsys
 ):
-    config = str(trained["qamd"].parent / "settings.json")
+    run = json.loads((trained["qamd"].parent / "settings.json").read_text())
+    config = write(tmp_path / "qamd.json", run | {"batch_size": 64})  # its default
     teacher = parse_settings(["--config", config, "--paper_setting", "original"])
     assert (teacher.bits, teacher.loss, teacher.beta, teacher.teacher_path) == (None,) * 4
     without = parse_settings(["--config", config, "--loss", "CL"])

@@ -1,7 +1,5 @@
 """The benchmarks of training and distillation steps, in their smallest form."""
 
-import shutil
-
 import pytest
 import torch
 
@@ -9,7 +7,12 @@ import kernels
 from benchmarks import distillation_step, numerics, step_ablation, timing, training_step
 
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def no_compiling(monkeypatch) -> None:
+    """test_compiling.py does it."""
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
 
 
 def test_loops_spikingjelly_and_ours_are_the_same_network():
@@ -21,8 +24,7 @@ def test_the_naive_loss_is_ours():
     assert distillation_step.difference_of_losses(CPU) < 1e-10
 
 
-def test_the_training_step_benchmark_prints_and_writes_its_tables(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # no compiling, which others test
+def test_the_training_step_benchmark_prints_and_writes_its_tables(tmp_path, capsys):
     out = tmp_path / "steps.md"
     size = "--width 4 --batch 2 --T 2 --rounds 1 --no_memory --sweep 4 8"
     training_step.main([*size.split(), "--out", str(out)])
@@ -36,8 +38,7 @@ def test_the_training_step_benchmark_prints_and_writes_its_tables(tmp_path, caps
     assert "| LIF backward, compiled |" in text
 
 
-def test_the_distillation_step_benchmark_measures_time_and_memory(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+def test_the_distillation_step_benchmark_measures_time_and_memory(tmp_path, capsys):
     out = tmp_path / "distillation.md"
     distillation_step.main(f"--width 4 --batch 2 --T 2 --rounds 1 --out {out}".split())
     rows = [line.split(" | ") for line in out.read_text().splitlines() if line.startswith("| ")]
@@ -68,7 +69,6 @@ def test_ratios_are_taken_within_a_round():
     assert timing.ratios([2.0, 4.0, 2.0], [1.0, 2.0, 1.0]) == (2.0, 2.0, 2.0)
 
 
-@needs_compiler
 def test_the_step_ablation_takes_back_one_idea_at_a_time(tmp_path):
     out = tmp_path / "ablation.md"
     step_ablation.main(f"--width 4 --batch 2 --T 2 --rounds 1 --out {out}".split())

@@ -21,7 +21,7 @@ from models.neuron import count_spikes
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
-from spikesim_eval.codes import Levels, code_bits, common_step, share_of_ones
+from spikesim_eval.codes import common_step
 from spikesim_eval.estimate import estimate
 from spikesim_eval.module import trace_network
 from spikesim_eval.trace import describe
@@ -260,7 +260,10 @@ def test_rates_of_spikingjellys_networks_are_what_plain_hooks_measure(name):
         if found.after and name != "vgg" and found.name != "fc":
             assert read[found.name].max() < 2**found.input_bits
     assert sum(isinstance(m, neuron.BaseNode) for m in net.modules()) == len(traced.lif)
-    assert sum(found.lif for found in traced.layers) == len(traced.lif)
+    unpaid = [found.name for found in traced.layers if not found.lif]
+    assert len(traced.layers) - len(unpaid) == len(traced.lif)
+    if name == "resnet":  # a shortcut that reads spikes does not pay for the addition
+        assert unpaid == [*(f"layer{i}.0.downsample.0" for i in (2, 3, 4)), "fc"]
     assert estimate(traced, Chip()).total["energy_pj"] > 0
 
 
@@ -914,14 +917,6 @@ def test_layers_whose_sums_lie_side_by_side_each_update_their_neurons():
     assert [found[name].lif for name in ("conv1", "narrow", "wide", "conv2")] == [True] * 4
 
 
-def test_a_shortcut_that_reads_spikes_does_not_pay_for_the_addition():
-    net = spiking_resnet.spiking_resnet18(spiking_neuron=neuron.IFNode, num_classes=10)
-    unpaid = {
-        found.name for found in trace(multi_step(net), images(side=32)).layers if not found.lif
-    }
-    assert unpaid == {*(f"layer{i}.0.downsample.0" for i in (2, 3, 4)), "fc"}
-
-
 def test_a_neuron_that_is_silent_and_keeps_its_state_to_itself_is_found():
     net = OfAnother(Folded())
     net.conv2.weight.data *= 1e-3
@@ -1006,17 +1001,3 @@ def test_averages_of_n_spikes_are_multiples_of_one_over_n(counts, n):
 def test_random_numbers_have_no_common_step():
     values = torch.rand(100, generator=torch.Generator().manual_seed(0)).double()
     assert common_step(values) is None
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(-200, 200), min_size=1, max_size=30))
-def test_codes_fit_their_bits_and_ones_are_counted_one_by_one(codes):
-    bits = code_bits(min(codes), max(codes))
-    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if min(codes) < 0 else (0, 2**bits - 1)
-    assert low <= min(codes)
-    assert max(codes) <= high
-    levels = Levels()
-    for part in (codes[:3], codes[3:]):
-        if part:
-            levels.add(torch.tensor(part).float())
-    assert share_of_ones(levels, 1.0, bits) == pytest.approx(ones(codes, bits))
