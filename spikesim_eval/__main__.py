@@ -11,7 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,8 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
     What is not given is the preset's.
     """
     if "price" in parts:
+        text = "simulate the networks on the chip and give their accuracy there"
+        parser.add_argument("--on_chip", action="store_true", help=text)
         text = "default: a chip that could be built; published: as the published tool charges"
         add_option(parser, "preset", "default", text, choices=PRESETS)
     for option in fields(Chip):
@@ -78,10 +80,17 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         parser.add_argument(f"--{option.name}", default=argparse.SUPPRESS, help=help, **how)
 
 
+def simulates(args: argparse.Namespace) -> bool:
+    """Whether a chip is simulated; `nonideal` always does it."""
+    return getattr(args, "on_chip", True)
+
+
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a chip that the command line and its preset say."""
-    names = [option.name for option in fields(Chip)]
-    said = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    said = {x.name: getattr(args, x.name) for x in fields(Chip) if hasattr(args, x.name)}
+    for x in fields(Chip):
+        if x.name in said and x.metadata["part"] == "simulation" and not simulates(args):
+            raise UserError(f"--{x.name} says how a chip is simulated: add --on_chip")
     return PRESETS[getattr(args, "preset", "default")] | said
 
 
@@ -105,13 +114,13 @@ def build_parser() -> Parser:
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
-    add_chip_options(report, "price")
+    add_chip_options(report, "price", "simulation")
 
     several = add("compare", run_compare, "networks against the first")
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
     acceptable = "points below the first that are acceptable"
     add_option(several, "max_drop", 1.0, acceptable, type=float)
-    add_chip_options(several, "price")
+    add_chip_options(several, "price", "simulation")
 
     grid = add("sweep", run_sweep, "a whole grid of chips")
     grid.add_argument("--checkpoint", nargs="+", default=[], help="one or more")
@@ -120,17 +129,17 @@ def build_parser() -> Parser:
     grid.add_argument("--bits", type=numbers(int), default=[], help=widths)
     grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
     grid.add_argument("--force", action="store_true", help="even above a million points")
-    add_chip_options(grid, "price", lists=True)
+    add_chip_options(grid, "price", "simulation", lists=True)
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
     nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
     nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     add_chip_options(nonideal, "simulation")
-    add_option(nonideal, "seed", 0, "of the draws", type=int)
-    add_option(nonideal, "trials", 5, "draws of the cells, with --sigma", type=int)
     alone = "also every layer alone on such crossbars"
     nonideal.add_argument("--each_layer", action="store_true", help=alone)
     for command in (report, several, grid, nonideal):
+        add_option(command, "seed", 0, "of the draws of cells, with --sigma", type=int)
+        add_option(command, "trials", 5, "draws of the cells, with --sigma", type=int)
         command.add_argument("--data_path", help="data root: rates and accuracy are measured")
         command.add_argument("--out", required=True, help="folder for the results")
     return parser
@@ -175,6 +184,34 @@ def reported(args: argparse.Namespace) -> Subject:
     return trace_module(args.module, args.time_steps, args.bits)
 
 
+def simulated(subjects: Sequence[Subject], chip: Chip, args: argparse.Namespace) -> list[Subject]:
+    """The networks with their accuracies on the chip, where --on_chip asks for them."""
+    if not args.on_chip:
+        return list(subjects)
+    check_simulation(subjects, args)
+    from .nonideal import on_chip
+
+    found = []
+    for subject in subjects:
+        if subject.tested is not None:
+            accuracies, _ = on_chip(subject, chip, args.seed, args.trials, subject.name)
+            subject = replace(subject, chip_accuracies=accuracies)
+        found.append(subject)
+    return found
+
+
+def check_simulation(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
+    """Raise UserError where --on_chip has nothing to run, or --trials and --seed make no sense."""
+    from .nonideal import check_draws
+
+    check_draws(args.seed, args.trials)
+    if all(subject.tested is None for subject in subjects):
+        raise UserError(
+            "--on_chip runs checkpoints of quantized networks on their test data: there is none "
+            "(--data_path says where the data lie)"
+        )
+
+
 def check_sources(args: argparse.Namespace, checkpoints: Sequence[str]) -> None:
     """Raise UserError for --data_path with nothing to measure, and, before any is measured, for a
     checkpoint of other data than the first."""
@@ -198,7 +235,8 @@ def run_report(args: argparse.Namespace) -> None:
     check_sources(args, checkpoints)
     subject = reported(args)
     baseline = None if args.baseline is None else subject_of(args.baseline, args.data_path)
-    report = build_report(subject, chip, baseline)
+    subject, *baselines = simulated([x for x in (subject, baseline) if x], chip, args)
+    report = build_report(subject, chip, *baselines)
     write_report(args.out, report)
     print(totals_text(report))
     print(f"as a page, with plots: {Path(args.out) / 'report.html'}")
@@ -211,6 +249,7 @@ def run_compare(args: argparse.Namespace) -> None:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
     subjects = [subject_of(path, args.data_path) for path in args.networks]
+    subjects = simulated(subjects, chip, args)
     rows, estimates = compare(subjects, chip)
     first, shown = f"baseline: {subjects[0].name}", tables(rows)
     lines = [*notes(subjects), choice(rows, args.max_drop), published_ratios()]
@@ -238,7 +277,12 @@ def run_sweep(args: argparse.Namespace) -> None:
     subjects = [traced(path, args.data_path) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
     try:
-        columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes)
+        if args.on_chip:
+            check_simulation(subjects, args)
+            draws = args.seed, args.trials
+        else:
+            draws = None
+        columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes, draws)
         front = shown_front(columns)
         figure = sweep_plot(columns, front, {subject.name: subject.kind for subject in subjects})
         contents = {"sweep.csv": sweep_csv(columns), "sweep.svg": svg(figure)}
@@ -248,11 +292,15 @@ def run_sweep(args: argparse.Namespace) -> None:
     write_files(args.out, contents)
     total, on_front = len(columns["pareto"]), columns["pareto"].sum()
     counted = "1 point" if total == 1 else f"{total} points"
-    print(f"{counted}, {on_front} on the Pareto front of EDAP, area and accuracy")
+    if on_front:
+        print(f"{counted}, {on_front} on the Pareto front of EDP, area and accuracy on the chip")
+    else:
+        print(f"{counted}, no Pareto front: the accuracy on these chips is not known (--on_chip)")
+        print("the least EDAP of each network and ADC resolution:")
     if total < points:
         print(f"{points - total} points left out: a weight has more cells than a crossbar row")
     print("\n".join(front_lines(columns, front)))
-    if len(front) < on_front:
+    if on_front and len(front) < on_front:
         print(f"{len(front)} of the front's {on_front} points, evenly; all of them: sweep.csv")
     for note in notes(subjects):
         print(note)

@@ -1,10 +1,11 @@
 """Networks against a baseline: the paper's ratios, what they rest on, and the cheapest choice."""
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from display import room_for_names, run_at, short_names, significant
+from display import percent, room_for_names, run_at, short_names, significant
 from runtime.errors import UserError
 
 from .chip import CHOICES, Chip
@@ -17,9 +18,8 @@ from .render import QUANTITIES, RATIO_NAMES, shown
 Case = tuple[LayerList, LayerList, Chip]
 
 
-ACCURACY = (
-    "accuracy: the digital network's; what crossbars and their ADCs leave of it, `nonideal` says"
-)
+ACCURACY = "accuracy: the digital network's; what this chip's crossbars and ADCs leave of it, --on_chip says"
+ON_CHIP = "accuracy on the chip: simulated on the crossbars and ADCs that are priced"
 
 
 def classes(network: LayerList) -> list[int]:
@@ -43,6 +43,8 @@ def notes(subjects: Sequence[Subject]) -> list[str]:
     """What a reader must know: which accuracy it is, where a network is run at another T than it
     was trained with, and where networks differ from the first."""
     found = [ACCURACY] if any(subject.accuracy is not None for subject in subjects) else []
+    if any(subject.chip_accuracies for subject in subjects):
+        found = [ON_CHIP]
     for subject in subjects:
         T = subject.network.time_steps
         found += (f"{subject.name}: {x}" for x in run_at(T, subject.trained_time_steps or [T]))
@@ -124,7 +126,9 @@ def compare(subjects: Sequence[Subject], chip: Chip) -> tuple[list[dict[str, Any
     rows = []
     for subject, found in zip(subjects, estimates, strict=True):
         total = found.total
-        accuracies = subject.accuracy, subjects[0].accuracy
+        chip_accuracy, deviation = mean_and_deviation(subject.chip_accuracies)
+        kept = subject.accuracy if chip_accuracy is None else chip_accuracy
+        accuracies = kept, subjects[0].accuracy
         drop = None if None in accuracies else 100 * (accuracies[1] - accuracies[0])
         rows.append(
             {
@@ -132,6 +136,8 @@ def compare(subjects: Sequence[Subject], chip: Chip) -> tuple[list[dict[str, Any
                 "bits": subject.network.weight_bits,
                 "time_steps_count": subject.network.time_steps,
                 "digital_accuracy_percent": subject.accuracy and 100 * subject.accuracy,
+                "chip_accuracy_percent": chip_accuracy and 100 * chip_accuracy,
+                "chip_accuracy_deviation_points": deviation and 100 * deviation,
                 "drop_points": drop,
                 **{key: total[key] for key in ("energy_pj", "delay_ns", "area_um2")},
                 **{key: total[key] for key in ("edap_pj_ns_um2", *GAINED)},
@@ -141,6 +147,20 @@ def compare(subjects: Sequence[Subject], chip: Chip) -> tuple[list[dict[str, Any
             }
         )
     return rows, estimates
+
+
+def mean_and_deviation(values: Sequence[float] | None) -> tuple[float | None, float | None]:
+    """Of accuracies on a chip; None where there are none, no deviation of a single one."""
+    if not values:
+        return None, None
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def on_chip_text(values: Sequence[float] | None) -> str:
+    mean, deviation = mean_and_deviation(values)
+    if mean is None:
+        return ""
+    return percent(mean, 2) if deviation is None else f"{100 * mean:.2f} ± {percent(deviation, 2)}"
 
 
 Table = tuple[list[str], list[list[str]]]  # header, rows
@@ -153,6 +173,7 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     figures["T"] = [str(row["time_steps_count"]) for row in rows]
     for name, key, form in (
         ("accuracy", "digital_accuracy_percent", "{:.2f} %"),
+        ("on chip", "chip_accuracy_percent", "{:.2f} %"),
         ("drop", "drop_points", "{:.2f}"),
     ):
         if any(row[key] is not None for row in rows):

@@ -214,6 +214,7 @@ def totals(
         "energy_pj": energy_pj,
         "area_um2": area_um2,
         "delay_ns": delay_ns,
+        "edp_pj_ns": energy_pj * delay_ns,
         "edap_pj_ns_um2": energy_pj * delay_ns * area_um2,
         "frames_per_second": 1e9 / interval_ns,
         "power_mw": dynamic_pj / interval_ns + leakage_mw,

@@ -18,7 +18,7 @@ from runtime.errors import UserError
 
 from .chip import Chip
 from .crossbar import CrossbarLayer
-from .layer_list import Layer, LayerList, check_int
+from .layer_list import Layer, LayerList, Subject, check_int
 from .trace import describe, evaluation_data, network_at
 
 MOST_TRIALS = 10**6
@@ -78,6 +78,29 @@ def _place(
     return placed
 
 
+def on_chip(
+    subject: Subject, chip: Chip, seed: int = 0, trials: int = 1, name: str = "on the chip"
+) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
+    """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
+    chip of which nothing is random all are the same, and one is enough."""
+    network, batches = subject.tested
+    accuracies, runs = [], []
+    for trial in range(trials if chip.is_random else 1):
+        draw = seed * MOST_TRIALS + trial
+        placed, layers = on_crossbars(network, subject.network, chip, draw)
+        what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
+        tested = evaluate(placed, batches, torch.device("cpu"), name=what)
+        accuracies.append(tested.accuracy)
+        runs.append(layers)
+    return accuracies, runs
+
+
+def check_draws(seed: int, trials: int) -> None:
+    """Raises UserError for numbers that make no sense."""
+    check_int(trials, "trials", MOST_TRIALS)
+    check_int(seed, "seed", 10**9, low=0)
+
+
 def nonideal_report(
     path: str,
     data_path: str | None,
@@ -93,8 +116,7 @@ def nonideal_report(
 
     Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
     """
-    check_int(trials, "trials", MOST_TRIALS)
-    check_int(seed, "seed", 10**9, low=0)
+    check_draws(seed, trials)
     checkpoint = load_checkpoint(path)
     settings, network = checkpoint.settings, network_at(checkpoint, time_steps)
     if settings.bits is None:
@@ -112,16 +134,12 @@ def nonideal_report(
     ideal = replace(chip, adc_bits=None, sigma=0.0, wire_ohm=0.0)
     placed, needed = on_crossbars(network, description, ideal, seed)
     accuracy(placed, "ADC range")
-    trials = trials if chip.is_random else 1  # without variation all are the same
-    draws = range(seed * MOST_TRIALS, seed * MOST_TRIALS + trials)
-    accuracies, runs = [], []
-    for trial, draw in enumerate(draws, 1):
-        placed, layers = on_crossbars(network, description, chip, draw)
-        accuracies.append(accuracy(placed, f"trial {trial} of {trials}"))
-        runs.append(layers)
+    subject = Subject(path, description, tested=(network, batches))
+    accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars")
     rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
     for row in rows if each_layer else ():
-        placed, _ = on_crossbars(network, description, chip, draws[0], only=[row["layer"]])
+        draw = seed * MOST_TRIALS
+        placed, _ = on_crossbars(network, description, chip, draw, only=[row["layer"]])
         row["accuracy_alone"] = accuracy(placed, row["layer"])
     return {
         "checkpoint": str(path),

@@ -158,15 +158,15 @@ def compare_plot(names: Sequence[str], estimates: Sequence[Estimate]) -> Figure:
 def sweep_plot(
     columns: Mapping[str, np.ndarray], front: np.ndarray, kinds: Mapping[str, str | None]
 ) -> Figure:
-    """EDAP over area, a colour a network; the Pareto front in black circles.
+    """Energy · delay over area, a colour a network; the Pareto front in black circles.
 
     `front` are the points that get a number, from 1; `kinds` says how the networks of the column
     were trained (display.COLOURS).
     """
     figure, panel = new_figure(WIDTH, 6)
-    (area, area_unit), (edap, edap_unit) = (
+    (area, area_unit), (edp, edp_unit) = (
         (columns[key] / one, unit)
-        for key in ("area_um2", "edap_pj_ns_um2")
+        for key in ("area_um2", "edp_pj_ns")
         for one, unit in [unit_of(key, np.median(columns[key]))]
     )
     networks = list(kinds)
@@ -180,18 +180,23 @@ def sweep_plot(
         label = plain(f"{names[network]}, {bits} bits, T = {steps}")
         # Networks that cost the same lie on one another: those drawn first are larger.
         size = 6 + 24 * (1 - (i + 1) / len(found))
-        panel.scatter(area[here], edap[here], s=size, color=colour, rasterized=True)
+        panel.scatter(area[here], edp[here], s=size, color=colour, rasterized=True)
         panel.scatter([], [], s=24, color=colour, label=label)
     on_front = columns["pareto"]
     panel.scatter(
-        *(area[on_front], edap[on_front]),
+        *(area[on_front], edp[on_front]),
         **{"s": 90, "facecolors": "none", "edgecolors": "black", "label": "Pareto front"},
     )
-    panel.set(xscale="log", yscale="log", xlabel=f"area, {area_unit}", ylabel=f"EDAP, {edap_unit}")
-    for axis, values in ((panel.xaxis, area), (panel.yaxis, edap)):
+    panel.set(
+        xscale="log",
+        yscale="log",
+        xlabel=f"area, {area_unit}",
+        ylabel=f"energy · delay, {edp_unit}",
+    )
+    for axis, values in ((panel.xaxis, area), (panel.yaxis, edp)):
         log_ticks(axis, values.min(), values.max())
     legend_beside(panel)
-    points = np.column_stack([area, edap])
+    points = np.column_stack([area, edp])
     number_points(figure, panel, points[front], points[on_front])
     return figure
 

@@ -15,6 +15,7 @@ QUANTITIES = {  # key: (what it is, its unit, one of the key's unit in that unit
     "energy_pj": ("energy", "J", 1e-12),
     "delay_ns": ("delay", "s", 1e-9),
     "area_um2": ("area", "m²", 1e-12),
+    "edp_pj_ns": ("EDP", "J·ms", 1e-18),
     "edap_pj_ns_um2": ("EDAP", "J·ms·mm²", 1e-24),  # as in millijoules, milliseconds, mm²
     "frames_per_second": ("frames a second", "/s", 1.0),
     "power_mw": ("power at that rate", "W", 1e-3),

@@ -10,7 +10,7 @@ from display import component_name, percent, short_names, significant, text_tabl
 from runtime.files import write_files
 
 from .chip import Chip
-from .compare import check_same_classes, notes, sensitivity
+from .compare import check_same_classes, notes, on_chip_text, sensitivity
 from .constants import AREA, ENERGY, EVENT, LEAKAGE, PUBLISHED_RATIO, STRUCTURE
 from .estimate import Estimate, estimate, ratios
 from .layer_list import LayerList, Subject
@@ -22,6 +22,7 @@ UNITS = {  # of the figures in report.json
     "energy_pj": "pJ",
     "area_um2": "um^2",
     "delay_ns": "ns",
+    "edp_pj_ns": "pJ ns",
     "edap_pj_ns_um2": "pJ ns um^2",
     "frames_per_second": "1/s",
     "power_mw": "mW",
@@ -167,9 +168,11 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
     report = {
         "name": subject.name,
         "accuracy": subject.accuracy,
+        "chip_accuracies": subject.chip_accuracies,
         "notes": notes([subject] if baseline is None else [baseline, subject]),
         "network": summary(ours.network),
-        "chip": chip.options("price"),
+        "chip": chip.options("price")
+        | (chip.options("simulation") if subject.chip_accuracies else {}),
         "units": UNITS | {"energy_by_component": "pJ", "area_by_component": "um^2"},
         "total": ours.total,
         "energy_by_component": ours.energy_by_component,
@@ -185,6 +188,7 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
     if baseline is not None:
         theirs = estimate(baseline.network, chip)
         report["baseline_name"], report["baseline_accuracy"] = baseline.name, baseline.accuracy
+        report["baseline_chip_accuracies"] = baseline.chip_accuracies
         report["baseline"] = theirs.total
         report["baseline_network"] = summary(theirs.network)
         report["ratio"] = ratios(ours.total, theirs.total)
@@ -239,6 +243,9 @@ def totals_table(report: Mapping[str, Any], names: list[str]) -> tuple[list[str]
     accuracies = [report[key] for key in ("accuracy", "baseline_accuracy") if key in report]
     if any(x is not None for x in accuracies):
         rows.append(["accuracy", *("" if x is None else percent(x, 2) for x in accuracies)])
+    keys = [key for key in ("chip_accuracies", "baseline_chip_accuracies") if key in report]
+    if any(report[key] for key in keys):
+        rows.append(["accuracy on the chip", *(on_chip_text(report[key]) for key in keys)])
     for key, label in (("pes", "PEs"), ("tiles", "tiles")):
         rows.append([label, *(f"{total[key]:,}" for total in totals)])
     for key, (label, *_) in QUANTITIES.items():

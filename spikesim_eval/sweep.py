@@ -4,10 +4,12 @@ The formulas are those of `estimate`, called with arrays: one entry a grid point
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 
 import numpy as np
+from tqdm import tqdm
 
 from display import percent, room_for_names, short_names, text_table
 from runtime.errors import UserError
@@ -27,7 +29,10 @@ AXES = {  # options of the chip: their columns in a terminal
     "clk_mhz": "MHz",
 }
 LARGEST_GRID = 10**6  # points; more with --force
-SHOWN = ("energy_pj", "area_um2", "delay_ns", "edap_pj_ns_um2", "tops_per_watt", "tops_per_mm2")
+SHOWN = (
+    *("energy_pj", "area_um2", "delay_ns", "edp_pj_ns", "edap_pj_ns_um2"),
+    *("frames_per_second", "power_mw", "tops_per_watt", "tops_per_mm2"),
+)
 
 
 def variants(
@@ -43,17 +48,24 @@ def variants(
         for b, t in product(bits or [own.weight_bits], time_steps or [own.time_steps]):
             is_own = (b, t) == (own.weight_bits, own.time_steps)
             network = own if is_own else own.at(b, t)
-            accuracy = subject.accuracy if is_own else None
-            yield Subject(subject.name, network, accuracy, kind=subject.kind)
+            known = {"accuracy": None, "tested": None} | (
+                {"accuracy": subject.accuracy, "tested": subject.tested} if is_own else {}
+            )
+            yield Subject(subject.name, network, kind=subject.kind, **known)
 
 
 def sweep(
-    subjects: Sequence[Subject], chip: Chip, axes: Mapping[str, Sequence[float]]
+    subjects: Sequence[Subject],
+    chip: Chip,
+    axes: Mapping[str, Sequence[float]],
+    draws: tuple[int, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Columns of the results: every candidate on every chip that differs from `chip` in `axes`.
 
-    Points where a weight has more cells than a crossbar row are left out. Raises UserError where a
-    value makes no chip, and where no point is left.
+    With `draws`, (seed, trials), each trained network is simulated on each chip, once for those
+    that differ in nothing that a simulation knows; the accuracy there is the draws' mean. Points
+    where a weight has more cells than a crossbar row are left out. Raises UserError where a value
+    makes no chip, and where no point is left.
     """
     values = {name: axes.get(name) or [getattr(chip, name)] for name in AXES}
     fixed = {name: getattr(chip, name) for name in CHOICES}
@@ -78,6 +90,7 @@ def sweep(
             "bits": network.weight_bits,
             "time_steps": network.time_steps,
             "accuracy": np.nan if subject.accuracy is None else subject.accuracy,
+            "chip_accuracy": on_chips(subject, chip, values, fits, draws),
             **dict(zip(AXES, dimensions, strict=True)),
             **{name: total[name] for name in SHOWN},
         }
@@ -92,32 +105,62 @@ def sweep(
             "cell_bits or xbar_size"
         )
     columns["pareto"] = pareto_front(
-        columns["edap_pj_ns_um2"], columns["area_um2"], columns["accuracy"]
+        columns["edp_pj_ns"], columns["area_um2"], columns["chip_accuracy"]
     )
     return columns
 
 
-def pareto_front(edap: np.ndarray, area: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """Points that nothing beats in EDAP, area and accuracy; unknown accuracies only in the first
-    two, among themselves."""
-    front = np.zeros(len(edap), dtype=bool)
-    for level in np.unique(accuracy):
-        here = np.isnan(accuracy) if np.isnan(level) else accuracy == level
-        x, y, better = edap[here], area[here], accuracy > level
+def on_chips(
+    subject: Subject,
+    chip: Chip,
+    values: Mapping[str, Sequence[float]],
+    fits: np.ndarray,
+    draws: tuple[int, int] | None,
+) -> np.ndarray | float:
+    """Mean accuracy of a network on every chip of the grid; nan where it is not simulated."""
+    if draws is None or subject.tested is None:
+        return np.nan
+    from .nonideal import on_chip  # torch is needed here, and not for layer lists
+
+    seen = [x for x in AXES if OPTIONS[x].metadata["part"] == "both"]
+    if chip.adc_of == "crossbar":  # then a PE is nothing but a count
+        seen.remove("crossbars_per_pe")
+    shape = tuple(len(axis) if name in seen else 1 for name, axis in values.items())
+    fits = np.broadcast_to(fits, np.broadcast_shapes(fits.shape, shape))
+    found = np.full(shape, np.nan)
+    where = [index for index in np.ndindex(shape) if fits[index]]
+    for index in tqdm(where, f"{subject.name} on {len(where)} chips", disable=None, leave=False):
+        options = {
+            name: axis[i]
+            for (name, axis), i in zip(values.items(), index, strict=True)
+            if name in seen
+        }
+        accuracies, _ = on_chip(subject, replace(chip, **options), *draws)
+        found[index] = np.mean(accuracies)
+    return found
+
+
+def pareto_front(edp: np.ndarray, area: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
+    """Points that nothing beats in energy · delay, area and accuracy on the chip; none whose
+    accuracy there is not known."""
+    front = np.zeros(len(edp), dtype=bool)
+    for level in np.unique(accuracy[~np.isnan(accuracy)]):
+        here = accuracy == level
+        x, y, better = edp[here], area[here], accuracy > level
         front[here] = (
             (y < least_area(x, y, x, "left"))
             & (y <= least_area(x, y, x, "right"))
             # a more accurate point wins with equal EDAP and area too
-            & (y < least_area(edap[better], area[better], x, "right"))
+            & (y < least_area(edp[better], area[better], x, "right"))
         )
     return front
 
 
-def least_area(edap: np.ndarray, area: np.ndarray, at: np.ndarray, side: str) -> np.ndarray:
-    """The least area of the points of less EDAP than `at` ("left"), or of no more ("right")."""
-    order = np.argsort(edap)
+def least_area(edp: np.ndarray, area: np.ndarray, at: np.ndarray, side: str) -> np.ndarray:
+    """The least area of the points of less EDP than `at` ("left"), or of no more ("right")."""
+    order = np.argsort(edp)
     least = np.append(np.inf, np.minimum.accumulate(area[order]))
-    return least[np.searchsorted(edap[order], at, side)]
+    return least[np.searchsorted(edp[order], at, side)]
 
 
 def check_size(networks: int, axes: Mapping[str, Sequence[float]], force: bool) -> int:
@@ -136,6 +179,7 @@ COLUMN_NAMES = {  # columns whose name alone does not say the unit
     "crossbars_per_pe": "crossbars_per_pe_count",
     "time_steps": "time_steps_count",
     "accuracy": "digital_accuracy_share",
+    "chip_accuracy": "chip_accuracy_share",
     "pareto": "on_pareto_front_yes_no",
 }
 
@@ -145,8 +189,8 @@ def sweep_csv(columns: Mapping[str, np.ndarray]) -> str:
     whole = set(AXES) - {"clk_mhz"}
     shown = {name: x.astype(int) if name in whole else x for name, x in columns.items()}
     shown["pareto"] = np.where(columns["pareto"], "yes", "no")
-    accuracy = columns["accuracy"]
-    shown["accuracy"] = np.where(np.isnan(accuracy), "", accuracy.astype(str))
+    for key in ("accuracy", "chip_accuracy"):
+        shown[key] = np.where(np.isnan(columns[key]), "", columns[key].astype(str))
     header = [COLUMN_NAMES.get(name, name) for name in shown]
     rows = zip(*(column.tolist() for column in shown.values()), strict=True)
     return csv_text(header, rows)
@@ -157,8 +201,17 @@ MOST_SHOWN = 20  # points of a front that are printed and numbered
 
 def shown_front(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """Indices of the points of the front that a person is shown, network by network and from small
-    chips to large ones; of more than MOST_SHOWN so many, evenly, with the first and the last."""
+    chips to large ones; of more than MOST_SHOWN so many, evenly, with the first and the last. Where
+    there is no front: of each network and ADC resolution the point of the least EDAP."""
     front = np.flatnonzero(columns["pareto"])
+    if not len(front):
+        order = np.argsort(columns["edap_pj_ns_um2"], kind="stable")
+        kinds = ("network", "bits", "time_steps", "adc_bits")
+        names = zip(*(columns[key][order].tolist() for key in kinds), strict=True)
+        cheapest: dict[tuple, int] = {}
+        for kind, index in zip(names, order.tolist(), strict=True):
+            cheapest.setdefault(kind, index)
+        front = np.array(sorted(cheapest.values()))
     keys = ("edap_pj_ns_um2", "area_um2", "time_steps", "bits", "network")  # the last one first
     front = front[np.lexsort([columns[key][front] for key in keys])]
     if len(front) <= MOST_SHOWN:
@@ -175,11 +228,12 @@ def front_lines(columns: Mapping[str, np.ndarray], front: np.ndarray) -> list[st
 
     varies = {key: (columns[key] != columns[key][0]).any() for key in columns}
     table = {"point": [str(i + 1) for i in range(len(front))]}
-    for key in ("area_um2", "edap_pj_ns_um2"):
+    for key in ("area_um2", "edp_pj_ns", "edap_pj_ns_um2"):
         table[QUANTITIES[key][0]] = [shown(key, value) for value in columns[key][front]]
-    if not np.isnan(columns["accuracy"]).all():
-        shares = columns["accuracy"][front]
-        table["accuracy"] = ["" if np.isnan(x) else percent(x, 2) for x in shares]
+    for key, name in {"accuracy": "digital", "chip_accuracy": "on chip"}.items():
+        if not np.isnan(columns[key]).all():
+            shares = columns[key][front]
+            table[name] = ["" if np.isnan(x) else percent(x, 2) for x in shares]
     table |= {short: cells(key) for key, short in AXES.items() if varies[key]}
     for key, short in {"bits": "bits", "time_steps": "T"}.items():
         if varies[key]:

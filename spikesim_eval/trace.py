@@ -189,4 +189,6 @@ def trace_checkpoint(
         by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)
     trained = checkpoint.settings.trained_at
-    return Subject(str(path), describe(network, measured), accuracy, by_timestep, kind, trained)
+    described = describe(network, measured)
+    tested = None if settings.bits is None or batches is None else (network, batches)
+    return Subject(str(path), described, accuracy, by_timestep, kind, trained, tested)
