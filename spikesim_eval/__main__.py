@@ -22,7 +22,14 @@ from runtime.files import check_writable, write_files
 
 from .chip import PRESETS, Chip
 from .compare import choice, compare, notes, published_ratios, tables
-from .layer_list import Subject, check_number, load_layer_list, read_json
+from .layer_list import (
+    MAX_BITS,
+    Subject,
+    check_int,
+    check_number,
+    load_layer_list,
+    read_json,
+)
 from .plots import compare_plot, svg, sweep_plot
 from .published import estimate_published
 from .render import csv_text, markdown_table
@@ -59,6 +66,8 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
     if "price" in parts:
         text = "simulate the networks on the chip and give their accuracy there"
         parser.add_argument("--on_chip", action="store_true", help=text)
+        text = "fixed-point width of a full-precision checkpoint (default 16; published: 32)"
+        parser.add_argument("--full_precision_bits", type=int, help=text)
         text = "default: a chip that could be built; published: as the published tool charges"
         add_option(parser, "preset", "default", text, choices=PRESETS)
     for option in fields(Chip):
@@ -154,9 +163,9 @@ def is_layer_list(path: str) -> bool:
     return path.lower().endswith(".json")
 
 
-def subject_of(path: str, data_path: str | None) -> Subject:
+def subject_of(path: str, args: argparse.Namespace) -> Subject:
     """A layer list where the name ends in .json, otherwise a checkpoint."""
-    return listed(path) if is_layer_list(path) else traced(path, data_path)
+    return listed(path) if is_layer_list(path) else traced(path, args)
 
 
 def listed(path: str, time_steps: int | None = None) -> Subject:
@@ -176,7 +185,7 @@ def reported(args: argparse.Namespace) -> Subject:
             raise UserError("--bits goes with --module: a checkpoint or a list has its own")
         if args.layers is not None:
             return listed(args.layers, args.time_steps)
-        return traced(args.checkpoint, args.data_path, args.time_steps)
+        return traced(args.checkpoint, args, args.time_steps)
     if args.time_steps is None or args.bits is None:
         raise UserError("--module needs --time_steps and --bits")
     from .module import trace_module
@@ -234,7 +243,7 @@ def run_report(args: argparse.Namespace) -> None:
         checkpoints.append(args.baseline)
     check_sources(args, checkpoints)
     subject = reported(args)
-    baseline = None if args.baseline is None else subject_of(args.baseline, args.data_path)
+    baseline = None if args.baseline is None else subject_of(args.baseline, args)
     subject, *baselines = simulated([x for x in (subject, baseline) if x], chip, args)
     report = build_report(subject, chip, *baselines)
     write_report(args.out, report)
@@ -248,7 +257,7 @@ def run_compare(args: argparse.Namespace) -> None:
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
-    subjects = [subject_of(path, args.data_path) for path in args.networks]
+    subjects = [subject_of(path, args) for path in args.networks]
     subjects = simulated(subjects, chip, args)
     rows, estimates = compare(subjects, chip)
     first, shown = f"baseline: {subjects[0].name}", tables(rows)
@@ -274,7 +283,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     variety = max(1, len(args.bits)) * max(1, len(args.time_steps))
     points = check_size(len(paths) * variety, axes, args.force)
     chip = Chip(**options)
-    subjects = [traced(path, args.data_path) for path in args.checkpoint]
+    subjects = [traced(path, args) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
     try:
         if args.on_chip:

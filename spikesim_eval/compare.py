@@ -18,7 +18,10 @@ from .render import QUANTITIES, RATIO_NAMES, shown
 Case = tuple[LayerList, LayerList, Chip]
 
 
-ACCURACY = "accuracy: the digital network's; what this chip's crossbars and ADCs leave of it, --on_chip says"
+ACCURACY = (
+    "accuracy: the digital network's; what crossbars and their ADCs leave of it, --on_chip says"
+)
+FULL_PRECISION = (16, 24, 32)  # fixed-point widths that stand for it
 ON_CHIP = "accuracy on the chip: simulated on the crossbars and ADCs that are priced"
 
 
@@ -100,8 +103,8 @@ def other_assumptions(
         if (bits, adc_law) != (chip.adc_bits, chip.adc_law):
             other = replace(chip, adc_bits=bits, adc_law=adc_law)
             yield f"--adc_bits {bits} --adc_law {adc_law}", (ours, baseline, other)
-    for bits in (24, 16):
-        if bits < baseline.weight_bits:
+    for bits in FULL_PRECISION:
+        if baseline.weight_bits in FULL_PRECISION and bits != baseline.weight_bits:
             yield f"baseline of {bits} bits", (ours, baseline.at(bits), chip)
 
 

@@ -142,8 +142,10 @@ def assumptions(chip: Chip) -> list[str]:
         f"{ADC_LAW[chip.adc_law]} Those of a crossbar grow with its cells.",
         "Area counts an input buffer per layer and a membrane memory for every LIF neuron, with "
         "their own bit widths (the published tool: 22 bits, membranes of five layers).",
-        "A floating-point network enters as 32-bit fixed point (weights, membranes, shortcut "
-        "inputs) on the same chip, because crossbars hold no floating-point numbers.",
+        "A full-precision checkpoint enters as fixed point of --full_precision_bits (weights, "
+        "membranes, shortcut inputs, batch norm) on the same chip with the same ADCs, because "
+        "crossbars hold no floating-point numbers: 16 bits, as ISAAC and PUMA build it, and other "
+        "widths among the assumptions.",
         "The published ratios (N-Caltech101, against floating point) are printed as information "
         "only: the published tool ignores bit widths and 2.64 x 6.19 is not 14.85, so the authors' "
         "set-up cannot be recovered from them.",
