@@ -172,10 +172,18 @@ def listed(path: str, time_steps: int | None = None) -> Subject:
     return Subject(path, load_layer_list(path).at(time_steps=time_steps))
 
 
-def traced(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
+def traced(path: str, args: argparse.Namespace, time_steps: int | None = None) -> Subject:
+    """The network of a checkpoint. One of full precision gets the width that it has on a chip."""
+    width = args.full_precision_bits
+    if width is None:
+        width = MAX_BITS if args.preset == "published" else 16
+    check_int(width, "full_precision_bits", MAX_BITS, low=2)
     from .trace import trace_checkpoint  # needs torch, and layer lists do not
 
-    return trace_checkpoint(path, data_path, time_steps)
+    subject = trace_checkpoint(path, args.data_path, time_steps)
+    if subject.network.weight_bits < MAX_BITS:
+        return subject
+    return replace(subject, network=subject.network.at(width))
 
 
 def reported(args: argparse.Namespace) -> Subject:
