@@ -108,10 +108,13 @@ def kept_bits(network: LayerList, layer: Layer) -> int:
     return sums * network.accumulator_bits(layer)
 
 
+def as_charged(network: LayerList, chip: Chip) -> LayerList:
+    """The published tool charges a stem at every timestep, also where the image stays the same."""
+    return network.always_running() if chip.costs == "published" else network
+
+
 def layer_costs(network: LayerList, chip: Chip) -> dict[str, LayerCost]:
     """What each layer takes, and when; of numbers, or of a whole grid of chips."""
-    if chip.costs == "published":
-        network = network.always_running()
     places = {layer.name: place_layer(network, layer, chip) for layer in network.layers}
     cycles = {x.name: network.outputs(x) * network.input_bits(x) for x in network.layers}
     if chip.costs == "published":
@@ -235,6 +238,7 @@ def estimate(network: LayerList, chip: Chip) -> Estimate:
         raise UserError("an ideal ADC has no price: adc_bits must be a number")
     for layer in network.layers:
         chip.check_fits(f"layer {show(layer.name)}", network.weight_bits_of(layer))
+    network = as_charged(network, chip)
     costs = layer_costs(network, chip)
     total, area_by_component = totals(network, chip, costs)
     energy = {

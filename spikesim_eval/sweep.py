@@ -15,7 +15,7 @@ from display import percent, room_for_names, short_names, text_table
 from runtime.errors import UserError
 
 from .chip import CHOICES, OPTIONS, Chip, ChipGrid, check_option
-from .estimate import layer_costs, totals
+from .estimate import as_charged, layer_costs, totals
 from .layer_list import MAX_BITS, Subject, check_int
 from .render import QUANTITIES, csv_text, shown
 
@@ -79,7 +79,7 @@ def sweep(
 
     parts = []
     for subject in subjects:
-        network = subject.network
+        network = as_charged(subject.network, chip)
         widest = max(network.weight_bits_of(layer) for layer in network.layers)
         fits = grid.slices(widest) <= grid.xbar_size
         fits = fits & (grid.xbar_size % grid.columns_per_adc == 0)
