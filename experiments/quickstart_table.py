@@ -10,6 +10,7 @@ training images. The teacher's best epoch is the one that taught.
 
 import csv
 import json
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from spikesim_eval.render import QUANTITIES, shown
 COSTS = ("energy", "delay", "area", "edap")
 FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)
     "energy_pj": ("energy, µJ", 1e-6),
-    "delay_ns": ("delay, ms", 1e-6),
+    "delay_ns": ("delay, µs", 1e-3),
     "area_um2": ("area, mm²", 1e-6),
     "edap_pj_ns_um2": ("EDAP, µJ·ms·mm²", 1e-18),
     "tops_per_watt": ("TOPS/W", 1),
@@ -109,6 +110,10 @@ def table(
         measured = distances.get(run.label)
         return None if measured is None else measured[key].mean().item()
 
+    def on_chip(run: Run) -> float | None:
+        accuracies = run.report.get("chip_accuracies")
+        return accuracies and statistics.mean(accuracies)
+
     def membrane_kl(run: Run) -> str:
         value = distance(run, "membrane_kl")
         return "-" if value is None else f"{value:.4f}"
@@ -137,6 +142,7 @@ def table(
             lambda run: f" (epoch {best_of[run.label]['epoch']})",
         ),
         *(best_epochs if for_programs else []),
+        share("accuracy on the chip", on_chip),
         row("membrane KL to teacher", membrane_kl),
         share("differing spikes", lambda run: distance(run, "differing_spikes")),
         share("spike rate", lambda run: run.metrics[run.checkpoint.epoch - 1]["spike_rate"]),
@@ -159,7 +165,7 @@ def write_table(
     title = (
         f"{settings.data}, MS-ResNet-{settings.model_depth}, width {settings.width}, "
         f"T = {settings.time_window}, seed {settings.seed}; "
-        "accuracy: the digital network's (on crossbars: `spikesim_eval nonideal`)"
+        f"the teacher on the chip: {runs[0].report['network']['weight_bits']}-bit fixed point"
     )
     teacher = (
         f"MD-SNN was taught by the teacher of its best epoch ({taught.epoch}, "
