@@ -46,6 +46,7 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
     "runs": ("runs_per_timestep", None),
     "has_lif": ("lif_behind_yes_no", None),
     "static": ("static_yes_no", None),
+    "copies": ("copies_count", "copies"),
     "crossbars": ("crossbars_count", None),
     "pes": ("pes_count", "PEs"),
     "groups": ("groups_count", "PE groups"),
@@ -78,6 +79,13 @@ ADC_OF = {
     "crossbar": "Each crossbar's columns have ADCs of their own, and each is converted.",
     "pe": "The columns that lie in line in a PE are added before they are converted.",
 }
+
+
+COPIES = [
+    "The area given is filled with copies of weights, as many of each layer as make the pipeline "
+    "fastest; copies compute pixels of a row side by side. The sensitivities are of a chip that "
+    "holds every weight once."
+]
 
 
 def assumptions(chip: Chip) -> list[str]:
@@ -162,11 +170,13 @@ def summary(network: LayerList) -> dict[str, int]:
     }
 
 
-def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) -> dict[str, Any]:
-    """The contents of report.json."""
+def build_report(
+    subject: Subject, chip: Chip, baseline: Subject | None = None, area_mm2: float | None = None
+) -> dict[str, Any]:
+    """The contents of report.json. A chip of `area_mm2` is filled with copies of weights."""
     if baseline is not None:
         check_same_classes(subject, baseline)
-    ours = estimate(subject.network, chip)
+    ours = estimate(subject.network, chip, area_mm2)
     report = {
         "name": subject.name,
         "accuracy": subject.accuracy,
@@ -185,10 +195,10 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
         "spike_rates_by_timestep": {name: list(rates) for name, rates in subject.rates.items()},
         "published": {name: constant.value for name, constant in PUBLISHED_RATIO.items()},
         "constants": constants(chip.costs == "published"),
-        "assumptions": assumptions(chip),
+        "assumptions": assumptions(chip) + COPIES * (area_mm2 is not None),
     }
     if baseline is not None:
-        theirs = estimate(baseline.network, chip)
+        theirs = estimate(baseline.network, chip, area_mm2)
         report["baseline_name"], report["baseline_accuracy"] = baseline.name, baseline.accuracy
         report["baseline_chip_accuracies"] = baseline.chip_accuracies
         report["baseline"] = theirs.total
