@@ -338,7 +338,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     print("\n".join(front_lines(columns, front)))
     if on_front and len(front) < on_front:
         print(f"{len(front)} of the front's {on_front} points, evenly; all of them: sweep.csv")
-    for line in (*cheapest_lines(columns, args.max_drop), *notes(subjects)):
+    for line in (*cheapest_lines(columns, args.max_drop), *notes(subjects, args.on_chip)):
         print(line)
     if args.bits or args.time_steps:
         print("spike rates are those of the networks as trained, at every width and T")

@@ -229,14 +229,16 @@ def cheapest_lines(columns: Mapping[str, np.ndarray], max_drop: float) -> list[s
         good = np.flatnonzero(here & (lost <= max_drop + 1e-9))
         if not here.any():
             continue
-        what = f"{network}: least EDAP within {max_drop:g} points of its own accuracy"
+        points = "point" if max_drop == 1 else "points"
+        what = f"{network}: least EDAP within {max_drop:g} {points} of its own accuracy"
         if not len(good):
             lines.append(f"{what}: on no chip (the best loses {lost[here].min():.2f} points)")
             continue
         best = good[np.argmin(columns["edap_pj_ns_um2"][good])]
-        chip = ", ".join(f"--{key} {columns[key][best]:g}" for key in AXES)
+        varied = [key for key in AXES if (columns[key] != columns[key][0]).any()]
+        chip = "".join(f" --{key} {columns[key][best]:g}" for key in varied)
         edap = shown("edap_pj_ns_um2", columns["edap_pj_ns_um2"][best])
-        lines.append(f"{what}: {edap}, {lost[best]:.2f} points lost, {chip}")
+        lines.append(f"{what}: {edap}, {lost[best]:.2f} points lost,{chip}")
     return lines
 
 
