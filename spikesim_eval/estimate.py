@@ -224,11 +224,26 @@ def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
     membrane_bits = sum(prod(shape) for shape in network.lif) * network.membrane_bits
     kept = sum(kept_bits(network, layer) for layer in network.layers)
+    streams = 0 if chip.costs == "published" else stream_bits(network)
     return area_of(tiles * chip.pe_per_tile, chip) | {
         "input_buffer": fsum(input_buffer_area(network, layer) for layer in network.layers),
         "membrane": membrane_bits * AREA_UM2["memory_bit"],
         "kept_sums": kept * AREA_UM2["memory_bit"],
+        "stream": streams * AREA_UM2["memory_bit"],
     }
+
+
+def stream_bits(network: LayerList) -> int:
+    """Memory of the residual stream, which waits for what the blocks add to it."""
+    return sum(prod(shape) for shape in network.streams) * REFERENCE["stream_bits"]
+
+
+def stream_energy(network: LayerList, chip: Chip) -> float:
+    """Of writing and reading the residual stream at every timestep, pJ."""
+    if chip.costs == "published":
+        return 0.0
+    accesses = stream_bits(network) * network.time_steps
+    return accesses * (EVENT_PJ["read"] + EVENT_PJ["write"])
 
 
 def leakage(area: Mapping[str, Value], chip: Chip) -> Value:
@@ -259,7 +274,12 @@ def totals(
         delay_ns = larger(delay_ns, cost.times.finish)
         interval_ns = larger(interval_ns, cost.times.busy)
     leakage_mw = leakage(area_by_component, chip)
-    dynamic_pj = add(value for cost in costs.values() for value in cost.energy.values())
+    dynamic_pj = add(
+        [
+            *(value for cost in costs.values() for value in cost.energy.values()),
+            stream_energy(network, chip),
+        ]
+    )
     energy_pj = dynamic_pj + leakage_mw * delay_ns
     ops = sum(network.ops(layer) for layer in network.layers)
     total = {
@@ -299,6 +319,7 @@ def estimate(network: LayerList, chip: Chip, area_mm2: float | None = None) -> E
         name: fsum(cost.energy[name] for cost in costs.values())
         for name in next(iter(costs.values())).energy
     }
+    energy["stream"] = stream_energy(network, chip)
     energy["leakage"] = total["leakage_mw"] * total["delay_ns"]
     path_of = published.critical_path if chip.costs == "published" else critical_path
     path = path_of(network, {name: cost.times for name, cost in costs.items()})

@@ -144,3 +144,18 @@ def test_an_area_too_small_for_one_copy_is_refused():
         estimate(network, Chip(), 0.5)
     with pytest.raises(UserError, match="published"):
         estimate(network, Chip(**PRESETS["published"]), 1e4)
+
+
+def test_the_residual_stream_is_kept_while_a_block_computes():
+    network = describe(network_and_images(True, 4, 4)[0])
+    sides = [9, 9, 9, 5, 5, 3, 3, 2]  # of what the eight blocks read
+    channels = [6, 6, 6, 12, 12, 24, 24, 48]
+    assert [shape[:2] for shape in network.streams] == [
+        (c, s) for c, s in zip(channels, sides, strict=True)
+    ]
+    bits = 25 * sum(c * s * s for c, s in zip(channels, sides, strict=True))
+    found = estimate(network, Chip())
+    assert found.area_by_component["stream"] == pytest.approx(bits * 0.7391)
+    expected = 4 * bits * (15.9 + 17.7) / 64
+    assert found.energy_by_component["stream"] == pytest.approx(expected)
+    assert estimate(network, Chip(**PRESETS["published"])).energy_by_component["stream"] == 0
