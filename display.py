@@ -174,9 +174,14 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "shift_add": "#EE8866",
     "batch_norm": "#BBCC33",
     "kept_sums": "#77AADD",
+    "stream": "#AAAA00",
     "leakage": "#777777",
 }
-COMPONENT_NAMES = {"adc": "ADC", "htree": "H-tree"}  # where the key is not the word
+COMPONENT_NAMES = {
+    "adc": "ADC",
+    "htree": "H-tree",
+    "stream": "residual stream",
+}  # where the key is not the word
 LINES = ("-", "--", ":", "-.")
 SHADING = "viridis"  # of matrices: equal steps for every eye, and in grey
 

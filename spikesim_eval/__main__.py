@@ -34,7 +34,16 @@ from .plots import compare_plot, svg, sweep_plot
 from .published import estimate_published
 from .render import csv_text, markdown_table
 from .report import assumptions, build_report, totals_text, write_report
-from .sweep import AXES, check_size, front_lines, shown_front, sweep, sweep_csv, variants
+from .sweep import (
+    AXES,
+    cheapest_lines,
+    check_size,
+    front_lines,
+    shown_front,
+    sweep,
+    sweep_csv,
+    variants,
+)
 
 
 def numbers(kind: type) -> Any:
@@ -122,6 +131,8 @@ def build_parser() -> Parser:
     source.add_argument("--module", help="package.module:function that returns (network, sample)")
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
+    copies = "area of the chip: filled with copies of weights that make the pipeline fastest"
+    report.add_argument("--area_mm2", type=float, help=copies)
     report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
     add_chip_options(report, "price", "simulation")
 
@@ -137,6 +148,10 @@ def build_parser() -> Parser:
     widths = "other numbers of bits too: a,b,c; layers with one of their own keep it"
     grid.add_argument("--bits", type=numbers(int), default=[], help=widths)
     grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
+    own = (
+        "points below its own accuracy that a network may lose on the cheapest chip, with --on_chip"
+    )
+    add_option(grid, "max_drop", 1.0, own, type=float)
     grid.add_argument("--force", action="store_true", help="even above a million points")
     add_chip_options(grid, "price", "simulation", lists=True)
 
@@ -246,6 +261,8 @@ def run_compat(args: argparse.Namespace) -> None:
 
 def run_report(args: argparse.Namespace) -> None:
     chip = Chip(**given(args))
+    if args.area_mm2 is not None:
+        check_number(args.area_mm2, "area_mm2", 0, 1e6)
     checkpoints = [] if args.checkpoint is None else [args.checkpoint]
     if args.baseline is not None and not is_layer_list(args.baseline):
         checkpoints.append(args.baseline)
@@ -253,7 +270,8 @@ def run_report(args: argparse.Namespace) -> None:
     subject = reported(args)
     baseline = None if args.baseline is None else subject_of(args.baseline, args)
     subject, *baselines = simulated([x for x in (subject, baseline) if x], chip, args)
-    report = build_report(subject, chip, *baselines)
+    baseline = baselines[0] if baselines else None
+    report = build_report(subject, chip, baseline, args.area_mm2)
     write_report(args.out, report)
     print(totals_text(report))
     print(f"as a page, with plots: {Path(args.out) / 'report.html'}")
@@ -288,6 +306,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     if not paths:
         raise UserError("sweep needs --checkpoint or --layers")
     check_sources(args, args.checkpoint)
+    check_number(args.max_drop, "max_drop", 0, 100)
     variety = max(1, len(args.bits)) * max(1, len(args.time_steps))
     points = check_size(len(paths) * variety, axes, args.force)
     chip = Chip(**options)
@@ -319,8 +338,8 @@ def run_sweep(args: argparse.Namespace) -> None:
     print("\n".join(front_lines(columns, front)))
     if on_front and len(front) < on_front:
         print(f"{len(front)} of the front's {on_front} points, evenly; all of them: sweep.csv")
-    for note in notes(subjects):
-        print(note)
+    for line in (*cheapest_lines(columns, args.max_drop), *notes(subjects, args.on_chip)):
+        print(line)
     if args.bits or args.time_steps:
         print("spike rates are those of the networks as trained, at every width and T")
 

@@ -97,7 +97,8 @@ class Layer:
 class LayerList:
     """All layers of a network, in any order, and what they share.
 
-    `lif` holds the (channels, height, width) of every LIF population with a membrane memory.
+    `lif` holds the (channels, height, width) of every LIF population with a membrane memory, and
+    `streams` those of every residual stream that is kept while a block computes what is added.
     Raises UserError where the layers do not form one acyclic graph of uniquely named layers.
     """
 
@@ -106,15 +107,18 @@ class LayerList:
     membrane_bits: int
     layers: tuple[Layer, ...]
     lif: tuple[tuple[int, int, int], ...]
+    streams: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         check_int(self.time_steps, "time_steps")
         check_int(self.weight_bits, "weight_bits", MAX_BITS)
         check_int(self.membrane_bits, "membrane_bits", MAX_BITS)
-        if not isinstance(self.lif, list | tuple):
-            raise UserError(f"lif must be a list of [C, H, W], got {show(self.lif)}")
-        for shape in self.lif:
-            check_sizes(shape, "an entry of lif", 3)
+        for name in ("lif", "streams"):
+            shapes = getattr(self, name)
+            if not isinstance(shapes, list | tuple):
+                raise UserError(f"{name} must be a list of [C, H, W], got {show(shapes)}")
+            for shape in shapes:
+                check_sizes(shape, f"an entry of {name}", 3)
         if not self.layers:
             raise UserError("a network needs at least one layer")
         name, count = Counter(layer.name for layer in self.layers).most_common(1)[0]
@@ -246,13 +250,15 @@ class LayerList:
     @classmethod
     def from_json(cls, data: object) -> "LayerList":
         """The network that a layer list describes; raises UserError where it is not one."""
-        check_keys(data, "the layer list", [x.name for x in fields(cls)])
-        layers, lif = data["layers"], data["lif"]
+        required = [x.name for x in fields(cls) if x.default is MISSING]
+        check_keys(data, "the layer list", required, ["streams"])
+        layers = data["layers"]
         if not isinstance(layers, list):
             raise UserError(f"layers must be a list, got {show(layers)}")
         found = tuple(Layer.from_json(entry, f"layers[{i}]") for i, entry in enumerate(layers))
-        lif = tuple(map(_tuple, lif)) if isinstance(lif, list) else lif
-        return cls(**data | {"layers": found, "lif": lif})
+        planes = {x: data[x] for x in ("lif", "streams") if x in data}
+        planes = {x: tuple(map(_tuple, y)) if isinstance(y, list) else y for x, y in planes.items()}
+        return cls(**data | planes | {"layers": found})
 
 
 def _tuple(value: object) -> object:

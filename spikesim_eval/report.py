@@ -46,6 +46,7 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
     "runs": ("runs_per_timestep", None),
     "has_lif": ("lif_behind_yes_no", None),
     "static": ("static_yes_no", None),
+    "copies": ("copies_count", "copies"),
     "crossbars": ("crossbars_count", None),
     "pes": ("pes_count", "PEs"),
     "groups": ("groups_count", "PE groups"),
@@ -80,6 +81,13 @@ ADC_OF = {
 }
 
 
+COPIES = [
+    "The area given is filled with copies of weights, as many of each layer as make the pipeline "
+    "fastest; copies compute pixels of a row side by side. The sensitivities are of a chip that "
+    "holds every weight once."
+]
+
+
 def assumptions(chip: Chip) -> list[str]:
     """What the figures rest on, one sentence each."""
     if chip.costs == "published":
@@ -109,8 +117,9 @@ def assumptions(chip: Chip) -> list[str]:
             "reads have arrived, timestep after timestep. The delay is one image's alone; frames a "
             "second and power are of image after image.",
             "A membrane is read and written at every update, in as many bits as it has; an input "
-            "is written once and read at every kernel position. The residual stream between "
-            "blocks, DRAM and the distribution of clocks are not charged.",
+            "is written once and read at every kernel position. The residual stream is kept, in "
+            "25 bits, while a block computes what is added to it, written and read at every "
+            "timestep. DRAM and the distribution of clocks are not charged.",
             "Transistors leak as an SRAM cell of the same area does; crossbars and the H-tree's "
             "wires do not leak.",
         ]
@@ -162,11 +171,13 @@ def summary(network: LayerList) -> dict[str, int]:
     }
 
 
-def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) -> dict[str, Any]:
-    """The contents of report.json."""
+def build_report(
+    subject: Subject, chip: Chip, baseline: Subject | None = None, area_mm2: float | None = None
+) -> dict[str, Any]:
+    """The contents of report.json. A chip of `area_mm2` is filled with copies of weights."""
     if baseline is not None:
         check_same_classes(subject, baseline)
-    ours = estimate(subject.network, chip)
+    ours = estimate(subject.network, chip, area_mm2)
     report = {
         "name": subject.name,
         "accuracy": subject.accuracy,
@@ -185,10 +196,10 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
         "spike_rates_by_timestep": {name: list(rates) for name, rates in subject.rates.items()},
         "published": {name: constant.value for name, constant in PUBLISHED_RATIO.items()},
         "constants": constants(chip.costs == "published"),
-        "assumptions": assumptions(chip),
+        "assumptions": assumptions(chip) + COPIES * (area_mm2 is not None),
     }
     if baseline is not None:
-        theirs = estimate(baseline.network, chip)
+        theirs = estimate(baseline.network, chip, area_mm2)
         report["baseline_name"], report["baseline_accuracy"] = baseline.name, baseline.accuracy
         report["baseline_chip_accuracies"] = baseline.chip_accuracies
         report["baseline"] = theirs.total
@@ -199,11 +210,12 @@ def build_report(subject: Subject, chip: Chip, baseline: Subject | None = None) 
 
 
 def outside_layers(ours: Estimate) -> dict[str, float]:
-    """Area that belongs to no layer, um^2: membranes, and the idle PEs of the last tile."""
+    """Area that belongs to no layer, um^2: membranes, the residual stream, and the idle PEs of the
+    last tile."""
     in_layers = fsum(row["area_um2"] for row in ours.layers)
-    membrane = ours.area_by_component["membrane"]
-    idle = max(0.0, ours.total["area_um2"] - in_layers - membrane)
-    return {"membrane": membrane, "idle_pes": idle}
+    states = {name: ours.area_by_component[name] for name in ("membrane", "stream")}
+    idle = max(0.0, ours.total["area_um2"] - in_layers - fsum(states.values()))
+    return states | {"idle_pes": idle}
 
 
 def constants(published: bool) -> list[dict[str, Any]]:
@@ -323,13 +335,11 @@ def component_section(report: Mapping[str, Any]) -> Section:
         for name, row in rows.items():
             x = part.get(name)
             row += ["", ""] if x is None else [shown(key, x), f"{100 * x / total:.1f}"]
-    membrane, idle = (
-        shown("area_um2", report["area_outside_layers"][name]) for name in ("membrane", "idle_pes")
-    )
+    outside = {key: shown("area_um2", x) for key, x in report["area_outside_layers"].items()}
     sentence = (
-        f"Of the area, {membrane} are membranes and {idle} idle PEs of the last tile; the rest "
-        "belongs to layers."
-    )
+        "Of the area, {membrane} are membranes, {stream} the residual stream and {idle_pes} idle "
+        "PEs of the last tile; the rest belongs to layers."
+    ).format_map(outside)
     header = ["component", "energy", "share, %", "area", "share, %"]
     return Section("Energy and area by component", [sentence], header, list(rows.values()))
 

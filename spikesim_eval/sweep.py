@@ -219,6 +219,29 @@ def shown_front(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return front[np.linspace(0, len(front) - 1, MOST_SHOWN).round().astype(int)]
 
 
+def cheapest_lines(columns: Mapping[str, np.ndarray], max_drop: float) -> list[str]:
+    """Of each simulated network the chip of the least EDAP on which it has no more than `max_drop`
+    points less than its own digital accuracy: iso-accuracy EDAP."""
+    lines = []
+    lost = 100 * (columns["accuracy"] - columns["chip_accuracy"])
+    for network in dict.fromkeys(columns["network"].tolist()):
+        here = (columns["network"] == network) & ~np.isnan(lost)
+        good = np.flatnonzero(here & (lost <= max_drop + 1e-9))
+        if not here.any():
+            continue
+        points = "point" if max_drop == 1 else "points"
+        what = f"{network}: least EDAP within {max_drop:g} {points} of its own accuracy"
+        if not len(good):
+            lines.append(f"{what}: on no chip (the best loses {lost[here].min():.2f} points)")
+            continue
+        best = good[np.argmin(columns["edap_pj_ns_um2"][good])]
+        varied = [key for key in AXES if (columns[key] != columns[key][0]).any()]
+        chip = "".join(f" --{key} {columns[key][best]:g}" for key in varied)
+        edap = shown("edap_pj_ns_um2", columns["edap_pj_ns_um2"][best])
+        lines.append(f"{what}: {edap}, {lost[best]:.2f} points lost,{chip}")
+    return lines
+
+
 def front_lines(columns: Mapping[str, np.ndarray], front: np.ndarray) -> list[str]:
     """A table of these points that fits a screen, numbered from 1 as in the plot, with those
     options that are not the same in the whole sweep."""
