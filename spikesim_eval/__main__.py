@@ -20,7 +20,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import PRESETS, Chip
+from .chip import OPTIONS, PRESETS, Chip
 from .compare import choice, compare, notes, published_ratios, tables
 from .layer_list import (
     MAX_BITS,
@@ -56,8 +56,8 @@ def numbers(kind: type) -> Any:
     return parse
 
 
-def adc_bits(text: str) -> int | None:
-    return None if text == "ideal" else int(text)
+def adc_bits(text: str) -> int | str | None:
+    return None if text == "ideal" else text if text == "auto" else int(text)
 
 
 def add_option(parser: Parser, name: str, default: Any, text: str, **how: Any) -> None:
@@ -93,6 +93,7 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
             how, text = {"type": numbers(type(default))}, f"{text}: one, or a,b,c"
         elif option.name == "adc_bits":
             how = {"type": adc_bits}
+            text += ", or auto: the fewest within --max_drop" if "price" in parts else ", or ideal"
         shown = f"{default:g}" if isinstance(default, float) else default
         help = f"{text} (default {shown})"
         parser.add_argument(f"--{option.name}", default=argparse.SUPPRESS, help=help, **how)
@@ -129,6 +130,8 @@ def build_parser() -> Parser:
     source.add_argument("--checkpoint", help="checkpoint of a training run")
     source.add_argument("--layers", help="layer list, see docs/layer_list.md")
     source.add_argument("--module", help="package.module:function that returns (network, sample)")
+    lost = "points of a network's accuracy that --adc_bits auto may lose"
+    add_option(report, "max_drop", 1.0, lost, type=float)
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     copies = "area of the chip, filled with the copies of weights that make the pipeline fastest"
@@ -138,7 +141,7 @@ def build_parser() -> Parser:
 
     several = add("compare", run_compare, "networks against the first")
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
-    acceptable = "points below the first that are acceptable"
+    acceptable = f"points below the first that are acceptable, and {lost}"
     add_option(several, "max_drop", 1.0, acceptable, type=float)
     add_chip_options(several, "price", "simulation")
 
@@ -216,20 +219,38 @@ def reported(args: argparse.Namespace) -> Subject:
     return trace_module(args.module, args.time_steps, args.bits)
 
 
-def simulated(subjects: Sequence[Subject], chip: Chip, args: argparse.Namespace) -> list[Subject]:
-    """The networks with their accuracies on the chip, where --on_chip asks for them."""
-    if not args.on_chip:
-        return list(subjects)
-    check_simulation(subjects, args)
-    from .nonideal import on_chip
+def chip_of(args: argparse.Namespace) -> Chip:
+    """The chip that the options say; with --adc_bits auto it has the default's until `simulated`
+    has found its own."""
+    options = given(args)
+    if options.get("adc_bits") == "auto":
+        if not args.on_chip:
+            raise UserError("--adc_bits auto simulates the networks: add --on_chip")
+        options["adc_bits"] = OPTIONS["adc_bits"].default
+    return Chip(**options)
 
+
+def simulated(
+    subjects: Sequence[Subject], chip: Chip, args: argparse.Namespace
+) -> tuple[list[Subject], Chip]:
+    """The networks with their accuracies on the chip, where --on_chip asks for them, and the chip,
+    with --adc_bits auto of the smallest ADCs that serve all of them."""
+    if not args.on_chip:
+        return list(subjects), chip
+    check_simulation(subjects, args)
+    from .nonideal import fewest_adc_bits, on_chip
+
+    draws = args.seed, args.trials
+    tested = [subject for subject in subjects if subject.tested is not None]
+    if given(args).get("adc_bits") == "auto":
+        chip = replace(chip, adc_bits=fewest_adc_bits(tested, chip, args.max_drop, *draws))
     found = []
     for subject in subjects:
         if subject.tested is not None:
-            accuracies, _ = on_chip(subject, chip, args.seed, args.trials, subject.name)
+            accuracies, _ = on_chip(subject, chip, *draws, subject.name)
             subject = replace(subject, chip_accuracies=accuracies)
         found.append(subject)
-    return found
+    return found, chip
 
 
 def check_simulation(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
@@ -260,7 +281,8 @@ def run_compat(args: argparse.Namespace) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    chip = Chip(**given(args))
+    chip = chip_of(args)
+    check_number(args.max_drop, "max_drop", 0, 100)
     if args.area_mm2 is not None:
         check_number(args.area_mm2, "area_mm2", 0, 1e6)
     checkpoints = [] if args.checkpoint is None else [args.checkpoint]
@@ -269,7 +291,7 @@ def run_report(args: argparse.Namespace) -> None:
     check_sources(args, checkpoints)
     subject = reported(args)
     baseline = None if args.baseline is None else subject_of(args.baseline, args)
-    subject, *baselines = simulated([x for x in (subject, baseline) if x], chip, args)
+    (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
     baseline = baselines[0] if baselines else None
     report = build_report(subject, chip, baseline, args.area_mm2)
     write_report(args.out, report)
@@ -278,13 +300,13 @@ def run_report(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    chip = Chip(**given(args))
+    chip = chip_of(args)
     check_number(args.max_drop, "max_drop", 0, 100)
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
     subjects = [subject_of(path, args) for path in args.networks]
-    subjects = simulated(subjects, chip, args)
+    subjects, chip = simulated(subjects, chip, args)
     rows, estimates = compare(subjects, chip)
     first, shown = f"baseline: {subjects[0].name}", tables(rows)
     lines = [*notes(subjects), choice(rows, args.max_drop), published_ratios()]

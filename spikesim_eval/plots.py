@@ -29,7 +29,7 @@ from display import (
 )
 
 from .estimate import Estimate
-from .render import QUANTITIES, unit_of
+from .render import QUANTITIES, RATIO_NAMES, unit_of
 
 # The same report is the same file, and its text stays text: the browser has the fonts, so that
 # matplotlib need not say which of them it lacks.
@@ -58,6 +58,8 @@ def report_plots(report: Mapping[str, Any]) -> dict[str, str]:
         "Area by layer": stacked(report["layers"], "area_by_component"),
         "Critical path": timeline(report["layers"]),
     }
+    if "sensitivity" in report:
+        plots["Sensitivity"] = swings(report["sensitivity"], report["published"])
     if report["spike_rates_by_timestep"]:
         plots["Spike rate by layer and timestep"] = spike_rates(report["spike_rates_by_timestep"])
     return {heading: svg(figure) for heading, figure in plots.items()}
@@ -128,6 +130,26 @@ def timeline(layers: Sequence[Mapping[str, Any]]) -> Figure:
     panel.invert_yaxis()
     panel.set_xlabel(f"time, {unit}")
     legend_beside(panel)
+    return figure
+
+
+def swings(rows: Sequence[Mapping[str, Any]], published: Mapping[str, float]) -> Figure:
+    """What each assumption changed alone does to the paper's ratios, from where they are as
+    assumed (the first row); dashed: the published ones."""
+    figure, panels = new_figure(WIDTH, 1.2 + 0.24 * len(rows), columns=len(published), sharey=True)
+    assumed, *changed = rows
+    for panel, (name, value) in zip(panels, published.items(), strict=True):
+        at = assumed["ratio"][name]
+        ends = [row["ratio"][name] for row in changed]
+        colours = [CRITICAL if end > at else BESIDE_IT for end in ends]
+        widths = [end - at for end in ends]
+        panel.barh(range(len(ends)), widths, left=at, color=colours)
+        panel.axvline(at, color="black", linewidth=0.8)
+        panel.axvline(value, color="black", linewidth=0.8, linestyle="--")
+        panel.set(xscale="log", xlabel=f"{RATIO_NAMES[name]}, times better")
+        log_ticks(panel.xaxis, min(*ends, at, value), max(*ends, at, value))
+    label_ticks(panels[0].yaxis, [row["change"] for row in changed], fontsize=8)
+    panels[0].invert_yaxis()
     return figure
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import QuanMSResNet
+from models.integer_network import IntegerNetwork
 from runtime.errors import UserError
 from spikesim_eval.chip import PRESETS, Chip
 from spikesim_eval.constants import EVENT_PJ
@@ -159,3 +160,32 @@ def test_the_residual_stream_is_kept_while_a_block_computes():
     expected = 4 * bits * (15.9 + 17.7) / 64
     assert found.energy_by_component["stream"] == pytest.approx(expected)
     assert estimate(network, Chip(**PRESETS["published"])).energy_by_component["stream"] == 0
+
+
+class Instrumented(IntegerNetwork):
+    """Counts what it does to membranes, sums and image."""
+
+    membranes = sums = 0
+
+    def _lif(self, lif, current, spikes):
+        self.membranes += current.numel()
+        return super()._lif(lif, current, spikes)
+
+    def _batch_norm(self, bn, accumulator):
+        self.sums += accumulator.numel()
+        return super()._batch_norm(bn, accumulator)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_memory_is_accessed_as_often_as_the_integer_network_does(static):
+    network, images = network_and_images(static, 4, 3)
+    integers, description = Instrumented(network), describe(network)
+    integers(images)
+    energy = estimate(description, Chip()).energy_by_component
+    a_membrane = 4 * (EVENT_PJ["read"] + EVENT_PJ["write"])
+    assert energy["membrane"] == pytest.approx(integers.membranes / IMAGES * a_membrane)
+    assert energy["neuron"] == pytest.approx(integers.membranes / IMAGES * EVENT_PJ["neuron"])
+    normalized = sum(
+        layer.out_channels * description.outputs(layer) for layer in description.layers[:-1]
+    )
+    assert normalized == integers.sums / IMAGES
