@@ -89,6 +89,11 @@ def find_runs(folder: Path) -> list[Run]:
     return runs
 
 
+def chip_bits(runs: list[Run]) -> int:
+    """With how many bits the teacher stands in the reports."""
+    return runs[0].report["network"]["weight_bits"]
+
+
 def table(
     runs: list[Run], distances: dict[str, dict[str, Tensor]], for_programs: bool = False
 ) -> list[list[str]]:
@@ -165,7 +170,7 @@ def write_table(
     title = (
         f"{settings.data}, MS-ResNet-{settings.model_depth}, width {settings.width}, "
         f"T = {settings.time_window}, seed {settings.seed}; "
-        f"the teacher on the chip: {runs[0].report['network']['weight_bits']}-bit fixed point"
+        f"the teacher on the chip: {chip_bits(runs)}-bit fixed point"
     )
     teacher = (
         f"MD-SNN was taught by the teacher of its best epoch ({taught.epoch}, "
@@ -204,7 +209,8 @@ def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -
     middle.set_ylim(bottom=0)
     right.margins(x=0.12)  # for the numbers beside the bars
     right.axvline(1, color=runs[0].style["color"], linestyle="--", linewidth=1)
-    right.set(xlabel="times better than the teacher (dashed)", title="SpikeSim estimate")
+    dashed = f"times better than the teacher of {chip_bits(runs)} bits (dashed)"
+    right.set(xlabel=dashed, title="SpikeSim estimate")
     right.set_yticks(range(len(COSTS)), [*COSTS[:-1], "EDAP"])
     right.invert_yaxis()
     for axis in (left.xaxis, middle.xaxis):

@@ -88,9 +88,7 @@ class Chip:
         8, "PEs of a tile", (1, 1024), "a tile's buffer costs the same however many it has", **PRICE
     )
     adc_bits: int | None = option(  # None: an ideal ADC, which neither rounds nor clips
-        5,
-        "bits of an ADC (nonideal: or ideal)",
-        *((1, 16), "the figures are those of a 4-bit ADC, scaled"),
+        5, "bits of an ADC", (1, 16), "the figures are those of a 4-bit ADC, scaled"
     )
     adc_of: str = choice(
         "an ADC reads a column of one crossbar, or the sum of the columns in line in a PE",
