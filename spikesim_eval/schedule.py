@@ -14,8 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from runtime.errors import UserError
+
 from .chip import Value
-from .layer_list import Layer, LayerList, stride_and_padding
+from .layer_list import Layer, LayerList, show, stride_and_padding
+
+MOST_ROWS = 10**7  # of a layer over all timesteps
 
 
 class Times(NamedTuple):
@@ -60,10 +64,19 @@ def arrived(layer: Layer, steps: int, before: Layer, steps_before: int) -> np.nd
 
 
 def schedule(network: LayerList, row_times: Mapping[str, Value]) -> dict[str, Times]:
-    """When every layer runs whose rows take so long, each a number or arrays of one shape."""
+    """When every layer runs whose rows take so long, each a number or arrays of one shape.
+
+    Raises UserError where a layer has more rows than anyone means.
+    """
     times: dict[str, Times] = {}
     for layer in network.in_order():
         count = network.time_steps_of(layer) * rows_of(layer)
+        if count > MOST_ROWS:
+            raise UserError(
+                f"layer {show(layer.name)} has {count} rows of outputs over all timesteps, more "
+                f"than the {MOST_ROWS} that a pipeline is computed for (--costs published has no "
+                "limit)"
+            )
         row_time = np.asarray(row_times[layer.name], dtype=np.float64)[..., None]
         ready = np.zeros(count)
         for name, index in waited_for(network, layer):
