@@ -20,7 +20,7 @@ from . import published
 from .chip import Chip, Placement, Value, ceil_div, larger, place_layer
 from .constants import AREA_UM2, EVENT_PJ, LEAKAGE_MW, REFERENCE
 from .layer_list import Layer, LayerList, show
-from .schedule import Times, critical_path, schedule
+from .schedule import Times, check_rows, critical_path, schedule
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class LayerCost:
     placement: Placement
     cycles: Value  # of a PE, in one inference
     energy: dict[str, Value]  # pJ by component
-    times: Times  # ns
+    times: Times  # clocks
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,10 @@ def layer_costs(network: LayerList, chip: Chip) -> dict[str, LayerCost]:
     cycles = {x.name: network.outputs(x) * network.input_bits(x) for x in network.layers}
     if chip.costs == "published":
         energies = published.energies(network, places, cycles, chip)
-        times = published.times(network, cycles, chip)
+        times = published.times(network, cycles)
         return {x: LayerCost(places[x], cycles[x], energies[x], times[x]) for x in places}
-    row_ns, energies = {}, {}
+    check_rows(network)
+    row_clocks, energies = {}, {}
     for layer in network.layers:
         name, placement = layer.name, places[layer.name]
         per_cycle = cycle_energy(network, layer, placement, chip)
@@ -131,8 +132,8 @@ def layer_costs(network: LayerList, chip: Chip) -> dict[str, LayerCost]:
         # behind a clock in which the currents settle.
         clocks = 1 + placement.turns * chip.adc_bits
         bits_of_row = layer.out_size[1] * network.input_bits(layer)
-        row_ns[name] = bits_of_row * clocks * 1000 / chip.clk_mhz
-    times = schedule(network, row_ns)
+        row_clocks[name] = bits_of_row * clocks
+    times = schedule(network, row_clocks)
     return {x: LayerCost(places[x], cycles[x], energies[x], times[x]) for x in places}
 
 
@@ -203,10 +204,11 @@ def totals(
     tiles = ceil_div(pes, chip.pe_per_tile)
     area_by_component = chip_area(network, tiles, chip)
     area_um2 = add(area_by_component.values())
-    delay_ns = interval_ns = 0.0
+    delay = interval = 0.0
     for cost in costs.values():
-        delay_ns = larger(delay_ns, cost.times.finish)
-        interval_ns = larger(interval_ns, cost.times.busy)
+        delay = larger(delay, cost.times.finish)
+        interval = larger(interval, cost.times.busy)
+    delay_ns, interval_ns = delay * chip.clock_ns, interval * chip.clock_ns
     leakage_mw = leakage(area_by_component, chip)
     dynamic_pj = add(value for cost in costs.values() for value in cost.energy.values())
     energy_pj = dynamic_pj + leakage_mw * delay_ns
@@ -289,10 +291,10 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
         "energy_by_component": cost.energy,
         "area_um2": fsum(area.values()),
         "area_by_component": area,
-        "start_ns": cost.times.start,
-        "delay_ns": cost.times.finish - cost.times.start,
-        "finish_ns": cost.times.finish,
-        "busy_ns": cost.times.busy,
+        "start_ns": cost.times.start * chip.clock_ns,
+        "delay_ns": (cost.times.finish - cost.times.start) * chip.clock_ns,
+        "finish_ns": cost.times.finish * chip.clock_ns,
+        "busy_ns": cost.times.busy * chip.clock_ns,
     }
 
 
