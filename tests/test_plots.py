@@ -13,14 +13,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from display import COLOURS, COMPONENT_COLOURS, component_name, engineering
+from display import COLOURS, COMPONENT_COLOURS, component_name, engineering, text_table
 from spikesim_eval import plots
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject
 from spikesim_eval.report import build_report, totals_text
-from spikesim_eval.sweep import MOST_SHOWN, front_lines, pareto_front, shown_front, sweep
+from spikesim_eval.sweep import MOST_SHOWN, front_table, pareto_front, shown_front, sweep
 from test_reports import network
 from test_spikesim import as_json, full_precision
 
@@ -253,7 +253,8 @@ def test_of_a_long_front_so_many_points_are_shown_as_a_screen_holds(cloud):
     assert cloud["pareto"][front].all()
     on_front = np.flatnonzero(cloud["pareto"] & (cloud["network"] == "runs/a/qamd-best.pth"))
     assert front[0] == on_front[cloud["area_um2"][on_front].argmin()]
-    lines = front_lines(cloud, front)
+    table, _ = front_table(cloud, front)
+    lines = text_table(*table)
     assert len(lines) == 1 + MOST_SHOWN
     assert max(map(len, lines)) <= 100
     assert {line.split()[-1] for line in lines[1:]} == {"a/qamd-best", "b/qamd-best"}
