@@ -63,9 +63,9 @@ def nonideal_speed(rounds: int, width: int) -> None:
     description = describe(network)
     functions = {"digital": lambda: evaluate(network, batches, CPU)}
     for columns in ("differential", "offset"):
-        chip = Chip(adc_bits=4, columns=columns, sigma=0.1, on_off_ratio=10)
+        chip = Chip(columns=columns, sigma=0.1, on_off_ratio=10)
         placed, _ = on_crossbars(network, description, chip, seed=0)
-        label = f"{columns} columns, 4-bit ADC"
+        label = f"{columns} columns, 5-bit ADC"
         functions[label] = lambda placed=placed: evaluate(placed, batches, CPU)
     times, _ = in_turn(functions, rounds, CPU)
     digital, *others = (quartiles(times[name])[1] for name in functions)

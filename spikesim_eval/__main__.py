@@ -32,13 +32,14 @@ from .layer_list import (
 )
 from .plots import compare_plot, svg, sweep_plot
 from .published import estimate_published
-from .render import csv_text, markdown_table
+from .render import Section, csv_text, markdown, page
 from .report import assumptions, build_report, totals_text, write_report
 from .sweep import (
     AXES,
     cheapest_lines,
     check_size,
-    front_lines,
+    front_table,
+    front_text,
     shown_front,
     sweep,
     sweep_csv,
@@ -308,16 +309,21 @@ def run_compare(args: argparse.Namespace) -> None:
     subjects = [subject_of(path, args) for path in args.networks]
     subjects, chip = simulated(subjects, chip, args)
     rows, estimates = compare(subjects, chip)
-    first, shown = f"baseline: {subjects[0].name}", tables(rows)
+    first, (figures, better) = f"baseline: {subjects[0].name}", tables(rows)
     lines = [*notes(subjects), choice(rows, args.max_drop), published_ratios()]
-    as_markdown = ["\n".join(markdown_table(*table)) for table in shown]
-    sentences = "\n".join(f"- {sentence}" for sentence in assumptions(chip))
-    text = "\n\n".join([first, *as_markdown, *(f"{line}." for line in lines), sentences]) + "\n"
-    as_csv = csv_text(rows[0], (row.values() for row in rows))
-    names = short_names([subject.name for subject in subjects])
-    pictures = picture_files(compare_plot(names, estimates), "compare")
-    write_files(args.out, {"compare.csv": as_csv, "compare.md": text} | pictures)
-    as_text = [line for table in shown for line in ["", *text_table(*table)]]
+    sections = [
+        Section(first, [f"{line}." for line in lines], *figures),
+        Section("Times better than the baseline", [], *better),
+        Section("Assumptions", assumptions(chip)),
+    ]
+    figure = compare_plot(short_names([subject.name for subject in subjects]), estimates)
+    contents = {
+        "compare.csv": csv_text(rows[0], (row.values() for row in rows)),
+        "compare.md": markdown("Comparison", sections),
+        "compare.html": page("Comparison", sections, {"By component": svg(figure)}),
+    }
+    write_files(args.out, contents | picture_files(figure, "compare"))
+    as_text = [line for table in (figures, better) for line in ["", *text_table(*table)]]
     print("\n".join([first, *as_text, "", *lines]))
 
 
@@ -334,40 +340,32 @@ def run_sweep(args: argparse.Namespace) -> None:
     chip = Chip(**options)
     subjects = [traced(path, args) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
+    draws = None
+    if args.on_chip:
+        check_simulation(subjects, args)
+        draws = args.seed, args.trials
     try:
-        if args.on_chip:
-            check_simulation(subjects, args)
-            draws = args.seed, args.trials
-        else:
-            draws = None
         columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes, draws)
         front = shown_front(columns)
         figure = sweep_plot(columns, front, {subject.name: subject.kind for subject in subjects})
-        contents = {"sweep.csv": sweep_csv(columns), "sweep.svg": svg(figure)}
-        contents |= picture_files(figure, "sweep")
+        pictures = {"sweep.svg": svg(figure)} | picture_files(figure, "sweep")
+        contents = {"sweep.csv": sweep_csv(columns)} | pictures
     except MemoryError:
         raise UserError("the grid does not fit into memory: leave values out") from None
-    write_files(args.out, contents)
-    total, on_front = len(columns["pareto"]), columns["pareto"].sum()
-    counted = "1 point" if total == 1 else f"{total} points"
-    if on_front:
-        print(f"{counted}, {on_front} on the Pareto front of EDP, area and accuracy on the chip")
-    else:
-        print(f"{counted}, no Pareto front: the accuracy on these chips is not known (--on_chip)")
-        print("the least EDAP of each network and ADC resolution:")
-    if total < points:
-        print(f"{points - total} points left out: a weight has more cells than a crossbar row")
-    print("\n".join(front_lines(columns, front)))
-    if on_front and len(front) < on_front:
-        print(f"{len(front)} of the front's {on_front} points, evenly; all of them: sweep.csv")
-    for line in (*cheapest_lines(columns, args.max_drop), *notes(subjects, args.on_chip)):
-        print(line)
+    first = front_text(columns, points)
+    last = [*cheapest_lines(columns, args.max_drop), *notes(subjects, args.on_chip)]
     if args.bits or args.time_steps:
-        print("spike rates are those of the networks as trained, at every width and T")
+        last.append("spike rates are those of the networks as trained, at every width and T")
+    table, names = front_table(columns, front)
+    section = Section("Chips", [*first, *names, *last], *table)
+    sections = [section, Section("Assumptions", assumptions(chip))]
+    contents["sweep.html"] = page("Sweep", sections, {"All points": pictures["sweep.svg"]})
+    write_files(args.out, contents)
+    print("\n".join([*first, *text_table(*table), *names, *last]))
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
-    from .nonideal import nonideal_report, nonideal_text
+    from .nonideal import nonideal_lines, nonideal_report
 
     report = nonideal_report(
         *(args.checkpoint, args.data_path, Chip(**given(args))),
@@ -378,8 +376,11 @@ def run_nonideal(args: argparse.Namespace) -> None:
         "nonideal.json": json.dumps(report, indent=2) + "\n",
         "nonideal.csv": csv_text(rows[0], (row.values() for row in rows)),
     }
-    write_files(args.out, contents)
-    print(nonideal_text(report))
+    lines = nonideal_lines(report)
+    layers = Section("Layers", [], list(rows[0]), [list(row.values()) for row in rows])
+    sections = [Section(report["checkpoint"], lines), layers]
+    write_files(args.out, contents | {"nonideal.html": page("On crossbars", sections, {})})
+    print("\n".join(lines))
 
 
 def work(argv: list[str] | None) -> None:

@@ -183,6 +183,10 @@ class Chip:
         return self.adcs * (self.crossbars_per_pe if self.adc_of == "crossbar" else 1)
 
     @property
+    def clock_ns(self) -> Value:
+        return 1000 / self.clk_mhz
+
+    @property
     def crossbar_scale(self) -> Value:
         """Cells of a crossbar, relative to the 64 x 64 one the published figures belong to."""
         return (self.xbar_size / REFERENCE["reference_side"]) ** 2

@@ -25,7 +25,7 @@ from torch import Tensor
 from .chip import Chip, place_layer
 from .layer_list import Layer, LayerList
 
-LARGEST_WORKSPACE = 2**25  # partial sums held at once
+LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
 
 
 def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:

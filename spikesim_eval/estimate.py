@@ -21,7 +21,7 @@ from . import published
 from .chip import Chip, Placement, Value, ceil_div, larger, place_layer
 from .constants import AREA_UM2, EVENT_PJ, LEAKAGE_MW, REFERENCE
 from .layer_list import Layer, LayerList, show
-from .schedule import Times, critical_path, rows_of, schedule
+from .schedule import Times, check_rows, critical_path, rows_of, schedule
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LayerCost:
     copies: int
     cycles: Value  # of a PE, in one inference
     energy: dict[str, Value]  # pJ by component
-    times: Times  # ns
+    times: Times  # clocks
 
 
 @dataclass(frozen=True)
@@ -125,25 +125,26 @@ def layer_costs(
     cycles = {x.name: network.outputs(x) * network.input_bits(x) for x in network.layers}
     if chip.costs == "published":
         energies = published.energies(network, places, cycles, chip)
-        times = published.times(network, cycles, chip)
+        times = published.times(network, cycles)
         return {x: LayerCost(places[x], 1, cycles[x], energies[x], times[x]) for x in places}
-    row_ns, energies = {}, {}
+    check_rows(network)
+    row_clocks, energies = {}, {}
     for layer in network.layers:
         name, placement = layer.name, places[layer.name]
         per_cycle = cycle_energy(network, layer, placement, chip)
         energies[name] = {component: cycles[name] * pj for component, pj in per_cycle.items()}
         energies[name] |= state_energy(network, layer)
         in_turn = ceil_div(layer.out_size[1], copies[name])
-        row_ns[name] = in_turn * pixel_time(network, layer, placement, chip)
-    times = schedule(network, row_ns)
+        row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip)
+    times = schedule(network, row_clocks)
     return {x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x]) for x in places}
 
 
-def pixel_time(network: LayerList, layer: Layer, placement: Placement, chip: Chip) -> Value:
-    """Of all input bits of one output pixel, ns. An ADC reads its columns one after the other, a
+def pixel_clocks(network: LayerList, layer: Layer, placement: Placement, chip: Chip) -> Value:
+    """Of all input bits of one output pixel. An ADC reads its columns one after the other, a
     bit a clock (successive approximation), behind a clock in which the currents settle."""
     clocks = 1 + placement.turns * chip.adc_bits
-    return network.input_bits(layer) * clocks * 1000 / chip.clk_mhz
+    return network.input_bits(layer) * clocks
 
 
 def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, int]:
@@ -161,7 +162,7 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
     busy = {  # of one copy, with a pixel of a row after the other
         layer.name: network.time_steps_of(layer)
         * rows_of(layer)
-        * pixel_time(network, layer, places[layer.name], chip)
+        * pixel_clocks(network, layer, places[layer.name], chip)
         for layer in network.layers
     }
     widths = {layer.name: layer.out_size[1] for layer in network.layers}
@@ -269,10 +270,11 @@ def totals(
     tiles = ceil_div(pes, chip.pe_per_tile)
     area_by_component = chip_area(network, tiles, chip)
     area_um2 = add(area_by_component.values())
-    delay_ns = interval_ns = 0.0
+    delay = interval = 0.0
     for cost in costs.values():
-        delay_ns = larger(delay_ns, cost.times.finish)
-        interval_ns = larger(interval_ns, cost.times.busy)
+        delay = larger(delay, cost.times.finish)
+        interval = larger(interval, cost.times.busy)
+    delay_ns, interval_ns = delay * chip.clock_ns, interval * chip.clock_ns
     leakage_mw = leakage(area_by_component, chip)
     dynamic_pj = add(
         [
@@ -366,10 +368,10 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
         "energy_by_component": cost.energy,
         "area_um2": fsum(area.values()),
         "area_by_component": area,
-        "start_ns": cost.times.start,
-        "delay_ns": cost.times.finish - cost.times.start,
-        "finish_ns": cost.times.finish,
-        "busy_ns": cost.times.busy,
+        "start_ns": cost.times.start * chip.clock_ns,
+        "delay_ns": (cost.times.finish - cost.times.start) * chip.clock_ns,
+        "finish_ns": cost.times.finish * chip.clock_ns,
+        "busy_ns": cost.times.busy * chip.clock_ns,
     }
 
 

@@ -175,15 +175,11 @@ class LayerList:
 
         Stride and padding are worked out of the sizes (see `stride_and_padding`).
         """
-        per_side = 1
-        for size, outputs in zip(layer.in_size, layer.out_size, strict=True):
-            if layer.linear:
-                continue
-            stride, padding = stride_and_padding(size, outputs, layer.kernel)
-            first = range(-padding, outputs * stride - padding, stride)
-            reads = (min(x + layer.kernel, size) - max(x, 0) for x in first)
-            per_side *= sum(max(0, read) for read in reads)
-        return per_side * self.time_steps_of(layer) * layer.runs
+        reads = 1
+        if not layer.linear:
+            sides = zip(layer.in_size, layer.out_size, strict=True)
+            reads = prod(reads_along(size, outputs, layer.kernel) for size, outputs in sides)
+        return reads * self.time_steps_of(layer) * layer.runs
 
     def updates(self, layer: Layer) -> int:
         """Membranes updated with the layer's sums in one inference, all timesteps together."""
@@ -291,6 +287,26 @@ def stride_and_padding(size: int, outputs: int, kernel: int) -> tuple[int, int]:
     """Of a convolution along one side, worked out of its sizes, as if the padding lay evenly."""
     stride = max(1, round(size / outputs))
     return stride, -(-max(0, (outputs - 1) * stride + kernel - size) // 2)
+
+
+def reads_along(size: int, outputs: int, kernel: int) -> int:
+    """How many pixels a kernel reads along one side of the plane, over all outputs: of output y
+    those from y·stride - padding on, `kernel` of them, less what lies outside."""
+    stride, padding = stride_and_padding(size, outputs, kernel)
+
+    def starts(below: int) -> int:
+        """Sum of y·stride - padding over the outputs before this one."""
+        return stride * below * (below - 1) // 2 - padding * below
+
+    def first(start: int) -> int:
+        """The first output that starts to read at this pixel or behind it."""
+        return min(outputs, max(0, -(-(start + padding) // stride)))
+
+    # Σ min(start + kernel, size) - Σ max(start, 0) over the outputs that read any pixel
+    begin, end = first(1 - kernel), first(size)
+    whole, inside = max(begin, first(size - kernel + 1)), max(begin, first(0))
+    ends = starts(whole) - starts(begin) + (whole - begin) * kernel + (end - whole) * size
+    return ends - (starts(end) - starts(inside))
 
 
 # Files.

@@ -192,8 +192,8 @@ def layer_row(name: str, runs: Sequence[CrossbarLayer], needed: CrossbarLayer) -
     }
 
 
-def nonideal_text(report: dict[str, Any]) -> str:
-    """For the terminal."""
+def nonideal_lines(report: dict[str, Any]) -> list[str]:
+    """What a person is told."""
     lost = 100 * (report["digital_accuracy"] - report["accuracy_mean"])
     lines = [
         f"digital accuracy {percent(report['digital_accuracy'], 2)}; on crossbars "
@@ -221,4 +221,4 @@ def nonideal_text(report: dict[str, Any]) -> str:
             "an ADC that clips none of the digital network's sums: --adc_bits "
             f"{report['unclipped_adc_bits']} --adc_range unit"
         )
-    return "\n".join(lines)
+    return lines

@@ -146,13 +146,12 @@ def energies(
     return found
 
 
-def times(network: LayerList, cycles: Mapping[str, int], chip: Chip) -> dict[str, Times]:
-    """When each layer runs, ns: one output channel of a pixel in a PE cycle, and it starts as soon
-    as every layer it waits for is 75 % done."""
+def times(network: LayerList, cycles: Mapping[str, int]) -> dict[str, Times]:
+    """When each layer runs, in clocks: one output channel of a pixel in a PE cycle; it starts as
+    soon as every layer it waits for is 75 % done."""
     found: dict[str, Times] = {}
     for layer in network.in_order():
-        clocks = layer.out_channels * cycles[layer.name] * REFERENCE["clocks_per_cycle"]
-        delay = clocks * 1000 / chip.clk_mhz
+        delay = layer.out_channels * cycles[layer.name] * REFERENCE["clocks_per_cycle"]
         start: Value = 0.0 * delay
         for name in layer.after:
             start = larger(start, found[name].start + REFERENCE["overlap"] * found[name].busy)

@@ -14,8 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from runtime.errors import UserError
+
 from .chip import Value
-from .layer_list import Layer, LayerList, stride_and_padding
+from .layer_list import Layer, LayerList, show, stride_and_padding
+
+MOST_ROWS = 2**20  # of pixels in an inference: the schedule holds a number for each
 
 
 class Times(NamedTuple):
@@ -45,10 +49,10 @@ def arrived(layer: Layer, steps: int, before: Layer, steps_before: int) -> np.nd
     """For each row of a layer, over all timesteps, the last row of a layer before it that must be
     done, (steps · rows,).
 
-    A layer that runs once waits for all timesteps; one that runs at each finds what ran once.
+    A linear layer reads spike counts: it waits for all timesteps. What ran once is there at each.
     """
     rows = rows_of(before)
-    if steps == 1:
+    if layer.linear:
         return np.full(rows_of(layer), steps_before * rows - 1)
     if layer.runs == before.runs == 1:
         share = (needed_rows(layer) + 1) / layer.in_size[0]  # of the plane; pooling lies between
@@ -57,6 +61,17 @@ def arrived(layer: Layer, steps: int, before: Layer, steps_before: int) -> np.nd
     of_step = np.ceil(share * rows - 1e-9).astype(int) - 1
     step = np.minimum(np.arange(steps), steps_before - 1)
     return (step[:, None] * rows + of_step).ravel()
+
+
+def check_rows(network: LayerList) -> None:
+    """Raise UserError for a layer of more pixels along a side than can be scheduled."""
+    for layer in network.layers:
+        rows = network.time_steps_of(layer) * max(layer.out_size) * layer.runs
+        if rows > MOST_ROWS:
+            raise UserError(
+                f"layer {show(layer.name)} has {rows} rows of pixels in an inference, more than "
+                f"the {MOST_ROWS} that are scheduled (--costs published has no schedule)"
+            )
 
 
 def schedule(network: LayerList, row_times: Mapping[str, Value]) -> dict[str, Times]:

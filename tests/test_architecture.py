@@ -30,7 +30,7 @@ def imported(file: Path) -> set[str]:
     for node in ast.walk(ast.parse((REPOSITORY / file).read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not node.level:  # else of its own room
             names.add(node.module.partition(".")[0])
     return names
 

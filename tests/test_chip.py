@@ -74,12 +74,18 @@ def placed(layer: Layer, in_row: int, chip: Chip) -> tuple[int, int]:
     return min(whole[0], arrays * block[0]), min(whole[1], arrays * block[1])
 
 
-def inside(size: int, outputs: int, kernel: int) -> int:
-    """Positions of a kernel along a side that lie in the plane, over all outputs."""
+def geometry(size: int, outputs: int, kernel: int) -> tuple[int, int]:
+    """(stride, padding in front) along a side."""
     stride = max(1, round(size / outputs))
     padding = 0
     while 2 * padding < (outputs - 1) * stride + kernel - size:
         padding += 1
+    return stride, padding
+
+
+def inside(size: int, outputs: int, kernel: int) -> int:
+    """Positions of a kernel along a side that lie in the plane, over all outputs."""
+    stride, padding = geometry(size, outputs, kernel)
     return sum(
         0 <= output * stride - padding + offset < size
         for output in range(outputs)
@@ -87,33 +93,80 @@ def inside(size: int, outputs: int, kernel: int) -> int:
     )
 
 
-def counted_energy(network, layer, chip, row, cells, stack, columns) -> float:
+def counted_energy(network, layer, chip, row, stack, columns) -> float:
     """Energy of a layer of which what happens is counted."""
-    rows = layer.in_channels // layer.groups * layer.kernel**2
+    differential = chip.columns == "differential"
+    fan_in = layer.in_channels // layer.groups * layer.kernel**2
     rate = 1 if layer.spike_rate is None else layer.spike_rate
     adc = 2.0 ** (chip.adc_bits - 4) if chip.adc_law == "doubling" else chip.adc_bits / 4
-    in_pes = filled(stack, chip.crossbars_per_pe)
-    conversions = columns * (stack if chip.adc_of == "crossbar" else in_pes)
-    sides = zip(layer.in_size, layer.out_size, strict=True)
-    positions = 1 if layer.linear else prod(inside(*side, layer.kernel) for side in sides)
-    steps = 1 if layer.linear else network.time_steps
+    in_line = filled(stack, chip.crossbars_per_pe)
+    conversions = columns * (stack if chip.adc_of == "crossbar" else in_line)
+    once = layer.linear or layer.static
     bit, accumulator = 0.03 / 8 * 1.99, row["accumulator_bits"]
     read, write = 15.9 / 64, 17.7 / 64
-    driven = layer.in_channels // layer.groups * positions * layer.runs * steps * row["input_bits"]
-    energy = driven * rate * columns * 1.76423 / 512
-    energy += row["cycles"] * (
-        conversions * (2.03084 * adc + 0.094245 + 0.025 + accumulator * bit)
-        + in_pes * (2 if chip.columns == "differential" else 1) * layer.out_channels * 2.455
-        + row["groups"] * 4.64
-        + rows * layer.groups * 8.23 / 64
-    )
-    plane = layer.in_channels * layer.in_size[0] * layer.in_size[1]
-    energy += plane * layer.runs * steps * row["input_bits"] * write
-    pixels = layer.out_size[0] * layer.out_size[1] * layer.runs * network.time_steps
-    if row["has_lif"]:
-        neuron = 5.096 / 64 + network.membrane_bits * (read + write)
-        energy += layer.out_channels * pixels * neuron
+
+    sides = zip(layer.in_size, layer.out_size, strict=True)
+    positions = 1 if layer.linear else prod(inside(*side, layer.kernel) for side in sides)
+    pixels = layer.out_size[0] * layer.out_size[1] * layer.runs
+    values_in = layer.in_channels * layer.in_size[0] * layer.in_size[1] * layer.runs
+    energy = 0.0
+    for _ in range(1 if once else network.time_steps):
+        for _ in range(row["input_bits"]):
+            driven = layer.in_channels // layer.groups * positions * layer.runs * rate
+            energy += driven * columns * 1.76423 / 512
+            energy += pixels * conversions * (2.03084 * adc + 0.094245 + 0.025 + accumulator * bit)
+            energy += pixels * in_line * (1 + differential) * layer.out_channels * 19.64 / 8
+            energy += pixels * row["groups"] * 4.64
+            energy += pixels * fan_in * layer.groups * 8.23 / 64
+            energy += values_in * write
+        if layer.bn_bits is not None:
+            product = layer.bn_bits * accumulator * 0.2 / 64 * 1.99
+            sums = pixels * layer.out_channels
+            energy += sums * (product + (layer.bn_bits + accumulator) * bit)
+    kept = layer.out_channels * pixels * accumulator if layer.static else 0
+    energy += kept * write
+    for _ in range(network.time_steps):
+        energy += kept * read
+        if row["has_lif"]:
+            neuron = 1.274 * 4 / 64 + network.membrane_bits * (read + write)
+            energy += layer.out_channels * pixels * neuron
     return energy
+
+
+def finished(network: LayerList, row_times: dict[str, float]) -> dict[str, list[list[float]]]:
+    """When each layer's rows are done, by timestep: a row after the other."""
+    done: dict[str, list[list[float]]] = {}
+    by_name = {layer.name: layer for layer in network.layers}
+    while len(done) < len(by_name):
+        for layer in network.layers:
+            if layer.name in done or not all(name in done for name in layer.after):
+                continue
+            rows, now, steps = layer.out_size[0] * layer.runs, 0.0, []
+            for step in range(1 if layer.linear or layer.static else network.time_steps):
+                steps.append([])
+                for row in range(rows):
+                    for name in layer.after:
+                        now = max(now, arrival(layer, step, row, by_name[name], done[name]))
+                    now += row_times[layer.name]
+                    steps[-1].append(now)
+            done[layer.name] = steps
+    return done
+
+
+def arrival(layer: Layer, step: int, row: int, before: Layer, done: list[list[float]]) -> float:
+    """When what a row reads of a layer before it is there."""
+    if layer.linear:
+        return done[-1][-1]
+    if layer.runs == before.runs == 1:
+        high, outputs = layer.in_size[0], layer.out_size[0]
+        stride, padding = geometry(high, outputs, layer.kernel)
+        read = min(high, max(1, row * stride - padding + layer.kernel))
+    else:
+        high, read = layer.out_size[0] * layer.runs, row + 1
+    given = 1
+    while given * high < read * len(done[0]):
+        given += 1
+    return done[min(step, len(done) - 1)][given - 1]
 
 
 def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:
@@ -124,10 +177,12 @@ def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:
     adcs_of_pe = adcs * (chip.crossbars_per_pe if chip.adc_of == "crossbar" else 1)
     side = chip.xbar_size / 64
     adc = 2.0 ** (chip.adc_bits - 4) if chip.adc_law == "doubling" else chip.adc_bits / 4
-    layers, starts = {}, {}
+    clock_ns = 1000 / chip.clk_mhz
+    layers, starts, row_times = {}, {}, {}
     bits_stored = 0
     for layer in network.layers:
-        steps = 1 if layer.linear else network.time_steps
+        once = layer.linear or (layer.static and not published)
+        steps = 1 if once else network.time_steps
         if layer.linear:
             largest, input_bits = network.time_steps * layer.in_size[0] * layer.in_size[1], 0
             while 2**input_bits < largest + 1:
@@ -170,15 +225,18 @@ def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:
                 + groups * (157.12 + 4.64 + 397)
             )
             row["energy_pj"] = energy + (pixels * groups * 5.096 if lif else 0)
-            row["busy_ns"] = layer.out_channels * cycles * 26000 / chip.clk_mhz
+            row["busy_ns"] = layer.out_channels * cycles * 26 * clock_ns
         else:
             stack = layer.kernel**2 * filled(layer.in_channels // layer.groups, chip.xbar_size)
             columns = planes * layer.out_channels * cells
-            how = network, layer, chip, row, cells, stack, columns
-            row["energy_pj"] = counted_energy(*how)
+            row["energy_pj"] = counted_energy(network, layer, chip, row, stack, columns)
             read = min(layer.out_channels, weights_in(chip.xbar_size, cells)) * cells
-            row["busy_ns"] = cycles * (1 + filled(read, adcs) * chip.adc_bits) * 1000 / chip.clk_mhz
+            clocks = 1 + filled(read, adcs) * chip.adc_bits
+            row["busy_ns"] = cycles * clocks * clock_ns
+            row_times[layer.name] = layer.out_size[1] * input_bits * clocks * clock_ns
         bits_stored += layer.in_channels * layer.in_size[0] * layer.in_size[1] * input_bits
+        if layer.static and not published:
+            bits_stored += layer.out_channels * pixels * row["accumulator_bits"]
     for channels, height, width in network.lif:
         bits_stored += channels * height * width * network.membrane_bits
 
@@ -187,24 +245,42 @@ def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:
     serving = 1 if published else chip.pe_per_tile / 8
     adder = 0 if published else 24 * 22.2 / 8 * (65 / 28) ** 2
     converters = adcs_of_pe * (693.633 * adc + 45.9 + adder)
-    pe = chip.crossbars_per_pe * 26.2144 * side * side + converters
-    tile = serving * (adcs * 13411.41498 + 433660) + 484.643999 + 0.7391 * 64 * 128
-    area = tiles * (tile + chip.pe_per_tile * pe) + 0.7391 * bits_stored
-    total = {
-        "pes": pes,
-        "tiles": tiles,
-        "area_um2": area,
-        "ops": sum(row["ops"] for row in layers.values()),
-        "frames_per_second": 1e9 / max(row["busy_ns"] for row in layers.values()),
-    }
+    cells_area = tiles * chip.pe_per_tile * chip.crossbars_per_pe * 26.2144 * side * side
+    wires = tiles * serving * 433660
+    tile = serving * adcs * 13411.41498 + 484.643999 + 0.7391 * 64 * 128
+    tile += chip.pe_per_tile * converters
+    transistors = tiles * tile + 0.7391 * bits_stored
+    energy = sum(row["energy_pj"] for row in layers.values())
     if published:
         while len(starts) < len(layers):
             for layer in network.layers:
                 if layer.name not in starts and all(name in starts for name in layer.after):
                     ready = [starts[x] + 0.75 * layers[x]["busy_ns"] for x in layer.after]
                     starts[layer.name] = max([0, *ready])
-        total["energy_pj"] = sum(row["energy_pj"] for row in layers.values())
-        total["delay_ns"] = max(starts[name] + layers[name]["busy_ns"] for name in layers)
+        delay = max(starts[name] + layers[name]["busy_ns"] for name in layers)
+        leakage_mw = 0.0
+    else:
+        done = finished(network, row_times)
+        for name, row in layers.items():
+            row["finish_ns"] = done[name][-1][-1]
+            row["start_ns"] = done[name][0][0] - row_times[name]
+        delay = max(row["finish_ns"] for row in layers.values())
+        uw_per_kb = {"lstp": 0.35, "lop": 29, "hp": 641}[chip.process]
+        leakage_mw = transistors / 0.7391 / 8192 * uw_per_kb / 1000
+    interval = max(row["busy_ns"] for row in layers.values())
+    area = transistors + cells_area + wires
+    total = {
+        "pes": pes,
+        "tiles": tiles,
+        "area_um2": area,
+        "ops": sum(row["ops"] for row in layers.values()),
+        "energy_pj": energy + leakage_mw * delay,
+        "delay_ns": delay,
+        "edap_pj_ns_um2": (energy + leakage_mw * delay) * delay * area,
+        "frames_per_second": 1e9 / interval,
+        "leakage_mw": leakage_mw,
+        "power_mw": energy / interval + leakage_mw,
+    }
     return total, layers
 
 
@@ -218,9 +294,10 @@ def chips(draw) -> Chip:
         adc_bits=draw(st.integers(1, 12)),
         clk_mhz=draw(st.sampled_from([1.0, 250.0, 333.0])),
         columns=draw(st.sampled_from(["differential", "offset"])),
-        columns_per_adc=draw(st.sampled_from([1, 4, 8])),
+        columns_per_adc=draw(st.sampled_from([1, 2, 4, 8])),
         adc_of=draw(st.sampled_from(["crossbar", "pe"])),
         adc_law=draw(st.sampled_from(["doubling", "linear"])),
+        process=draw(st.sampled_from(["lstp", "lop", "hp"])),
         costs=draw(st.sampled_from(["counted", "published"])),
     )
 
@@ -264,7 +341,7 @@ def test_a_weight_wider_than_a_crossbar_is_refused_and_left_out_of_a_sweep(tmp_p
     assert main(f"report {line} 16 --cell_bits 1".split()) == 2
     error = capsys.readouterr().err
     assert one_error_line(error)
-    assert "32 cells" in error
+    assert "31 cells" in error  # without the sign
     assert "the 16 of a crossbar row" in error
     assert main(f"sweep {line} 8,16 --cell_bits 1".split()) == 2
     assert one_error_line(capsys.readouterr().err)
@@ -331,6 +408,32 @@ def test_a_larger_layer_or_more_spikes_never_cost_less(network, chip, data):
         # Fewer whole weights in a row may fill fewer columns, which an ADC reads sooner.
         if field != "weight_bits" or key not in ("delay_ns", "energy_pj"):
             assert larger[key] >= smaller[key] * (1 - 1e-12), (field, key)
+
+
+@settings(deadline=None, max_examples=100)
+@given(networks(), chips(), st.data())
+def test_what_costs_energy_and_what_does_not(network, chip, data):
+    """Silent inputs drive no cell, finer ADCs are never cheaper, and a tile is but a place."""
+    assume(fit(network, chip))
+    found = estimate(network, chip)
+    silent = network.with_layers(lambda network, layer: True, spike_rate=0.0)
+    assert estimate(silent, chip).energy_by_component["crossbar"] == 0
+
+    finer = estimate(network, replace(chip, adc_bits=chip.adc_bits + 1)).total
+    for key in ("energy_pj", "area_um2", "delay_ns", "edap_pj_ns_um2"):
+        assert finer[key] >= found.total[key] * (1 - 1e-12), key
+    assert finer["frames_per_second"] <= found.total["frames_per_second"]
+
+    other = estimate(network, replace(chip, pe_per_tile=data.draw(st.integers(1, 12))))
+    assert other.total["delay_ns"] == found.total["delay_ns"]
+    for one, two in zip(found.layers, other.layers, strict=True):
+        assert one["energy_by_component"] == two["energy_by_component"]
+
+    faster = estimate(network, replace(chip, clk_mhz=2 * chip.clk_mhz)).total
+    assert faster["delay_ns"] == pytest.approx(found.total["delay_ns"] / 2)
+    leaked = found.energy_by_component["leakage"]
+    assert faster["energy_pj"] == pytest.approx(found.total["energy_pj"] - leaked / 2)
+    assert leaked == 0 or chip.costs == "counted"
 
 
 # Options that make no chip.
@@ -454,7 +557,7 @@ def test_every_command_says_whose_accuracy_it_prints(trained, tmp_path, capsys):
         assert main([*line.split(), "--out", str(tmp_path)]) == 0
         printed = capsys.readouterr().out
         assert printed.count(DIGITAL) == 1
-        assert "`nonideal`" in printed
+        assert "--on_chip" in printed
         if "--time_steps 2" in line:
             assert f"timesteps differ: 2 ({student}), 4 ({teacher})" in printed
     for name in ("report.md", "report.html", "compare.md"):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from display import COLOURS, COMPONENT_COLOURS, component_name, engineering
+from display import COLOURS, COMPONENT_COLOURS, component_name, engineering, text_table
 from spikesim_eval import plots
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject
 from spikesim_eval.report import build_report, totals_text
-from spikesim_eval.sweep import MOST_SHOWN, front_lines, pareto_front, shown_front, sweep
+from spikesim_eval.sweep import MOST_SHOWN, front_table, pareto_front, shown_front, sweep
 from test_reports import network
 from test_spikesim import as_json, full_precision
 
@@ -60,7 +61,8 @@ def test_a_figure_is_the_same_in_terminal_page_and_markdown_and_plain_in_files(
     line = f"report --layers {files['ours']} --baseline {files['theirs']} --out {tmp_path}/out"
     assert main(line.split()) == 0
     printed = capsys.readouterr().out
-    total = estimate(network(), Chip()).total
+    found = estimate(network(), Chip())
+    total, leaked = found.total, found.energy_by_component["leakage"]
     for text in (
         engineering(total["energy_pj"] * 1e-12, "J", 4),
         engineering(total["delay_ns"] * 1e-9, "s", 4),
@@ -75,7 +77,7 @@ def test_a_figure_is_the_same_in_terminal_page_and_markdown_and_plain_in_files(
     with (tmp_path / "out" / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     energies = [float(row["energy_pj"]) for row in rows]
-    assert sum(energies) == pytest.approx(total["energy_pj"], rel=1e-12)
+    assert sum(energies) + leaked == pytest.approx(total["energy_pj"], rel=1e-12)
     *lines, last = printed.splitlines()
     assert last.endswith(f" {tmp_path}/out/report.html")
     assert Path(last.split()[-1]).is_file()
@@ -191,27 +193,35 @@ def test_a_comparison_fits_a_screen_whatever_the_names(files, tmp_path, capsys):
 # Sweeps.
 
 
-def test_a_sweep_prints_and_numbers_the_points_of_its_front(files, tmp_path, capsys):
+def test_a_sweep_without_accuracies_prints_the_least_edap_of_each_network_and_adc(
+    files, tmp_path, capsys
+):
     line = f"sweep --layers {files['ours']} {files['theirs']} --out {tmp_path}/out"
     axes = "--xbar_size 24,32,64 --pe_per_tile 12,27,39 --crossbars_per_pe 18,27 --adc_bits 3,4"
     assert main(f"{line} {axes}".split()) == 0
-    first, header, *lines = capsys.readouterr().out.splitlines()
-    count = int(first.split(", ")[1].split()[0])
-    points, options = lines[:count], lines[count]
-    assert count > 1
-    columns = "point area EDAP xbar ADC PEs xbars bits network"
+    first, second, header, *points, options = capsys.readouterr().out.splitlines()
+    assert "no Pareto front" in first
+    assert second == "the least EDAP of each network and ADC resolution:"
+    columns = "point area EDP EDAP xbar ADC PEs xbars bits network"
     assert header.split() == columns.split()
     assert options == (
         "(xbar --xbar_size, ADC --adc_bits, PEs --pe_per_tile, xbars --crossbars_per_pe)"
     )
-    assert [line.split()[0] for line in points] == [str(i + 1) for i in range(count)]
-    assert {line.split()[-1] for line in points} <= {"ours/net", "theirs/net"}
-    with (tmp_path / "out" / "sweep.csv").open(newline="") as file:
-        front = [x for x in csv.DictReader(file) if x["on_pareto_front_yes_no"] == "yes"]
-    chips = {(x["xbar_size_cells"], x["adc_bits"], x["pe_per_tile_count"]) for x in front}
-    assert {tuple(line.split()[5:8]) for line in points} == chips
+    assert [line.split()[0] for line in points] == ["1", "2", "3", "4"]
+    expected = set()
+    for name, net in (("ours/net", network()), ("theirs/net", full_precision())):
+        for bits in (3, 4):
+            chips = [
+                Chip(xbar_size=x, adc_bits=bits, pe_per_tile=tile, crossbars_per_pe=n)
+                for x, tile, n in product((24, 32, 64), (12, 27, 39), (18, 27))
+            ]
+            best = min(chips, key=lambda chip: estimate(net, chip).total["edap_pj_ns_um2"])
+            sizes = (best.xbar_size, bits, best.pe_per_tile, best.crossbars_per_pe)
+            expected.add((*map(str, sizes), name))
+    assert {(*line.split()[-6:-2], line.split()[-1]) for line in points} == expected
     svg = (tmp_path / "out" / "sweep.svg").read_text()
     assert "ours/net, 4 bits, T = 4" in svg
+    assert "Pareto" not in svg
     assert str(tmp_path) not in svg
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "sweep.pdf").read_bytes().startswith(b"%PDF")
@@ -226,11 +236,12 @@ def cloud() -> dict[str, np.ndarray]:
     columns = {name: np.repeat(column, count) for name, column in columns.items()}
     area = 2e6 * np.exp(random.normal(0, 0.7, count))
     columns["area_um2"] = area
-    columns["edap_pj_ns_um2"] = 4e26 / area * np.exp(np.abs(random.normal(0, 0.5, count)))
-    columns["accuracy"] = random.choice([0.93, 0.95], count)
+    columns["edp_pj_ns"] = 4e20 / area * np.exp(np.abs(random.normal(0, 0.5, count)))
+    columns["edap_pj_ns_um2"] = columns["edp_pj_ns"] * area
+    columns["chip_accuracy"] = random.choice([0.93, 0.95], count)
     columns["network"] = random.choice(["runs/a/qamd-best.pth", "runs/b/qamd-best.pth"], count)
     columns["pareto"] = pareto_front(
-        columns["edap_pj_ns_um2"], columns["area_um2"], columns["accuracy"]
+        columns["edp_pj_ns"], columns["area_um2"], columns["chip_accuracy"]
     )
     return columns
 
@@ -242,7 +253,8 @@ def test_of_a_long_front_so_many_points_are_shown_as_a_screen_holds(cloud):
     assert cloud["pareto"][front].all()
     on_front = np.flatnonzero(cloud["pareto"] & (cloud["network"] == "runs/a/qamd-best.pth"))
     assert front[0] == on_front[cloud["area_um2"][on_front].argmin()]
-    lines = front_lines(cloud, front)
+    table, _ = front_table(cloud, front)
+    lines = text_table(*table)
     assert len(lines) == 1 + MOST_SHOWN
     assert max(map(len, lines)) <= 100
     assert {line.split()[-1] for line in lines[1:]} == {"a/qamd-best", "b/qamd-best"}

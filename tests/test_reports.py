@@ -2,9 +2,11 @@
 
 import csv
 import json
+import statistics
 import textwrap
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from math import fsum
 from pathlib import Path
 
@@ -15,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import load_checkpoint
+from conftest import read_csv
+from runtime.errors import UserError
+from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
-from spikesim_eval.chip import Chip
-from spikesim_eval.compare import cheapest, sensitivity
+from spikesim_eval.chip import CHOICES, Chip
+from spikesim_eval.compare import cheapest, on_chip_text, sensitivity
 from spikesim_eval.estimate import estimate, ratios
 from spikesim_eval.layer_list import LayerList, Subject
 from spikesim_eval.module import trace_module
@@ -25,7 +30,15 @@ from spikesim_eval.nonideal import nonideal_report
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
 from spikesim_eval.trace import trace_checkpoint
-from test_spikesim import as_json, full_precision, one_error_line, residual_block
+from test_chip import chips, fit
+from test_spikesim import (
+    as_json,
+    full_precision,
+    networks,
+    one_error_line,
+    published,
+    residual_block,
+)
 
 
 def network(**changes) -> LayerList:
@@ -64,8 +77,10 @@ def test_the_critical_path_runs_through_the_slower_branch():
         replace(layer, input_bits=32) if layer.name == "shortcut" else layer
         for layer in slow.layers
     )
-    report = build_report(Subject("net", replace(slow, layers=layers)), Chip())
-    assert report["critical_path"] == ["stem", "shortcut"]  # it ends after the classifier has
+    subject = Subject("net", replace(slow, layers=layers))
+    assert build_report(subject, Chip())["critical_path"] == ["stem", "shortcut", "fc"]
+    # There the classifier starts when it is done for the most part, and has ended before it.
+    assert build_report(subject, published())["critical_path"] == ["stem", "shortcut"]
 
 
 def test_every_published_constant_stands_in_the_report_with_unit_and_source(files, tmp_path):
@@ -136,31 +151,29 @@ def changed(which, **values) -> list[LayerList]:
     return [net.with_layers(which, **values) for net in (network(), full_precision())]
 
 
-def test_each_assumption_is_changed_alone():
+@pytest.mark.parametrize("chip", [Chip(), published()], ids=["default", "published"])
+def test_each_assumption_is_changed_alone(chip):
     both = network(), full_precision()
-    rows = {row["change"]: row["ratio"] for row in sensitivity(*both, Chip())}
-    expected = {
-        "as assumed": (*both, Chip()),
-        "--periphery per_pe": (*both, Chip(periphery="per_pe")),
-        "--delay pixel_serial": (*both, Chip(delay="pixel_serial")),
-        "--buffers published": (*both, Chip(buffers="published")),
-        "shortcut inputs charged as spikes": (
-            *changed(lambda net, x: x.name == "shortcut", input_bits=1),
-            Chip(),
-        ),
-        "image charged as spikes": (
-            *changed(lambda net, x: x.name == "stem", input_bits=1),
-            Chip(),
-        ),
-        "spike rate 1 everywhere": (*changed(lambda net, x: True, spike_rate=None), Chip()),
-        "--adc_bits 8 --adc_law doubling": (*both, Chip(adc_bits=8)),
-        "--adc_bits 8 --adc_law linear": (*both, Chip(adc_bits=8, adc_law="linear")),
-        "baseline of 24 bits": (both[0], both[1].at(24), Chip()),
-        "baseline of 16 bits": (both[0], both[1].at(16), Chip()),
-    }
+    rows = {row["change"]: row["ratio"] for row in sensitivity(*both, chip)}
+    expected = {"as assumed": (*both, chip)}
+    for name in ("columns", "adc_of", "costs"):
+        other = next(x for x in CHOICES[name] if x != getattr(chip, name))
+        expected[f"--{name} {other}"] = (*both, replace(chip, **{name: other}))
+    for change, which, values in (
+        ("shortcut inputs charged as spikes", lambda x: x.name == "shortcut", {"input_bits": 1}),
+        ("image charged as spikes", lambda x: x.name == "stem", {"input_bits": 1}),
+        ("spike rate 1 everywhere", lambda x: True, {"spike_rate": None}),
+    ):
+        expected[change] = (*changed(lambda net, x, which=which: which(x), **values), chip)
+    laws = [(5, "linear")] if chip.adc_bits == 5 else [(8, "doubling"), (8, "linear")]
+    for bits, law in laws:  # at 4 bits both laws are the same
+        other = replace(chip, adc_bits=bits, adc_law=law)
+        expected[f"--adc_bits {bits} --adc_law {law}"] = (*both, other)
+    for bits in (16, 24):
+        expected[f"baseline of {bits} bits"] = (both[0], both[1].at(bits), chip)
     assert list(rows) == list(expected)
-    for change, (ours, theirs, chip) in expected.items():
-        found = ratios(estimate(ours, chip).total, estimate(theirs, chip).total)
+    for change, (ours, theirs, on) in expected.items():
+        found = ratios(estimate(ours, on).total, estimate(theirs, on).total)
         assert rows[change] == {name: found[name] for name in rows[change]}, change
     assert set(rows["as assumed"]) == {"edap", "tops_per_watt", "tops_per_mm2"}
     assert rows["baseline of 16 bits"]["edap"] < rows["as assumed"]["edap"]
@@ -188,7 +201,7 @@ def test_compare_puts_every_network_beside_the_first(files, trained, tmp_path, c
     text = (tmp_path / "compare.md").read_text()
     assert f"within 100 points of the baseline: {best}." in text
     assert "14.85" in text
-    assert "32-bit fixed point" in text  # the assumptions
+    assert "fixed point of --full_precision_bits" in text  # the assumptions
     assert text.startswith(capsys.readouterr().out.splitlines()[0])
 
 
@@ -208,29 +221,47 @@ def test_the_cheapest_choice_is_accurate_enough_and_not_the_baseline():
 # Sweeps.
 
 
-def test_every_point_of_a_sweep_is_the_estimate_of_that_chip():
+AXIS_VALUES = {
+    "xbar_size": [8, 24, 64, 256],
+    "cell_bits": [1, 3, 4],
+    "adc_bits": [1, 5, 8],
+    "columns_per_adc": [1, 8, 16],
+    "pe_per_tile": [1, 7, 8],
+    "crossbars_per_pe": [1, 4, 9],
+    "clk_mhz": [100.0, 250.0],
+}
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(networks(), min_size=1, max_size=2), chips(), st.data())
+def test_every_point_of_a_sweep_is_the_estimate_of_that_chip(found, chip, data):
+    chip = replace(chip, columns_per_adc=8)
     axes = {
-        "xbar_size": [8, 64, 256],
-        "cell_bits": [1, 4],
-        "adc_bits": [4, 8],
-        "pe_per_tile": [1, 8],
-        "crossbars_per_pe": [4, 9],
-        "clk_mhz": [100.0, 250.0],
+        name: data.draw(st.lists(st.sampled_from(values), max_size=2, unique=True), name)
+        for name, values in AXIS_VALUES.items()
     }
-    chip = Chip(periphery="per_pe", delay="pixel_serial", buffers="published", adc_law="linear")
-    columns = sweep([Subject("a", network()), Subject("b", full_precision(), 0.9)], chip, axes)
-    impossible = 2**4  # of the 32-bit network: 32 cells of 1 bit, 8 in a row
-    assert len(columns["pareto"]) == 2 * 3 * 2**5 - impossible
-    seen = set()
-    for i, name in enumerate(columns["network"]):
-        kinds = {"clk_mhz": float}
-        point = {axis: kinds.get(axis, int)(columns[axis][i]) for axis in AXES}
-        seen.add((name, *point.values()))
-        net = network() if name == "a" else full_precision()
-        total = estimate(net, replace(chip, **point)).total
+    subjects = {f"net{i}": Subject(f"net{i}", net) for i, net in enumerate(found)}
+    chosen = [axes[name] or [getattr(chip, name)] for name in AXES]
+    expected = {}
+    for (name, subject), *point in product(subjects.items(), *chosen):
+        options = dict(zip(AXES, point, strict=True))
+        if options["xbar_size"] % options["columns_per_adc"]:
+            continue
+        on = replace(chip, **options)
+        if fit(subject.network, on):
+            expected[name, *point] = estimate(subject.network, on).total
+    if not expected:
+        with pytest.raises(UserError, match="more cells than a crossbar row"):
+            sweep([*subjects.values()], chip, axes)
+        return
+    columns = sweep([*subjects.values()], chip, axes)
+    points = zip(columns["network"], *(columns[axis] for axis in AXES), strict=True)
+    points = [tuple(x) for x in points]
+    assert points == list(expected)
+    for i, total in enumerate(expected.values()):
         for key in SHOWN:
-            assert columns[key][i] == pytest.approx(total[key], rel=1e-12)
-    assert len(seen) == len(columns["pareto"])
+            assert columns[key][i] == pytest.approx(total[key], rel=1e-12), (points[i], key)
+    assert not columns["pareto"].any()  # no accuracy is known
 
 
 VALUES = st.integers(0, 4).map(float)
@@ -240,33 +271,140 @@ POINTS = st.lists(st.tuples(VALUES, VALUES, VALUES | st.just(np.nan)), min_size=
 @settings(max_examples=200, deadline=None)
 @given(POINTS)
 def test_the_pareto_front_is_what_nothing_beats(points):
-    edap, area, accuracy = np.array(points).T
+    edp, area, accuracy = np.array(points).T
 
     def beats(a, b):
-        no_worse = a[0] <= b[0] and a[1] <= b[1]
-        better = a[0] < b[0] or a[1] < b[1]
-        if np.isnan(a[2]) != np.isnan(b[2]):
-            return False  # an unknown accuracy is not compared with a known one
-        if np.isnan(a[2]):
-            return no_worse and better
-        return no_worse and a[2] >= b[2] and (better or a[2] > b[2])
+        no_worse = a[0] <= b[0] and a[1] <= b[1] and a[2] >= b[2]
+        return no_worse and tuple(a) != tuple(b)
 
-    expected = [not any(beats(a, b) for a in points) for b in points]
-    assert pareto_front(edap, area, accuracy).tolist() == expected
+    known = [x for x in points if not np.isnan(x[2])]
+    expected = [x in known and not any(beats(a, x) for a in known) for x in points]
+    assert pareto_front(edp, area, accuracy).tolist() == expected
 
 
-def test_the_sweep_command_writes_every_point_and_a_plot(files, trained, tmp_path):
+def test_the_sweep_command_writes_every_point_and_a_plot(files, trained, tmp_path, capsys):
     line = f"sweep --checkpoint {trained['qamd']} --layers {files['NET']} --out {tmp_path}"
     options = "--xbar_size 32,64 --cell_bits 1,2,4 --bits 2,4 --time_steps 1,4"
+    capsys.readouterr()
     assert main(f"{line} {options}".split()) == 0
-    with (tmp_path / "sweep.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    assert "no Pareto front" in capsys.readouterr().out
+    rows = read_csv(tmp_path / "sweep.csv")
     assert len(rows) == 2 * 2 * 3 * 2 * 2
     known = [row for row in rows if row["digital_accuracy_share"]]
     assert len(known) == 6  # the checkpoint as it was trained: 4 bits, T = 4
     assert {(row["bits"], row["time_steps_count"]) for row in known} == {("4", "4")}
-    assert 0 < sum(row["on_pareto_front_yes_no"] == "yes" for row in rows) < len(rows)
+    assert {row["on_pareto_front_yes_no"] for row in rows} == {"no"}
+    assert {row["chip_accuracy_share"] for row in rows} == {""}
     assert (tmp_path / "sweep.svg").read_text().count("<svg") == 1
+
+
+# Accuracy on the chip.
+
+ON_CHIP = "--on_chip --adc_bits 3 --xbar_size 32 --adc_range full --sigma 0.2 --trials 2 --seed 3"
+
+
+@pytest.fixture(scope="module")
+def on_chip(trained) -> dict[str, list[float]]:
+    """Accuracies that `nonideal` finds on that chip."""
+    chip = Chip(adc_bits=3, xbar_size=32, adc_range="full", sigma=0.2)
+    return {
+        name: nonideal_report(str(trained[name]), None, chip, seed=3, trials=2)["accuracies"]
+        for name in ("student", "qamd")
+    }
+
+
+def test_a_report_gives_the_accuracy_that_nonideal_finds_on_that_chip(
+    on_chip, trained, tmp_path, capsys
+):
+    line = f"report --checkpoint {trained['qamd']} --baseline {trained['student']} {ON_CHIP}"
+    assert main(f"{line} --out {tmp_path}".split()) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["chip_accuracies"] == on_chip["qamd"]
+    assert report["baseline_chip_accuracies"] == on_chip["student"]
+    assert report["chip"]["sigma"] == 0.2
+    assert report["chip"]["adc_range"] == "full"
+    said = on_chip_text(on_chip["qamd"])
+    assert " ± " in said
+    for text in (capsys.readouterr().out, (tmp_path / "report.md").read_text()):
+        (row,) = (x for x in text.splitlines() if "accuracy on the chip" in x and "simul" not in x)
+        assert said in row
+
+
+def test_compare_chooses_by_the_accuracy_on_the_chip(on_chip, trained, tmp_path, capsys):
+    paths = [str(trained[name]) for name in ("original", "student", "qamd")]
+    line = f"compare {' '.join(paths)} {ON_CHIP} --out {tmp_path} --max_drop"
+    assert main([*line.split(), "100"]) == 0
+    teacher, *rows = read_csv(tmp_path / "compare.csv")
+    assert teacher["chip_accuracy_percent"] == ""  # it is not simulated
+    for row, name in zip(rows, ("student", "qamd"), strict=True):
+        mean = 100 * statistics.mean(on_chip[name])
+        assert float(row["chip_accuracy_percent"]) == pytest.approx(mean)
+        assert float(row["chip_accuracy_deviation_points"]) == pytest.approx(
+            100 * statistics.stdev(on_chip[name])
+        )
+        drop = float(teacher["digital_accuracy_percent"]) - mean
+        assert float(row["drop_points"]) == pytest.approx(drop)
+    assert "on chip" in capsys.readouterr().out
+
+
+def test_a_sweep_simulates_only_chips_that_a_simulation_tells_apart(
+    trained, files, tmp_path, monkeypatch, capsys
+):
+    simulated, on_chip = [], nonideal.on_chip
+
+    def counted(subject, chip, *draws):
+        found = on_chip(subject, chip, *draws)
+        simulated.append((chip.adc_bits, found[0][0]))
+        return found
+
+    monkeypatch.setattr(nonideal, "on_chip", counted)
+    line = f"sweep --checkpoint {trained['qamd']} --layers {files['NET']} --out {tmp_path}"
+    options = "--on_chip --adc_bits 2,5 --pe_per_tile 4,8 --clk_mhz 100,250 --crossbars_per_pe 9,18"
+    assert main(f"{line} {options} --bits 2,4 --columns_per_adc 4,8".split()) == 0
+    assert "on the Pareto front" in capsys.readouterr().out
+    rows = read_csv(tmp_path / "sweep.csv")
+    assert len(rows) == 2 * 2 * 32  # of the checkpoint and the list, with 2 and 4 bits
+    assert len(simulated) == 2  # the checkpoint's own width, with 2 ADCs
+    for row in rows:
+        is_own = (row["network"], row["bits"]) == (str(trained["qamd"]), "4")
+        accuracy = str(dict(simulated)[int(row["adc_bits"])]) if is_own else ""
+        assert row["chip_accuracy_share"] == accuracy
+        assert is_own or row["on_pareto_front_yes_no"] == "no"
+    assert any(row["on_pareto_front_yes_no"] == "yes" for row in rows)
+
+    # Where a PE's sums are converted, its crossbars are part of what is simulated.
+    simulated.clear()
+    line = f"sweep --checkpoint {trained['qamd']} --on_chip --adc_of pe --out {tmp_path}"
+    assert main([*line.split(), "--crossbars_per_pe", "4,9", "--pe_per_tile", "4,8"]) == 0
+    assert len(simulated) == 2
+
+
+def test_a_sweep_simulates_what_nonideal_does(on_chip, trained, tmp_path):
+    line = f"sweep --checkpoint {trained['student']} {ON_CHIP} --pe_per_tile 4,8 --out {tmp_path}"
+    assert main(line.split()) == 0
+    rows = read_csv(tmp_path / "sweep.csv")
+    mean = statistics.mean(on_chip["student"])
+    assert [float(row["chip_accuracy_share"]) for row in rows] == pytest.approx([mean] * 2)
+
+
+# Full precision on a chip.
+
+
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [("", 16), ("--preset published", 32), ("--full_precision_bits 24 --preset published", 24)],
+)
+def test_a_teacher_has_the_width_of_full_precision_on_a_chip(options, bits, trained, tmp_path):
+    line = f"report --checkpoint {trained['original']} --baseline {trained['qamd']} {options}"
+    assert main(f"{line} --out {tmp_path}".split()) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["network"]["weight_bits"] == report["network"]["membrane_bits"] == bits
+    assert report["baseline_network"]["weight_bits"] == 4
+    rows = {row["name"]: row for row in report["layers"]}
+    assert {row["weight_bits"] for row in rows.values()} == {bits}
+    assert {row["bn_bits"] for name, row in rows.items() if name != "linear"} == {bits}
+    assert rows["blocks.2.shortcut.conv"]["input_bits"] == bits
+    assert report["ratio"]["energy"] < 1
 
 
 def test_other_widths_change_weights_membranes_and_streams_but_not_stem_and_classifier():
@@ -432,7 +570,7 @@ def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsy
     again = nonideal_report(
         str(trained["qamd"]),
         None,
-        Chip(adc_range="full", sigma=1.0),
+        Chip(sigma=1.0),
         seed=0,
         trials=2,
         time_steps=1,
@@ -449,11 +587,20 @@ MISTAKES = {  # a command: what makes each a mistake
     "report --layers NET": "--out NET; --out NET/out",
     "report --layers NET --out OUT": "--baseline_layers NET; --baseline no.json; "
     "--baseline no.pth; --data_path FOLDER; --bits 4; --time_steps 0; --cell sram; "
-    "--periphery none; --xbar_size big; --xbar_size 0; --xbar_size 60; --xbar_size=-64; "
-    "--pe_per_tile 0; --cell_bits 0; --adc_bits 13; --clk_mhz 0; --clk_mhz nan; --clk_mhz inf",
+    "--costs none; --preset old; --xbar_size big; --xbar_size 0; --xbar_size 60; --xbar_size=-64; "
+    "--pe_per_tile 0; --cell_bits 0; --adc_bits 17; --adc_bits ideal; --clk_mhz 0; --clk_mhz nan; "
+    "--clk_mhz inf; --columns_per_adc 6; --on_chip; --sigma 0.1; --adc_range full; --wire_ohm 1; "
+    "--process fast",
+    "report --checkpoint QAMD --out OUT": "--sigma 0.1; --on_chip --trials 0; --on_chip --seed -1; "
+    "--on_chip --sigma -1; --full_precision_bits 1; --full_precision_bits 33",
+    "report --checkpoint FP --out OUT": "--on_chip",
+    "compare FP NET --out OUT": "--on_chip",
+    "compare QAMD NET --out OUT": "--on_off_ratio 10",
+    "sweep --checkpoint FP --layers NET --out OUT": "--on_chip",
+    "sweep --checkpoint QAMD --out OUT": "--sigma 0.1; --on_chip --trials 0; --adc_bits 5,ideal",
     "compare --out OUT": f"BASE; BASE no.pth; BASE NET --max_drop -1; BASE {'a' * 300}",
-    "sweep --layers NET --out OUT": "--xbar_size 64,60; --cell_bits 1,x; --cell_bits ,; --bits 0; "
-    "--time_steps 0",
+    "sweep --layers NET --out OUT": "--on_chip; --columns_per_adc 6; --xbar_size 64,7; "
+    "--cell_bits 1,x; --cell_bits ,; --bits 0; --time_steps 0",
     "nonideal --out OUT --checkpoint": "FP; no.pth",
     "nonideal --checkpoint QAMD --out OUT": "--adc_range half; --time_steps 0; --adc_bits many; "
     "--sigma -1; --on_off_ratio nan; --on_off_ratio 1; --trials 0; --seed -1; --xbar_size 12; "

@@ -24,6 +24,7 @@ def simulated(
     """
     layers = {layer.name: layer for layer in network.layers}
     steps = {name: network.time_steps_of(layer) for name, layer in layers.items()}
+    heights = {name: layer.out_size[0] * layer.runs for name, layer in layers.items()}
     done: dict[str, int] = dict.fromkeys(layers, 0)  # rows, over all timesteps and images
     pixel = dict.fromkeys(layers, 0)  # of the row that a layer works on
     busy = dict.fromkeys(layers, False)
@@ -31,21 +32,24 @@ def simulated(
     events: list[tuple[float, str]] = []
 
     def may_start(name: str) -> bool:
-        layer, height = layers[name], layers[name].out_size[0]
+        layer, height = layers[name], heights[name]
         image, at = divmod(done[name], steps[name] * height)
         step, row = divmod(at, height)
         if image == images:
             return False
         for before in layer.after:
-            rows = layers[before].out_size[0]
-            if steps[name] == 1:
+            rows = heights[before]
+            if layer.linear:
                 needed = steps[before] * rows
             else:
-                stride, padding = GEOMETRY[layer.kernel, layer.in_size[0], height]
-                read = min(max(row * stride + layer.kernel - padding, 1), layer.in_size[0])
-                while read * rows % layer.in_size[0]:  # a pooled row needs all of its window
-                    read += 1
-                needed = min(step, steps[before] - 1) * rows + read * rows // layer.in_size[0]
+                if layer.runs == layers[before].runs == 1:
+                    of = layer.in_size[0]
+                    stride, padding = GEOMETRY[layer.kernel, of, height]
+                    read = min(max(row * stride + layer.kernel - padding, 1), of)
+                else:
+                    of, read = height, row + 1
+                # A pooled row needs all of its window.
+                needed = min(step, steps[before] - 1) * rows + -(-read * rows // of)
             if done[before] - image * steps[before] * rows < needed:
                 return False
         return True
@@ -53,7 +57,7 @@ def simulated(
     def start_what_may(now: float) -> None:
         for name in layers:
             if not busy[name] and may_start(name):
-                image = done[name] // (steps[name] * layers[name].out_size[0])
+                image = done[name] // (steps[name] * heights[name])
                 if found[image][name][0] is None:
                     found[image][name][0] = now
                 busy[name] = True
@@ -66,7 +70,7 @@ def simulated(
         if pixel[name] < layers[name].out_size[1]:
             heapq.heappush(events, (now + pixel_time[name], name))
             continue
-        image = done[name] // (steps[name] * layers[name].out_size[0])
+        image = done[name] // (steps[name] * heights[name])
         found[image][name][1] = now
         pixel[name], busy[name] = 0, False
         done[name] += 1
@@ -83,12 +87,14 @@ GEOMETRY = {
     (5, 8, 4): (1, 0),
     (3, 2, 2): (1, 1),
     (1, 2, 2): (1, 0),
+    (1, 1, 1): (1, 0),
 }
 
 
 @st.composite
 def graphs(draw) -> LayerList:
-    """A stem, residual blocks with and without a smaller plane, pooling between, a classifier."""
+    """A stem, residual blocks with and without a smaller plane, pooling between, layers that run
+    several times, a linear layer with or without others behind it."""
     static = draw(st.booleans())
     layers = [conv("stem", in_size=(8, 8), out_size=(8, 8), input_bits=8, static=static)]
     stream, side = ("stem",), 8
@@ -101,8 +107,11 @@ def graphs(draw) -> LayerList:
         a, b = f"{i}a", f"{i}b"
         kernel = draw(st.sampled_from([1, 3]))
         sizes = {"in_size": (read, read), "out_size": (side, side)}
-        layers.append(conv(a, after=stream, kernel=kernel, **sizes))
-        layers.append(conv(b, after=(a,), in_size=(side, side), out_size=(side, side)))
+        runs = draw(st.tuples(*[st.sampled_from([1, 1, 1, 2, 3])] * 2))
+        groups = draw(st.sampled_from([1, 64]))
+        layers.append(conv(a, after=stream, kernel=kernel, runs=runs[0], groups=groups, **sizes))
+        sides = {"in_size": (side, side), "out_size": (side, side)}
+        layers.append(conv(b, after=(a,), runs=runs[1], **sides))
         if side != layers[-3].out_size[0] or draw(st.booleans()):
             layers.append(conv(f"{i}s", after=stream, kernel=1, input_bits=4, **sizes))
             stream = (b, f"{i}s")
@@ -119,6 +128,12 @@ def graphs(draw) -> LayerList:
             after=stream,
         )
     )
+    one = {"kernel": 1, "in_size": (1, 1), "out_size": (1, 1)}
+    if draw(st.booleans()):
+        layers.append(conv("behind", after=("linear",), **one))
+    if draw(st.booleans()):
+        before = layers[-1].name
+        layers.append(conv("last", linear=True, input_bits=None, after=(before,), **one))
     return net(*layers, time_steps=draw(st.integers(1, 4)))
 
 
@@ -143,6 +158,24 @@ def test_images_follow_as_soon_as_the_busiest_layer_is_free(network, data):
     runs = simulated(network, times, images=40)
     ends = [max(finish for _, finish in run.values()) for run in runs]
     assert ends[-1] - ends[-2] == max(x.busy for x in found.values())
+
+
+@settings(deadline=None, max_examples=100)
+@given(graphs(), st.data())
+def test_another_timestep_takes_time_but_no_more_than_all_layers_one_by_one(network, data):
+    times = {x.name: float(data.draw(st.integers(1, 9))) for x in network.layers}
+    ends = []
+    for steps in (network.time_steps, network.time_steps + 1):
+        found = schedule(replace(network, time_steps=steps), row_times(network, times))
+        ends.append(max(x.finish for x in found.values()))
+    rows = row_times(network, times)
+    added = sum(x.out_size[0] * x.runs * rows[x.name] for x in network.layers)
+    assert 0 <= ends[1] - ends[0] <= added
+
+
+def test_a_layer_of_one_timestep_does_not_wait_for_the_whole_plane():
+    found = schedule(chain(conv("a"), conv("b")), {"a": 4.0, "b": 1.0})
+    assert found["b"].rows.tolist() == [9, 13, 17, 18]
 
 
 def chain(*layers: Layer, **more) -> LayerList:

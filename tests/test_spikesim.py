@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -323,6 +323,7 @@ def networks(draw) -> LayerList:
         linear = draw(st.booleans()) and i > 0
         groups = 1 if linear else draw(st.sampled_from([1, 1, 2, 7, 64]))
         most = 200 // groups
+        after = tuple(draw(st.sets(st.sampled_from([x.name for x in layers])))) if i else ()
         layers.append(
             Layer(
                 name=f"layer{i}",
@@ -332,15 +333,15 @@ def networks(draw) -> LayerList:
                 in_size=draw(size),
                 out_size=(1, 1) if linear else draw(size),
                 input_bits=None if linear else draw(st.integers(1, 8)),
-                after=tuple(draw(st.sets(st.sampled_from([f"layer{j}" for j in range(i)]))))
-                if i
-                else (),
+                after=after,
                 spike_rate=draw(st.none() | st.floats(0, 1)),
                 weight_bits=draw(st.none() | st.integers(1, 16)),
                 linear=linear,
                 groups=groups,
                 runs=draw(st.sampled_from([1, 1, 3])),
+                bn_bits=draw(st.none() | st.integers(1, 16)),
                 lif=draw(st.none() | st.booleans()),
+                static=not linear and not after and draw(st.booleans()),
             )
         )
     lif = draw(st.lists(st.tuples(small, small, small), max_size=3))
@@ -414,9 +415,9 @@ def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_p
     with (out / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["layer_name"] for row in rows] == [row["name"] for row in report["layers"]]
-    assert sum(float(row["energy_pj"]) for row in rows) == pytest.approx(
-        expected.total["energy_pj"]
-    )
+    energies = [float(row["energy_pj"]) for row in rows]  # all but the leakage
+    leaked = report["energy_by_component"]["leakage"]
+    assert sum(energies) + leaked == pytest.approx(expected.total["energy_pj"])
     assert (
         float(rows[1]["crossbar_energy_pj"])
         == (report["layers"][1]["energy_by_component"]["crossbar"])
@@ -442,15 +443,60 @@ def test_report_compares_with_a_baseline_and_shows_the_published_ratios(
 
 
 def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_path):
-    options = (
-        "--xbar_size 32 --pe_per_tile 5 --crossbars_per_pe 7 --cell_bits 2 --adc_bits 6 "
-        "--clk_mhz 500 --periphery per_pe --delay pixel_serial --adc_law linear "
-        "--buffers published"
-    )
-    main(f"report --layers {layer_file} --out {tmp_path} {options}".split())
+    options = {
+        "xbar_size": 32,
+        "cell_bits": 2,
+        "columns": "offset",
+        "crossbars_per_pe": 7,
+        "pe_per_tile": 5,
+        "adc_bits": 6,
+        "adc_of": "pe",
+        "adc_law": "linear",
+        "columns_per_adc": 4,
+        "clk_mhz": 500.0,
+        "process": "hp",
+        "costs": "published",
+    }
+    assert options.keys() == {x.name for x in fields(Chip) if x.metadata["part"] != "simulation"}
+    network, line = load_layer_list(layer_file), f"report --layers {layer_file} --out {tmp_path}"
+    for costs in ("counted", "published"):
+        chip = options | {"costs": costs}
+        said = " ".join(f"--{name} {value}" for name, value in chip.items())
+        assert main(f"{line} {said}".split()) == 0
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["total"] == estimate(network, Chip(**chip)).total
+        assert report["chip"] == chip
+
+
+# What the default was at commit 8863b76, for the layer list of docs/layer_list.md.
+OLD_DEFAULT = {
+    "pes": 14,
+    "tiles": 2,
+    "energy_pj": 45926797.585587196,
+    "area_um2": 2131896.055678,
+    "delay_ns": 218103808.0,
+    "edap_pj_ns_um2": 2.1354796541288783e22,
+    "ops": 483943424,
+    "tops_per_watt": 10.53727778641966,
+    "tops_per_mm2": 0.0010407952908355193,
+}
+
+
+def test_the_published_preset_is_the_default_of_earlier_versions(layer_file, tmp_path):
+    line = f"report --layers {layer_file} --out {tmp_path} --preset published"
+    assert main(line.split()) == 0
+    total = json.loads((tmp_path / "report.json").read_text())["total"]
+    assert {name: total[name] for name in OLD_DEFAULT} == pytest.approx(OLD_DEFAULT, rel=1e-12)
+    assert total["leakage_mw"] == 0
+
+
+def test_an_option_that_is_given_wins_over_the_preset(layer_file, tmp_path):
+    line = f"report --layers {layer_file} --out {tmp_path} --preset published --adc_bits 6"
+    assert main([*line.split(), "--columns", "differential"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    chip = Chip(32, 5, 7, 2, 6, 500.0, "per_pe", "pixel_serial", "linear", "published")
+    chip = published(adc_bits=6, columns="differential")
     assert report["total"] == estimate(load_layer_list(layer_file), chip).total
+    assert report["chip"] == chip.options("price")
 
 
 def test_compat_and_layer_lists_need_no_torch(layer_file, tmp_path):
@@ -504,6 +550,9 @@ BAD_VALUES = {  # by where they stand; `...` is a key left out
     ("layers", 1, "spike_rate"): (1.01, -0.1, NAN, INF, True, "0.5"),
     ("layers", 0, "weight_bits"): (8.0,),
     ("layers", 4, "linear"): (1,),
+    ("layers", 0, "static"): (1, None),
+    ("layers", 1, "static"): (True,),  # behind another layer
+    ("layers", 4, "static"): (True,),
     ("layers", 4, "kernel"): (3,),
     ("layers", 4, "out_size"): ([2, 2],),
     ("layers", 0, "name"): (["stem"], "", "a\nb", "\ud800"),
@@ -640,5 +689,11 @@ def test_the_largest_numbers_allowed_still_give_finite_figures(tmp_path):
     }
     path = tmp_path / "net.json"
     write(path, data)
-    options = "--xbar_size 32 --cell_bits 1 --adc_bits 12 --clk_mhz 1 --crossbars_per_pe 1"
-    assert main(f"report --layers {path} --out {tmp_path} {options}".split()) == 0
+    options = "--xbar_size 32 --cell_bits 1 --adc_bits 16 --clk_mhz 1 --crossbars_per_pe 1"
+    line = f"report --layers {path} --out {tmp_path} {options}"
+    assert main([*line.split(), "--preset", "published"]) == 0
+    assert main(line.split()) == 2  # so many rows of pixels are not scheduled
+    data["time_steps"] = 2**15
+    data["layers"][0] |= {"in_size": [32, 32], "out_size": [32, 32]}
+    write(path, data)
+    assert main(line.split()) == 0
