@@ -5,7 +5,9 @@ how a layer lies on it is `place_layer`.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields
+from itertools import product
 from statistics import NormalDist
 from typing import Any
 
@@ -244,6 +246,14 @@ PRESETS = {
 }
 OPTIONS = {x.name: x for x in fields(Chip)}
 CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
+
+
+def chips(**options: Any) -> Iterator[Chip]:
+    """Every chip of a grid: chips(xbar_size=[64, 128], adc_bits=[4, 5], columns="offset"). A list
+    says several values of an option; what is not given is the default's. Raises UserError."""
+    axes = [x if isinstance(x, list | tuple) else [x] for x in options.values()]
+    for values in product(*axes):
+        yield Chip(**dict(zip(options, values, strict=True)))
 
 
 class ChipGrid(Chip):
