@@ -5,7 +5,7 @@ how a layer lies on it is `place_layer`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
 from itertools import product
 from statistics import NormalDist
@@ -88,6 +88,11 @@ class Chip:
     )
     pe_per_tile: int = option(
         8, "PEs of a tile", (1, 1024), "a tile's buffer costs the same however many it has", **PRICE
+    )
+    tiles: str = choice(
+        "PEs of different layers share tiles, or a layer has tiles of its own",
+        *("shared", "own"),
+        **PRICE,
     )
     adc_bits: int | None = option(  # None: an ideal ADC, which neither rounds nor clips
         5, "ADC resolution", (1, 16), "the figures are those of a 4-bit ADC, scaled"
@@ -204,6 +209,12 @@ class Chip:
     def planes(self) -> int:
         """Crossbars that a weight lies in."""
         return 2 if self.columns == "differential" else 1
+
+    def tiles_of(self, pes: Iterable[Value]) -> Value:
+        """Tiles that hold the layers' PEs, of which there are so many each."""
+        if self.tiles == "own":
+            return sum(ceil_div(x, self.pe_per_tile) for x in pes)
+        return ceil_div(sum(pes), self.pe_per_tile)
 
     def stored_bits(self, weight_bits: int) -> int:
         """Bits of what the cells hold of a weight: its size without a sign, or weight + Q."""

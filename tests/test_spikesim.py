@@ -284,6 +284,14 @@ def test_from_python_the_best_of_a_grid_takes_three_lines(layer_file):
         list(chips(xbar_size=[64, 4]))
 
 
+def test_layers_share_tiles_or_have_their_own():
+    network = net(conv("a"), conv("b", after=("a",)), conv("c", out_channels=200, after=("b",)))
+    shared, own = (estimate(network, Chip(tiles=x)).total for x in ("shared", "own"))
+    assert shared["pes"] == own["pes"] == 2 + 2 + 8
+    assert (shared["tiles"], own["tiles"]) == (2, 3)
+    assert own["area_um2"] > shared["area_um2"]
+
+
 def test_an_ideal_adc_has_no_price():
     with pytest.raises(UserError, match="adc_bits must be a number"):
         estimate(net(conv("a")), Chip(adc_bits=None))
