@@ -171,11 +171,18 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "temp_buffer": "#117733",
     "input_buffer": "#DDDDDD",
     "membrane": "#000000",
+<<<<<<< HEAD
     "shift_add": "#EE8866",
     "batch_norm": "#BBCC33",
     "kept_sums": "#77AADD",
     "stream": "#AAAA00",
     "leakage": "#777777",
+=======
+    "shift_add": "#F0B40F",
+    "batch_norm": "#4B4BF0",
+    "kept_sums": "#9696F0",
+    "leakage": "#4B1E00",
+>>>>>>> wt-chiptests
 }
 COMPONENT_NAMES = {
     "adc": "ADC",

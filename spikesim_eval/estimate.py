@@ -172,8 +172,8 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
         return {x: ceil_div(width, min(fitting[x], width)) for x, width in widths.items()}
 
     def area(of: Mapping[str, int]) -> float:
-        pes = sum(places[x].pes * of[x] for x in places)
-        return fsum(chip_area(network, ceil_div(pes, chip.pe_per_tile), chip).values())
+        tiles = chip.tiles_of(places[x].pes * of[x] for x in places)
+        return fsum(chip_area(network, tiles, chip).values())
 
     def is_possible(interval: float) -> bool:
         return interval >= max(busy.values()) * (1 - 1e-12) and area(copies(interval)) <= area_um2
@@ -266,8 +266,8 @@ def totals(
     The delay is that of one image alone, leakage included; frames a second and power are those of
     a chip that is given image after image, as soon as its busiest layer is free.
     """
-    pes = sum(cost.placement.pes * cost.copies for cost in costs.values())
-    tiles = ceil_div(pes, chip.pe_per_tile)
+    of_layers = [cost.placement.pes * cost.copies for cost in costs.values()]
+    pes, tiles = sum(of_layers), chip.tiles_of(of_layers)
     area_by_component = chip_area(network, tiles, chip)
     area_um2 = add(area_by_component.values())
     delay = interval = 0.0

@@ -180,10 +180,10 @@ def compare_plot(names: Sequence[str], estimates: Sequence[Estimate]) -> Figure:
 def sweep_plot(
     columns: Mapping[str, np.ndarray], front: np.ndarray, kinds: Mapping[str, str | None]
 ) -> Figure:
-    """Energy · delay over area, a colour a network; the Pareto front in black circles.
+    """Energy · delay over area, a colour a network; in black circles the Pareto front, or, where
+    there is none, the points of `front`: those that get a number, from 1.
 
-    `front` are the points that get a number, from 1; `kinds` says how the networks of the column
-    were trained (display.COLOURS).
+    `kinds` says how the networks of the column were trained (display.COLOURS).
     """
     figure, panel = new_figure(WIDTH, 6)
     (area, area_unit), (edp, edp_unit) = (
@@ -204,11 +204,11 @@ def sweep_plot(
         size = 6 + 24 * (1 - (i + 1) / len(found))
         panel.scatter(area[here], edp[here], s=size, color=colour, rasterized=True)
         panel.scatter([], [], s=24, color=colour, label=label)
-    on_front = columns["pareto"]
-    panel.scatter(
-        *(area[on_front], edp[on_front]),
-        **{"s": 90, "facecolors": "none", "edgecolors": "black", "label": "Pareto front"},
-    )
+    circled, label = np.flatnonzero(columns["pareto"]), "Pareto front"
+    if not len(circled):
+        circled, label = front, "least EDAP"
+    circles = {"s": 90, "facecolors": "none", "edgecolors": "black", "label": label}
+    panel.scatter(area[circled], edp[circled], **circles)
     panel.set(
         xscale="log",
         yscale="log",
@@ -219,7 +219,7 @@ def sweep_plot(
         log_ticks(axis, values.min(), values.max())
     legend_beside(panel)
     points = np.column_stack([area, edp])
-    number_points(figure, panel, points[front], points[on_front])
+    number_points(figure, panel, points[front], points[circled])
     return figure
 
 

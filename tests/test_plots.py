@@ -222,6 +222,7 @@ def test_a_sweep_without_accuracies_prints_the_least_edap_of_each_network_and_ad
     svg = (tmp_path / "out" / "sweep.svg").read_text()
     assert "ours/net, 4 bits, T = 4" in svg
     assert "Pareto" not in svg
+    assert "least EDAP" in svg
     assert str(tmp_path) not in svg
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "sweep.pdf").read_bytes().startswith(b"%PDF")

@@ -421,6 +421,26 @@ def test_other_widths_change_weights_membranes_and_streams_but_not_stem_and_clas
     assert (by_name["shortcut"].input_bits, by_name["stem"].input_bits) == (2, 8)
 
 
+def test_every_rate_of_a_quantized_network_is_measured_and_its_stem_runs_once(trained, tmp_path):
+    rows = {}
+    for name, preset in (("qamd", "default"), ("qamd", "published"), ("original", "default")):
+        line = f"report --checkpoint {trained[name]} --preset {preset} --out {tmp_path}"
+        assert main(line.split()) == 0
+        report = json.loads((tmp_path / "report.json").read_text())
+        rows[name, preset] = {row["name"]: row for row in report["layers"]}
+    ours, published, teacher = rows.values()
+    assert all(0 < row["spike_rate"] < 1 for row in ours.values())
+    assert all(row["rate_is_measured"] for row in ours.values())
+    # What full precision reads as real numbers has no bits to count.
+    unknown = {name for name, row in teacher.items() if not row["rate_is_measured"]}
+    shortcuts = {name for name in teacher if "shortcut" in name}
+    assert unknown == {"stem.conv"} | shortcuts
+    assert len(shortcuts) == 3
+    assert [name for name, row in ours.items() if row["static"]] == ["stem.conv"]
+    assert not any(row["static"] for row in published.values())
+    assert published["stem.conv"]["cycles"] == 4 * ours["stem.conv"]["cycles"]
+
+
 # Networks of a user's own.
 
 USERS = """
