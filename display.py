@@ -171,24 +171,17 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "temp_buffer": "#117733",
     "input_buffer": "#DDDDDD",
     "membrane": "#000000",
-<<<<<<< HEAD
-    "shift_add": "#EE8866",
-    "batch_norm": "#BBCC33",
-    "kept_sums": "#77AADD",
-    "stream": "#AAAA00",
-    "leakage": "#777777",
-=======
     "shift_add": "#F0B40F",
     "batch_norm": "#4B4BF0",
     "kept_sums": "#9696F0",
     "leakage": "#4B1E00",
->>>>>>> wt-chiptests
+    "stream": "#4BF0B4",
 }
-COMPONENT_NAMES = {
+COMPONENT_NAMES = {  # where the key is not the word
     "adc": "ADC",
     "htree": "H-tree",
     "stream": "residual stream",
-}  # where the key is not the word
+}
 LINES = ("-", "--", ":", "-.")
 SHADING = "viridis"  # of matrices: equal steps for every eye, and in grey
 
