@@ -23,6 +23,7 @@ from runtime.files import check_writable, write_files
 from .chip import OPTIONS, PRESETS, Chip
 from .compare import choice, compare, notes, published_ratios, tables
 from .layer_list import (
+    FULL_PRECISION_BITS,
     MAX_BITS,
     Subject,
     check_int,
@@ -195,7 +196,7 @@ def traced(path: str, args: argparse.Namespace, time_steps: int | None = None) -
     """The network of a checkpoint. One of full precision gets the width that it has on a chip."""
     width = args.full_precision_bits
     if width is None:
-        width = MAX_BITS if args.preset == "published" else 16
+        width = MAX_BITS if args.preset == "published" else FULL_PRECISION_BITS
     check_int(width, "full_precision_bits", MAX_BITS, low=2)
     from .trace import trace_checkpoint  # needs torch, and layer lists do not
 

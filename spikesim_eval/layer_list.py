@@ -14,7 +14,8 @@ from runtime.errors import UserError
 from runtime.files import must_be_file
 
 LARGEST = 10**9  # far above any chip or network; keeps every product a finite float
-MAX_BITS = 32  # full precision enters as 32-bit fixed point
+MAX_BITS = 32  # stand for full precision
+FULL_PRECISION_BITS = 16  # that it has on a chip where nobody says otherwise
 IMAGE_BITS = 8
 MOST_JSON = 2**26  # bytes of a file
 
