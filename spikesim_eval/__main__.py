@@ -76,7 +76,7 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
     if "price" in parts:
         text = "simulate the networks on the chip and give their accuracy there"
         parser.add_argument("--on_chip", action="store_true", help=text)
-        text = "fixed-point width of a full-precision checkpoint (default 16; published: 32)"
+        text = "width of a full-precision checkpoint, 2 to 32 (default 16; published: 32)"
         parser.add_argument("--full_precision_bits", type=int, help=text)
         text = "default: a chip that could be built; published: as the published tool charges"
         add_option(parser, "preset", "default", text, choices=PRESETS)
@@ -135,7 +135,7 @@ def build_parser() -> Parser:
     add_option(report, "max_drop", 1.0, lost, type=float)
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
-    copies = "area of the chip: filled with copies of weights that make the pipeline fastest"
+    copies = "area of the chip, filled with the copies of weights that make the pipeline fastest"
     report.add_argument("--area_mm2", type=float, help=copies)
     report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
     add_chip_options(report, "price", "simulation")

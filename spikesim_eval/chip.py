@@ -95,7 +95,7 @@ class Chip:
         **PRICE,
     )
     adc_bits: int | None = option(  # None: an ideal ADC, which neither rounds nor clips
-        5, "ADC resolution", (1, 16), "the figures are those of a 4-bit ADC, scaled"
+        5, "bits of an ADC", (1, 16), "the figures are those of a 4-bit ADC, scaled"
     )
     adc_of: str = choice(
         "an ADC reads a column of one crossbar, or the sum of the columns in line in a PE",

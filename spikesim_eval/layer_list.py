@@ -218,7 +218,10 @@ class LayerList:
         if bits is None:
             return network
         network = network.with_layers(LayerList.reads_stream, input_bits=bits)
-        network = network.with_layers(lambda _, layer: layer.bn_bits == MAX_BITS, bn_bits=bits)
+        if all(layer.weight_bits is None for layer in self.layers):  # full precision has one width
+            network = network.with_layers(
+                lambda x, layer: layer.bn_bits == x.weight_bits, bn_bits=bits
+            )
         return replace(network, weight_bits=bits, membrane_bits=bits)
 
     def with_layers(

@@ -153,8 +153,9 @@ def assumptions(chip: Chip) -> list[str]:
         "their own bit widths (the published tool: 22 bits, membranes of five layers).",
         "A full-precision checkpoint enters as fixed point of --full_precision_bits (weights, "
         "membranes, shortcut inputs, batch norm) on the same chip with the same ADCs, because "
-        "crossbars hold no floating-point numbers: 16 bits, as ISAAC and PUMA build it, and other "
-        "widths among the assumptions.",
+        "crossbars hold no floating-point numbers: 16 bits, as ISAAC and PUMA build it (32 with "
+        "--preset published), and other widths among the sensitivities. It is priced and not "
+        "simulated: these ADCs would clip its sums, so one that keeps its accuracy costs more.",
         "The published ratios (N-Caltech101, against floating point) are printed as information "
         "only: the published tool ignores bit widths and 2.64 x 6.19 is not 14.85, so the authors' "
         "set-up cannot be recovered from them.",
