@@ -175,7 +175,7 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "batch_norm": "#4B4BF0",
     "kept_sums": "#9696F0",
     "leakage": "#4B1E00",
-    "stream": "#4BF0B4",
+    "stream": "#C3FFC3",
 }
 COMPONENT_NAMES = {  # where the key is not the word
     "adc": "ADC",

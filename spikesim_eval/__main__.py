@@ -317,7 +317,8 @@ def run_compare(args: argparse.Namespace) -> None:
         Section("Times better than the baseline", [], *better),
         Section("Assumptions", assumptions(chip)),
     ]
-    figure = compare_plot(short_names([subject.name for subject in subjects]), estimates)
+    names = short_names([subject.name for subject in subjects])
+    figure = compare_plot(names, [vars(found) for found in estimates])
     contents = {
         "compare.csv": csv_text(rows[0], (row.values() for row in rows)),
         "compare.md": markdown("Comparison", sections),

@@ -28,7 +28,6 @@ from display import (
     styles,
 )
 
-from .estimate import Estimate
 from .render import QUANTITIES, RATIO_NAMES, unit_of
 
 # The same report is the same file, and its text stays text: the browser has the fonts, so that
@@ -53,7 +52,12 @@ def svg(figure: Figure) -> str:
 
 def report_plots(report: Mapping[str, Any]) -> dict[str, str]:
     """SVG by heading."""
-    plots = {
+    plots = {}
+    if "baseline" in report:
+        names = short_names([report["baseline_name"], report["name"]])
+        baseline = {kind: report[f"baseline_{kind}"] for kind in PARTS}
+        plots["Beside the baseline"] = compare_plot(names, [baseline, report])
+    plots |= {
         "Energy by layer": stacked(report["layers"], "energy_by_component"),
         "Area by layer": stacked(report["layers"], "area_by_component"),
         "Critical path": timeline(report["layers"]),
@@ -165,11 +169,12 @@ def spike_rates(rates: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def compare_plot(names: Sequence[str], estimates: Sequence[Estimate]) -> Figure:
-    """Energy and area of several networks, by component; a row a network, the first on top."""
+def compare_plot(names: Sequence[str], parts: Sequence[Mapping[str, Mapping]]) -> Figure:
+    """Energy and area of several networks, by component; a row a network, the first on top. Each of
+    `parts` holds what the keys of PARTS name."""
     figure, panels = new_figure(WIDTH, 1.7 + 0.35 * len(names), columns=2, sharey=True)
     for panel, kind in zip(panels, PARTS, strict=True):
-        draw_stacked(panel, [getattr(found, kind) for found in estimates], kind, flat=True)
+        draw_stacked(panel, [found[kind] for found in parts], kind, flat=True)
         panel.xaxis.set_major_locator(MaxNLocator(6))
     label_ticks(panels[0].yaxis, names)
     panels[0].invert_yaxis()

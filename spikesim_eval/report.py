@@ -204,6 +204,8 @@ def build_report(
         report["baseline_name"], report["baseline_accuracy"] = baseline.name, baseline.accuracy
         report["baseline_chip_accuracies"] = baseline.chip_accuracies
         report["baseline"] = theirs.total
+        for kind in PARTS:
+            report[f"baseline_{kind}"] = getattr(theirs, kind)
         report["baseline_network"] = summary(theirs.network)
         report["ratio"] = ratios(ours.total, theirs.total)
         report["sensitivity"] = sensitivity(subject.network, baseline.network, chip)

@@ -470,6 +470,7 @@ def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_p
         "columns": "offset",
         "crossbars_per_pe": 7,
         "pe_per_tile": 5,
+        "tiles": "own",
         "adc_bits": 6,
         "adc_of": "pe",
         "adc_law": "linear",
