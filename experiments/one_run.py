@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import main as training
@@ -38,10 +39,9 @@ from load_settings import load_network, parse_settings
 from models import MSResNet
 from runtime.errors import UserError
 from runtime.files import digest
-from spikesim_eval.chip import Chip
+from spikesim_eval.chip import PRESETS, Chip
 from spikesim_eval.estimate import estimate
-from spikesim_eval.layer_list import FULL_PRECISION_BITS, MAX_BITS
-from spikesim_eval.trace import counting_rows, describe
+from spikesim_eval.trace import describe
 
 COMMITS = "commits.txt"
 BATCH = 64  # images: the membranes of two networks are in memory
@@ -93,8 +93,8 @@ def measure(path: Path, teacher_path: Path | None, commit: str | None = None) ->
 
     def at(time_window: int) -> dict[str, Any]:
         with network.running_for(time_window):
-            found, rates = over_images(network, of_teacher, batches, device)
-            found |= costs(network.cpu(), rates)
+            found, counts = over_images(network, of_teacher, batches, device)
+            found |= costs(network.cpu(), counts)
             network.to(device)
         if time_window == settings.time_window:  # main.py has tested it
             found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
@@ -123,26 +123,27 @@ def against(
 
 def over_images(
     network: MSResNet, teacher: MSResNet | None, batches: DataLoader, device: torch.device
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Accuracy, spike rate and, with a teacher, the distances to it; and the share of ones in what
-    the crossbars of each layer would read."""
-    with counting_rows(network, describe(network)) as shares:
-        seen = evaluate(network, batches, device)
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Accuracy, spike rate and, with a teacher, the distances to it; and the spikes of each layer,
+    as `count_spikes` has them."""
+    seen = evaluate(network, batches, device)
     found = {"accuracy": seen.accuracy, "spike_rate": seen.spike_rate}
     if teacher is not None:
         on_device = ((images.to(device), labels) for images, labels in batches)
         distances = distance_to_teacher(teacher, network, on_device)
         found |= {name: by_layer.mean().item() for name, by_layer in distances.items()}
-    return found, shares()
+    return found, seen.spikes
 
 
-def costs(network: MSResNet, rates: dict[str, float]) -> dict[str, float]:
-    """Energy, delay and area on the default chip at these rates, of full precision in as many bits
-    as a report gives it."""
-    described = describe(network, rates)
-    if described.weight_bits == MAX_BITS:
-        described = described.at(FULL_PRECISION_BITS)
-    total = estimate(described, Chip()).total
+def costs(network: MSResNet, counts: dict[str, Tensor]) -> dict[str, float]:
+    """Energy, delay and area as the published tool charges them, so that rows of a study stay
+    comparable, at the spike rates of `counts`: what a block's LIF layer fires is what the
+    convolution behind it reads."""
+    rates = {
+        name.replace(".lif", ".conv"): (fired.sum() / seen.sum()).item()
+        for name, (fired, seen) in counts.items()
+    }
+    total = estimate(describe(network, rates), Chip(**PRESETS["published"])).total
     return {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
 
 
