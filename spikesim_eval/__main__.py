@@ -319,7 +319,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     print("\n".join(front_lines(columns, front)))
     if on_front and len(front) < on_front:
         print(f"{len(front)} of the front's {on_front} points, evenly; all of them: sweep.csv")
-    for note in notes(subjects):
+    for note in notes(subjects, args.on_chip):
         print(note)
     if args.bits or args.time_steps:
         print("spike rates are those of the networks as trained, at every width and T")
