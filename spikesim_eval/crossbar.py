@@ -186,13 +186,16 @@ class CrossbarLayer:
             if self.chip.adc_of == "pe":
                 in_pes = sums.split(self.chip.crossbars_per_pe)
                 sums = torch.stack([of_pe.sum(dim=0) for of_pe in in_pes])
-            self.largest_sum = max(self.largest_sum, sums.max().item())
+            largest = sums.max().item()
+            self.largest_sum = max(self.largest_sum, largest)
             self.counts.conversions += sums.numel()
             if self.chip.adc_bits is not None:
                 step, largest_code = self.adc_step, 2**self.chip.adc_bits - 1
                 sums = sums.div_(step).round_()
-                self.counts.clipped += int(torch.count_nonzero(sums > largest_code))
-                sums = sums.clamp_(max=largest_code).mul_(step)
+                if largest > step * largest_code:
+                    self.counts.clipped += int(torch.count_nonzero(sums > largest_code))
+                    sums = sums.clamp_(max=largest_code)
+                sums = sums.mul_(step)
             # beyond 24 bits float32 would round what shift-add keeps
             by_slice = sums.sum(dim=0).double().unflatten(0, (-1, self.slices))
             result = result + sign * torch.einsum("osl,s->ol", by_slice, self.slice_weights)
