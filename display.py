@@ -175,8 +175,13 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "batch_norm": "#4B4BF0",
     "kept_sums": "#9696F0",
     "leakage": "#4B1E00",
+    "stream": "#C3FFC3",
 }
-COMPONENT_NAMES = {"adc": "ADC", "htree": "H-tree"}  # where the key is not the word
+COMPONENT_NAMES = {  # where the key is not the word
+    "adc": "ADC",
+    "htree": "H-tree",
+    "stream": "residual stream",
+}
 LINES = ("-", "--", ":", "-.")
 SHADING = "viridis"  # of matrices: equal steps for every eye, and in grey
 

@@ -10,6 +10,7 @@ training images. The teacher's best epoch is the one that taught.
 
 import csv
 import json
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from spikesim_eval.render import QUANTITIES, shown
 COSTS = ("energy", "delay", "area", "edap")
 FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)
     "energy_pj": ("energy, µJ", 1e-6),
-    "delay_ns": ("delay, ms", 1e-6),
+    "delay_ns": ("delay, µs", 1e-3),
     "area_um2": ("area, mm²", 1e-6),
     "edap_pj_ns_um2": ("EDAP, µJ·ms·mm²", 1e-18),
     "tops_per_watt": ("TOPS/W", 1),
@@ -88,6 +89,11 @@ def find_runs(folder: Path) -> list[Run]:
     return runs
 
 
+def chip_bits(runs: list[Run]) -> int:
+    """With how many bits the teacher stands in the reports."""
+    return runs[0].report["network"]["weight_bits"]
+
+
 def table(
     runs: list[Run], distances: dict[str, dict[str, Tensor]], for_programs: bool = False
 ) -> list[list[str]]:
@@ -108,6 +114,10 @@ def table(
     def distance(run: Run, key: str) -> float | None:
         measured = distances.get(run.label)
         return None if measured is None else measured[key].mean().item()
+
+    def on_chip(run: Run) -> float | None:
+        accuracies = run.report.get("chip_accuracies")
+        return accuracies and statistics.mean(accuracies)
 
     def membrane_kl(run: Run) -> str:
         value = distance(run, "membrane_kl")
@@ -137,6 +147,7 @@ def table(
             lambda run: f" (epoch {best_of[run.label]['epoch']})",
         ),
         *(best_epochs if for_programs else []),
+        share("accuracy on the chip", on_chip),
         row("membrane KL to teacher", membrane_kl),
         share("differing spikes", lambda run: distance(run, "differing_spikes")),
         share("spike rate", lambda run: run.metrics[run.checkpoint.epoch - 1]["spike_rate"]),
@@ -159,7 +170,7 @@ def write_table(
     title = (
         f"{settings.data}, MS-ResNet-{settings.model_depth}, width {settings.width}, "
         f"T = {settings.time_window}, seed {settings.seed}; "
-        "accuracy: the digital network's (on crossbars: `spikesim_eval nonideal`)"
+        f"the teacher on the chip: {chip_bits(runs)}-bit fixed point"
     )
     teacher = (
         f"MD-SNN was taught by the teacher of its best epoch ({taught.epoch}, "
@@ -198,7 +209,8 @@ def plot(path: Path, runs: list[Run], distances: dict[str, dict[str, Tensor]]) -
     middle.set_ylim(bottom=0)
     right.margins(x=0.12)  # for the numbers beside the bars
     right.axvline(1, color=runs[0].style["color"], linestyle="--", linewidth=1)
-    right.set(xlabel="times better than the teacher (dashed)", title="SpikeSim estimate")
+    dashed = f"times better than the teacher of {chip_bits(runs)} bits (dashed)"
+    right.set(xlabel=dashed, title="SpikeSim estimate")
     right.set_yticks(range(len(COSTS)), [*COSTS[:-1], "EDAP"])
     right.invert_yaxis()
     for axis in (left.xaxis, middle.xaxis):

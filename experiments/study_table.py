@@ -267,7 +267,8 @@ def notes_of(groups: Sequence[Group], header: Sequence[str]) -> list[str]:
         notes.append("The gain is paired: each run against the plain student of its seed and fold.")
     if has("drop_to_teacher", "membrane_kl", "membrane_mse", "differing_spikes", "edap_ratio"):
         notes.append(
-            "Drop, membranes and the ratio of EDAP are to each run's own full-precision teacher."
+            "Drop, membranes and the ratio of EDAP are to each run's own full-precision teacher, "
+            "EDAP as the published tool charges it (spikesim_eval --preset published)."
         )
     validated = {"val_share" in values_of(row["settings"]) for row in rows}
     if has("best_accuracy") and True in validated:

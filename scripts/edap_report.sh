@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # All options are the report's: scripts/edap_report.sh RUN [options of spikesim_eval report]
 # SpikeSim report of RUN, a folder of train_student.sh or distill_student.sh, against its teacher,
-# into RUN/edap. Nothing is trained; --baseline CKPT compares with another network.
+# into RUN/edap. Nothing is trained; --baseline CKPT compares with another network; --on_chip also
+# simulates the chip on all test images: half a minute for digits, long for large networks.
 # The options: python -m spikesim_eval report --help
 set -euo pipefail
 own=--checkpoint

@@ -23,6 +23,6 @@ baseline=$out/teacher/original-last.pth # of the last epoch, as the students
 python -m spikesim_eval report --checkpoint "$baseline" --out "$out/teacher/edap" > /dev/null
 for run in student/student mdsnn/qamd; do
     python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
-        --out "$out/${run%/*}/edap" > /dev/null
+        --on_chip --out "$out/${run%/*}/edap" > /dev/null
 done
 python -m experiments.quickstart_table "$out"

@@ -28,6 +28,6 @@ python -m spikesim_eval report --checkpoint "$baseline" --data_path data \
     --out "$out/teacher/edap" > /dev/null
 for run in student-4bit/student mdsnn-8bit/qamd mdsnn-4bit/qamd; do
     python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
-        --data_path data --out "$out/${run%/*}/edap" > /dev/null
+        --on_chip --data_path data --out "$out/${run%/*}/edap" > /dev/null
 done
 python -m experiments.quickstart_table "$out"

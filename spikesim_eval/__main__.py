@@ -20,7 +20,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import PRESETS, Chip
+from .chip import OPTIONS, PRESETS, Chip
 from .compare import choice, compare, notes, published_ratios, tables
 from .layer_list import (
     MAX_BITS,
@@ -32,9 +32,19 @@ from .layer_list import (
 )
 from .plots import compare_plot, svg, sweep_plot
 from .published import estimate_published
-from .render import csv_text, markdown_table
+from .render import Section, csv_text, markdown, page
 from .report import assumptions, build_report, totals_text, write_report
-from .sweep import AXES, check_size, front_lines, shown_front, sweep, sweep_csv, variants
+from .sweep import (
+    AXES,
+    cheapest_lines,
+    check_size,
+    front_table,
+    front_text,
+    shown_front,
+    sweep,
+    sweep_csv,
+    variants,
+)
 
 
 def numbers(kind: type) -> Any:
@@ -47,8 +57,8 @@ def numbers(kind: type) -> Any:
     return parse
 
 
-def adc_bits(text: str) -> int | None:
-    return None if text == "ideal" else int(text)
+def adc_bits(text: str) -> int | str | None:
+    return None if text == "ideal" else text if text == "auto" else int(text)
 
 
 def add_option(parser: Parser, name: str, default: Any, text: str, **how: Any) -> None:
@@ -66,7 +76,7 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
     if "price" in parts:
         text = "simulate the networks on the chip and give their accuracy there"
         parser.add_argument("--on_chip", action="store_true", help=text)
-        text = "fixed-point width of a full-precision checkpoint (default 16; published: 32)"
+        text = "width of a full-precision checkpoint, 2 to 32 (default 16; published: 32)"
         parser.add_argument("--full_precision_bits", type=int, help=text)
         text = "default: a chip that could be built; published: as the published tool charges"
         add_option(parser, "preset", "default", text, choices=PRESETS)
@@ -84,6 +94,7 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
             how, text = {"type": numbers(type(default))}, f"{text}: one, or a,b,c"
         elif option.name == "adc_bits":
             how = {"type": adc_bits}
+            text += ", or auto: the fewest within --max_drop" if "price" in parts else ", or ideal"
         shown = f"{default:g}" if isinstance(default, float) else default
         help = f"{text} (default {shown})"
         parser.add_argument(f"--{option.name}", default=argparse.SUPPRESS, help=help, **how)
@@ -120,14 +131,18 @@ def build_parser() -> Parser:
     source.add_argument("--checkpoint", help="checkpoint of a training run")
     source.add_argument("--layers", help="layer list, see docs/layer_list.md")
     source.add_argument("--module", help="package.module:function that returns (network, sample)")
+    lost = "points of a network's accuracy that --adc_bits auto may lose"
+    add_option(report, "max_drop", 1.0, lost, type=float)
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
+    copies = "area of the chip, filled with the copies of weights that make the pipeline fastest"
+    report.add_argument("--area_mm2", type=float, help=copies)
     report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
     add_chip_options(report, "price", "simulation")
 
     several = add("compare", run_compare, "networks against the first")
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
-    acceptable = "points below the first that are acceptable"
+    acceptable = f"points below the first that are acceptable, and {lost}"
     add_option(several, "max_drop", 1.0, acceptable, type=float)
     add_chip_options(several, "price", "simulation")
 
@@ -137,6 +152,10 @@ def build_parser() -> Parser:
     widths = "other numbers of bits too: a,b,c; layers with one of their own keep it"
     grid.add_argument("--bits", type=numbers(int), default=[], help=widths)
     grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
+    own = (
+        "points below its own accuracy that a network may lose on the cheapest chip, with --on_chip"
+    )
+    add_option(grid, "max_drop", 1.0, own, type=float)
     grid.add_argument("--force", action="store_true", help="even above a million points")
     add_chip_options(grid, "price", "simulation", lists=True)
 
@@ -201,20 +220,38 @@ def reported(args: argparse.Namespace) -> Subject:
     return trace_module(args.module, args.time_steps, args.bits)
 
 
-def simulated(subjects: Sequence[Subject], chip: Chip, args: argparse.Namespace) -> list[Subject]:
-    """The networks with their accuracies on the chip, where --on_chip asks for them."""
-    if not args.on_chip:
-        return list(subjects)
-    check_simulation(subjects, args)
-    from .nonideal import on_chip
+def chip_of(args: argparse.Namespace) -> Chip:
+    """The chip that the options say; with --adc_bits auto it has the default's until `simulated`
+    has found its own."""
+    options = given(args)
+    if options.get("adc_bits") == "auto":
+        if not args.on_chip:
+            raise UserError("--adc_bits auto simulates the networks: add --on_chip")
+        options["adc_bits"] = OPTIONS["adc_bits"].default
+    return Chip(**options)
 
+
+def simulated(
+    subjects: Sequence[Subject], chip: Chip, args: argparse.Namespace
+) -> tuple[list[Subject], Chip]:
+    """The networks with their accuracies on the chip, where --on_chip asks for them, and the chip,
+    with --adc_bits auto of the smallest ADCs that serve all of them."""
+    if not args.on_chip:
+        return list(subjects), chip
+    check_simulation(subjects, args)
+    from .nonideal import fewest_adc_bits, on_chip
+
+    draws = args.seed, args.trials
+    tested = [subject for subject in subjects if subject.tested is not None]
+    if given(args).get("adc_bits") == "auto":
+        chip = replace(chip, adc_bits=fewest_adc_bits(tested, chip, args.max_drop, *draws))
     found = []
     for subject in subjects:
         if subject.tested is not None:
-            accuracies, _ = on_chip(subject, chip, args.seed, args.trials, subject.name)
+            accuracies, _ = on_chip(subject, chip, *draws, subject.name)
             subject = replace(subject, chip_accuracies=accuracies)
         found.append(subject)
-    return found
+    return found, chip
 
 
 def check_simulation(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
@@ -245,39 +282,49 @@ def run_compat(args: argparse.Namespace) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    chip = Chip(**given(args))
+    chip = chip_of(args)
+    check_number(args.max_drop, "max_drop", 0, 100)
+    if args.area_mm2 is not None:
+        check_number(args.area_mm2, "area_mm2", 0, 1e6)
     checkpoints = [] if args.checkpoint is None else [args.checkpoint]
     if args.baseline is not None and not is_layer_list(args.baseline):
         checkpoints.append(args.baseline)
     check_sources(args, checkpoints)
     subject = reported(args)
     baseline = None if args.baseline is None else subject_of(args.baseline, args)
-    subject, *baselines = simulated([x for x in (subject, baseline) if x], chip, args)
-    report = build_report(subject, chip, *baselines)
+    (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
+    baseline = baselines[0] if baselines else None
+    report = build_report(subject, chip, baseline, args.area_mm2)
     write_report(args.out, report)
     print(totals_text(report))
     print(f"as a page, with plots: {Path(args.out) / 'report.html'}")
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    chip = Chip(**given(args))
+    chip = chip_of(args)
     check_number(args.max_drop, "max_drop", 0, 100)
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
     subjects = [subject_of(path, args) for path in args.networks]
-    subjects = simulated(subjects, chip, args)
+    subjects, chip = simulated(subjects, chip, args)
     rows, estimates = compare(subjects, chip)
-    first, shown = f"baseline: {subjects[0].name}", tables(rows)
+    first, (figures, better) = f"baseline: {subjects[0].name}", tables(rows)
     lines = [*notes(subjects), choice(rows, args.max_drop), published_ratios()]
-    as_markdown = ["\n".join(markdown_table(*table)) for table in shown]
-    sentences = "\n".join(f"- {sentence}" for sentence in assumptions(chip))
-    text = "\n\n".join([first, *as_markdown, *(f"{line}." for line in lines), sentences]) + "\n"
-    as_csv = csv_text(rows[0], (row.values() for row in rows))
+    sections = [
+        Section(first, [f"{line}." for line in lines], *figures),
+        Section("Times better than the baseline", [], *better),
+        Section("Assumptions", assumptions(chip)),
+    ]
     names = short_names([subject.name for subject in subjects])
-    pictures = picture_files(compare_plot(names, estimates), "compare")
-    write_files(args.out, {"compare.csv": as_csv, "compare.md": text} | pictures)
-    as_text = [line for table in shown for line in ["", *text_table(*table)]]
+    figure = compare_plot(names, [vars(found) for found in estimates])
+    contents = {
+        "compare.csv": csv_text(rows[0], (row.values() for row in rows)),
+        "compare.md": markdown("Comparison", sections),
+        "compare.html": page("Comparison", sections, {"By component": svg(figure)}),
+    }
+    write_files(args.out, contents | picture_files(figure, "compare"))
+    as_text = [line for table in (figures, better) for line in ["", *text_table(*table)]]
     print("\n".join([first, *as_text, "", *lines]))
 
 
@@ -288,45 +335,38 @@ def run_sweep(args: argparse.Namespace) -> None:
     if not paths:
         raise UserError("sweep needs --checkpoint or --layers")
     check_sources(args, args.checkpoint)
+    check_number(args.max_drop, "max_drop", 0, 100)
     variety = max(1, len(args.bits)) * max(1, len(args.time_steps))
     points = check_size(len(paths) * variety, axes, args.force)
     chip = Chip(**options)
     subjects = [traced(path, args) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
+    draws = None
+    if args.on_chip:
+        check_simulation(subjects, args)
+        draws = args.seed, args.trials
     try:
-        if args.on_chip:
-            check_simulation(subjects, args)
-            draws = args.seed, args.trials
-        else:
-            draws = None
         columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes, draws)
         front = shown_front(columns)
         figure = sweep_plot(columns, front, {subject.name: subject.kind for subject in subjects})
-        contents = {"sweep.csv": sweep_csv(columns), "sweep.svg": svg(figure)}
-        contents |= picture_files(figure, "sweep")
+        pictures = {"sweep.svg": svg(figure)} | picture_files(figure, "sweep")
+        contents = {"sweep.csv": sweep_csv(columns)} | pictures
     except MemoryError:
         raise UserError("the grid does not fit into memory: leave values out") from None
-    write_files(args.out, contents)
-    total, on_front = len(columns["pareto"]), columns["pareto"].sum()
-    counted = "1 point" if total == 1 else f"{total} points"
-    if on_front:
-        print(f"{counted}, {on_front} on the Pareto front of EDP, area and accuracy on the chip")
-    else:
-        print(f"{counted}, no Pareto front: the accuracy on these chips is not known (--on_chip)")
-        print("the least EDAP of each network and ADC resolution:")
-    if total < points:
-        print(f"{points - total} points left out: a weight has more cells than a crossbar row")
-    print("\n".join(front_lines(columns, front)))
-    if on_front and len(front) < on_front:
-        print(f"{len(front)} of the front's {on_front} points, evenly; all of them: sweep.csv")
-    for note in notes(subjects, args.on_chip):
-        print(note)
+    first = front_text(columns, points)
+    last = [*cheapest_lines(columns, args.max_drop), *notes(subjects, args.on_chip)]
     if args.bits or args.time_steps:
-        print("spike rates are those of the networks as trained, at every width and T")
+        last.append("spike rates are those of the networks as trained, at every width and T")
+    table, names = front_table(columns, front)
+    section = Section("Chips", [*first, *names, *last], *table)
+    sections = [section, Section("Assumptions", assumptions(chip))]
+    contents["sweep.html"] = page("Sweep", sections, {"All points": pictures["sweep.svg"]})
+    write_files(args.out, contents)
+    print("\n".join([*first, *text_table(*table), *names, *last]))
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
-    from .nonideal import nonideal_report, nonideal_text
+    from .nonideal import nonideal_lines, nonideal_report
 
     report = nonideal_report(
         *(args.checkpoint, args.data_path, Chip(**given(args))),
@@ -337,8 +377,11 @@ def run_nonideal(args: argparse.Namespace) -> None:
         "nonideal.json": json.dumps(report, indent=2) + "\n",
         "nonideal.csv": csv_text(rows[0], (row.values() for row in rows)),
     }
-    write_files(args.out, contents)
-    print(nonideal_text(report))
+    lines = nonideal_lines(report)
+    layers = Section("Layers", [], list(rows[0]), [list(row.values()) for row in rows])
+    sections = [Section(report["checkpoint"], lines), layers]
+    write_files(args.out, contents | {"nonideal.html": page("On crossbars", sections, {})})
+    print("\n".join(lines))
 
 
 def work(argv: list[str] | None) -> None:

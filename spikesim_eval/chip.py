@@ -5,7 +5,9 @@ how a layer lies on it is `place_layer`.
 """
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields
+from itertools import product
 from statistics import NormalDist
 from typing import Any
 
@@ -87,8 +89,13 @@ class Chip:
     pe_per_tile: int = option(
         8, "PEs of a tile", (1, 1024), "a tile's buffer costs the same however many it has", **PRICE
     )
+    tiles: str = choice(
+        "PEs of different layers share tiles, or a layer has tiles of its own",
+        *("shared", "own"),
+        **PRICE,
+    )
     adc_bits: int | None = option(  # None: an ideal ADC, which neither rounds nor clips
-        5, "ADC resolution", (1, 16), "the figures are those of a 4-bit ADC, scaled"
+        5, "bits of an ADC", (1, 16), "the figures are those of a 4-bit ADC, scaled"
     )
     adc_of: str = choice(
         "an ADC reads a column of one crossbar, or the sum of the columns in line in a PE",
@@ -203,6 +210,12 @@ class Chip:
         """Crossbars that a weight lies in."""
         return 2 if self.columns == "differential" else 1
 
+    def tiles_of(self, pes: Iterable[Value]) -> Value:
+        """Tiles that hold the layers' PEs, of which there are so many each."""
+        if self.tiles == "own":
+            return sum(ceil_div(x, self.pe_per_tile) for x in pes)
+        return ceil_div(sum(pes), self.pe_per_tile)
+
     def stored_bits(self, weight_bits: int) -> int:
         """Bits of what the cells hold of a weight: its size without a sign, or weight + Q."""
         return max(1, weight_bits - 1) if self.columns == "differential" else weight_bits
@@ -244,6 +257,14 @@ PRESETS = {
 }
 OPTIONS = {x.name: x for x in fields(Chip)}
 CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
+
+
+def chips(**options: Any) -> Iterator[Chip]:
+    """Every chip of a grid: chips(xbar_size=[64, 128], adc_bits=[4, 5], columns="offset"). A list
+    says several values of an option; what is not given is the default's. Raises UserError."""
+    axes = [x if isinstance(x, list | tuple) else [x] for x in options.values()]
+    for values in product(*axes):
+        yield Chip(**dict(zip(options, values, strict=True)))
 
 
 class ChipGrid(Chip):

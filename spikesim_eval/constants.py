@@ -79,6 +79,7 @@ STRUCTURE = {
     "reference_adc_bits": Constant(4, "bit", "resolution the ADC figures belong to", TOOL),
     "subtractions": Constant(16, "", "subtractions per ADC and PE cycle", TOOL),
     "state_bits": Constant(22, "bit", "width of a value in input buffer and membrane", TOOL),
+    "stream_bits": Constant(25, "bit", "of the residual stream", "models/integer_network.py"),
     "state_layers": Constant(5, "layers", "leading layers whose membrane is counted", TOOL),
     "clocks_per_cycle": Constant(26, "clocks", "clock cycles of one PE cycle", TOOL),
     "on_ohm": Constant(19139.0, "ohm", "a cell at its lowest level above 0 (level L: / L)", TOOL),

@@ -7,6 +7,7 @@ PE cycle is charged as a whole instead, as the published tool does (published.py
 Energy is in pJ, area in um^2, delay in ns, power in mW.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import fsum, prod
@@ -20,12 +21,13 @@ from . import published
 from .chip import Chip, Placement, Value, ceil_div, larger, place_layer
 from .constants import AREA_UM2, EVENT_PJ, LEAKAGE_MW, REFERENCE
 from .layer_list import Layer, LayerList, show
-from .schedule import Times, check_rows, critical_path, schedule
+from .schedule import Times, check_rows, critical_path, rows_of, schedule
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    placement: Placement
+    placement: Placement  # of one copy of the weights
+    copies: int
     cycles: Value  # of a PE, in one inference
     energy: dict[str, Value]  # pJ by component
     times: Times  # clocks
@@ -113,14 +115,18 @@ def as_charged(network: LayerList, chip: Chip) -> LayerList:
     return network.always_running() if chip.costs == "published" else network
 
 
-def layer_costs(network: LayerList, chip: Chip) -> dict[str, LayerCost]:
-    """What each layer takes, and when; of numbers, or of a whole grid of chips."""
+def layer_costs(
+    network: LayerList, chip: Chip, copies: Mapping[str, int] | None = None
+) -> dict[str, LayerCost]:
+    """What each layer takes, and when; of numbers, or of a whole grid of chips. Copies of a layer's
+    weights, 1 where `copies` does not name it, compute pixels of a row side by side."""
+    copies = {layer.name: 1 for layer in network.layers} | (copies or {})
     places = {layer.name: place_layer(network, layer, chip) for layer in network.layers}
     cycles = {x.name: network.outputs(x) * network.input_bits(x) for x in network.layers}
     if chip.costs == "published":
         energies = published.energies(network, places, cycles, chip)
         times = published.times(network, cycles)
-        return {x: LayerCost(places[x], cycles[x], energies[x], times[x]) for x in places}
+        return {x: LayerCost(places[x], 1, cycles[x], energies[x], times[x]) for x in places}
     check_rows(network)
     row_clocks, energies = {}, {}
     for layer in network.layers:
@@ -128,13 +134,58 @@ def layer_costs(network: LayerList, chip: Chip) -> dict[str, LayerCost]:
         per_cycle = cycle_energy(network, layer, placement, chip)
         energies[name] = {component: cycles[name] * pj for component, pj in per_cycle.items()}
         energies[name] |= state_energy(network, layer)
-        # An ADC reads its columns one after the other, a bit a clock (successive approximation),
-        # behind a clock in which the currents settle.
-        clocks = 1 + placement.turns * chip.adc_bits
-        bits_of_row = layer.out_size[1] * network.input_bits(layer)
-        row_clocks[name] = bits_of_row * clocks
+        in_turn = ceil_div(layer.out_size[1], copies[name])
+        row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip)
     times = schedule(network, row_clocks)
-    return {x: LayerCost(places[x], cycles[x], energies[x], times[x]) for x in places}
+    return {x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x]) for x in places}
+
+
+def pixel_clocks(network: LayerList, layer: Layer, placement: Placement, chip: Chip) -> Value:
+    """Of all input bits of one output pixel. An ADC reads its columns one after the other, a
+    bit a clock (successive approximation), behind a clock in which the currents settle."""
+    clocks = 1 + placement.turns * chip.adc_bits
+    return network.input_bits(layer) * clocks
+
+
+def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, int]:
+    """How many copies of each layer's weights make the pipeline fastest on a chip of at most this
+    area; of several ways the one of the fewest copies.
+
+    The pipeline gives an image as often as its busiest layer can. So for each time that a layer's
+    rows can take, from the shortest on, all layers get as few copies as keep to it.
+    Raises UserError where even one copy of each needs more area, and for the published costs, which
+    know of no pixels side by side.
+    """
+    if chip.costs == "published":
+        raise UserError("area_mm2 fills a chip whose costs are counted, not published ones")
+    places = {layer.name: place_layer(network, layer, chip) for layer in network.layers}
+    busy = {  # of one copy, with a pixel of a row after the other
+        layer.name: network.time_steps_of(layer)
+        * rows_of(layer)
+        * pixel_clocks(network, layer, places[layer.name], chip)
+        for layer in network.layers
+    }
+    widths = {layer.name: layer.out_size[1] for layer in network.layers}
+
+    def copies(interval: float) -> dict[str, int]:
+        fitting = {x: max(1, int(interval / busy[x] * (1 + 1e-12))) for x in places}
+        return {x: ceil_div(width, min(fitting[x], width)) for x, width in widths.items()}
+
+    def area(of: Mapping[str, int]) -> float:
+        tiles = chip.tiles_of(places[x].pes * of[x] for x in places)
+        return fsum(chip_area(network, tiles, chip).values())
+
+    def is_possible(interval: float) -> bool:
+        return interval >= max(busy.values()) * (1 - 1e-12) and area(copies(interval)) <= area_um2
+
+    alone = area(dict.fromkeys(places, 1))
+    if alone > area_um2:
+        raise UserError(
+            f"area_mm2 {area_um2 / 1e6:g} is less than the {alone / 1e6:.4g} mm² of a chip that "
+            "holds every weight once"
+        )
+    intervals = sorted({busy[x] * n for x, width in widths.items() for n in range(1, width + 1)})
+    return copies(intervals[bisect_left(intervals, True, key=is_possible)])
 
 
 def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
@@ -174,11 +225,26 @@ def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
     membrane_bits = sum(prod(shape) for shape in network.lif) * network.membrane_bits
     kept = sum(kept_bits(network, layer) for layer in network.layers)
+    streams = 0 if chip.costs == "published" else stream_bits(network)
     return area_of(tiles * chip.pe_per_tile, chip) | {
         "input_buffer": fsum(input_buffer_area(network, layer) for layer in network.layers),
         "membrane": membrane_bits * AREA_UM2["memory_bit"],
         "kept_sums": kept * AREA_UM2["memory_bit"],
+        "stream": streams * AREA_UM2["memory_bit"],
     }
+
+
+def stream_bits(network: LayerList) -> int:
+    """Memory of the residual stream, which waits for what the blocks add to it."""
+    return sum(prod(shape) for shape in network.streams) * REFERENCE["stream_bits"]
+
+
+def stream_energy(network: LayerList, chip: Chip) -> float:
+    """Of writing and reading the residual stream at every timestep, pJ."""
+    if chip.costs == "published":
+        return 0.0
+    accesses = stream_bits(network) * network.time_steps
+    return accesses * (EVENT_PJ["read"] + EVENT_PJ["write"])
 
 
 def leakage(area: Mapping[str, Value], chip: Chip) -> Value:
@@ -200,8 +266,8 @@ def totals(
     The delay is that of one image alone, leakage included; frames a second and power are those of
     a chip that is given image after image, as soon as its busiest layer is free.
     """
-    pes = sum(cost.placement.pes for cost in costs.values())
-    tiles = ceil_div(pes, chip.pe_per_tile)
+    of_layers = [cost.placement.pes * cost.copies for cost in costs.values()]
+    pes, tiles = sum(of_layers), chip.tiles_of(of_layers)
     area_by_component = chip_area(network, tiles, chip)
     area_um2 = add(area_by_component.values())
     delay = interval = 0.0
@@ -210,7 +276,12 @@ def totals(
         interval = larger(interval, cost.times.busy)
     delay_ns, interval_ns = delay * chip.clock_ns, interval * chip.clock_ns
     leakage_mw = leakage(area_by_component, chip)
-    dynamic_pj = add(value for cost in costs.values() for value in cost.energy.values())
+    dynamic_pj = add(
+        [
+            *(value for cost in costs.values() for value in cost.energy.values()),
+            stream_energy(network, chip),
+        ]
+    )
     energy_pj = dynamic_pj + leakage_mw * delay_ns
     ops = sum(network.ops(layer) for layer in network.layers)
     total = {
@@ -231,22 +302,26 @@ def totals(
     return total, area_by_component
 
 
-def estimate(network: LayerList, chip: Chip) -> Estimate:
-    """Energy, area and delay of one inference of one sample.
+def estimate(network: LayerList, chip: Chip, area_mm2: float | None = None) -> Estimate:
+    """Energy, area and delay of one inference of one sample. A chip of `area_mm2` is filled with
+    copies of weights (see `copies_within`).
 
-    Raises UserError for a weight that does not fit into a crossbar row, and for an ideal ADC.
+    Raises UserError for a weight that does not fit into a crossbar row, an ideal ADC and too small
+    an area.
     """
     if chip.adc_bits is None:
         raise UserError("an ideal ADC has no price: adc_bits must be a number")
     for layer in network.layers:
         chip.check_fits(f"layer {show(layer.name)}", network.weight_bits_of(layer))
     network = as_charged(network, chip)
-    costs = layer_costs(network, chip)
+    copies = None if area_mm2 is None else copies_within(network, chip, 1e6 * area_mm2)
+    costs = layer_costs(network, chip, copies)
     total, area_by_component = totals(network, chip, costs)
     energy = {
         name: fsum(cost.energy[name] for cost in costs.values())
         for name in next(iter(costs.values())).energy
     }
+    energy["stream"] = stream_energy(network, chip)
     energy["leakage"] = total["leakage_mw"] * total["delay_ns"]
     path_of = published.critical_path if chip.costs == "published" else critical_path
     path = path_of(network, {name: cost.times for name, cost in costs.items()})
@@ -259,7 +334,8 @@ def estimate(network: LayerList, chip: Chip) -> Estimate:
 def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> dict[str, Any]:
     """One layer of the report."""
     placement, accumulator_bits = cost.placement, network.accumulator_bits(layer)
-    area = layer_area(network, layer, placement.pes, chip)
+    pes = placement.pes * cost.copies
+    area = layer_area(network, layer, pes, chip)
     return {
         "name": layer.name,
         "kernel": layer.kernel,
@@ -278,8 +354,9 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
         "bn_bits": layer.bn_bits,
         "product_bits": layer.bn_bits and layer.bn_bits + accumulator_bits,
         "slices": placement.slices,
-        "crossbars": placement.crossbars,
-        "pes": placement.pes,
+        "copies": cost.copies,
+        "crossbars": placement.crossbars * cost.copies,
+        "pes": pes,
         "groups": placement.groups,
         "utilization": utilization(layer, placement, chip),
         "cycles": cost.cycles,

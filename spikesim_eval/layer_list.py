@@ -97,7 +97,8 @@ class Layer:
 class LayerList:
     """All layers of a network, in any order, and what they share.
 
-    `lif` holds the (channels, height, width) of every LIF population with a membrane memory.
+    `lif` holds the (channels, height, width) of every LIF population with a membrane memory, and
+    `streams` those of every residual stream that is kept while a block computes what is added.
     Raises UserError where the layers do not form one acyclic graph of uniquely named layers.
     """
 
@@ -106,15 +107,18 @@ class LayerList:
     membrane_bits: int
     layers: tuple[Layer, ...]
     lif: tuple[tuple[int, int, int], ...]
+    streams: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         check_int(self.time_steps, "time_steps")
         check_int(self.weight_bits, "weight_bits", MAX_BITS)
         check_int(self.membrane_bits, "membrane_bits", MAX_BITS)
-        if not isinstance(self.lif, list | tuple):
-            raise UserError(f"lif must be a list of [C, H, W], got {show(self.lif)}")
-        for shape in self.lif:
-            check_sizes(shape, "an entry of lif", 3)
+        for name in ("lif", "streams"):
+            shapes = getattr(self, name)
+            if not isinstance(shapes, list | tuple):
+                raise UserError(f"{name} must be a list of [C, H, W], got {show(shapes)}")
+            for shape in shapes:
+                check_sizes(shape, f"an entry of {name}", 3)
         if not self.layers:
             raise UserError("a network needs at least one layer")
         name, count = Counter(layer.name for layer in self.layers).most_common(1)[0]
@@ -171,15 +175,11 @@ class LayerList:
 
         Stride and padding are worked out of the sizes (see `stride_and_padding`).
         """
-        per_side = 1
-        for size, outputs in zip(layer.in_size, layer.out_size, strict=True):
-            if layer.linear:
-                continue
-            stride, padding = stride_and_padding(size, outputs, layer.kernel)
-            first = range(-padding, outputs * stride - padding, stride)
-            reads = (min(x + layer.kernel, size) - max(x, 0) for x in first)
-            per_side *= sum(max(0, read) for read in reads)
-        return per_side * self.time_steps_of(layer) * layer.runs
+        reads = 1
+        if not layer.linear:
+            sides = zip(layer.in_size, layer.out_size, strict=True)
+            reads = prod(reads_along(size, outputs, layer.kernel) for size, outputs in sides)
+        return reads * self.time_steps_of(layer) * layer.runs
 
     def updates(self, layer: Layer) -> int:
         """Membranes updated with the layer's sums in one inference, all timesteps together."""
@@ -218,7 +218,10 @@ class LayerList:
         if bits is None:
             return network
         network = network.with_layers(LayerList.reads_stream, input_bits=bits)
-        network = network.with_layers(lambda _, layer: layer.bn_bits == MAX_BITS, bn_bits=bits)
+        if all(layer.weight_bits is None for layer in self.layers):  # full precision has one width
+            network = network.with_layers(
+                lambda x, layer: layer.bn_bits == x.weight_bits, bn_bits=bits
+            )
         return replace(network, weight_bits=bits, membrane_bits=bits)
 
     def with_layers(
@@ -243,13 +246,15 @@ class LayerList:
     @classmethod
     def from_json(cls, data: object) -> "LayerList":
         """The network that a layer list describes; raises UserError where it is not one."""
-        check_keys(data, "the layer list", [x.name for x in fields(cls)])
-        layers, lif = data["layers"], data["lif"]
+        required = [x.name for x in fields(cls) if x.default is MISSING]
+        check_keys(data, "the layer list", required, ["streams"])
+        layers = data["layers"]
         if not isinstance(layers, list):
             raise UserError(f"layers must be a list, got {show(layers)}")
         found = tuple(Layer.from_json(entry, f"layers[{i}]") for i, entry in enumerate(layers))
-        lif = tuple(map(_tuple, lif)) if isinstance(lif, list) else lif
-        return cls(**data | {"layers": found, "lif": lif})
+        planes = {x: data[x] for x in ("lif", "streams") if x in data}
+        planes = {x: tuple(map(_tuple, y)) if isinstance(y, list) else y for x, y in planes.items()}
+        return cls(**data | planes | {"layers": found})
 
 
 def _tuple(value: object) -> object:
@@ -282,6 +287,26 @@ def stride_and_padding(size: int, outputs: int, kernel: int) -> tuple[int, int]:
     """Of a convolution along one side, worked out of its sizes, as if the padding lay evenly."""
     stride = max(1, round(size / outputs))
     return stride, -(-max(0, (outputs - 1) * stride + kernel - size) // 2)
+
+
+def reads_along(size: int, outputs: int, kernel: int) -> int:
+    """How many pixels a kernel reads along one side of the plane, over all outputs: of output y
+    those from y·stride - padding on, `kernel` of them, less what lies outside."""
+    stride, padding = stride_and_padding(size, outputs, kernel)
+
+    def starts(below: int) -> int:
+        """Sum of y·stride - padding over the outputs before this one."""
+        return stride * below * (below - 1) // 2 - padding * below
+
+    def first(start: int) -> int:
+        """The first output that starts to read at this pixel or behind it."""
+        return min(outputs, max(0, -(-(start + padding) // stride)))
+
+    # Σ min(start + kernel, size) - Σ max(start, 0) over the outputs that read any pixel
+    begin, end = first(1 - kernel), first(size)
+    whole, inside = max(begin, first(size - kernel + 1)), max(begin, first(0))
+    ends = starts(whole) - starts(begin) + (whole - begin) * kernel + (end - whole) * size
+    return ends - (starts(end) - starts(inside))
 
 
 # Files.

@@ -16,7 +16,7 @@ from display import percent, run_at
 from engine.evaluate import evaluate
 from runtime.errors import UserError
 
-from .chip import Chip
+from .chip import OPTIONS, Chip
 from .crossbar import CrossbarLayer
 from .layer_list import Layer, LayerList, Subject, check_int
 from .trace import describe, evaluation_data, network_at
@@ -95,6 +95,28 @@ def on_chip(
     return accuracies, runs
 
 
+def fewest_adc_bits(
+    subjects: Sequence[Subject], chip: Chip, max_drop: float, seed: int = 0, trials: int = 1
+) -> int:
+    """The resolution of the smallest ADCs with which each of the networks loses at most `max_drop`
+    points of its own accuracy on the chip. Raises UserError where none is enough."""
+    low, high = OPTIONS["adc_bits"].metadata["limits"]
+    bits = low
+    for subject in subjects:
+        while True:
+            with_bits = replace(chip, adc_bits=bits)
+            accuracies, _ = on_chip(subject, with_bits, seed, trials, f"ADCs of {bits} bits")
+            if 100 * (subject.accuracy - statistics.mean(accuracies)) <= max_drop + 1e-9:
+                break
+            if bits == high:
+                raise UserError(
+                    f"--adc_bits auto: with ADCs of any resolution {subject.name} loses more than "
+                    f"{max_drop:g} points: raise --max_drop, or change what else is not ideal"
+                )
+            bits += 1
+    return bits
+
+
 def check_draws(seed: int, trials: int) -> None:
     """Raises UserError for numbers that make no sense."""
     check_int(trials, "trials", MOST_TRIALS)
@@ -170,8 +192,8 @@ def layer_row(name: str, runs: Sequence[CrossbarLayer], needed: CrossbarLayer) -
     }
 
 
-def nonideal_text(report: dict[str, Any]) -> str:
-    """For the terminal."""
+def nonideal_lines(report: dict[str, Any]) -> list[str]:
+    """What a person is told."""
     lost = 100 * (report["digital_accuracy"] - report["accuracy_mean"])
     lines = [
         f"digital accuracy {percent(report['digital_accuracy'], 2)}; on crossbars "
@@ -199,4 +221,4 @@ def nonideal_text(report: dict[str, Any]) -> str:
             "an ADC that clips none of the digital network's sums: --adc_bits "
             f"{report['unclipped_adc_bits']} --adc_range unit"
         )
-    return "\n".join(lines)
+    return lines

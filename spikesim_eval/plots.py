@@ -28,8 +28,7 @@ from display import (
     styles,
 )
 
-from .estimate import Estimate
-from .render import QUANTITIES, unit_of
+from .render import QUANTITIES, RATIO_NAMES, unit_of
 
 # The same report is the same file, and its text stays text: the browser has the fonts, so that
 # matplotlib need not say which of them it lacks.
@@ -53,11 +52,18 @@ def svg(figure: Figure) -> str:
 
 def report_plots(report: Mapping[str, Any]) -> dict[str, str]:
     """SVG by heading."""
-    plots = {
+    plots = {}
+    if "baseline" in report:
+        names = short_names([report["baseline_name"], report["name"]])
+        baseline = {kind: report[f"baseline_{kind}"] for kind in PARTS}
+        plots["Beside the baseline"] = compare_plot(names, [baseline, report])
+    plots |= {
         "Energy by layer": stacked(report["layers"], "energy_by_component"),
         "Area by layer": stacked(report["layers"], "area_by_component"),
         "Critical path": timeline(report["layers"]),
     }
+    if "sensitivity" in report:
+        plots["Sensitivity"] = swings(report["sensitivity"], report["published"])
     if report["spike_rates_by_timestep"]:
         plots["Spike rate by layer and timestep"] = spike_rates(report["spike_rates_by_timestep"])
     return {heading: svg(figure) for heading, figure in plots.items()}
@@ -131,6 +137,26 @@ def timeline(layers: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def swings(rows: Sequence[Mapping[str, Any]], published: Mapping[str, float]) -> Figure:
+    """What each assumption changed alone does to the paper's ratios, from where they are as
+    assumed (the first row); dashed: the published ones."""
+    figure, panels = new_figure(WIDTH, 1.2 + 0.24 * len(rows), columns=len(published), sharey=True)
+    assumed, *changed = rows
+    for panel, (name, value) in zip(panels, published.items(), strict=True):
+        at = assumed["ratio"][name]
+        ends = [row["ratio"][name] for row in changed]
+        colours = [CRITICAL if end > at else BESIDE_IT for end in ends]
+        widths = [end - at for end in ends]
+        panel.barh(range(len(ends)), widths, left=at, color=colours)
+        panel.axvline(at, color="black", linewidth=0.8)
+        panel.axvline(value, color="black", linewidth=0.8, linestyle="--")
+        panel.set(xscale="log", xlabel=f"{RATIO_NAMES[name]}, times better")
+        log_ticks(panel.xaxis, min(*ends, at, value), max(*ends, at, value))
+    label_ticks(panels[0].yaxis, [row["change"] for row in changed], fontsize=8)
+    panels[0].invert_yaxis()
+    return figure
+
+
 def spike_rates(rates: Mapping[str, Sequence[float]]) -> Figure:
     """A row a timestep, a column a LIF layer."""
     values = 100 * np.array(list(rates.values())).T
@@ -143,11 +169,12 @@ def spike_rates(rates: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def compare_plot(names: Sequence[str], estimates: Sequence[Estimate]) -> Figure:
-    """Energy and area of several networks, by component; a row a network, the first on top."""
+def compare_plot(names: Sequence[str], parts: Sequence[Mapping[str, Mapping]]) -> Figure:
+    """Energy and area of several networks, by component; a row a network, the first on top. Each of
+    `parts` holds what the keys of PARTS name."""
     figure, panels = new_figure(WIDTH, 1.7 + 0.35 * len(names), columns=2, sharey=True)
     for panel, kind in zip(panels, PARTS, strict=True):
-        draw_stacked(panel, [getattr(found, kind) for found in estimates], kind, flat=True)
+        draw_stacked(panel, [found[kind] for found in parts], kind, flat=True)
         panel.xaxis.set_major_locator(MaxNLocator(6))
     label_ticks(panels[0].yaxis, names)
     panels[0].invert_yaxis()

@@ -11,7 +11,7 @@ from math import prod
 import numpy as np
 from tqdm import tqdm
 
-from display import percent, room_for_names, short_names, text_table
+from display import percent, room_for_names, short_names
 from runtime.errors import UserError
 
 from .chip import CHOICES, OPTIONS, Chip, ChipGrid, check_option
@@ -219,9 +219,52 @@ def shown_front(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     return front[np.linspace(0, len(front) - 1, MOST_SHOWN).round().astype(int)]
 
 
-def front_lines(columns: Mapping[str, np.ndarray], front: np.ndarray) -> list[str]:
-    """A table of these points that fits a screen, numbered from 1 as in the plot, with those
-    options that are not the same in the whole sweep."""
+def cheapest_lines(columns: Mapping[str, np.ndarray], max_drop: float) -> list[str]:
+    """Of each simulated network the chip of the least EDAP on which it has no more than `max_drop`
+    points less than its own digital accuracy: iso-accuracy EDAP."""
+    lines = []
+    lost = 100 * (columns["accuracy"] - columns["chip_accuracy"])
+    for network in dict.fromkeys(columns["network"].tolist()):
+        here = (columns["network"] == network) & ~np.isnan(lost)
+        good = np.flatnonzero(here & (lost <= max_drop + 1e-9))
+        if not here.any():
+            continue
+        points = "point" if max_drop == 1 else "points"
+        what = f"{network}: least EDAP within {max_drop:g} {points} of its own accuracy"
+        if not len(good):
+            lines.append(f"{what}: on no chip (the best loses {lost[here].min():.2f} points)")
+            continue
+        best = good[np.argmin(columns["edap_pj_ns_um2"][good])]
+        varied = [key for key in AXES if (columns[key] != columns[key][0]).any()]
+        chip = "".join(f" --{key} {columns[key][best]:g}" for key in varied)
+        edap = shown("edap_pj_ns_um2", columns["edap_pj_ns_um2"][best])
+        lines.append(f"{what}: {edap}, {lost[best]:.2f} points lost,{chip}")
+    return lines
+
+
+def front_text(columns: Mapping[str, np.ndarray], points: int) -> list[str]:
+    """What the points are that a person is shown, of a grid of so many."""
+    total, on_front = len(columns["pareto"]), int(columns["pareto"].sum())
+    counted = "1 point" if total == 1 else f"{total} points"
+    if on_front:
+        first = f"{counted}, {on_front} on the Pareto front of EDP, area and accuracy on the chip"
+        lines = [first + (f", {MOST_SHOWN} of them here, evenly" if on_front > MOST_SHOWN else "")]
+    else:
+        lines = [
+            f"{counted}, no Pareto front: the accuracy on these chips is not known (--on_chip)",
+            "the least EDAP of each network and ADC resolution:",
+        ]
+    if total < points:
+        left = f"{points - total} points left out: a weight has more cells than a crossbar row"
+        lines.insert(1, left)
+    return lines
+
+
+def front_table(
+    columns: Mapping[str, np.ndarray], front: np.ndarray
+) -> tuple[tuple[list[str], list[tuple[str, ...]]], list[str]]:
+    """These points in a table that fits a screen, numbered from 1 as in the plot, with those
+    options that are not the same in the whole sweep; and a line on the options' names."""
 
     def cells(key: str) -> list[str]:
         return [f"{value:g}" for value in columns[key][front]]
@@ -243,6 +286,6 @@ def front_lines(columns: Mapping[str, np.ndarray], front: np.ndarray) -> list[st
         networks = list(dict.fromkeys(columns["network"].tolist()))
         names = dict(zip(networks, short_names(networks, room), strict=True))
         table["network"] = [names[network] for network in columns["network"][front].tolist()]
-    lines = text_table(list(table), list(zip(*table.values(), strict=True)))
     options = [f"{short} --{key}" for key, short in AXES.items() if varies[key]]
-    return [*lines, *([f"({', '.join(options)})"] if options else [])]
+    names = [f"({', '.join(options)})"] if options else []
+    return (list(table), list(zip(*table.values(), strict=True))), names

@@ -37,6 +37,7 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
     bits, bn_bits = (bits_of(x) or MAX_BITS for x in (first.conv1, first.bn1))
     layers: list[Layer] = []
     populations: list[tuple[int, int, int]] = []
+    streams: list[tuple[int, int, int]] = []
 
     def add(name: str, plane: tuple, after: set[str], reads: int | str, **more: Any) -> tuple:
         """A convolution of a plane: of the spikes of a LIF layer, or of values of so many bits.
@@ -56,6 +57,7 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
     stream = {"stem.conv"}  # the layers whose sums are in it
     for i, block in enumerate(network.blocks):
         at = f"blocks.{i}"
+        streams.append((block.conv1.in_channels, *plane))
         inner = add(f"{at}.conv1", plane, stream, f"{at}.lif1")
         add(f"{at}.conv2", inner, {f"{at}.conv1"}, f"{at}.lif2")
         if isinstance(block.shortcut, Shortcut):
@@ -67,7 +69,8 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
     how = {"weight_bits": bits_of(linear), "linear": True, "lif": False}
     how["spike_rate"] = rates.get("linear")
     layers.append(Layer("linear", *shape, tuple(sorted(stream)), **how))
-    return LayerList(network.time_window, bits, bits, tuple(layers), tuple(populations))
+    planes = tuple(populations), tuple(streams)
+    return LayerList(network.time_window, bits, bits, tuple(layers), *planes)
 
 
 def bits_of(layer: nn.Module) -> int | None:

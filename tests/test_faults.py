@@ -148,7 +148,7 @@ def start_process(rank: int, folder: Path, *options: str) -> subprocess.Popen:
             [*TRAIN, "--lr", "0.2"],
             "process 1 was started with lr 0.2, process 0 with 0.1: start all with the same",
         ),
-        (TRAIN, ["--eval_only", "CHECKPOINT"], "was started with eval_only"),
+        (TRAIN, ["--eval_only", "CHECKPOINT"], "process 1 was started with"),
         (
             [*EVENTS, "ours"],
             [*EVENTS, "theirs"],

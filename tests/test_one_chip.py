@@ -1,13 +1,20 @@
 """The chip that is priced is the chip that is simulated: what the engine counts while it runs is
 what the estimate charges, layer by layer."""
 
+from itertools import product
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models import QuanMSResNet
-from spikesim_eval.chip import Chip
+from models.integer_network import IntegerNetwork
+from runtime.errors import UserError
+from spikesim_eval.chip import PRESETS, Chip
 from spikesim_eval.constants import EVENT_PJ
-from spikesim_eval.estimate import estimate
+from spikesim_eval.estimate import estimate, layer_costs, totals
+from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.nonideal import on_crossbars
 from spikesim_eval.trace import counting_rows, describe
 
@@ -91,3 +98,94 @@ def test_a_sum_over_a_pe_needs_the_range_of_all_its_crossbars():
         _, layers = on_crossbars(network, description, chip, seed=0)
         steps[adc_of] = layers["blocks.7.conv2"].adc_step
     assert steps["pe"] == 9 * steps["crossbar"]
+
+
+def every_way(network, chip, budget_mm2):
+    """(the shortest interval, the fewest copies that have it) by trying all copies."""
+    found = []
+    widths = [range(1, layer.out_size[1] + 1) for layer in network.layers]
+    for copies in product(*widths):
+        of = dict(zip((layer.name for layer in network.layers), copies, strict=True))
+        costs = layer_costs(network, chip, of)
+        total, _ = totals(network, chip, costs)
+        if total["area_um2"] <= 1e6 * budget_mm2:
+            found.append((max(cost.times.busy for cost in costs.values()), sum(copies)))
+    return min(found)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_copies_of_weights_are_those_of_exhaustive_search(data):
+    side = st.integers(1, 4)
+    layers = []
+    for i in range(data.draw(st.integers(1, 3))):
+        after = (f"layer{i - 1}",) if i else ()
+        size = (data.draw(side), data.draw(side))
+        bits = data.draw(st.sampled_from([1, 4, 8]))
+        out_channels = data.draw(st.sampled_from([8, 40, 100]))
+        layers.append(Layer(f"layer{i}", 3, 64, out_channels, size, size, bits, after))
+    network = LayerList(data.draw(side), 4, 4, tuple(layers), ())
+    chip = Chip(pe_per_tile=1)
+    alone = estimate(network, chip).total
+    budget = alone["area_um2"] * data.draw(st.floats(1, 5)) / 1e6
+    found = estimate(network, chip, budget)
+    interval, copies = every_way(network, chip, budget)
+    assert 1e9 / found.total["frames_per_second"] == pytest.approx(interval * chip.clock_ns)
+    assert found.total["area_um2"] <= 1e6 * budget
+    assert sum(row["copies"] for row in found.layers) == copies
+    assert found.total["delay_ns"] <= alone["delay_ns"]
+    for component in ("adc", "crossbar", "htree", "membrane"):  # work is shared, not repeated
+        energy = estimate(network, chip).energy_by_component[component]
+        assert found.energy_by_component[component] == pytest.approx(energy)
+
+
+def test_an_area_too_small_for_one_copy_is_refused():
+    network = describe(network_and_images(True, 4, 1)[0])
+    with pytest.raises(UserError, match=r"area_mm2 0\.5 is less than the \d+.* mm² of a chip"):
+        estimate(network, Chip(), 0.5)
+    with pytest.raises(UserError, match="published"):
+        estimate(network, Chip(**PRESETS["published"]), 1e4)
+
+
+def test_the_residual_stream_is_kept_while_a_block_computes():
+    network = describe(network_and_images(True, 4, 4)[0])
+    sides = [9, 9, 9, 5, 5, 3, 3, 2]  # of what the eight blocks read
+    channels = [6, 6, 6, 12, 12, 24, 24, 48]
+    assert [shape[:2] for shape in network.streams] == [
+        (c, s) for c, s in zip(channels, sides, strict=True)
+    ]
+    bits = 25 * sum(c * s * s for c, s in zip(channels, sides, strict=True))
+    found = estimate(network, Chip())
+    assert found.area_by_component["stream"] == pytest.approx(bits * 0.7391)
+    expected = 4 * bits * (15.9 + 17.7) / 64
+    assert found.energy_by_component["stream"] == pytest.approx(expected)
+    assert estimate(network, Chip(**PRESETS["published"])).energy_by_component["stream"] == 0
+
+
+class Instrumented(IntegerNetwork):
+    """Counts what it does to membranes, sums and image."""
+
+    membranes = sums = 0
+
+    def _lif(self, lif, current, spikes):
+        self.membranes += current.numel()
+        return super()._lif(lif, current, spikes)
+
+    def _batch_norm(self, bn, accumulator):
+        self.sums += accumulator.numel()
+        return super()._batch_norm(bn, accumulator)
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_memory_is_accessed_as_often_as_the_integer_network_does(static):
+    network, images = network_and_images(static, 4, 3)
+    integers, description = Instrumented(network), describe(network)
+    integers(images)
+    energy = estimate(description, Chip()).energy_by_component
+    a_membrane = 4 * (EVENT_PJ["read"] + EVENT_PJ["write"])
+    assert energy["membrane"] == pytest.approx(integers.membranes / IMAGES * a_membrane)
+    assert energy["neuron"] == pytest.approx(integers.membranes / IMAGES * EVENT_PJ["neuron"])
+    normalized = sum(
+        layer.out_channels * description.outputs(layer) for layer in description.layers[:-1]
+    )
+    assert normalized == integers.sums / IMAGES

@@ -271,6 +271,27 @@ def test_h_trees_and_subtractors_grow_with_the_pes_that_they_serve():
     assert few["tile_buffer"] == pytest.approx(8 * many["tile_buffer"])
 
 
+def test_from_python_the_best_of_a_grid_takes_three_lines(layer_file):
+    from spikesim_eval import chips, estimate, load_layer_list
+
+    network = load_layer_list(layer_file)
+    found = [estimate(network, chip) for chip in chips(xbar_size=[64, 128], adc_bits=[4, 5])]
+    best = min(found, key=lambda x: x.total["edap_pj_ns_um2"])
+
+    assert len({(x.chip.xbar_size, x.chip.adc_bits) for x in found}) == 4
+    assert best.chip.adc_bits == 4
+    with pytest.raises(UserError, match="xbar_size must be"):
+        list(chips(xbar_size=[64, 4]))
+
+
+def test_layers_share_tiles_or_have_their_own():
+    network = net(conv("a"), conv("b", after=("a",)), conv("c", out_channels=200, after=("b",)))
+    shared, own = (estimate(network, Chip(tiles=x)).total for x in ("shared", "own"))
+    assert shared["pes"] == own["pes"] == 2 + 2 + 8
+    assert (shared["tiles"], own["tiles"]) == (2, 3)
+    assert own["area_um2"] > shared["area_um2"]
+
+
 def test_an_ideal_adc_has_no_price():
     with pytest.raises(UserError, match="adc_bits must be a number"):
         estimate(net(conv("a")), Chip(adc_bits=None))
@@ -449,6 +470,7 @@ def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_p
         "columns": "offset",
         "crossbars_per_pe": 7,
         "pe_per_tile": 5,
+        "tiles": "own",
         "adc_bits": 6,
         "adc_of": "pe",
         "adc_law": "linear",
