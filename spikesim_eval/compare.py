@@ -44,8 +44,9 @@ def check_same_classes(ours: Subject, baseline: Subject) -> None:
 
 
 def notes(subjects: Sequence[Subject], on_chip: bool = False) -> list[str]:
-    """What a reader must know: which accuracy it is, where a network is run at another T than it
-    was trained with, and where networks differ from the first."""
+    """What a reader must know: which accuracy it is (`on_chip`: of chips beside these), where a
+    network is run at another T than it was trained with, and where networks differ from the first.
+    """
     found = [ACCURACY] if any(subject.accuracy is not None for subject in subjects) else []
     if on_chip or any(subject.chip_accuracies for subject in subjects):
         found = [ON_CHIP]

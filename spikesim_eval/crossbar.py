@@ -114,7 +114,9 @@ class CrossbarLayer:
     ):
         self.chip, self.stride, self.padding = chip, stride, padding
         self.input_bits, self.signed_input = network.input_bits(layer), network.reads_stream(layer)
-        self.codes = codes.double()
+        # Sums of whole numbers below 2^24 are exact in float32, which is faster.
+        is_small = network.accumulator_bits(layer) <= 25  # with the sign
+        self.codes = codes.float() if is_small else codes.double()
         _, self.in_channels, *self.kernel = codes.shape
         self.rows = min(chip.xbar_size, self.in_channels)
         self.groups = math.ceil(self.in_channels / self.rows)
@@ -177,19 +179,23 @@ class CrossbarLayer:
         """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns)."""
         result: Tensor | float = 0.0
         self.counts.cycles += active.shape[-1]
+        ones = int(torch.count_nonzero(active))
         for cells, sign in zip(self.cells, (1, -1), strict=False):
-            self.counts.driven_cells += int(active.sum().item()) * cells.shape[-1]
+            self.counts.driven_cells += ones * cells.shape[-1]
             sums = cells.mT @ active
             if self.chip.adc_of == "pe":
                 in_pes = sums.split(self.chip.crossbars_per_pe)
                 sums = torch.stack([of_pe.sum(dim=0) for of_pe in in_pes])
-            self.largest_sum = max(self.largest_sum, sums.max().item())
+            largest = sums.max().item()
+            self.largest_sum = max(self.largest_sum, largest)
             self.counts.conversions += sums.numel()
             if self.chip.adc_bits is not None:
                 step, largest_code = self.adc_step, 2**self.chip.adc_bits - 1
                 sums = sums.div_(step).round_()
-                self.counts.clipped += int((sums > largest_code).sum().item())
-                sums = sums.clamp_(max=largest_code).mul_(step)
+                if largest > step * largest_code:
+                    self.counts.clipped += int(torch.count_nonzero(sums > largest_code))
+                    sums = sums.clamp_(max=largest_code)
+                sums = sums.mul_(step)
             # beyond 24 bits float32 would round what shift-add keeps
             by_slice = sums.sum(dim=0).double().unflatten(0, (-1, self.slices))
             result = result + sign * torch.einsum("osl,s->ol", by_slice, self.slice_weights)
@@ -202,7 +208,8 @@ class CrossbarLayer:
     def __call__(self, x: Tensor) -> Tensor:
         """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
         self.counts.images += len(x)
-        ideal = F.conv2d(x.double(), self.codes, None, self.stride, self.padding)
+        inputs = x.to(self.codes.dtype)
+        ideal = F.conv2d(inputs, self.codes, None, self.stride, self.padding).double()
         per_image = self.cells[0].numel() // self.rows * ideal[0, 0].numel()
         chunk = max(1, LARGEST_WORKSPACE // per_image)
         sums = torch.cat([self._sums(part, ideal.shape[2:]) for part in x.split(chunk)])

@@ -230,10 +230,11 @@ def sweep_plot(
 
 def log_ticks(axis: Axis, low: float, high: float) -> None:
     """Plain numbers, also where the values are less than a decade apart."""
-    if high < 10 * low:
+    if high < 3 * low:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     else:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        few = (1, 2, 5) if high < 1000 * low else (1,)
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 10 * low else few))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
 

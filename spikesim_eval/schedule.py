@@ -16,7 +16,7 @@ import numpy as np
 
 from runtime.errors import UserError
 
-from .chip import Value
+from .chip import Value, ceil_div
 from .layer_list import Layer, LayerList, show, stride_and_padding
 
 MOST_ROWS = 2**20  # of pixels in an inference: the schedule holds a number for each
@@ -50,17 +50,15 @@ def arrived(layer: Layer, steps: int, before: Layer, steps_before: int) -> np.nd
     done, (steps · rows,).
 
     A linear layer reads spike counts: it waits for all timesteps. What ran once is there at each.
+    Of layers that run several times in a timestep the last runs belong together, and so on.
     """
-    rows = rows_of(before)
     if layer.linear:
-        return np.full(rows_of(layer), steps_before * rows - 1)
-    if layer.runs == before.runs == 1:
-        share = (needed_rows(layer) + 1) / layer.in_size[0]  # of the plane; pooling lies between
-    else:
-        share = np.arange(1, rows_of(layer) + 1) / rows_of(layer)
-    of_step = np.ceil(share * rows - 1e-9).astype(int) - 1
-    step = np.minimum(np.arange(steps), steps_before - 1)
-    return (step[:, None] * rows + of_step).ravel()
+        return np.full(rows_of(layer), steps_before * rows_of(before) - 1)
+    share = (needed_rows(layer) + 1) / layer.in_size[0]  # of the plane; pooling may lie between
+    row = np.ceil(share * before.out_size[0] - 1e-9).astype(int) - 1
+    run = ceil_div(np.arange(1, layer.runs + 1) * before.runs, layer.runs) - 1
+    step = np.minimum(np.arange(steps), steps_before - 1) * rows_of(before)
+    return (step[:, None, None] + run[:, None] * before.out_size[0] + row).ravel()
 
 
 def check_rows(network: LayerList) -> None:

@@ -157,16 +157,16 @@ def arrival(layer: Layer, step: int, row: int, before: Layer, done: list[list[fl
     """When what a row reads of a layer before it is there."""
     if layer.linear:
         return done[-1][-1]
-    if layer.runs == before.runs == 1:
-        high, outputs = layer.in_size[0], layer.out_size[0]
-        stride, padding = geometry(high, outputs, layer.kernel)
-        read = min(high, max(1, row * stride - padding + layer.kernel))
-    else:
-        high, read = layer.out_size[0] * layer.runs, row + 1
-    given = 1
-    while given * high < read * len(done[0]):
+    high, outputs, rows = layer.in_size[0], layer.out_size[0], before.out_size[0]
+    run, row = divmod(row, outputs)
+    stride, padding = geometry(high, outputs, layer.kernel)
+    read = min(high, max(1, row * stride - padding + layer.kernel))
+    given = of_run = 1
+    while given * high < read * rows:
         given += 1
-    return done[min(step, len(done) - 1)][given - 1]
+    while of_run * layer.runs < (run + 1) * before.runs:
+        of_run += 1
+    return done[min(step, len(done) - 1)][(of_run - 1) * rows + given - 1]
 
 
 def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:

@@ -361,7 +361,10 @@ def test_a_sweep_simulates_only_chips_that_a_simulation_tells_apart(
     line = f"sweep --checkpoint {trained['qamd']} --layers {files['NET']} --out {tmp_path}"
     options = "--on_chip --adc_bits 2,5 --pe_per_tile 4,8 --clk_mhz 100,250 --crossbars_per_pe 9,18"
     assert main(f"{line} {options} --bits 2,4 --columns_per_adc 4,8".split()) == 0
-    assert "on the Pareto front" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "on the Pareto front" in printed
+    assert "accuracy on the chip: simulated" in printed
+    assert "accuracy: the digital" not in printed
     rows = read_csv(tmp_path / "sweep.csv")
     assert len(rows) == 2 * 2 * 32  # of the checkpoint and the list, with 2 and 4 bits
     assert len(simulated) == 2  # the checkpoint's own width, with 2 ADCs

@@ -32,25 +32,27 @@ def simulated(
     events: list[tuple[float, str]] = []
 
     def may_start(name: str) -> bool:
-        layer, height = layers[name], heights[name]
-        image, at = divmod(done[name], steps[name] * height)
-        step, row = divmod(at, height)
+        layer, height = layers[name], layers[name].out_size[0]
+        image, at = divmod(done[name], steps[name] * heights[name])
+        step, at = divmod(at, heights[name])
+        run, row = divmod(at, height)
         if image == images:
             return False
         for before in layer.after:
-            rows = heights[before]
+            rows, runs = layers[before].out_size[0], layers[before].runs
             if layer.linear:
-                needed = steps[before] * rows
+                needed = steps[before] * heights[before]
             else:
-                if layer.runs == layers[before].runs == 1:
-                    of = layer.in_size[0]
-                    stride, padding = GEOMETRY[layer.kernel, of, height]
-                    read = min(max(row * stride + layer.kernel - padding, 1), of)
-                else:
-                    of, read = height, row + 1
-                # A pooled row needs all of its window.
-                needed = min(step, steps[before] - 1) * rows + -(-read * rows // of)
-            if done[before] - image * steps[before] * rows < needed:
+                stride, padding = GEOMETRY[layer.kernel, layer.in_size[0], height]
+                read = min(max(row * stride + layer.kernel - padding, 1), layer.in_size[0])
+                while read * rows % layer.in_size[0]:  # a pooled row needs all of its window
+                    read += 1
+                behind = (
+                    (layer.runs - 1 - run) * runs // layer.runs
+                )  # runs of it that may be missing
+                needed = min(step, steps[before] - 1) * heights[before]
+                needed += (runs - 1 - behind) * rows + read * rows // layer.in_size[0]
+            if done[before] - image * steps[before] * heights[before] < needed:
                 return False
         return True
 
