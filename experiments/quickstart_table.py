@@ -28,7 +28,7 @@ from experiments import as_command
 from load_settings import load_network
 from runtime.command import HelpFormatter, Parser
 from runtime.errors import UserError
-from spikesim_eval.render import QUANTITIES, shown
+from spikesim_eval.render import QUANTITIES, RATIO_NAMES, shown
 
 COSTS = ("energy", "delay", "area", "edap")
 FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)
@@ -129,11 +129,11 @@ def table(
             return row(name, lambda run: f"{run.report['total'][key] * scale:.4g}")
         return row(QUANTITIES[key][0], lambda run: shown(key, run.report["total"][key]))
 
-    def ratio(name: str, key: str) -> list[str]:
+    def ratio(key: str) -> list[str]:
         def cell(run: Run) -> str:
             return f"{run.report['ratio'][key]:.2f}" if "ratio" in run.report else "1.00"
 
-        return row(f"{name}, × better", cell)
+        return row(f"{RATIO_NAMES[key]}, × better", cell)
 
     best_of = {run.label: best_row(run.metrics) for run in runs}
     best_epochs = [row("best epoch", lambda run: str(best_of[run.label]["epoch"]))]
@@ -152,12 +152,7 @@ def table(
         share("differing spikes", lambda run: distance(run, "differing_spikes")),
         share("spike rate", lambda run: run.metrics[run.checkpoint.epoch - 1]["spike_rate"]),
         *map(total, FILE_UNITS),
-        ratio("energy", "energy"),
-        ratio("delay", "delay"),
-        ratio("area", "area"),
-        ratio("EDAP", "edap"),
-        ratio("TOPS/W", "tops_per_watt"),
-        ratio("TOPS/mm²", "tops_per_mm2"),
+        *map(ratio, ("energy", "delay", "area", "edap", "tops_per_watt", "tops_per_mm2")),
     ]
 
 

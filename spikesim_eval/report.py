@@ -81,6 +81,39 @@ ADC_OF = {
 }
 
 
+CHARGED = {  # by Chip.costs
+    "published": [
+        "H-tree, fetch, neuron and tile buffer are charged once per PE cycle and group of PEs "
+        "that hold the bit slices of the same weights; all of a PE's columns are converted, "
+        "and whole crossbars are driven, however few of their cells hold weights.",
+        "The stem is charged at every timestep, though software computes it once for a static "
+        "image.",
+        "A PE cycle gives one channel of one output pixel; a layer starts when every layer it "
+        "waits for is 75 % done.",
+        "Membranes, batch norm and leakage take no energy, as published; accumulators, batch "
+        "norm's products and the residual stream no area.",
+    ],
+    "counted": [
+        "Charged is what happens: driven cells that hold weights, conversions of columns that "
+        "hold weights, sums that leave a PE, bits read and written, additions and products. "
+        "One conversion, driven cell or moved sum costs what the published tool charges for "
+        "it; arithmetic, memory and leakage are from the sources below, scaled to 65 nm where "
+        "they say so.",
+        "Where every timestep reads the same image the stem runs once, and its sums are kept "
+        "in a memory of their own.",
+        "A PE cycle takes one clock for currents to settle and one for each bit of each "
+        "column that an ADC reads in turn; all PEs of a layer work at once.",
+        "Layers are pipelined: a layer starts a row of pixels when the rows that its kernel "
+        "reads have arrived, timestep after timestep. The delay is one image's alone; frames a "
+        "second and power are of image after image.",
+        "A membrane is read and written at every update, in as many bits as it has; an input "
+        "is written once and read at every kernel position. The residual stream is kept, in "
+        "25 bits, while a block computes what is added to it, written and read at every "
+        "timestep. DRAM and the distribution of clocks are not charged.",
+        "Transistors leak as an SRAM cell of the same area does; crossbars and the H-tree's "
+        "wires do not leak.",
+    ],
+}
 COPIES = [
     "The area given is filled with copies of weights, as many of each layer as make the pipeline "
     "fastest; copies compute pixels of a row side by side. The sensitivities are of a chip that "
@@ -90,43 +123,10 @@ COPIES = [
 
 def assumptions(chip: Chip) -> list[str]:
     """What the figures rest on, one sentence each."""
-    if chip.costs == "published":
-        charged = [
-            "H-tree, fetch, neuron and tile buffer are charged once per PE cycle and group of PEs "
-            "that hold the bit slices of the same weights; all of a PE's columns are converted, "
-            "and whole crossbars are driven, however few of their cells hold weights.",
-            "The stem is charged at every timestep, though software computes it once for a static "
-            "image.",
-            "A PE cycle gives one channel of one output pixel; a layer starts when every layer it "
-            "waits for is 75 % done.",
-            "Membranes, batch norm and leakage take no energy, as published; accumulators, batch "
-            "norm's products and the residual stream no area.",
-        ]
-    else:
-        charged = [
-            "Charged is what happens: driven cells that hold weights, conversions of columns that "
-            "hold weights, sums that leave a PE, bits read and written, additions and products. "
-            "One conversion, driven cell or moved sum costs what the published tool charges for "
-            "it; arithmetic, memory and leakage are from the sources below, scaled to 65 nm where "
-            "they say so.",
-            "Where every timestep reads the same image the stem runs once, and its sums are kept "
-            "in a memory of their own.",
-            "A PE cycle takes one clock for currents to settle and one for each bit of each "
-            "column that an ADC reads in turn; all PEs of a layer work at once.",
-            "Layers are pipelined: a layer starts a row of pixels when the rows that its kernel "
-            "reads have arrived, timestep after timestep. The delay is one image's alone; frames a "
-            "second and power are of image after image.",
-            "A membrane is read and written at every update, in as many bits as it has; an input "
-            "is written once and read at every kernel position. The residual stream is kept, in "
-            "25 bits, while a block computes what is added to it, written and read at every "
-            "timestep. DRAM and the distribution of clocks are not charged.",
-            "Transistors leak as an SRAM cell of the same area does; crossbars and the H-tree's "
-            "wires do not leak.",
-        ]
     return [
         "Component figures are those of the published SpikeSim tool where it has them; nothing is "
         "measured on a chip.",
-        *charged,
+        *CHARGED[chip.costs],
         COLUMN_KINDS[chip.columns],
         ADC_OF[chip.adc_of],
         "Inputs are fed bit by bit, one PE cycle a bit: 1 bit for spikes, 8 for the image, the "
