@@ -20,7 +20,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import OPTIONS, PRESETS, Chip
+from .chip import OPTIONS, PRESETS, Chip, check_draws
 from .compare import choice, compare, notes, published_ratios, tables
 from .layer_list import (
     FULL_PRECISION_BITS,
@@ -197,7 +197,6 @@ def traced(path: str, args: argparse.Namespace, time_steps: int | None = None) -
     width = args.full_precision_bits
     if width is None:
         width = MAX_BITS if args.preset == "published" else FULL_PRECISION_BITS
-    check_int(width, "full_precision_bits", MAX_BITS, low=2)
     from .trace import trace_checkpoint  # needs torch, and layer lists do not
 
     subject = trace_checkpoint(path, args.data_path, time_steps)
@@ -225,6 +224,11 @@ def chip_of(args: argparse.Namespace) -> Chip:
     """The chip that the options say; with --adc_bits auto it has the default's until `simulated`
     has found its own."""
     options = given(args)
+    check_draws(args.seed, args.trials)
+    if args.full_precision_bits is not None:
+        check_int(args.full_precision_bits, "full_precision_bits", MAX_BITS, low=2)
+    if options.get("adc_bits", 0) is None:
+        raise UserError("an ideal ADC has no price: adc_bits must be a number")
     if options.get("adc_bits") == "auto":
         if not args.on_chip:
             raise UserError("--adc_bits auto simulates the networks: add --on_chip")
@@ -256,10 +260,7 @@ def simulated(
 
 
 def check_simulation(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
-    """Raise UserError where --on_chip has nothing to run, or --trials and --seed make no sense."""
-    from .nonideal import check_draws
-
-    check_draws(args.seed, args.trials)
+    """Raise UserError where --on_chip has nothing to run."""
     if all(subject.tested is None for subject in subjects):
         raise UserError(
             "--on_chip runs checkpoints of quantized networks on their test data: there is none "
@@ -293,6 +294,7 @@ def run_report(args: argparse.Namespace) -> None:
     check_sources(args, checkpoints)
     subject = reported(args)
     baseline = None if args.baseline is None else subject_of(args.baseline, args)
+    build_report(subject, chip, baseline, args.area_mm2)  # what cannot be priced is not simulated
     (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
     baseline = baselines[0] if baselines else None
     report = build_report(subject, chip, baseline, args.area_mm2)
@@ -308,6 +310,7 @@ def run_compare(args: argparse.Namespace) -> None:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
     subjects = [subject_of(path, args) for path in args.networks]
+    compare(subjects, chip)  # what cannot be priced is not simulated
     subjects, chip = simulated(subjects, chip, args)
     rows, estimates = compare(subjects, chip)
     first, (figures, better) = f"baseline: {subjects[0].name}", tables(rows)
@@ -331,6 +334,7 @@ def run_compare(args: argparse.Namespace) -> None:
 
 def run_sweep(args: argparse.Namespace) -> None:
     options = given(args)
+    check_draws(args.seed, args.trials)
     axes = {name: as_list(options.pop(name)) for name in AXES if name in options}
     paths = [*args.checkpoint, *args.layers]
     if not paths:

@@ -54,6 +54,15 @@ def check_option(about: Field, value: object) -> None:
             raise UserError(f"{error} ({reason})" if reason else str(error)) from None
 
 
+MOST_TRIALS = 10**6
+
+
+def check_draws(seed: int, trials: int) -> None:
+    """Raises UserError for a seed of the cells' draws, or a number of them, that makes no sense."""
+    check_int(trials, "trials", MOST_TRIALS)
+    check_int(seed, "seed", 10**9, low=0)
+
+
 PRICE, SIMULATION = {"part": "price"}, {"part": "simulation"}
 
 
@@ -319,7 +328,9 @@ def place_layer(network: LayerList, layer: Layer, chip: Chip) -> Placement:
     stack = layer.kernel**2 * ceil_div(layer.in_channels // layer.groups, chip.xbar_size)
     columns = chip.planes * layer.out_channels * slices
     read = stack if chip.adc_of == "crossbar" else ceil_div(stack, chip.crossbars_per_pe)
-    turns = ceil_div(smaller(layer.out_channels, per_row) * slices, chip.adcs)
+    rows, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    blocks = larger(smaller(chip.xbar_size // rows, per_row // outputs), 1)  # in a crossbar
+    busiest = smaller(smaller(blocks, layer.groups) * outputs, per_row) * slices
     return Placement(
         slices,
         columns,
@@ -328,7 +339,7 @@ def place_layer(network: LayerList, layer: Layer, chip: Chip) -> Placement:
         pes * chip.planes,
         groups * chip.planes,
         conversions=read * columns,
-        turns=turns,
+        turns=ceil_div(busiest, chip.adcs),
     )
 
 

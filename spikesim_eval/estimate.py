@@ -10,7 +10,7 @@ Energy is in pJ, area in um^2, delay in ns, power in mW.
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import fsum, prod
+from math import fsum, isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,6 @@ def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
     once, its sums normalized, and membranes read, updated and written at every timestep."""
     e = EVENT_PJ
     accumulator, updates = network.accumulator_bits(layer), network.updates(layer)
-    values_in = layer.in_channels * prod(layer.in_size) * layer.runs
     sums = layer.out_channels * network.outputs(layer)
     bn = 0.0
     if layer.bn_bits is not None:
@@ -91,8 +90,8 @@ def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
         bn = accumulator * layer.bn_bits * e["multiply_bit"] + product * e["add_bit"]
     kept = kept_bits(network, layer)
     return {
-        "input_buffer": values_in
-        * network.input_bits(layer)
+        "input_buffer": input_bits_stored(network, layer)
+        * layer.runs
         * network.time_steps_of(layer)
         * e["write"],
         "batch_norm": sums * bn,
@@ -103,11 +102,16 @@ def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
 
 
 def kept_bits(network: LayerList, layer: Layer) -> int:
-    """Memory of the sums that a static layer hands on at every timestep."""
-    if not layer.static:
+    """The normalized sums that a static layer hands on at every timestep."""
+    if not layer.static or network.time_steps == 1:
         return 0
-    sums = layer.out_channels * prod(layer.out_size) * layer.runs
-    return sums * network.accumulator_bits(layer)
+    return layer.out_channels * prod(layer.out_size) * layer.runs * REFERENCE["stream_bits"]
+
+
+def input_bits_stored(network: LayerList, layer: Layer) -> int:
+    """Of a layer's inputs; a linear layer has a counter for each channel, whatever was pooled."""
+    values = layer.in_channels * (1 if layer.linear else prod(layer.in_size))
+    return values * network.input_bits(layer)
 
 
 def as_charged(network: LayerList, chip: Chip) -> LayerList:
@@ -184,8 +188,14 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
             f"area_mm2 {area_um2 / 1e6:g} is less than the {alone / 1e6:.4g} mm² of a chip that "
             "holds every weight once"
         )
-    intervals = sorted({busy[x] * n for x, width in widths.items() for n in range(1, width + 1)})
+    intervals = sorted({busy[x] * n for x, width in widths.items() for n in in_turns(width)})
     return copies(intervals[bisect_left(intervals, True, key=is_possible)])
+
+
+def in_turns(width: int) -> set[int]:
+    """How many pixels of a row a copy may have to compute one after the other: ⌈width / copies⌉."""
+    root = isqrt(width) + 1
+    return {*range(1, root + 1), *(ceil_div(width, copies) for copies in range(1, root + 1))}
 
 
 def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
@@ -208,28 +218,29 @@ def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
     }
 
 
-def input_buffer_area(network: LayerList, layer: Layer) -> float:
-    bits = layer.in_channels * prod(layer.in_size) * network.input_bits(layer)
-    return bits * AREA_UM2["memory_bit"]
+def memory_area(network: LayerList, layer: Layer, chip: Chip) -> dict[str, float]:
+    """Area of a layer's input buffer and of the sums that it keeps, um^2. These are there twice: a
+    static layer begins with the next image while this one's are still read."""
+    bits = input_bits_stored(network, layer)
+    if chip.costs == "published":
+        bits = layer.in_channels * prod(layer.in_size) * network.input_bits(layer)
+    kept = 2 * kept_bits(network, layer)
+    return {x: y * AREA_UM2["memory_bit"] for x, y in (("input_buffer", bits), ("kept_sums", kept))}
 
 
 def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[str, float]:
-    """Area of a layer's PEs, their share of their tiles, its input buffer and kept sums, um^2."""
-    return area_of(pes, chip) | {
-        "input_buffer": input_buffer_area(network, layer),
-        "kept_sums": kept_bits(network, layer) * AREA_UM2["memory_bit"],
-    }
+    """Area of a layer's PEs, their share of their tiles and its memory, um^2."""
+    return area_of(pes, chip) | memory_area(network, layer, chip)
 
 
 def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
     membrane_bits = sum(prod(shape) for shape in network.lif) * network.membrane_bits
-    kept = sum(kept_bits(network, layer) for layer in network.layers)
     streams = 0 if chip.costs == "published" else stream_bits(network)
+    memories = [memory_area(network, layer, chip) for layer in network.layers]
     return area_of(tiles * chip.pe_per_tile, chip) | {
-        "input_buffer": fsum(input_buffer_area(network, layer) for layer in network.layers),
+        **{name: fsum(memory[name] for memory in memories) for name in memories[0]},
         "membrane": membrane_bits * AREA_UM2["memory_bit"],
-        "kept_sums": kept * AREA_UM2["memory_bit"],
         "stream": streams * AREA_UM2["memory_bit"],
     }
 

@@ -16,12 +16,11 @@ from display import percent, run_at
 from engine.evaluate import evaluate
 from runtime.errors import UserError
 
-from .chip import OPTIONS, Chip
+from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
 from .crossbar import CrossbarLayer
 from .layer_list import Layer, LayerList, Subject, check_int
 from .trace import describe, evaluation_data, network_at
 
-MOST_TRIALS = 10**6
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
 
 
@@ -115,12 +114,6 @@ def fewest_adc_bits(
                 )
             bits += 1
     return bits
-
-
-def check_draws(seed: int, trials: int) -> None:
-    """Raises UserError for numbers that make no sense."""
-    check_int(trials, "trials", MOST_TRIALS)
-    check_int(seed, "seed", 10**9, low=0)
 
 
 def nonideal_report(

@@ -100,7 +100,7 @@ CHARGED = {  # by Chip.costs
         "it; arithmetic, memory and leakage are from the sources below, scaled to 65 nm where "
         "they say so.",
         "Where every timestep reads the same image the stem runs once, and its sums are kept "
-        "in a memory of their own.",
+        "twice, in 25 bits: it begins with the next image while they are still read.",
         "A PE cycle takes one clock for currents to settle and one for each bit of each "
         "column that an ADC reads in turn; all PEs of a layer work at once.",
         "Layers are pipelined: a layer starts a row of pixels when the rows that its kernel "
@@ -109,15 +109,16 @@ CHARGED = {  # by Chip.costs
         "A membrane is read and written at every update, in as many bits as it has; an input "
         "is written once and read at every kernel position. The residual stream is kept, in "
         "25 bits, while a block computes what is added to it, written and read at every "
-        "timestep. DRAM and the distribution of clocks are not charged.",
+        "timestep. Not charged: DRAM, the distribution of clocks, the count of driven rows that "
+        "offset columns need, and the area of multipliers and LIF logic.",
         "Transistors leak as an SRAM cell of the same area does; crossbars and the H-tree's "
         "wires do not leak.",
     ],
 }
 COPIES = [
-    "The area given is filled with copies of weights, as many of each layer as make the pipeline "
-    "fastest; copies compute pixels of a row side by side. The sensitivities are of a chip that "
-    "holds every weight once."
+    "Copies of weights are put on the chip as long as they make the pipeline faster and the area "
+    "given is not exceeded; copies compute pixels of a row side by side. The sensitivities are of a "
+    "chip that holds every weight once."
 ]
 
 

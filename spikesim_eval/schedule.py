@@ -10,6 +10,7 @@ Rows of timesteps are numbered on: row y of timestep t is i = t·H + y.
 """
 
 from collections.abc import Iterator, Mapping
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from .chip import Value, ceil_div
 from .layer_list import Layer, LayerList, show, stride_and_padding
 
 MOST_ROWS = 2**20  # of pixels in an inference: the schedule holds a number for each
+MOST_NUMBERS = 2**28  # 2 GiB
 
 
 class Times(NamedTuple):
@@ -75,6 +77,10 @@ def check_rows(network: LayerList) -> None:
 def schedule(network: LayerList, row_times: Mapping[str, Value]) -> dict[str, Times]:
     """When every layer runs whose rows take so long, each a number or arrays of one shape."""
     times: dict[str, Times] = {}
+    chips = prod(np.broadcast_shapes(*(np.shape(x) for x in row_times.values())))
+    rows = sum(network.time_steps_of(layer) * rows_of(layer) for layer in network.layers)
+    if chips * rows > MOST_NUMBERS:
+        raise MemoryError(f"{chips} chips of {rows} rows")
     for layer in network.in_order():
         count = network.time_steps_of(layer) * rows_of(layer)
         row_time = np.asarray(row_times[layer.name], dtype=np.float64)[..., None]

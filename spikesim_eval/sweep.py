@@ -28,6 +28,9 @@ AXES = {  # options of the chip: their columns in a terminal
     "crossbars_per_pe": "xbars",
     "clk_mhz": "MHz",
 }
+LEFT_OUT = (
+    "a weight has more cells than a crossbar row, or xbar_size is no multiple of columns_per_adc"
+)
 LARGEST_GRID = 10**6  # points; more with --force
 SHOWN = (
     *("energy_pj", "area_um2", "delay_ns", "edp_pj_ns", "edap_pj_ns_um2"),
@@ -100,10 +103,7 @@ def sweep(
         parts.append(flat if everywhere else {name: x[kept] for name, x in flat.items()})
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not len(columns["network"]):
-        raise UserError(
-            "on every chip of the grid a weight has more cells than a crossbar row: raise "
-            "cell_bits or xbar_size"
-        )
+        raise UserError(f"on every chip of the grid {LEFT_OUT}: raise cell_bits or xbar_size")
     columns["pareto"] = pareto_front(
         columns["edp_pj_ns"], columns["area_um2"], columns["chip_accuracy"]
     )
@@ -126,7 +126,9 @@ def on_chips(
     if chip.adc_of == "crossbar":  # then a PE is nothing but a count
         seen.remove("crossbars_per_pe")
     shape = tuple(len(axis) if name in seen else 1 for name, axis in values.items())
-    fits = np.broadcast_to(fits, np.broadcast_shapes(fits.shape, shape))
+    unseen = tuple(i for i, name in enumerate(values) if name not in seen)
+    fits = np.broadcast_to(fits, np.broadcast_shapes(fits.shape, shape)).any(unseen, keepdims=True)
+    chip = replace(chip, columns_per_adc=1)  # of price alone, and a divisor of every side
     found = np.full(shape, np.nan)
     where = [index for index in np.ndindex(shape) if fits[index]]
     for index in tqdm(where, f"{subject.name} on {len(where)} chips", disable=None, leave=False):
@@ -255,7 +257,7 @@ def front_text(columns: Mapping[str, np.ndarray], points: int) -> list[str]:
             "the least EDAP of each network and ADC resolution:",
         ]
     if total < points:
-        left = f"{points - total} points left out: a weight has more cells than a crossbar row"
+        left = f"{points - total} points left out: there {LEFT_OUT}"
         lines.insert(1, left)
     return lines
 

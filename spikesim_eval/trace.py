@@ -57,7 +57,8 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
     stream = {"stem.conv"}  # the layers whose sums are in it
     for i, block in enumerate(network.blocks):
         at = f"blocks.{i}"
-        streams.append((block.conv1.in_channels, *plane))
+        if i or not static:  # the first block of an image reads the stem's sums, which are kept
+            streams.append((block.conv1.in_channels, *plane))
         inner = add(f"{at}.conv1", plane, stream, f"{at}.lif1")
         add(f"{at}.conv2", inner, {f"{at}.conv1"}, f"{at}.lif2")
         if isinstance(block.shortcut, Shortcut):
