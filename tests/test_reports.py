@@ -118,7 +118,7 @@ def test_the_page_is_one_file_with_plots_and_tables_that_loads_nothing(trained, 
     page = Page()
     page.feed((tmp_path / "report.html").read_text())
     assert page.loads == []
-    assert page.count["svg"] == 4
+    assert page.count["svg"] == 6
     assert page.count["table"] == 9
     report = json.loads((tmp_path / "report.json").read_text())
     for row in report["layers"]:
@@ -202,7 +202,7 @@ def test_compare_puts_every_network_beside_the_first(files, trained, tmp_path, c
     assert f"within 100 points of the baseline: {best}." in text
     assert "14.85" in text
     assert "fixed point of --full_precision_bits" in text  # the assumptions
-    assert text.startswith(capsys.readouterr().out.splitlines()[0])
+    assert f"## {capsys.readouterr().out.splitlines()[0]}\n" in text
 
 
 def test_the_cheapest_choice_is_accurate_enough_and_not_the_baseline():
