@@ -18,7 +18,7 @@ from runtime.errors import UserError
 
 from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
 from .crossbar import CrossbarLayer
-from .layer_list import Layer, LayerList, Subject, check_int
+from .layer_list import Layer, LayerList, Subject
 from .trace import describe, evaluation_data, network_at
 
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word

@@ -117,8 +117,8 @@ CHARGED = {  # by Chip.costs
 }
 COPIES = [
     "Copies of weights are put on the chip as long as they make the pipeline faster and the area "
-    "given is not exceeded; copies compute pixels of a row side by side. The sensitivities are of a "
-    "chip that holds every weight once."
+    "given is not exceeded; copies compute pixels of a row side by side. The sensitivities are of "
+    "a chip that holds every weight once."
 ]
 
 

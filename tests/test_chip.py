@@ -83,6 +83,18 @@ def geometry(size: int, outputs: int, kernel: int) -> tuple[int, int]:
     return stride, padding
 
 
+def side_by_side(layer: Layer, in_row: int, chip: Chip) -> int:
+    """Weights in the fullest row of a crossbar, the layer's blocks put in one after the other."""
+    rows, columns = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    most = free_rows = free_columns = used = 0
+    for _ in range(layer.groups):
+        if rows > free_rows or columns > free_columns:
+            free_rows, free_columns, used = chip.xbar_size, in_row, 0
+        free_rows, free_columns, used = free_rows - rows, free_columns - columns, used + columns
+        most = max(most, min(used, in_row))
+    return most
+
+
 def inside(size: int, outputs: int, kernel: int) -> int:
     """Positions of a kernel along a side that lie in the plane, over all outputs."""
     stride, padding = geometry(size, outputs, kernel)
@@ -108,7 +120,8 @@ def counted_energy(network, layer, chip, row, stack, columns) -> float:
     sides = zip(layer.in_size, layer.out_size, strict=True)
     positions = 1 if layer.linear else prod(inside(*side, layer.kernel) for side in sides)
     pixels = layer.out_size[0] * layer.out_size[1] * layer.runs
-    values_in = layer.in_channels * layer.in_size[0] * layer.in_size[1] * layer.runs
+    plane = 1 if layer.linear else layer.in_size[0] * layer.in_size[1]  # a counter a channel
+    values_in = layer.in_channels * plane * layer.runs
     energy = 0.0
     for _ in range(1 if once else network.time_steps):
         for _ in range(row["input_bits"]):
@@ -123,7 +136,7 @@ def counted_energy(network, layer, chip, row, stack, columns) -> float:
             product = layer.bn_bits * accumulator * 0.2 / 64 * 1.99
             sums = pixels * layer.out_channels
             energy += sums * (product + (layer.bn_bits + accumulator) * bit)
-    kept = layer.out_channels * pixels * accumulator if layer.static else 0
+    kept = layer.out_channels * pixels * 25 if layer.static and network.time_steps > 1 else 0
     energy += kept * write
     for _ in range(network.time_steps):
         energy += kept * read
@@ -230,13 +243,15 @@ def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:
             stack = layer.kernel**2 * filled(layer.in_channels // layer.groups, chip.xbar_size)
             columns = planes * layer.out_channels * cells
             row["energy_pj"] = counted_energy(network, layer, chip, row, stack, columns)
-            read = min(layer.out_channels, weights_in(chip.xbar_size, cells)) * cells
+            read = side_by_side(layer, weights_in(chip.xbar_size, cells), chip) * cells
             clocks = 1 + filled(read, adcs) * chip.adc_bits
             row["busy_ns"] = cycles * clocks * clock_ns
             row_times[layer.name] = layer.out_size[1] * input_bits * clocks * clock_ns
-        bits_stored += layer.in_channels * layer.in_size[0] * layer.in_size[1] * input_bits
-        if layer.static and not published:
-            bits_stored += layer.out_channels * pixels * row["accumulator_bits"]
+        plane = layer.in_size[0] * layer.in_size[1]
+        counters = layer.linear and not published
+        bits_stored += layer.in_channels * (1 if counters else plane) * input_bits
+        if layer.static and not published and network.time_steps > 1:
+            bits_stored += 2 * layer.out_channels * pixels * 25
     for channels, height, width in network.lif:
         bits_stored += channels * height * width * network.membrane_bits
 

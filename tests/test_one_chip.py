@@ -148,7 +148,9 @@ def test_an_area_too_small_for_one_copy_is_refused():
 
 
 def test_the_residual_stream_is_kept_while_a_block_computes():
-    network = describe(network_and_images(True, 4, 4)[0])
+    of_images = describe(network_and_images(True, 4, 4)[0])
+    network = describe(network_and_images(False, 4, 4)[0])
+    assert of_images.streams == network.streams[1:]  # the first is the stem's sums, which are kept
     sides = [9, 9, 9, 5, 5, 3, 3, 2]  # of what the eight blocks read
     channels = [6, 6, 6, 12, 12, 24, 24, 48]
     assert [shape[:2] for shape in network.streams] == [

@@ -243,9 +243,11 @@ def test_membranes_cost_energy_by_their_bits_and_a_static_stem_runs_once():
     assert every["cycles"] == 4 * once["cycles"]
     assert every["energy_by_component"]["adc"] == 4 * once["energy_by_component"]["adc"]
     assert every["energy_by_component"]["membrane"] == once["energy_by_component"]["membrane"] > 0
-    kept = 64 * 16 * once["accumulator_bits"]
+    kept = 64 * 16 * 25  # of two images in turn
     assert once["energy_by_component"]["kept_sums"] == pytest.approx(kept * (17.7 + 4 * 15.9) / 64)
-    assert once["area_by_component"]["kept_sums"] == pytest.approx(kept * 0.7391)
+    assert once["area_by_component"]["kept_sums"] == pytest.approx(2 * kept * 0.7391)
+    at_one = by_name(net(replace(stem, static=True)))["a"]
+    assert at_one["energy_by_component"]["kept_sums"] == 0  # there is nothing to keep
 
 
 def test_power_and_leakage_are_those_of_image_after_image():
