@@ -257,8 +257,8 @@ def front_text(columns: Mapping[str, np.ndarray], points: int) -> list[str]:
             "the least EDAP of each network and ADC resolution:",
         ]
     if total < points:
-        left = f"{points - total} points left out: there {LEFT_OUT}"
-        lines.insert(1, left)
+        left = "1 point" if points - total == 1 else f"{points - total} points"
+        lines.insert(1, f"{left} left out: there {LEFT_OUT}")
     return lines
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
+from spikesim_eval.compare import cheapest, compare
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.report import build_report
@@ -582,3 +583,55 @@ def test_every_command_says_whose_accuracy_it_prints(trained, tmp_path, capsys):
         ("sweep", "digital_accuracy_share"),
     ):
         assert column in (tmp_path / f"{name}.csv").read_text().splitlines()[0]
+
+
+# What a hostile reviewer tried.
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("report --layers {own} --adc_bits ideal", "an ideal ADC has no price"),
+        ("report --layers {own} --trials 0", "trials must be"),
+        ("compare {own} {own} --seed -1", "seed must be"),
+        ("report --layers {own} --full_precision_bits 99", "full_precision_bits must be"),
+        ("sweep --layers {own} --xbar_size 64 --columns_per_adc 48", "no multiple of"),
+        ("report --layers {own} --area_mm2 0.01", "less than the"),
+    ],
+)
+def test_what_makes_no_chip_is_one_line(line, words, lists, tmp_path, capsys):
+    assert main(f"{line.format(**lists)} --out {tmp_path / 'out'}".split()) == 2
+    error = capsys.readouterr().err
+    assert one_error_line(error)
+    assert words in error
+
+
+def test_a_sweep_leaves_out_sides_that_shared_adcs_do_not_divide(lists, tmp_path, capsys):
+    line = f"sweep --layers {lists['own']} --xbar_size 64,96 --columns_per_adc 64,8"
+    assert main(f"{line} --out {tmp_path}".split()) == 0
+    assert "1 point left out" in capsys.readouterr().out
+
+
+def test_an_assumption_that_fits_no_crossbar_is_left_out_of_the_sensitivities(lists, tmp_path):
+    wide = tmp_path / "wide.json"
+    wide.write_text(json.dumps(changed("weight_bits", 16)))
+    chip = "--xbar_size 8 --cell_bits 2 --columns_per_adc 1"
+    line = f"report --layers {lists['own']} --baseline {wide} {chip} --out {tmp_path / 'out'}"
+    assert main(line.split()) == 0
+    changes = [
+        row["change"]
+        for row in json.loads((tmp_path / "out/report.json").read_text())["sensitivity"]
+    ]
+    assert "as assumed" in changes
+    assert "baseline of 24 bits" not in changes
+
+
+def test_beside_accuracies_on_the_chip_a_digital_one_is_no_choice():
+    network = LayerList.from_json(residual_block())
+    known = [Subject("baseline", network, 0.9), Subject("never simulated", network, 0.9)]
+    rows, _ = compare(known, Chip())
+    assert cheapest(rows, 1.0)["network"] == "never simulated"
+    known.append(Subject("simulated", network, 0.9, chip_accuracies=[0.8, 0.9]))
+    rows, _ = compare(known, Chip())
+    assert [row["drop_points"] for row in rows] == [0.0, None, pytest.approx(5.0)]
+    assert cheapest(rows, 1.0) is None
