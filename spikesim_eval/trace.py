@@ -158,10 +158,10 @@ def network_at(checkpoint: Checkpoint, time_steps: int | None) -> MSResNet:
 
 
 def macs_of_image(settings: Settings) -> int:
-    """Multiplications with accumulation that an image takes over all timesteps, as a layer list
-    counts them."""
+    """Multiplications with accumulation that an image takes over all timesteps, with a stem that
+    runs at each."""
     with torch.device("meta"):
-        network = describe(build_network(settings))
+        network = describe(build_network(settings)).always_running()
     return sum(map(network.ops, network.layers)) // 2
 
 
