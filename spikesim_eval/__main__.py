@@ -21,7 +21,8 @@ from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
 from .chip import OPTIONS, PRESETS, Chip, check_draws
-from .compare import choice, compare, notes, published_ratios, tables
+from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
+from .estimate import estimate
 from .layer_list import (
     FULL_PRECISION_BITS,
     MAX_BITS,
@@ -62,18 +63,15 @@ def adc_bits(text: str) -> int | str | None:
     return None if text == "ideal" else text if text == "auto" else int(text)
 
 
-def add_option(parser: Parser, name: str, default: Any, text: str, **how: Any) -> None:
-    """An option whose help says its default."""
-    (value,) = default if isinstance(default, list) else [default]
+def add_option(parser: Parser, name: str, value: Any, text: str, **how: Any) -> None:
+    """An option whose help says its default `value`."""
     shown = f"{value:g}" if isinstance(value, float) else value
-    parser.add_argument(f"--{name}", default=default, help=f"{text} (default {shown})", **how)
+    how = {"default": value, "help": f"{text} (default {shown})"} | how
+    parser.add_argument(f"--{name}", **how)
 
 
 def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
-    """The options that Chip declares of these parts; with `lists`, several values of each number.
-
-    What is not given is the preset's.
-    """
+    """The options that Chip declares of these parts; with `lists` several values of a number."""
     if "price" in parts:
         text = "simulate the networks on the chip and give their accuracy there"
         parser.add_argument("--on_chip", action="store_true", help=text)
@@ -96,9 +94,8 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         elif option.name == "adc_bits":
             how = {"type": adc_bits}
             text += ", or auto: the fewest within --max_drop" if "price" in parts else ", or ideal"
-        shown = f"{default:g}" if isinstance(default, float) else default
-        help = f"{text} (default {shown})"
-        parser.add_argument(f"--{option.name}", default=argparse.SUPPRESS, help=help, **how)
+        how["default"] = argparse.SUPPRESS  # what is not given may be the preset's
+        add_option(parser, option.name, default, text, **how)
 
 
 def simulates(args: argparse.Namespace) -> bool:
@@ -107,7 +104,11 @@ def simulates(args: argparse.Namespace) -> bool:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of a chip that the command line and its preset say."""
+    """The options of a chip that the command line and its preset say. Raises UserError for what is
+    wrong with them, or with how a chip is simulated."""
+    check_draws(args.seed, args.trials)
+    if getattr(args, "full_precision_bits", None) is not None:
+        check_int(args.full_precision_bits, "full_precision_bits", MAX_BITS, low=2)
     said = {x.name: getattr(args, x.name) for x in fields(Chip) if hasattr(args, x.name)}
     for x in fields(Chip):
         if x.name in said and x.metadata["part"] == "simulation" and not simulates(args):
@@ -224,9 +225,6 @@ def chip_of(args: argparse.Namespace) -> Chip:
     """The chip that the options say; with --adc_bits auto it has the default's until `simulated`
     has found its own."""
     options = given(args)
-    check_draws(args.seed, args.trials)
-    if args.full_precision_bits is not None:
-        check_int(args.full_precision_bits, "full_precision_bits", MAX_BITS, low=2)
     if options.get("adc_bits", 0) is None:
         raise UserError("an ideal ADC has no price: adc_bits must be a number")
     if options.get("adc_bits") == "auto":
@@ -244,6 +242,8 @@ def simulated(
     if not args.on_chip:
         return list(subjects), chip
     check_simulation(subjects, args)
+    for subject in subjects:  # what cannot be priced is not simulated
+        estimate(subject.network, chip, getattr(args, "area_mm2", None))
     from .nonideal import fewest_adc_bits, on_chip
 
     draws = args.seed, args.trials
@@ -294,7 +294,8 @@ def run_report(args: argparse.Namespace) -> None:
     check_sources(args, checkpoints)
     subject = reported(args)
     baseline = None if args.baseline is None else subject_of(args.baseline, args)
-    build_report(subject, chip, baseline, args.area_mm2)  # what cannot be priced is not simulated
+    if baseline is not None:
+        check_same_classes(subject, baseline)
     (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
     baseline = baselines[0] if baselines else None
     report = build_report(subject, chip, baseline, args.area_mm2)
@@ -310,7 +311,8 @@ def run_compare(args: argparse.Namespace) -> None:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
     subjects = [subject_of(path, args) for path in args.networks]
-    compare(subjects, chip)  # what cannot be priced is not simulated
+    for subject in subjects[1:]:
+        check_same_classes(subject, subjects[0])
     subjects, chip = simulated(subjects, chip, args)
     rows, estimates = compare(subjects, chip)
     first, (figures, better) = f"baseline: {subjects[0].name}", tables(rows)
@@ -334,7 +336,6 @@ def run_compare(args: argparse.Namespace) -> None:
 
 def run_sweep(args: argparse.Namespace) -> None:
     options = given(args)
-    check_draws(args.seed, args.trials)
     axes = {name: as_list(options.pop(name)) for name in AXES if name in options}
     paths = [*args.checkpoint, *args.layers]
     if not paths:

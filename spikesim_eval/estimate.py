@@ -9,7 +9,7 @@ Energy is in pJ, area in um^2, delay in ns, power in mW.
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum, isqrt, prod
 from typing import Any
 
@@ -115,8 +115,11 @@ def input_bits_stored(network: LayerList, layer: Layer) -> int:
 
 
 def as_charged(network: LayerList, chip: Chip) -> LayerList:
-    """The published tool charges a stem at every timestep, also where the image stays the same."""
-    return network.always_running() if chip.costs == "published" else network
+    """What the published tool knows of a network: a stem runs at every timestep, also where the
+    image stays the same, and a residual stream takes no memory."""
+    if chip.costs == "published":
+        return replace(network.always_running(), streams=())
+    return network
 
 
 def layer_costs(
@@ -236,12 +239,11 @@ def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[s
 def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
     membrane_bits = sum(prod(shape) for shape in network.lif) * network.membrane_bits
-    streams = 0 if chip.costs == "published" else stream_bits(network)
     memories = [memory_area(network, layer, chip) for layer in network.layers]
     return area_of(tiles * chip.pe_per_tile, chip) | {
         **{name: fsum(memory[name] for memory in memories) for name in memories[0]},
         "membrane": membrane_bits * AREA_UM2["memory_bit"],
-        "stream": streams * AREA_UM2["memory_bit"],
+        "stream": stream_bits(network) * AREA_UM2["memory_bit"],
     }
 
 
@@ -250,10 +252,8 @@ def stream_bits(network: LayerList) -> int:
     return sum(prod(shape) for shape in network.streams) * REFERENCE["stream_bits"]
 
 
-def stream_energy(network: LayerList, chip: Chip) -> float:
+def stream_energy(network: LayerList) -> float:
     """Of writing and reading the residual stream at every timestep, pJ."""
-    if chip.costs == "published":
-        return 0.0
     accesses = stream_bits(network) * network.time_steps
     return accesses * (EVENT_PJ["read"] + EVENT_PJ["write"])
 
@@ -290,7 +290,7 @@ def totals(
     dynamic_pj = add(
         [
             *(value for cost in costs.values() for value in cost.energy.values()),
-            stream_energy(network, chip),
+            stream_energy(network),
         ]
     )
     energy_pj = dynamic_pj + leakage_mw * delay_ns
@@ -332,7 +332,7 @@ def estimate(network: LayerList, chip: Chip, area_mm2: float | None = None) -> E
         name: fsum(cost.energy[name] for cost in costs.values())
         for name in next(iter(costs.values())).energy
     }
-    energy["stream"] = stream_energy(network, chip)
+    energy["stream"] = stream_energy(network)
     energy["leakage"] = total["leakage_mw"] * total["delay_ns"]
     path_of = published.critical_path if chip.costs == "published" else critical_path
     path = path_of(network, {name: cost.times for name, cost in costs.items()})

@@ -10,7 +10,15 @@ from display import component_name, percent, short_names, significant, text_tabl
 from runtime.files import write_files
 
 from .chip import Chip
-from .compare import SEARCHED, check_same_classes, nearest, notes, on_chip_text, sensitivity
+from .compare import (
+    SEARCHED_AXES,
+    SEARCHED_CHOICES,
+    check_same_classes,
+    nearest,
+    notes,
+    on_chip_text,
+    sensitivity,
+)
 from .constants import AREA, ENERGY, EVENT, LEAKAGE, PUBLISHED_RATIO, STRUCTURE
 from .estimate import Estimate, estimate, ratios
 from .layer_list import LayerList, Subject
@@ -307,11 +315,12 @@ def comparison_sections(report: Mapping[str, Any]) -> list[Section]:
         header = ["quantity", "here", "published (N-Caltech101, information only)"]
         found.append(Section(f"Times better than the baseline, {names[1]}", [], header, rows))
         near = report["nearest_to_published"]
+        searched = ", ".join((*SEARCHED_AXES, *SEARCHED_CHOICES))
         ratio = ", ".join(f"{RATIO_NAMES[x]} {significant(y)}" for x, y in near["ratio"].items())
         sentences = [
             "Each assumption changed alone, for both networks where it concerns both; times off is "
             "the largest factor between a ratio and the published one (dashed in the picture).",
-            f"Of {near['combinations']} combinations (of {', '.join(SEARCHED)} and the baseline's "
+            f"Of {near['combinations']} combinations (of {searched} and the baseline's "
             f"width) the nearest to the published ratios is {near['change']}: {ratio}, "
             f"{significant(near['times_off'])} times off. That is fitting, and no evidence.",
         ]

@@ -51,9 +51,7 @@ def variants(
         for b, t in product(bits or [own.weight_bits], time_steps or [own.time_steps]):
             is_own = (b, t) == (own.weight_bits, own.time_steps)
             network = own if is_own else own.at(b, t)
-            known = {"accuracy": None, "tested": None} | (
-                {"accuracy": subject.accuracy, "tested": subject.tested} if is_own else {}
-            )
+            known = {"accuracy": subject.accuracy, "tested": subject.tested} if is_own else {}
             yield Subject(subject.name, network, kind=subject.kind, **known)
 
 
