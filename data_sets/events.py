@@ -1,12 +1,16 @@
 """Data sets of events: archives of recordings, frames of event counts, their 8-bit codes."""
 
 import os
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import IO
 
 import numpy as np
+from numpy.lib import format as npy
 from torch import Tensor
 
 from data_sets.cache import Source, packed
@@ -27,6 +31,10 @@ from runtime.files import file_lock
 HIGHEST = 255  # code of the 8-bit input
 BOUNDS = ((99, 2), (50, 64))  # percent, room: see input_of
 MOST_VALUES = 2**24  # of training data that quantiles are taken of, and that are read at once
+
+
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_HEADER = Lock()
 
 
 class DamagedError(UserError):
@@ -170,6 +178,18 @@ def _find_frames(request: Request) -> Source:
     return Source([*of_class], train + test)
 
 
+def _read_array(file: IO[bytes]) -> np.ndarray:
+    """The array of a .npy file; its header by one thread at a time.
+
+    NumPy parses it as Python, which other threads may disturb before Python 3.13: now and then an
+    intact file was a SystemError (https://github.com/python/cpython/issues/106905).
+    """
+    with _HEADER:
+        read_header = _HEADERS[npy.read_magic(file)]
+        shape, column_major, dtype = read_header(file)
+    return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if column_major else "C")
+
+
 def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarray:
     """Event counts (T, 2, *size) of a file that SpikingJelly wrote, or data_loader.py.
 
@@ -179,8 +199,8 @@ def read_frames(path: Path, time_window: int, size: tuple[int, int]) -> np.ndarr
     """
     again = "remove it and convert its events again"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            frames = arrays["frames"]
+        with zipfile.ZipFile(path) as arrays, arrays.open("frames.npy") as file:
+            frames = _read_array(file)
     except KeyError:
         raise DamagedError(f"{path} holds no array named frames: {again}") from None
     except Exception as error:  # what numpy raises depends on where the bytes stop making sense

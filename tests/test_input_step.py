@@ -1,6 +1,9 @@
 """Teacher and student read the same 8-bit input, also where event frames are no small counts."""
 
+import gc
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import main
 from checkpoints import load_checkpoint
 from data_loader import data_of
 from data_sets import events
-from data_sets.events import input_of
+from data_sets.events import input_of, read_frames
 from load_settings import load_network
 from loading import data_sets_of
 from quantization import ImageQuantizer, codes_of
@@ -218,3 +221,26 @@ def test_an_array_larger_than_is_read_at_once_gives_the_same_step(monkeypatch):
     values = np.sort(frames[::2].ravel())
     assert in_parts.step == 2 * float(values[-(-99 * values.size // 100) - 1]) / 255
     assert in_parts.step == pytest.approx(whole.step, rel=0.2)
+
+
+def test_threads_that_read_frames_do_not_disturb_each_other(tmp_path):
+    """Before Python 3.13 they do where NumPy parses headers in several threads at once."""
+    file, frames = tmp_path / "frames.npz", np.ones((2, 2, 4, 4), np.uint8)
+    np.savez_compressed(file, frames=frames)
+
+    def another_thread(phase, info):
+        for _ in range(20):
+            pass
+
+    seldom, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    gc.callbacks.append(another_thread)
+    try:
+        sys.setswitchinterval(1e-6)
+        gc.set_threshold(3, 2, 2)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: read_frames(file, 2, (4, 4)), range(1000)))
+    finally:
+        gc.callbacks.remove(another_thread)
+        sys.setswitchinterval(seldom)
+        gc.set_threshold(*thresholds)
+    assert all(np.array_equal(each, frames) for each in found)
