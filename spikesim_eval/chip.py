@@ -30,7 +30,7 @@ def option(
 ) -> Any:
     """A field of a chip. `limits`: smallest and largest value beside the default, of whole numbers
     where they are whole, and the `reason` why others are refused. `part`: whether only the price
-    knows it, or only the simulation."""
+    knows it, or only the simulation. `several`: names of which a value lists some."""
     about = {"text": text, "limits": limits, "reason": reason, "choices": (), "part": "both"}
     return field(default=default, metadata=about | more)
 
@@ -43,6 +43,14 @@ def choice(text: str, *choices: str, **more: Any) -> Any:
 def check_option(about: Field, value: object) -> None:
     """Raise UserError, with the reason, for a value that an option of a chip cannot have."""
     limits, reason, choices = map(about.metadata.get, ("limits", "reason", "choices"))
+    several = about.metadata.get("several")
+    if several and value != about.default:
+        given = value.split(",") if isinstance(value, str) else [""]
+        if set(given) - set(several) or len(set(given)) < len(given):
+            raise UserError(
+                f"{about.name} must be {about.default}, or some of {','.join(several)}, got "
+                f"{show(value)}"
+            )
     if choices and value not in choices:
         raise UserError(f"{about.name} must be one of {choices}, got {show(value)}")
     is_ideal = about.name == "adc_bits" and value is None
@@ -64,6 +72,7 @@ def check_draws(seed: int, trials: int) -> None:
 
 
 PRICE, SIMULATION = {"part": "price"}, {"part": "simulation"}
+NOTHING = "nothing"  # is skipped
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,14 @@ class Chip:
         *("counted", "published"),
         **PRICE,
     )
+    skip: str = option(
+        NOTHING,
+        "what is not done where no input is a one: the reading of silent rows, the conversions of "
+        "silent patches (an output pixel and input bit) and their clocks, and those of silent "
+        "tiles",
+        several=("rows", "patches", "tiles"),
+        **PRICE,
+    )
     process: str = choice(
         "transistors, which decide the leakage: low standby power, low operating power, high "
         "performance",
@@ -179,6 +196,8 @@ class Chip:
                 f"xbar_size must be a multiple of columns_per_adc, {self.columns_per_adc}, got "
                 f"{self.xbar_size}"
             )
+        if self.costs == "published" and self.skip != NOTHING:
+            raise UserError("skip leaves out what is counted: --costs published knows no silence")
 
     def options(self, part: str) -> dict[str, Any]:
         """What is said of the chip where it is priced ("price") or simulated ("simulation")."""
@@ -188,6 +207,10 @@ class Chip:
             if x.metadata["part"] in ("both", part)
         }
         return {name: str(x) if x == math.inf else x for name, x in said.items()}
+
+    def skips(self, what: str) -> bool:
+        """Whether silent "rows", "patches" or "tiles" are skipped."""
+        return what in self.skip.split(",")
 
     @property
     def adcs(self) -> Value:
@@ -266,6 +289,7 @@ PRESETS = {
 }
 OPTIONS = {x.name: x for x in fields(Chip)}
 CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
+SKIPPED = OPTIONS["skip"].metadata["several"]
 
 
 def chips(**options: Any) -> Iterator[Chip]:

@@ -9,7 +9,6 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -23,17 +22,22 @@ from models.MS_ResNet import Shortcut
 from runtime.errors import UserError
 from settings import Settings
 
+from .chip import Chip
+from .codes import Rows
 from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int, show
+from .silence import tile_sizes
 
 
-def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> LayerList:
+def describe(
+    network: MSResNet, measured: Mapping[str, Mapping[str, Any]] | None = None
+) -> LayerList:
     """The layer list of a network that knows its `input_shape`.
 
     The stem reads the image, all other convolutions spikes, but for shortcuts: they read the
-    residual stream, which is as wide as a membrane. `rates` holds what `counting_rows` has measured
+    residual stream, which is as wide as a membrane. `measured` holds what `counting_rows` has found
     of each layer, by name.
     """
-    first, linear, rates = network.blocks[0], network.linear, rates or {}
+    first, linear, measured = network.blocks[0], network.linear, measured or {}
     bits, bn_bits = (bits_of(x) or MAX_BITS for x in (first.conv1, first.bn1))
     layers: list[Layer] = []
     populations: list[tuple[int, int, int]] = []
@@ -45,7 +49,8 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
         conv, input_bits = network.get_submodule(name), 1 if isinstance(reads, str) else reads
         gives = tuple(-(-side // stride) for side, stride in zip(plane, conv.stride, strict=True))
         shape = conv.kernel_size[0], conv.in_channels, conv.out_channels, plane, gives
-        known = {"spike_rate": rates.get(name), "bn_bits": bn_bits, "lif": True} | more
+        known = {"stride": conv.stride, "padding": conv.padding} | dict(measured.get(name, {}))
+        known |= {"bn_bits": bn_bits, "lif": True} | more
         layers.append(Layer(name, *shape, input_bits, tuple(sorted(after)), **known))
         if isinstance(reads, str):
             populations.append((conv.in_channels, *plane))
@@ -68,7 +73,7 @@ def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> Lay
     populations.append((linear.in_features, *plane))
     shape = 1, linear.in_features, linear.out_features, plane, (1, 1), None
     how = {"weight_bits": bits_of(linear), "linear": True, "lif": False}
-    how["spike_rate"] = rates.get("linear")
+    how |= measured.get("linear", {})
     layers.append(Layer("linear", *shape, tuple(sorted(stream)), **how))
     planes = tuple(populations), tuple(streams)
     return LayerList(network.time_window, bits, bits, tuple(layers), *planes)
@@ -81,37 +86,38 @@ def bits_of(layer: nn.Module) -> int | None:
 
 
 @contextmanager
-def counting_rows(network: MSResNet, description: LayerList) -> Iterator[Callable[[], dict]]:
-    """Measures, while the network runs, the share of ones among the bits that drive the rows of
-    each layer's crossbars: padding drives none, and a pixel as many as there are outputs that read
-    it. Yields a function that gives these shares by layer; what a full-precision network reads as
-    real numbers is not in them.
+def counting_rows(
+    network: MSResNet, description: LayerList, chip: Chip | None = None
+) -> Iterator[Callable[[], dict[str, dict[str, Any]]]]:
+    """Measures, while the network runs, what drives the rows of each layer's crossbars: the share
+    of ones among their bits, silent patches and, for a chip or a grid of chips, silent tiles.
+    Padding drives no row, and a pixel as many as there are outputs that read it.
+
+    Yields a function that gives by layer what `describe` is to say of it; what a full-precision
+    network reads as real numbers is not in it.
     """
-    counts: dict[str, Tensor] = {}  # (ones, bits)
+    counts: dict[str, Rows] = {}
     handles = []
 
-    def count(layer: Layer, conv: nn.Module, inputs: tuple[Tensor]) -> None:
+    def count(layer: Layer, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
         if layer.linear:
             x = (x * description.time_steps * prod(layer.in_size)).round()[..., None, None]
-            readers = torch.ones_like(x[0, 0], dtype=torch.float64)
-        else:
-            one = torch.ones(1, 1, *x.shape[-2:], dtype=torch.float64, device=x.device)
-            how = {"kernel_size": conv.kernel_size, "padding": conv.padding, "stride": conv.stride}
-            readers = F.fold(F.unfold(one, **how), x.shape[-2:], **how)[0, 0]
-        bits, codes = description.input_bits(layer), x.long()
-        ones = sum((codes >> bit & 1).sum(dim=(0, 1)) for bit in range(bits))
-        found = torch.stack([(ones * readers).sum(), readers.sum() * bits * x[:, :, 0, 0].numel()])
-        counts[layer.name] = counts.get(layer.name, 0) + found.cpu()
+        counts[layer.name].add(x.long())
 
     is_integer = bits_of(network.linear) is not None
     for layer in description.layers:
         if is_integer or layer.linear or layer.input_bits == 1:
-            module = network.get_submodule(layer.name)
+            sizes = () if chip is None else tile_sizes(layer, chip)
+            how = (1, 1), (0, 0)
+            if not layer.linear:
+                how = layer.stride, layer.padding
+            counts[layer.name] = Rows(layer, description.input_bits(layer), *how, sizes)
             hook = partial(count, layer)
-            handles.append(module.register_forward_pre_hook(hook))
+            module = network.get_submodule(layer.name)
+            handles.append(module.register_forward_pre_hook(lambda _, x, hook=hook: hook(x)))
     try:
-        yield lambda: {name: (ones / bits).item() for name, (ones, bits) in counts.items()}
+        yield lambda: {name: rows.found() for name, rows in counts.items()}
     finally:
         for handle in handles:
             handle.remove()
@@ -166,9 +172,13 @@ def macs_of_image(settings: Settings) -> int:
 
 
 def trace_checkpoint(
-    path: str, data_path: str | None = None, time_steps: int | None = None
+    path: str,
+    data_path: str | None = None,
+    time_steps: int | None = None,
+    chip: Chip | None = None,
 ) -> Subject:
-    """The network of a checkpoint, with accuracy and, where there are data, measured spike rates.
+    """The network of a checkpoint, with accuracy and, where there are data, measured spike rates
+    and silence, of the tiles that a `chip` or a grid of chips has.
 
     With `time_steps` it is run at so many timesteps instead of those it was trained with, events on
     as many frames, and its accuracy is measured again. Raises UserError where that needs data that
@@ -185,10 +195,10 @@ def trace_checkpoint(
     measured, by_timestep = {}, {}
     if batches is not None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with counting_rows(network.to(device), describe(network)) as shares:
+        with counting_rows(network.to(device), describe(network), chip) as counted:
             tested = evaluate(network, batches, device, name="measuring spike rates")
         network.cpu()
-        accuracy, measured = tested.accuracy, shares()
+        accuracy, measured = tested.accuracy, counted()
         rates = {name: fired / seen for name, (fired, seen) in tested.spikes.items()}
         by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)
