@@ -19,7 +19,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from kernels import at_least_float32
 from models.batch_norm import BatchNorm, FoldedBatchNorm
-from models.neuron import LIF, THRESHOLD, Watch, unfold_time
+from models.neuron import DEFAULT_NEURON, LIF, Neuron, Watch, unfold_time
 from quantization import codes_of, pixels_of
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -64,16 +64,18 @@ class Conv2d(nn.Conv2d):
 
 @dataclass(frozen=True)
 class Layers:
-    """Constructors of the network's layers: what a quantized network changes, in one place."""
+    """Constructors of the network's layers: what a quantized network changes, in one place; and
+    the neuron, whose threshold is what batch norms start from."""
 
     image: Callable[[], nn.Module] = nn.Identity
     stem_conv: Callable[..., nn.Module] = Conv2d
     conv: Callable[..., nn.Module] = Conv2d  # of spikes
     stream_conv: Callable[..., nn.Module] = Conv2d  # of the residual stream
     batch_norm: Callable[..., nn.Module] = BatchNorm
-    lif: Callable[[], nn.Module] = LIF
+    lif: Callable[[Neuron], nn.Module] = LIF
     stream: Callable[[], nn.Module] = nn.Identity
     linear: Callable[..., nn.Module] = nn.Linear
+    neuron: Neuron = DEFAULT_NEURON
 
 
 FULL_PRECISION = Layers()
@@ -91,7 +93,7 @@ class Stem(nn.Module):
         super().__init__()
         self.image = layers.image()
         self.conv = layers.stem_conv(in_channels, channels, 3)
-        self.bn = layers.batch_norm(channels, THRESHOLD)
+        self.bn = layers.batch_norm(channels, layers.neuron.threshold)
 
     def forward(self, image: Tensor, repeats: int) -> Tensor:
         x = self.bn(self.conv(self.image(image)), repeats)
@@ -106,7 +108,7 @@ class Shortcut(nn.Module):
         super().__init__()
         self.stream = layers.stream()
         self.conv = layers.stream_conv(in_channels, channels, 1, stride)
-        self.bn = layers.batch_norm(channels, THRESHOLD)
+        self.bn = layers.batch_norm(channels, layers.neuron.threshold)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(self.stream(x)))
@@ -115,12 +117,12 @@ class Shortcut(nn.Module):
 class Block(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, layers: Layers):
         super().__init__()
-        self.lif1 = layers.lif()
+        self.lif1 = layers.lif(layers.neuron)
         self.conv1 = layers.conv(in_channels, channels, 3, stride)
-        self.bn1 = layers.batch_norm(channels, THRESHOLD)
-        self.lif2 = layers.lif()
+        self.bn1 = layers.batch_norm(channels, layers.neuron.threshold)
+        self.lif2 = layers.lif(layers.neuron)
         self.conv2 = layers.conv(channels, channels, 3)
-        self.bn2 = layers.batch_norm(channels, 0.2 * THRESHOLD)
+        self.bn2 = layers.batch_norm(channels, 0.2 * layers.neuron.threshold)
         changes_shape = stride != 1 or in_channels != channels
         self.shortcut = (
             Shortcut(in_channels, channels, stride, layers) if changes_shape else nn.Identity()
@@ -170,7 +172,7 @@ class MSResNet(nn.Module):
                 blocks.append(Block(channels, out_channels, stride, layers))
                 channels = out_channels
         self.blocks = nn.ModuleList(blocks)
-        self.lif = layers.lif()
+        self.lif = layers.lif(layers.neuron)
         self.linear = layers.linear(channels, num_classes)
         self.apply(_initialize)
         self.to(memory_format=torch.channels_last)
