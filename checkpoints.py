@@ -21,6 +21,7 @@ from torch import Tensor
 
 from distiller import MEMBRANE_LOSSES
 from models import MSResNet, QuanMSResNet
+from models.MS_ResNet import Layers
 from runtime.command import similar_path
 from runtime.errors import UserError
 from runtime.files import must_be_file
@@ -85,7 +86,7 @@ def build_network(settings: Settings) -> MSResNet:
         settings.width,
     )
     if settings.paper_setting == "original":
-        network = MSResNet(*shape)
+        network = MSResNet(*shape, layers=Layers(neuron=settings.neuron))
     else:
         network = QuanMSResNet(
             *shape,
@@ -93,6 +94,7 @@ def build_network(settings: Settings) -> MSResNet:
             bn_bits=settings.bn_bits,
             image_step=data_set.image_step,
             membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
+            neuron=settings.neuron,
         )
     network.input_shape = data_set.input_shape(settings.time_window)
     network.input_step = input_step_of(settings)
