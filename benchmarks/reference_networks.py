@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import MSResNet
-from models.MS_ResNet import Layers
+from models.layers import Layers
 from models.neuron import LEAK, THRESHOLD, Spike
 
 

@@ -10,9 +10,10 @@ import reference
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm, estimate_statistics
 from models.integer_network import IntegerNetwork
-from models.MS_ResNet import Conv2d, folded
+from models.layers import Conv2d
+from models.network import folded
 from models.neuron import LIF
-from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
+from models.quantized_layers import QuanConv2d, QuanLinear
 from quantization import GRID, BatchNormQuantizer
 from spikesim_eval.trace import describe
 
