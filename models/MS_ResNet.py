@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from models.layers import FULL_PRECISION, Layers
 from models.network import SpikingNetwork
-from models.neuron import THRESHOLD, Watch
+from models.neuron import Watch
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
@@ -19,7 +19,7 @@ class Shortcut(nn.Module):
         super().__init__()
         self.stream = layers.stream()
         self.conv = layers.stream_conv(in_channels, channels, 1, stride)
-        self.bn = layers.batch_norm(channels, THRESHOLD)
+        self.bn = layers.batch_norm(channels, layers.threshold)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(self.stream(x)))
@@ -30,10 +30,10 @@ class Block(nn.Module):
         super().__init__()
         self.lif1 = layers.lif()
         self.conv1 = layers.conv(in_channels, channels, 3, stride)
-        self.bn1 = layers.batch_norm(channels, THRESHOLD)
+        self.bn1 = layers.batch_norm(channels, layers.threshold)
         self.lif2 = layers.lif()
         self.conv2 = layers.conv(channels, channels, 3)
-        self.bn2 = layers.batch_norm(channels, 0.2 * THRESHOLD)
+        self.bn2 = layers.batch_norm(channels, 0.2 * layers.threshold)
         changes_shape = stride != 1 or in_channels != channels
         self.shortcut = (
             Shortcut(in_channels, channels, stride, layers) if changes_shape else nn.Identity()

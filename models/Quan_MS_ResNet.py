@@ -2,6 +2,7 @@
 times a scale (MD-SNN, arXiv 2512.04443)."""
 
 from models.MS_ResNet import MSResNet
+from models.neuron import DEFAULT_NEURON, Neuron
 from models.quantized_layers import quantized_layers
 
 
@@ -20,6 +21,7 @@ class QuanMSResNet(MSResNet):
         bn_bits: int = 8,
         image_step: float = 1 / 255,
         membrane_steps_learned: bool = True,
+        neuron: Neuron = DEFAULT_NEURON,
     ):
-        layers = quantized_layers(bits, bn_bits, image_step, membrane_steps_learned)
+        layers = quantized_layers(bits, bn_bits, image_step, membrane_steps_learned, neuron)
         super().__init__(depth, num_classes, time_window, in_channels, width, layers)

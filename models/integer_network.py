@@ -1,5 +1,6 @@
 """A quantized network evaluated with integers alone: the proof that a chip can."""
 
+import math
 from functools import partial
 
 import torch
@@ -7,8 +8,8 @@ from torch import Tensor, nn
 
 from models.graph import computed_by, graph_of, layers_of
 from models.network import SpikingNetwork
-from models.neuron import LEAK, THRESHOLD
-from quantization import GRID, Quantizer
+from models.neuron import Neuron, neuron_of
+from quantization import GRID, SMALLEST_LEAK, Quantizer, leak_stays_on_grid
 
 
 def round_shift(x: Tensor, divisor: int) -> Tensor:
@@ -25,10 +26,38 @@ def in_grid_units(x: float) -> int:
     return round(units)
 
 
+def leaked(x: Tensor, leak: float) -> Tensor:
+    """leak · x of int64 x, the leak 0 or a power of two: a shift, of multiples of 1 / leak."""
+    numerator, divisor = leak.as_integer_ratio()
+    return torch.div(numerator * x, divisor, rounding_mode="floor")
+
+
 def in_24_bits(x: Tensor) -> Tensor:
     if x.abs().max() >= 2**24:
         raise OverflowError("a number needs more than 24 bits, which float32 does not hold exactly")
     return x
+
+
+def why_not_integers(neuron: Neuron) -> str | None:
+    """Why a quantized network of these neurons is not exact in integers; None: it is.
+
+    What is left of a membrane for the next timestep has to be a multiple of GRID. A hard reset only
+    compares with the threshold; a soft one subtracts it.
+    """
+    leak, threshold = neuron.leak, neuron.threshold
+    if not leak_stays_on_grid(leak):
+        smallest = round(1 / SMALLEST_LEAK)
+        return (
+            f"a leak of {leak:g} is no shift: in integers only 0, 1 and powers of two down to "
+            f"1/{smallest} are exact"
+        )
+    if neuron.reset == "soft" and leak * threshold % GRID:
+        return (
+            f"a soft reset subtracts {leak:g} times the threshold {threshold:g}, which is no "
+            f"multiple of 1/{round(1 / GRID)}: a threshold such as "
+            f"{round(threshold * 64) / 64 or 1 / 64:g} is exact in integers"
+        )
+    return None
 
 
 class IntegerNetwork:
@@ -39,13 +68,15 @@ class IntegerNetwork:
     accumulators, membrane codes and real-valued streams (in units of GRID); batch norm is an
     integer multiply and add, and a shift with rounding. Only the classifier's scales and bias,
     after its integer sums, are float64. Raises ValueError for a network whose layers a chip does
-    not know (`graph_of`).
+    not know (`graph_of`), and where its neuron is not exact in integers (`why_not_integers`).
     """
 
     def __init__(self, network: SpikingNetwork):
         graph_of(network)
-        self.network = network.eval()
-        self.leak_divisor = round(1 / LEAK)  # exact: steps are multiples of 4 · GRID
+        self.network, self.neuron = network.eval(), neuron_of(network)
+        reason = why_not_integers(self.neuron)
+        if reason is not None:
+            raise ValueError(reason)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -102,11 +133,14 @@ class IntegerNetwork:
     ) -> Tensor:
         """Spikes, 0 or 1; their bool is appended to `spikes`."""
         step = in_grid_units(lif.quantizer.used_step().item())
-        threshold = in_grid_units(THRESHOLD)
+        neuron = self.neuron
+        threshold = math.floor(neuron.threshold / GRID)  # a hard reset's may lie between multiples
         fired, membrane = [], None
         for x in in_24_bits(current).unflatten(0, (time_window, -1)):
             if membrane is not None:
-                x = x + membrane * (step // self.leak_divisor) * (1 - fired[-1])
+                u = membrane * step
+                left = u - threshold * fired[-1] if neuron.reset == "soft" else u * (1 - fired[-1])
+                x = x + leaked(left, neuron.leak)
             membrane = self._requantize(lif.quantizer, x)  # the b-bit state
             fired.append((membrane * step > threshold).long())
         fired = torch.cat(fired)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.batch_norm import BatchNorm
-from models.neuron import LIF, THRESHOLD
+from models.neuron import DEFAULT_NEURON, LIF, Neuron
 
 
 class _PickPixels(torch.autograd.Function):
@@ -61,16 +61,25 @@ class Stream(nn.Identity):
 
 @dataclass(frozen=True)
 class Layers:
-    """Constructors of a network's layers: what a quantized network changes, in one place."""
+    """Constructors of a network's layers: what a quantized network changes, in one place; and the
+    neuron, whose threshold is what batch norms start from."""
 
     image: Callable[[], nn.Module] = nn.Identity
     stem_conv: Callable[..., nn.Module] = Conv2d
     conv: Callable[..., nn.Module] = Conv2d  # of spikes
     stream_conv: Callable[..., nn.Module] = Conv2d  # of real values, behind a `stream`
     batch_norm: Callable[..., nn.Module] = BatchNorm
-    lif: Callable[[], nn.Module] = LIF
+    lif_of: Callable[[Neuron], nn.Module] = LIF
     stream: Callable[[], nn.Module] = Stream
     linear: Callable[..., nn.Module] = nn.Linear
+    neuron: Neuron = DEFAULT_NEURON
+
+    def lif(self) -> nn.Module:
+        return self.lif_of(self.neuron)
+
+    @property
+    def threshold(self) -> float:
+        return self.neuron.threshold
 
 
 FULL_PRECISION = Layers()
@@ -83,7 +92,7 @@ class Stem(nn.Module):
         super().__init__()
         self.image = layers.image()
         self.conv = layers.stem_conv(in_channels, channels, 3)
-        self.bn = layers.batch_norm(channels, THRESHOLD)
+        self.bn = layers.batch_norm(channels, layers.threshold)
 
     def forward(self, image: Tensor, repeats: int) -> Tensor:
         x = self.bn(self.conv(self.image(image)), repeats)

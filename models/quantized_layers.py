@@ -10,13 +10,14 @@ from torch.autograd.function import once_differentiable
 
 from models.batch_norm import BatchNorm
 from models.layers import Conv2d, Layers
-from models.neuron import LIF, THRESHOLD
+from models.neuron import DEFAULT_NEURON, LIF, Neuron
 from quantization import (
     BatchNormQuantizer,
     ImageQuantizer,
     MembraneQuantizer,
     StreamQuantizer,
     WeightQuantizer,
+    membrane_step_grid,
 )
 
 STEM_BITS = LINEAR_BITS = 8
@@ -106,6 +107,7 @@ def quantized_layers(
     bn_bits: int = 8,
     image_step: float = 1 / 255,
     membrane_steps_learned: bool = True,
+    neuron: Neuron = DEFAULT_NEURON,
 ) -> Layers:
     """The layers of a quantized network.
 
@@ -117,6 +119,7 @@ def quantized_layers(
             1 for event counts.
         membrane_steps_learned: whether training changes what a code of the membrane potentials
             stands for (see `distiller.within_reach`).
+        neuron: the LIF neuron of all layers.
 
     Raises ValueError for other widths.
     """
@@ -124,14 +127,19 @@ def quantized_layers(
         raise ValueError(f"bits must be 2 to 8, got {bits}")
     if not 2 <= bn_bits <= 16:
         raise ValueError(f"bn_bits must be 2 to 16, got {bn_bits}")
+    of_membrane = partial(
+        MembraneQuantizer,
+        *(bits, neuron.threshold, membrane_steps_learned, membrane_step_grid(neuron.leak)),
+    )
     return Layers(
         image=lambda: ImageQuantizer(image_step),
         stem_conv=partial(QuanConv2d, bits=STEM_BITS),
         conv=partial(QuanConv2d, bits=bits, of_spikes=True),
         stream_conv=partial(QuanConv2d, bits=bits),
         batch_norm=lambda *how: BatchNorm(*how, BatchNormQuantizer(bn_bits)),
-        lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD, membrane_steps_learned)),
+        lif_of=lambda neuron: LIF(neuron, of_membrane()),
         # Its deviation is what batch norms start with.
-        stream=lambda: StreamQuantizer(bits, deviation=THRESHOLD),
+        stream=lambda: StreamQuantizer(bits, deviation=neuron.threshold),
         linear=partial(QuanLinear, bits=LINEAR_BITS),
+        neuron=neuron,
     )
