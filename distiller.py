@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import kernels
 from kernels import as_rows, at_least_float32
-from models.MS_ResNet import MSResNet, folded
+from models.network import SpikingNetwork, folded
 from models.neuron import LIF, neuron_of
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
@@ -154,7 +154,7 @@ class Distiller:
 
     def __init__(
         self,
-        teacher: MSResNet,
+        teacher: SpikingNetwork,
         student: nn.Module,
         loss: str = "CLK",
         alpha: float = ALPHA,
@@ -168,6 +168,7 @@ class Distiller:
         self.student = student
         self.network = student.module if isinstance(student, DistributedDataParallel) else student
         self.loss, self.membrane_loss = loss, MEMBRANE_LOSSES[loss]
+        self.neurons = list(self.network.neurons().values())
         self.teacher_logits = teacher_logits
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
         self.beta_schedule = BETA_SCHEDULES[beta_schedule]
@@ -189,7 +190,7 @@ class Distiller:
         )
         membranes: list[Tensor] = []
         by_layer: list[Tensor] = []
-        neurons = (layer for layer in self.network.modules() if isinstance(layer, LIF))
+        neurons = iter(self.neurons)
 
         def keep(u_teacher: Tensor) -> None:
             # A view would keep the memory of all timesteps.
@@ -220,7 +221,7 @@ class Distiller:
 
 @torch.no_grad()
 def distance_to_teacher(
-    teacher: MSResNet, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    teacher: SpikingNetwork, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
     """How far a student's membranes are from its teacher's, in evaluation mode, over the student's
     timesteps, for which the teacher is run; of its potentials as they are, not `within_reach`.

@@ -21,7 +21,7 @@ from checkpoints import Checkpoint, build_network, class_names, load_checkpoint
 from data_sets import DATA_SETS
 from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
-from models import MSResNet
+from models import SpikingNetwork
 from models.integer_network import why_not_integers
 from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
@@ -323,7 +323,9 @@ def check_classes(trained: Settings, data_path: str | Path, path: str | Path) ->
         )
 
 
-def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = None) -> MSResNet:
+def load_network(
+    checkpoint: Checkpoint | str | Path, time_window: int | None = None
+) -> SpikingNetwork:
     """The trained network of a checkpoint, or of the file at a path, on the CPU and in evaluation
     mode: `load_network("qamd-best.pth").predict(images)`. Its `class_names` are those of its data.
     `time_window` is T, where it is not the trained one.
@@ -340,7 +342,9 @@ def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = 
     return network.eval()
 
 
-def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
+def build_loss(
+    settings: Settings, student: nn.Module, teacher: SpikingNetwork | None
+) -> LossFunction:
     """What is minimized: cross-entropy, and of an MD-SNN the distance to its teacher too."""
     if settings.paper_setting != "qamd":
         return cross_entropy(student, settings.label_smoothing)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import MSResNet
-from models.MS_ResNet import Layers
+from models.layers import Layers
 from models.neuron import Neuron, Spike
 
 
@@ -23,7 +23,7 @@ def layers_of(
     batch_norm: Callable[..., nn.Module],
     lif: Callable[[Neuron], nn.Module],
 ) -> Layers:
-    return Layers(stem_conv=conv, conv=conv, stream_conv=conv, batch_norm=batch_norm, lif=lif)
+    return Layers(stem_conv=conv, conv=conv, stream_conv=conv, batch_norm=batch_norm, lif_of=lif)
 
 
 class _LoopedLIF(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.log import ProgressBar
-from models import MSResNet
+from models import SpikingNetwork
 from models.integer_network import IntegerNetwork
 from models.neuron import LIF, count_spikes, neuron_of
 from runtime.errors import UserError
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def evaluate_integers(
-    network: MSResNet, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> dict[str, Any]:
     """Evaluate with integers alone and count the spikes that differ from the network's own."""
     integer_network, threshold = IntegerNetwork(network), neuron_of(network).threshold

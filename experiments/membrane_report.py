@@ -27,7 +27,7 @@ from distiller import distance_to_teacher, membrane_kl
 from experiments import as_command
 from kernels import integer_codes
 from load_settings import load_network
-from models import MSResNet
+from models import SpikingNetwork
 from models.neuron import LIF, neuron_of
 from quantization import signed_range
 from runtime.command import Parser
@@ -53,7 +53,7 @@ class RoundedTeacher(nn.Module):
     RANGES = tuple(2 * 1.25**i for i in range(-2, 10))  # of the largest code, in thresholds
 
     @torch.no_grad()
-    def __init__(self, teacher: MSResNet, bits: int, images: Tensor):
+    def __init__(self, teacher: SpikingNetwork, bits: int, images: Tensor):
         super().__init__()
         self.teacher, self.code_range = teacher, signed_range(bits)
         _, membranes = teacher(images, membranes=True)
@@ -73,7 +73,7 @@ class RoundedTeacher(nn.Module):
 
 
 @torch.no_grad()
-def membrane_of(network: MSResNet, layer: int, batches: DataLoader) -> Tensor:
+def membrane_of(network: SpikingNetwork, layer: int, batches: DataLoader) -> Tensor:
     """Membrane potentials of one LIF layer over the batches, evenly thinned to SAMPLES."""
     kept = []
     for images, _ in batches:
@@ -137,7 +137,7 @@ def draw_distributions(axes, membranes: dict[str, Tensor], layer: str, threshold
     axes[0].set_ylabel("neurons · timesteps, % per unit")
 
 
-def networks_of(paths: dict[str, str]) -> tuple[Settings, dict[str, MSResNet]]:
+def networks_of(paths: dict[str, str]) -> tuple[Settings, dict[str, SpikingNetwork]]:
     """MD-SNN's settings, and the networks. Raises UserError where they cannot be compared."""
     checkpoints = {label: load_checkpoint(path) for label, path in paths.items()}
     settings = checkpoints["MD-SNN"].settings

@@ -1,12 +1,14 @@
-"""Quan-MS-ResNet evaluated with integers alone: the proof that a chip can."""
+"""A quantized network evaluated with integers alone: the proof that a chip can."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from models.graph import computed_by, graph_of, layers_of
+from models.network import SpikingNetwork
 from models.neuron import Neuron, neuron_of
-from models.Quan_MS_ResNet import QuanMSResNet
 from quantization import GRID, SMALLEST_LEAK, Quantizer, leak_stays_on_grid
 
 
@@ -59,16 +61,18 @@ def why_not_integers(neuron: Neuron) -> str | None:
 
 
 class IntegerNetwork:
-    """A trained QuanMSResNet evaluated with integers alone, as a chip would: every spike is the
-    same as in the network's own evaluation.
+    """A trained quantized network evaluated with integers alone, as a chip would: every spike is
+    the same as in the network's own evaluation.
 
-    Weights, accumulators, membrane codes and the residual stream (in units of GRID) are int64;
-    batch norm is an integer multiply and add, and a shift with rounding. Only the classifier's
-    scales and bias, after its integer sums, are float64. Raises ValueError where its neuron is not
-    exact in integers (`why_not_integers`).
+    It runs the network's own `last_spikes`, with each layer computed in int64: weights,
+    accumulators, membrane codes and real-valued streams (in units of GRID); batch norm is an
+    integer multiply and add, and a shift with rounding. Only the classifier's scales and bias,
+    after its integer sums, are float64. Raises ValueError for a network whose layers a chip does
+    not know (`graph_of`), and where its neuron is not exact in integers (`why_not_integers`).
     """
 
-    def __init__(self, network: QuanMSResNet):
+    def __init__(self, network: SpikingNetwork):
+        graph_of(network)
         self.network, self.neuron = network.eval(), neuron_of(network)
         reason = why_not_integers(self.neuron)
         if reason is not None:
@@ -80,25 +84,18 @@ class IntegerNetwork:
 
         Raises OverflowError where a number leaves the 24 bits that float32 holds exactly.
         """
-        net, T = self.network, self.network.time_window
-        spikes: list[Tensor] = []
-        frames = images if images.dim() == 4 else images.transpose(0, 1).flatten(0, 1)
-        stem = net.stem
-        stream = self._batch_norm(stem.bn, self._conv(stem.conv, stem.image(frames).long()))
-        if images.dim() == 4:
-            stream = torch.cat([stream] * T)
-        for block in net.blocks:
-            fired = self._lif(block.lif1, stream, spikes)
-            y = self._batch_norm(block.bn1, self._conv(block.conv1, fired))
-            y = self._batch_norm(
-                block.bn2, self._conv(block.conv2, self._lif(block.lif2, y, spikes))
-            )
-            if not isinstance(block.shortcut, nn.Identity):
-                shortcut = block.shortcut
-                stream = self._requantize(shortcut.stream, stream)
-                stream = self._batch_norm(shortcut.bn, self._conv(shortcut.conv, stream))
-            stream = in_24_bits(y + stream)
-        counts = self._lif(net.lif, stream, spikes).unflatten(0, (T, -1))
+        net, spikes = self.network, []
+        integers = {
+            "conv": lambda conv: partial(self._conv, conv),
+            "batch_norm": lambda bn: partial(self._batch_norm, bn),
+            "stream": lambda quantizer: partial(self._requantize, quantizer),
+            "lif": lambda lif: partial(self._lif, lif, spikes),
+        }
+        layers = ((module, integers.get(kind)) for _, module, kind in layers_of(net))
+        functions = {module: compute(module) for module, compute in layers if compute is not None}
+        with computed_by(net, functions):
+            counts = net.last_spikes(net.fold_time(images), None, frames=images.dim() == 5)
+        counts = counts.unflatten(0, (net.time_window, -1))
         per_image = counts.sum(dim=(0, 3, 4))
         codes, step = net.linear.quantizer.codes(net.linear.weight)
         products = (per_image.double() @ codes.double().T) * step.double().T
@@ -110,7 +107,7 @@ class IntegerNetwork:
         weight = conv.quantizer.codes(conv.weight)[0].double()
         return in_24_bits(conv.convolve(x.double(), weight).round().long())
 
-    def _batch_norm(self, bn: nn.Module, accumulator: Tensor) -> Tensor:
+    def _batch_norm(self, bn: nn.Module, accumulator: Tensor, repeats: int = 1) -> Tensor:
         """scale · accumulator + shift, in units of the scale's step and then shifted to GRID."""
         (scale, scale_step), (shift, shift_step) = bn.codes(*bn.running_statistics())
         scale, shift = (x.long()[:, None, None] for x in (scale, shift))
@@ -124,15 +121,22 @@ class IntegerNetwork:
     def _requantize(self, quantizer: Quantizer, x: Tensor) -> Tensor:
         """Codes of a stream that is in grid units."""
         step = in_grid_units(quantizer.used_step().item())
-        return round_shift(x, step).clamp(quantizer.low, quantizer.high)
+        return round_shift(in_24_bits(x), step).clamp(quantizer.low, quantizer.high)
 
-    def _lif(self, lif: nn.Module, current: Tensor, spikes: list[Tensor]) -> Tensor:
+    def _lif(
+        self,
+        lif: nn.Module,
+        spikes: list[Tensor],
+        current: Tensor,
+        time_window: int,
+        watch: None = None,
+    ) -> Tensor:
         """Spikes, 0 or 1; their bool is appended to `spikes`."""
         step = in_grid_units(lif.quantizer.used_step().item())
         neuron = self.neuron
         threshold = math.floor(neuron.threshold / GRID)  # a hard reset's may lie between multiples
         fired, membrane = [], None
-        for x in current.unflatten(0, (self.network.time_window, -1)):
+        for x in in_24_bits(current).unflatten(0, (time_window, -1)):
             if membrane is not None:
                 u = membrane * step
                 left = u - threshold * fired[-1] if neuron.reset == "soft" else u * (1 - fired[-1])

@@ -29,9 +29,9 @@ from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
 from models.integer_network import IntegerNetwork
-from models.MS_ResNet import Conv2d
+from models.layers import Conv2d
 from models.neuron import DEFAULT_NEURON, LIF
-from models.Quan_MS_ResNet import QuanConv2d
+from models.quantized_layers import QuanConv2d
 from one_step import SETTINGS, networks, results
 from runtime.errors import UserError
 from settings import SHARED_GPU

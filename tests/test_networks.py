@@ -13,9 +13,10 @@ import reference
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm, estimate_statistics
 from models.integer_network import IntegerNetwork, why_not_integers
-from models.MS_ResNet import Conv2d, Layers, folded
+from models.layers import Conv2d, Layers
+from models.network import folded
 from models.neuron import DEFAULT_NEURON, LIF, Neuron
-from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
+from models.quantized_layers import QuanConv2d, QuanLinear
 from quantization import GRID, BatchNormQuantizer
 from spikesim_eval.trace import describe
 

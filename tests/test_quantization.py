@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from models.integer_network import round_shift
 from models.neuron import DEFAULT_NEURON, LIF
-from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
+from models.quantized_layers import QuanConv2d, QuanLinear
 from quantization import (
     BatchNormQuantizer,
     ImageQuantizer,
