@@ -10,7 +10,7 @@ Energy is in pJ, area in um^2, delay in ns, power in mW.
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import fsum, isqrt, prod
+from math import frexp, fsum, isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -89,6 +89,12 @@ def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
         product = accumulator + layer.bn_bits
         bn = accumulator * layer.bn_bits * e["multiply_bit"] + product * e["add_bit"]
     kept = kept_bits(network, layer)
+    # The published LIF update is taken to reset to 0 and to leak by a shift.
+    lif = e["neuron"]
+    if network.reset == "soft":
+        lif += REFERENCE["stream_bits"] * e["add_bit"]
+    if network.leak > 0 and frexp(network.leak)[0] != 0.5:
+        lif += network.membrane_bits**2 * e["multiply_bit"]
     return {
         "input_buffer": input_bits_stored(network, layer)
         * layer.runs
@@ -96,9 +102,14 @@ def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
         * e["write"],
         "batch_norm": sums * bn,
         "kept_sums": kept * (e["write"] + network.time_steps * e["read"]),
-        "neuron": updates * e["neuron"],
-        "membrane": updates * network.membrane_bits * (e["read"] + e["write"]),
+        "neuron": updates * lif,
+        "membrane": updates * kept_state(network) * (e["read"] + e["write"]),
     }
+
+
+def kept_state(network: LayerList) -> int:
+    """Bits of a membrane that wait for the next timestep: without a leak nothing does."""
+    return network.membrane_bits if network.leak > 0 else 0
 
 
 def kept_bits(network: LayerList, layer: Layer) -> int:
@@ -238,7 +249,7 @@ def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[s
 
 def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
-    membrane_bits = sum(prod(shape) for shape in network.lif) * network.membrane_bits
+    membrane_bits = sum(prod(shape) for shape in network.lif) * kept_state(network)
     memories = [memory_area(network, layer, chip) for layer in network.layers]
     return area_of(tiles * chip.pe_per_tile, chip) | {
         **{name: fsum(memory[name] for memory in memories) for name in memories[0]},

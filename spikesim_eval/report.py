@@ -123,6 +123,12 @@ CHARGED = {  # by Chip.costs
         "wires do not leak.",
     ],
 }
+UPDATE = {  # what a LIF update costs, by Chip.costs
+    "published": "A LIF update costs the same whatever its reset and leak, as published.",
+    "counted": "The published LIF module is taken to reset to 0 and to leak by a shift. A soft "
+    "reset takes an addition of 25 bits more at every update; a leak that is no power of two a "
+    "product of the membrane's bits with as many; with a leak of 0 no membrane is kept.",
+}
 COPIES = [
     "Copies of weights are put on the chip as long as they make the pipeline faster and the area "
     "given is not exceeded; copies compute pixels of a row side by side. The sensitivities are of "
@@ -144,6 +150,7 @@ def assumptions(chip: Chip) -> list[str]:
         "The LIF module is charged once per update, after all input bits, and only behind layers "
         "whose sums update LIF neurons: not for shortcuts and the classifier, and as many pixels "
         "as the layer has where a pooling lies between.",
+        UPDATE[chip.costs],
         "A stored weight of b bits takes ceil(b / cell bits) cells side by side in one crossbar, "
         "so a crossbar row of X cells holds the whole weights that fit into X; a PE's crossbars "
         "hold kernel positions and row groups of the same columns, as many as it has.",
@@ -171,11 +178,13 @@ def assumptions(chip: Chip) -> list[str]:
     ]
 
 
-def summary(network: LayerList) -> dict[str, int]:
+def summary(network: LayerList) -> dict[str, Any]:
     return {
         "time_steps": network.time_steps,
         "weight_bits": network.weight_bits,
         "membrane_bits": network.membrane_bits,
+        "leak": network.leak,
+        "reset": network.reset,
         "layer_count": len(network.layers),
         "lif_count": len(network.lif),
     }

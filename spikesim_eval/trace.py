@@ -21,6 +21,7 @@ from engine.evaluate import evaluate
 from load_settings import check_classes, load_network
 from models import SpikingNetwork
 from models.graph import Node, graph_of, source_of
+from models.neuron import neuron_of
 from runtime.errors import UserError
 from settings import Settings
 
@@ -81,9 +82,9 @@ def describe(network: SpikingNetwork, rates: Mapping[str, float] | None = None) 
     how["spike_rate"] = rates.get("linear")
     layers.append(Layer("linear", *shape, tuple(sorted(before[-1])), **how))
     populations = tuple(node.shape for node in graph if node.kind == "lif")
-    return LayerList(
-        network.time_window, bits, bits, tuple(layers), populations, tuple(streams_of(graph))
-    )
+    neuron, streams = neuron_of(network), tuple(streams_of(graph))
+    shared = network.time_window, bits, bits
+    return LayerList(*shared, tuple(layers), populations, streams, neuron.leak, neuron.reset)
 
 
 def _source(graph: list[Node], node: Node) -> str:
