@@ -169,13 +169,13 @@ class Instrumented(IntegerNetwork):
 
     membranes = sums = 0
 
-    def _lif(self, lif, current, spikes):
+    def _lif(self, lif, spikes, current, *how):
         self.membranes += current.numel()
-        return super()._lif(lif, current, spikes)
+        return super()._lif(lif, spikes, current, *how)
 
-    def _batch_norm(self, bn, accumulator):
+    def _batch_norm(self, bn, accumulator, *how):
         self.sums += accumulator.numel()
-        return super()._batch_norm(bn, accumulator)
+        return super()._batch_norm(bn, accumulator, *how)
 
 
 @pytest.mark.parametrize("static", [True, False])
