@@ -17,6 +17,7 @@ LARGEST = 10**9  # far above any chip or network; keeps every product a finite f
 MAX_BITS = 32  # stand for full precision
 FULL_PRECISION_BITS = 16  # that it has on a chip where nobody says otherwise
 IMAGE_BITS = 8
+RESETS = ("hard", "soft")
 MOST_JSON = 2**26  # bytes of a file
 
 
@@ -148,6 +149,7 @@ class LayerList:
 
     `lif` holds the (channels, height, width) of every LIF population with a membrane memory, and
     `streams` those of every residual stream that is kept while a block computes what is added.
+    `leak` and `reset` are the neurons' (see `models.neuron.Neuron`).
     Raises UserError where the layers do not form one acyclic graph of uniquely named layers.
     """
 
@@ -157,11 +159,16 @@ class LayerList:
     layers: tuple[Layer, ...]
     lif: tuple[tuple[int, int, int], ...]
     streams: tuple[tuple[int, int, int], ...] = ()
+    leak: float = 0.25
+    reset: str = "hard"
 
     def __post_init__(self) -> None:
         check_int(self.time_steps, "time_steps")
         check_int(self.weight_bits, "weight_bits", MAX_BITS)
         check_int(self.membrane_bits, "membrane_bits", MAX_BITS)
+        check_number(self.leak, "leak", 0, 1)
+        if self.reset not in RESETS:
+            raise UserError(f"reset must be {' or '.join(RESETS)}, got {show(self.reset)}")
         for name in ("lif", "streams"):
             shapes = getattr(self, name)
             if not isinstance(shapes, list | tuple):
@@ -291,7 +298,7 @@ class LayerList:
     def from_json(cls, data: object) -> "LayerList":
         """The network that a layer list describes; raises UserError where it is not one."""
         required = [x.name for x in fields(cls) if x.default is MISSING]
-        check_keys(data, "the layer list", required, ["streams"])
+        check_keys(data, "the layer list", required, ["streams", "leak", "reset"])
         layers = data["layers"]
         if not isinstance(layers, list):
             raise UserError(f"layers must be a list, got {show(layers)}")

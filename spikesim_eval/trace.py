@@ -1,6 +1,7 @@
 """From a checkpoint of main.py to the layer list that the estimate reads."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,8 +18,9 @@ from data_loader import Share, data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
 from engine.evaluate import evaluate
 from load_settings import check_classes, load_network
-from models import MSResNet
-from models.MS_ResNet import Shortcut
+from models import SpikingNetwork
+from models.graph import Node, graph_of, source_of
+from models.neuron import neuron_of
 from runtime.errors import UserError
 from settings import Settings
 
@@ -29,54 +31,104 @@ from .silence import tile_sizes
 
 
 def describe(
-    network: MSResNet, measured: Mapping[str, Mapping[str, Any]] | None = None
+    network: SpikingNetwork, measured: Mapping[str, Mapping[str, Any]] | None = None
 ) -> LayerList:
     """The layer list of a network that knows its `input_shape`.
 
-    The stem reads the image, all other convolutions spikes, but for shortcuts: they read the
-    residual stream, which is as wide as a membrane. `measured` holds what `counting_rows` has found
-    of each layer, by name.
+    Convolutions read the image, spikes, or a stream of real values, which are as wide as a
+    membrane. Real values that wait for what is added to them are kept. `measured` holds what
+    `counting_rows` has found of each layer, by name. Raises UserError for a network that is no
+    such one.
     """
-    first, linear, measured = network.blocks[0], network.linear, measured or {}
-    bits, bn_bits = (bits_of(x) or MAX_BITS for x in (first.conv1, first.bn1))
+    try:
+        graph = graph_of(network)
+    except ValueError as error:
+        raise UserError(f"the network has no layer list: {error}") from None
+    measured, linear, is_static = measured or {}, network.linear, len(network.input_shape) == 3
+    of_spikes = [x for x in graph if x.kind == "conv" and _source(graph, x) == "lif"]
+    if not of_spikes:
+        raise UserError("the network has no layer list: no convolution reads spikes")
+    bits = bits_of(network.get_submodule(of_spikes[0].name)) or MAX_BITS
+    batch_norms = {
+        graph[x.reads[0]].name: bits_of(network.get_submodule(x.name)) or MAX_BITS
+        for x in graph
+        if x.kind == "batch_norm"
+    }
+    before = sums_in(graph)
+    updating = layers_that_update(graph, before)
     layers: list[Layer] = []
-    populations: list[tuple[int, int, int]] = []
-    streams: list[tuple[int, int, int]] = []
-
-    def add(name: str, plane: tuple, after: set[str], reads: int | str, **more: Any) -> tuple:
-        """A convolution of a plane: of the spikes of a LIF layer, or of values of so many bits.
-        Returns the plane that it gives."""
-        conv, input_bits = network.get_submodule(name), 1 if isinstance(reads, str) else reads
-        gives = tuple(-(-side // stride) for side, stride in zip(plane, conv.stride, strict=True))
-        shape = conv.kernel_size[0], conv.in_channels, conv.out_channels, plane, gives
-        known = {"stride": conv.stride, "padding": conv.padding} | dict(measured.get(name, {}))
-        known |= {"bn_bits": bn_bits, "lif": True} | more
-        layers.append(Layer(name, *shape, input_bits, tuple(sorted(after)), **known))
-        if isinstance(reads, str):
-            populations.append((conv.in_channels, *plane))
-        return gives
-
-    image, static = network.input_shape[-2:], len(network.input_shape) == 3
-    stem = {"weight_bits": bits_of(network.stem.conv), "static": static}
-    plane = add("stem.conv", image, set(), IMAGE_BITS, **stem)
-    stream = {"stem.conv"}  # the layers whose sums are in it
-    for i, block in enumerate(network.blocks):
-        at = f"blocks.{i}"
-        if i or not static:  # the first block of an image reads the stem's sums, which are kept
-            streams.append((block.conv1.in_channels, *plane))
-        inner = add(f"{at}.conv1", plane, stream, f"{at}.lif1")
-        add(f"{at}.conv2", inner, {f"{at}.conv1"}, f"{at}.lif2")
-        if isinstance(block.shortcut, Shortcut):
-            add(f"{at}.shortcut.conv", plane, stream, bits, lif=False)
-            stream = {f"{at}.shortcut.conv"}
-        plane, stream = inner, stream | {f"{at}.conv2"}
-    populations.append((linear.in_features, *plane))
-    shape = 1, linear.in_features, linear.out_features, plane, (1, 1), None
+    for node in graph:
+        if node.kind != "conv":
+            continue
+        conv, source = network.get_submodule(node.name), _source(graph, node)
+        reads = node.reads[0]
+        more: dict[str, Any] = {}
+        if source == "image":
+            more = {"weight_bits": bits_of(conv), "static": is_static}
+        layers.append(
+            Layer(
+                node.name,
+                kernel=conv.kernel_size[0],
+                in_channels=conv.in_channels,
+                out_channels=conv.out_channels,
+                in_size=graph[reads].shape[1:],
+                out_size=node.shape[1:],
+                input_bits={"image": IMAGE_BITS, "lif": 1, "stream": bits}[source],
+                after=tuple(sorted(before[reads])),
+                stride=conv.stride,
+                padding=conv.padding,
+                bn_bits=batch_norms.get(node.name),
+                lif=node.name in updating,
+                **more | measured.get(node.name, {}),
+            )
+        )
+    shape = 1, linear.in_features, linear.out_features, graph[-1].shape[1:], (1, 1), None
     how = {"weight_bits": bits_of(linear), "linear": True, "lif": False}
     how |= measured.get("linear", {})
-    layers.append(Layer("linear", *shape, tuple(sorted(stream)), **how))
-    planes = tuple(populations), tuple(streams)
-    return LayerList(network.time_window, bits, bits, tuple(layers), *planes)
+    layers.append(Layer("linear", *shape, tuple(sorted(before[-1])), **how))
+    populations = tuple(node.shape for node in graph if node.kind == "lif")
+    neuron, streams = neuron_of(network), tuple(streams_of(graph))
+    shared = network.time_window, bits, bits
+    return LayerList(*shared, tuple(layers), populations, streams, neuron.leak, neuron.reset)
+
+
+def _source(graph: list[Node], node: Node) -> str:
+    return source_of(graph, node.reads[0])
+
+
+def sums_in(graph: list[Node]) -> list[set[str]]:
+    """Of each node the convolutions whose sums are in its result, or in the membranes that its
+    spikes come from."""
+    found: list[set[str]] = []
+    for node in graph:
+        found.append({node.name} if node.kind == "conv" else set())
+        if node.kind != "conv":
+            found[-1].update(*(found[number] for number in node.reads))
+    return found
+
+
+def layers_that_update(graph: list[Node], before: list[set[str]]) -> set[str]:
+    """The convolutions that pay for an update of membranes: of those that are added in front of a
+    LIF layer the last one that reads no stream."""
+    order = [node for node in graph if node.kind == "conv"]
+    order.sort(key=lambda node: _source(graph, node) != "stream")  # those come first then
+    taken: set[str] = set()
+    for node, names in zip(graph, before, strict=True):
+        if node.kind == "lif":
+            free = [x.name for x in order if x.name in names - taken]
+            taken.update(free[-1:])
+    return taken
+
+
+def streams_of(graph: list[Node]) -> list[tuple[int, int, int]]:
+    """Shapes of the real values that two nodes read, one of them later. Those of a static image's
+    stem are not among them: they are kept for all timesteps anyway."""
+    readers = Counter(number for node in graph for number in node.reads)
+    return [
+        node.shape
+        for number, node in enumerate(graph)
+        if node.kind in ("batch_norm", "add") and readers[number] > 1
+    ]
 
 
 def bits_of(layer: nn.Module) -> int | None:
@@ -87,7 +139,7 @@ def bits_of(layer: nn.Module) -> int | None:
 
 @contextmanager
 def counting_rows(
-    network: MSResNet, description: LayerList, chip: Chip | None = None
+    network: SpikingNetwork, description: LayerList, chip: Chip | None = None
 ) -> Iterator[Callable[[], dict[str, dict[str, Any]]]]:
     """Measures, while the network runs, what drives the rows of each layer's crossbars: the share
     of ones among their bits, silent patches and, for a chip or a grid of chips, silent tiles.
@@ -156,7 +208,7 @@ def evaluation_data(
     return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
 
 
-def network_at(checkpoint: Checkpoint, time_steps: int | None) -> MSResNet:
+def network_at(checkpoint: Checkpoint, time_steps: int | None) -> SpikingNetwork:
     """The trained network, at another T than the trained one where one is given."""
     if time_steps is not None:
         check_int(time_steps, "time_steps", 1024)

@@ -15,11 +15,11 @@ from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.codes import Rows
 from spikesim_eval.compare import sensitivity
-from spikesim_eval.constants import EVENT_PJ
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Layer, LayerList, Subject, load_layer_list
 from spikesim_eval.silence import tile_sizes
 from spikesim_eval.sweep import grid_of, sweep
+from spikesim_eval.technology import DEFAULT
 from test_chip import chips, fit
 from test_spikesim import as_json, conv, net, networks, one_error_line, residual_block
 
@@ -126,16 +126,16 @@ def test_what_is_skipped_is_what_is_silent_cycle_by_cycle(layer, chip, seed, rat
     codes = spikes(layer, seed, rate)
     network = net(recorded(layer, codes, chip))
     (row,), counted = estimate(network, chip).layers, events(layer, codes, chip)
-    energy, images = row["energy_by_component"], len(codes)
+    energy, images, cost = row["energy_by_component"], len(codes), DEFAULT.energy
     in_line = ceil(
         row["pes"]
         and layer.kernel**2 * ceil(layer.in_channels / chip.xbar_size) / chip.crossbars_per_pe
     )
     groups = row["groups"] / in_line
     assert row["conversions"] * images == pytest.approx(counted["conversions"])
-    assert energy["htree"] * images == pytest.approx(counted["moved"] * EVENT_PJ["htree"])
-    assert energy["fetch"] * images == pytest.approx(counted["pes"] * groups * EVENT_PJ["fetch"])
-    assert energy["tile_buffer"] * images == pytest.approx(counted["read"] * EVENT_PJ["tile_read"])
+    assert energy["htree"] * images == pytest.approx(counted["moved"] * cost["htree"])
+    assert energy["fetch"] * images == pytest.approx(counted["pes"] * groups * cost["fetch"])
+    assert energy["tile_buffer"] * images == pytest.approx(counted["read"] * cost["tile_read"])
     assert row["busy_ns"] * images == pytest.approx(counted["clocks"] * chip.clock_ns)
 
 
