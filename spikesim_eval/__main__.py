@@ -45,6 +45,7 @@ from .sweep import (
     check_size,
     front_table,
     front_text,
+    grid_of,
     shown_front,
     sweep,
     sweep_csv,
@@ -216,36 +217,39 @@ def is_layer_list(path: str) -> bool:
     return path.lower().endswith(".json")
 
 
-def subject_of(path: str, args: argparse.Namespace) -> Subject:
+def subject_of(path: str, args: argparse.Namespace, chip: Chip) -> Subject:
     """A layer list where the name ends in .json, otherwise a checkpoint."""
-    return listed(path) if is_layer_list(path) else traced(path, args)
+    return listed(path) if is_layer_list(path) else traced(path, args, chip)
 
 
 def listed(path: str, time_steps: int | None = None) -> Subject:
     return Subject(path, load_layer_list(path).at(time_steps=time_steps))
 
 
-def traced(path: str, args: argparse.Namespace, time_steps: int | None = None) -> Subject:
-    """The network of a checkpoint. One of full precision gets the width that it has on a chip."""
+def traced(
+    path: str, args: argparse.Namespace, chip: Chip, time_steps: int | None = None
+) -> Subject:
+    """The network of a checkpoint, what is silent in the tiles of the chip or of a grid of them.
+    One of full precision gets the width that it has on a chip."""
     width = args.full_precision_bits
     if width is None:
         width = MAX_BITS if args.preset == "published" else FULL_PRECISION_BITS
     from .trace import trace_checkpoint  # needs torch, and layer lists do not
 
-    subject = trace_checkpoint(path, args.data_path, time_steps)
+    subject = trace_checkpoint(path, args.data_path, time_steps, chip)
     if subject.network.weight_bits < MAX_BITS:
         return subject
     return replace(subject, network=subject.network.at(width))
 
 
-def reported(args: argparse.Namespace) -> Subject:
+def reported(args: argparse.Namespace, chip: Chip) -> Subject:
     """The network that `report` is about."""
     if args.module is None:
         if args.bits is not None:
             raise UserError("--bits goes with --module: a checkpoint or a list has its own")
         if args.layers is not None:
             return listed(args.layers, args.time_steps)
-        return traced(args.checkpoint, args, args.time_steps)
+        return traced(args.checkpoint, args, chip, args.time_steps)
     if args.time_steps is None or args.bits is None:
         raise UserError("--module needs --time_steps and --bits")
     from .module import trace_module
@@ -324,8 +328,8 @@ def run_report(args: argparse.Namespace) -> None:
     if args.baseline is not None and not is_layer_list(args.baseline):
         checkpoints.append(args.baseline)
     check_sources(args, checkpoints)
-    subject = reported(args)
-    baseline = None if args.baseline is None else subject_of(args.baseline, args)
+    subject = reported(args, chip)
+    baseline = None if args.baseline is None else subject_of(args.baseline, args, chip)
     if baseline is not None:
         check_same_classes(subject, baseline)
     (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
@@ -342,7 +346,7 @@ def run_compare(args: argparse.Namespace) -> None:
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
-    subjects = [subject_of(path, args) for path in args.networks]
+    subjects = [subject_of(path, args, chip) for path in args.networks]
     for subject in subjects[1:]:
         check_same_classes(subject, subjects[0])
     subjects, chip = simulated(subjects, chip, args)
@@ -377,7 +381,8 @@ def run_sweep(args: argparse.Namespace) -> None:
     variety = max(1, len(args.bits)) * max(1, len(args.time_steps))
     points = check_size(len(paths) * variety, axes, args.force)
     chip = Chip(**options)
-    subjects = [traced(path, args) for path in args.checkpoint]
+    grid = grid_of(chip, axes)
+    subjects = [traced(path, args, grid) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
     draws = None
     if args.on_chip:
