@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distiller import MEMBRANE_LOSSES
 from models import MSResNet, SpikingNetwork
-from models.layers import FULL_PRECISION
+from models.layers import Layers
 from models.quantized_layers import quantized_layers
 from runtime.command import similar_path
 from runtime.errors import UserError
@@ -78,13 +78,14 @@ def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
 
 def build_network(settings: Settings) -> SpikingNetwork:
     """The network of the settings, with fresh weights from torch's random state."""
-    data_set, layers = settings.data_set, FULL_PRECISION
+    data_set, layers = settings.data_set, Layers(neuron=settings.neuron)
     if settings.paper_setting != "original":
         layers = quantized_layers(
             settings.bits,
             settings.bn_bits,
             data_set.image_step,
             membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
+            neuron=settings.neuron,
         )
     network = MSResNet(
         settings.model_depth,

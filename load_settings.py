@@ -22,6 +22,7 @@ from data_sets import DATA_SETS
 from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
 from models import SpikingNetwork
+from models.integer_network import why_not_integers
 from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
 from runtime.files import check_writable, digest, must_be_file
@@ -135,6 +136,8 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if given.get("integer") and trained.bits is None:
         raise UserError(f"--integer: {path} is a full-precision network")
+    if given.get("integer") and (reason := why_not_integers(trained.neuron)) is not None:
+        raise UserError(f"--integer: {path} is not exact in integers: {reason}")
     if "out" in given and "per_class" not in given:
         raise UserError("--out goes with --per_class")
     for name in ("integer", "per_class", "compile") if "predict" in given else ():
@@ -290,8 +293,11 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
             f"--teacher_path {settings.teacher_path} holds a quantized {teacher.paper_setting} "
             "network: a teacher comes from --paper_setting original"
         )
-    # Of another fold, it was trained on test images of this run.
-    for name in ("data", "model_depth", "width", "image_size", "fold"):
+    # Of another fold, it was trained on test images of this run. Of a neuron that leaks, fires or
+    # is reset otherwise, no student can have its membranes and fire as it does. Surrogates are of
+    # the training alone.
+    of_neuron = "leak", "threshold", "reset"
+    for name in ("data", "model_depth", "width", "image_size", "fold", *of_neuron):
         theirs, ours = getattr(teacher, name), getattr(settings, name)
         if theirs != ours:
             raise UserError(

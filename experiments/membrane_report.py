@@ -144,7 +144,7 @@ def networks_of(paths: dict[str, str]) -> tuple[Settings, dict[str, SpikingNetwo
     if settings.bits is None:
         raise UserError(f"--mdsnn {paths['MD-SNN']} is a full-precision network")
     for label, checkpoint in checkpoints.items():
-        names = ["data", "model_depth", "width", "fold"]
+        names = ["data", "model_depth", "width", "fold", "leak", "threshold", "reset"]
         if label != "teacher":  # which may be of another T, and is run for theirs
             names.append("time_window")
         if checkpoint.settings.time_window == settings.time_window:

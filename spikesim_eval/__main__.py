@@ -11,6 +11,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import OPTIONS, PRESETS, Chip, check_draws
+from .chip import OPTIONS, PRESETS, Chip, check_draws, options_of
 from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
 from .estimate import estimate
 from .layer_list import (
@@ -47,6 +48,7 @@ from .sweep import (
     sweep_csv,
     variants,
 )
+from .technology import DEFAULT, load_technology
 
 
 def numbers(kind: type) -> Any:
@@ -63,9 +65,20 @@ def adc_bits(text: str) -> int | str | None:
     return None if text == "ideal" else text if text == "auto" else int(text)
 
 
+def key_and_number(text: str) -> tuple[str, int | float | str]:
+    """What --set says: adc.energy_pj=1.5 or cell.kind=SRAM."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set wants a key and a value, as adc.energy_pj=1.5, got {text!r}")
+    for kind in (int, float):
+        with suppress(ValueError):
+            return key, kind(value)
+    return key, value
+
+
 def add_option(parser: Parser, name: str, value: Any, text: str, **how: Any) -> None:
     """An option whose help says its default `value`."""
-    shown = f"{value:g}" if isinstance(value, float) else value
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
     how = {"default": value, "help": f"{text} (default {shown})"} | how
     parser.add_argument(f"--{name}", **how)
 
@@ -79,6 +92,8 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         parser.add_argument("--full_precision_bits", type=int, help=text)
         text = "default: a chip that could be built; published: as the published tool charges"
         add_option(parser, "preset", "default", text, choices=PRESETS)
+    text = "one value of the technology, as adc.energy_pj=1.5; again for another"
+    parser.add_argument("--set", action="append", type=key_and_number, default=[], help=text)
     for option in fields(Chip):
         default, about = option.default, option.metadata
         if about["part"] not in ("both", *parts):
@@ -87,7 +102,9 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         if about["reason"]:
             low, high = about["limits"]
             text += f", {low:g} to {high:g}"
-        if about["choices"]:
+        if option.name == "technology":
+            how = {"type": load_technology}
+        elif about["choices"]:
             how = {"choices": about["choices"]}
         elif lists and option.name in AXES:
             how, text = {"type": numbers(type(default))}, f"{text}: one, or a,b,c"
@@ -113,7 +130,11 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     for x in fields(Chip):
         if x.name in said and x.metadata["part"] == "simulation" and not simulates(args):
             raise UserError(f"--{x.name} says how a chip is simulated: add --on_chip")
-    return PRESETS[getattr(args, "preset", "default")] | said
+    technology = said.pop("technology", DEFAULT)
+    if args.set:
+        technology = technology.with_values(dict(args.set))
+    defaults = options_of(technology) if technology is not DEFAULT else {}
+    return defaults | PRESETS[getattr(args, "preset", "default")] | said
 
 
 def build_parser() -> Parser:

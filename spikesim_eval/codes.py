@@ -5,16 +5,23 @@ from torch import Tensor
 
 MOST_LEVELS = 2**15  # different values; more of them are real numbers
 MOST_COUNT = 10_000  # in units of a step that nobody has told
+ROUNDING = 2e-6  # of float32 values, relative
 
 
 class Levels:
-    """The different values seen, and how often; `values` is None of real numbers."""
+    """The different values seen, and how often; `values` is None of real numbers.
+
+    `rounding` is the relative error that they may have.
+    """
 
     def __init__(self):
         self.values: Tensor | None = torch.zeros(0, dtype=torch.float64)
+        self.rounding = ROUNDING
         self.counts = torch.zeros(0, dtype=torch.int64)
 
     def add(self, x: Tensor) -> None:
+        if x.is_floating_point():
+            self.rounding = max(self.rounding, 4 * torch.finfo(x.dtype).eps)
         x = x.detach().flatten().double().cpu()
         start = x[: 4 * MOST_LEVELS]  # the whole is sorted only where that is worth it
         if self.values is None or len(start.unique()) > MOST_LEVELS:
@@ -34,11 +41,17 @@ class Levels:
     def is_zero(self) -> bool:
         return self.values is not None and not self.values.any()
 
+    def step(self, hints: tuple[float, ...] = ()) -> float | None:
+        return common_step(self.values, hints, self.rounding)
 
-def common_step(values: Tensor | None, hints: tuple[float, ...] = ()) -> float | None:
+
+def common_step(
+    values: Tensor | None, hints: tuple[float, ...] = (), rounding: float = ROUNDING
+) -> float | None:
     """The step that all `values` are multiples of: 1 of whole numbers, 1/n of averages of n spikes.
 
-    None where there is none. `hints` are tried first, then the greatest common divisor.
+    None where there is none. `hints` are tried first, then the greatest common divisor. `rounding`
+    is the values' error, as a share of the largest.
     """
     if values is None:
         return None
@@ -51,12 +64,14 @@ def common_step(values: Tensor | None, hints: tuple[float, ...] = ()) -> float |
         if _are_multiples(sizes, step):
             return step
     largest = sizes[-1].item()
-    step, rounding = largest, 2e-6 * largest
-    for size in sizes.tolist():
-        while size > rounding:
+    step = sizes[0].item()
+    for multiple in sizes[sizes > rounding * largest].tolist():
+        size = multiple
+        while size > rounding * largest:
             step, size = size, abs(step - round(step / size) * size)
         if step * MOST_COUNT < largest:
             return None
+        step = multiple / round(multiple / step)  # known best by the largest
     step = largest / round(largest / step)
     return step if _are_multiples(sizes, step) else None
 

@@ -18,6 +18,7 @@ from .estimate import GAINED, SPENT, Estimate, estimate, ratios
 from .layer_list import Layer, LayerList, Subject
 from .render import QUANTITIES, RATIO_NAMES, shown
 from .sweep import sweep
+from .technology import DEFAULT
 
 # (our network, the baseline's, chip) -> the same under another assumption
 Case = tuple[LayerList, LayerList, Chip]
@@ -98,6 +99,8 @@ def other_assumptions(
 
     yield "as assumed", (ours, baseline, chip)
     for option in ("columns", "adc_of", "costs"):
+        if option == "costs" and chip.technology is not DEFAULT:
+            continue  # the published tool knows one technology
         (other,) = set(CHOICES[option]) - {getattr(chip, option)}
         yield f"--{option} {other}", (ours, baseline, replace(chip, **{option: other}))
     yield "shortcut inputs charged as spikes", with_layers(LayerList.reads_stream, input_bits=1)

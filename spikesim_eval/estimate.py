@@ -1,9 +1,9 @@
 """Energy, area and delay of any graph of layers on a chip of crossbars.
 
 What happens is counted: cells whose rows are driven, conversions, sums that move, bits that are
-read and written, additions, products, LIF updates; and each costs what constants.py says, most of
-it after SpikeSim (arXiv 2210.12899). Layers are pipelined (schedule.py). With `costs` "published" a
-PE cycle is charged as a whole instead, as the published tool does (published.py).
+read and written, additions, products, LIF updates; and each costs what the chip's technology says,
+by default after SpikeSim (arXiv 2210.12899). Layers are pipelined (schedule.py). With `costs`
+"published" a PE cycle is charged as a whole instead, as the published tool does (published.py).
 Energy is in pJ, area in um^2, delay in ns, power in mW.
 """
 
@@ -19,7 +19,7 @@ from runtime.errors import UserError
 
 from . import published
 from .chip import Chip, Placement, Value, ceil_div, larger, place_layer
-from .constants import AREA_UM2, EVENT_PJ, LEAKAGE_MW, REFERENCE
+from .constants import REFERENCE
 from .layer_list import Layer, LayerList, show
 from .schedule import Times, check_rows, critical_path, rows_of, schedule
 
@@ -60,14 +60,15 @@ def cycle_energy(
     Every input channel's bit is read at each of the k² positions; a silent one drives no row, and
     neither does what lies outside of the plane.
     """
-    e = EVENT_PJ
+    e = chip.technology.energy
     inputs = layer.in_channels // layer.groups * layer.kernel**2
     rate = 1.0 if layer.spike_rate is None else layer.spike_rate
     inside = network.positions(layer) / (layer.kernel**2 * network.outputs(layer))
     in_line = ceil_div(placement.stack, chip.crossbars_per_pe)
     conversions, accumulator = placement.conversions, network.accumulator_bits(layer)
     return {
-        "crossbar": inputs * inside * rate * placement.columns * e["crossbar"],
+        "crossbar": inputs * inside * rate * placement.columns * e["cell"]
+        + inputs * layer.groups * inside * rate * placement.driven * e["driver"],
         "adc": conversions * e["adc"] * chip.adc_scale,
         "mux": conversions * e["mux"],
         "temp_buffer": conversions * e["temp_buffer"],
@@ -78,10 +79,10 @@ def cycle_energy(
     }
 
 
-def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
+def state_energy(network: LayerList, layer: Layer, chip: Chip) -> dict[str, float]:
     """Energy beside the PE cycles, of one inference, by component, pJ: a layer's inputs are written
     once, its sums normalized, and membranes read, updated and written at every timestep."""
-    e = EVENT_PJ
+    e = chip.technology.energy
     accumulator, updates = network.accumulator_bits(layer), network.updates(layer)
     sums = layer.out_channels * network.outputs(layer)
     bn = 0.0
@@ -140,7 +141,7 @@ def layer_costs(
         name, placement = layer.name, places[layer.name]
         per_cycle = cycle_energy(network, layer, placement, chip)
         energies[name] = {component: cycles[name] * pj for component, pj in per_cycle.items()}
-        energies[name] |= state_energy(network, layer)
+        energies[name] |= state_energy(network, layer, chip)
         in_turn = ceil_div(layer.out_size[1], copies[name])
         row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip)
     times = schedule(network, row_clocks)
@@ -148,9 +149,9 @@ def layer_costs(
 
 
 def pixel_clocks(network: LayerList, layer: Layer, placement: Placement, chip: Chip) -> Value:
-    """Of all input bits of one output pixel. An ADC reads its columns one after the other, a
-    bit a clock (successive approximation), behind a clock in which the currents settle."""
-    clocks = 1 + placement.turns * chip.adc_bits
+    """Of all input bits of one output pixel. An ADC reads its columns one after the other, behind a
+    clock in which the currents settle."""
+    clocks = 1 + placement.turns * chip.adc_clocks
     return network.input_bits(layer) * clocks
 
 
@@ -206,12 +207,13 @@ def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
 
     H-tree and subtractors grow with the PEs that they serve; a tile's buffers do not.
     """
-    a, tiles = AREA_UM2, pes / chip.pe_per_tile
+    a, tiles = chip.technology.area, pes / chip.pe_per_tile
     counted = chip.costs == "counted"
-    served = pes / REFERENCE["reference_pes"] if counted else tiles
+    served = pes if counted else tiles * REFERENCE["reference_pes"]
     adcs = pes * chip.adcs_of_pe
+    cells = chip.crossbars_per_pe * a["cell"] * chip.xbar_size**2
     return {
-        "crossbar": pes * (chip.crossbars_per_pe * a["crossbar_rram"] * chip.crossbar_scale),
+        "crossbar": pes * (cells + chip.crossbars_per_pe * a["driver"] * chip.xbar_size),
         "adc": adcs * a["adc"] * chip.adc_scale,
         "mux": adcs * a["mux"],
         "shift_add": adcs * (a["shift_add"] * counted),
@@ -228,7 +230,8 @@ def memory_area(network: LayerList, layer: Layer, chip: Chip) -> dict[str, float
     if chip.costs == "published":
         bits = layer.in_channels * prod(layer.in_size) * network.input_bits(layer)
     kept = 2 * kept_bits(network, layer)
-    return {x: y * AREA_UM2["memory_bit"] for x, y in (("input_buffer", bits), ("kept_sums", kept))}
+    a = chip.technology.area["memory_bit"]
+    return {"input_buffer": bits * a, "kept_sums": kept * a}
 
 
 def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[str, float]:
@@ -240,10 +243,11 @@ def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
     membrane_bits = sum(prod(shape) for shape in network.lif) * network.membrane_bits
     memories = [memory_area(network, layer, chip) for layer in network.layers]
+    a = chip.technology.area["memory_bit"]
     return area_of(tiles * chip.pe_per_tile, chip) | {
         **{name: fsum(memory[name] for memory in memories) for name in memories[0]},
-        "membrane": membrane_bits * AREA_UM2["memory_bit"],
-        "stream": stream_bits(network) * AREA_UM2["memory_bit"],
+        "membrane": membrane_bits * a,
+        "stream": stream_bits(network) * a,
     }
 
 
@@ -252,21 +256,20 @@ def stream_bits(network: LayerList) -> int:
     return sum(prod(shape) for shape in network.streams) * REFERENCE["stream_bits"]
 
 
-def stream_energy(network: LayerList) -> float:
+def stream_energy(network: LayerList, chip: Chip) -> float:
     """Of writing and reading the residual stream at every timestep, pJ."""
-    accesses = stream_bits(network) * network.time_steps
-    return accesses * (EVENT_PJ["read"] + EVENT_PJ["write"])
+    e = chip.technology.energy
+    return stream_bits(network) * network.time_steps * (e["read"] + e["write"])
 
 
 def leakage(area: Mapping[str, Value], chip: Chip) -> Value:
-    """Power of a chip that does nothing, mW: of all its transistors, so neither of the cells nor of
-    the H-tree's wires. None is published."""
+    """Power of a chip that does nothing, mW: of all its transistors, so neither of the H-tree's
+    wires nor of cells that are none. None is published."""
     if chip.costs == "published":
         return 0.0
-    return (
-        add(x for name, x in area.items() if name not in ("crossbar", "htree"))
-        * LEAKAGE_MW[chip.process]
-    )
+    quiet = ("htree",) if chip.technology.cells_leak else ("crossbar", "htree")
+    leaking = add(x for name, x in area.items() if name not in quiet)
+    return leaking * chip.technology[f"leakage.{chip.process}_mw"]
 
 
 def totals(
@@ -290,7 +293,7 @@ def totals(
     dynamic_pj = add(
         [
             *(value for cost in costs.values() for value in cost.energy.values()),
-            stream_energy(network),
+            stream_energy(network, chip),
         ]
     )
     energy_pj = dynamic_pj + leakage_mw * delay_ns
@@ -332,7 +335,7 @@ def estimate(network: LayerList, chip: Chip, area_mm2: float | None = None) -> E
         name: fsum(cost.energy[name] for cost in costs.values())
         for name in next(iter(costs.values())).energy
     }
-    energy["stream"] = stream_energy(network)
+    energy["stream"] = stream_energy(network, chip)
     energy["leakage"] = total["leakage_mw"] * total["delay_ns"]
     path_of = published.critical_path if chip.costs == "published" else critical_path
     path = path_of(network, {name: cost.times for name, cost in costs.items()})

@@ -19,11 +19,12 @@ from .compare import (
     on_chip_text,
     sensitivity,
 )
-from .constants import AREA, ENERGY, EVENT, LEAKAGE, PUBLISHED_RATIO, STRUCTURE
+from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE, Constant
 from .estimate import Estimate, estimate, ratios
 from .layer_list import LayerList, Subject
 from .plots import PARTS, report_plots
 from .render import QUANTITIES, RATIO_NAMES, RATIOS, Section, csv_text, markdown, page, shown
+from .technology import DEFAULT
 
 TITLE = "SpikeSim estimate"
 UNITS = {  # of the figures in report.json
@@ -74,9 +75,9 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
 }
 
 ADC_LAW = {
-    "doubling": "Energy and area of an ADC double with every bit above the published 4 and halve "
+    "doubling": "Energy and area of an ADC double with every bit above the technology's and halve "
     "with every bit below.",
-    "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
+    "linear": "Energy and area of an ADC are in proportion to its bits.",
 }
 COLUMN_KINDS = {
     "differential": "Positive and negative weights lie in crossbars of their own, of w - 1 bits, "
@@ -119,8 +120,8 @@ CHARGED = {  # by Chip.costs
         "25 bits, while a block computes what is added to it, written and read at every "
         "timestep. Not charged: DRAM, the distribution of clocks, the count of driven rows that "
         "offset columns need, and the area of multipliers and LIF logic.",
-        "Transistors leak as an SRAM cell of the same area does; crossbars and the H-tree's "
-        "wires do not leak.",
+        "Transistors leak as an SRAM cell of the same area does; the H-tree's wires do not, nor "
+        "do crossbars, but for SRAM.",
     ],
 }
 COPIES = [
@@ -133,8 +134,8 @@ COPIES = [
 def assumptions(chip: Chip) -> list[str]:
     """What the figures rest on, one sentence each."""
     return [
-        "Component figures are those of the published SpikeSim tool where it has them; nothing is "
-        "measured on a chip.",
+        f"Component figures are those of {chip.technology} ({chip.technology.title}), with their "
+        "sources below; nothing is measured on a chip.",
         *CHARGED[chip.costs],
         COLUMN_KINDS[chip.columns],
         ADC_OF[chip.adc_of],
@@ -205,7 +206,7 @@ def build_report(
         "layers": list(ours.layers),
         "spike_rates_by_timestep": {name: list(rates) for name, rates in subject.rates.items()},
         "published": {name: constant.value for name, constant in PUBLISHED_RATIO.items()},
-        "constants": constants(chip.costs == "published"),
+        "constants": constants(chip),
         "assumptions": assumptions(chip) + COPIES * (area_mm2 is not None),
     }
     if baseline is not None:
@@ -218,7 +219,8 @@ def build_report(
         report["baseline_network"] = summary(theirs.network)
         report["ratio"] = ratios(ours.total, theirs.total)
         report["sensitivity"] = sensitivity(subject.network, baseline.network, chip)
-        report["nearest_to_published"] = nearest(subject.network, baseline.network, chip)
+        if chip.technology is DEFAULT:  # else nobody claims the ratios
+            report["nearest_to_published"] = nearest(subject.network, baseline.network, chip)
     return report
 
 
@@ -231,16 +233,15 @@ def outside_layers(ours: Estimate) -> dict[str, float]:
     return states | {"idle_pes": idle}
 
 
-def constants(published: bool) -> list[dict[str, Any]]:
+def constants(chip: Chip) -> list[dict[str, Any]]:
     """Every published number that the estimate rests on."""
-    tables = {"event": EVENT, "area": AREA, "leakage": LEAKAGE, "structure": STRUCTURE}
-    if published:
-        tables = {"energy": ENERGY, "area": AREA, "structure": STRUCTURE}
-    return [
-        {"table": table, "name": name} | constant._asdict()
-        for table, entries in tables.items()
-        for name, constant in entries.items()
-    ]
+
+    def rows(table: str, entries: Mapping[str, Constant]) -> list[dict[str, Any]]:
+        return [{"table": table, "name": name} | x._asdict() for name, x in entries.items()]
+
+    if chip.costs == "published":
+        return rows("energy", ENERGY) + rows("area", AREA) + rows("structure", STRUCTURE)
+    return [*chip.technology.rows(), *rows("structure", STRUCTURE)]
 
 
 def layers_csv(report: Mapping[str, Any]) -> str:
@@ -314,17 +315,12 @@ def comparison_sections(report: Mapping[str, Any]) -> list[Section]:
         ]
         header = ["quantity", "here", "published (N-Caltech101, information only)"]
         found.append(Section(f"Times better than the baseline, {names[1]}", [], header, rows))
-        near = report["nearest_to_published"]
-        searched = ", ".join((*SEARCHED_AXES, *SEARCHED_CHOICES))
-        ratio = ", ".join(f"{RATIO_NAMES[x]} {significant(y)}" for x, y in near["ratio"].items())
         sentences = [
             "Each assumption changed alone, for both networks where it concerns both; times off is "
             "the largest factor between a ratio and the published one (dashed in the picture).",
-            f"Of {near['combinations']} combinations (of {searched} and the baseline's "
-            f"width) the nearest to the published ratios is {near['change']}: {ratio}, "
-            f"{significant(near['times_off'])} times off. That is fitting, and no evidence.",
+            *(nearest_text(near) for near in (report.get("nearest_to_published"),) if near),
         ]
-        of_ratios = [RATIO_NAMES[name] for name in near["ratio"]]
+        of_ratios = [RATIO_NAMES[name] for name in report["published"]]
         header = ["change", *of_ratios, "times off"]
         rows = [
             [row["change"], *row["ratio"].values(), row["times_off"]]
@@ -332,6 +328,16 @@ def comparison_sections(report: Mapping[str, Any]) -> list[Section]:
         ]
         found.append(Section("Sensitivity", sentences, header, rows))
     return found
+
+
+def nearest_text(near: Mapping[str, Any]) -> str:
+    searched = ", ".join((*SEARCHED_AXES, *SEARCHED_CHOICES))
+    ratio = ", ".join(f"{RATIO_NAMES[x]} {significant(y)}" for x, y in near["ratio"].items())
+    return (
+        f"Of {near['combinations']} combinations (of {searched} and the baseline's width) the "
+        f"nearest to the published ratios is {near['change']}: {ratio}, "
+        f"{significant(near['times_off'])} times off. That is fitting, and no evidence."
+    )
 
 
 def layer_sections(report: Mapping[str, Any]) -> list[Section]:

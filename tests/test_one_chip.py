@@ -12,10 +12,10 @@ from models import QuanMSResNet
 from models.integer_network import IntegerNetwork
 from runtime.errors import UserError
 from spikesim_eval.chip import PRESETS, Chip
-from spikesim_eval.constants import EVENT_PJ
 from spikesim_eval.estimate import estimate, layer_costs, totals
 from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.nonideal import on_crossbars
+from spikesim_eval.technology import DEFAULT
 from spikesim_eval.trace import counting_rows, describe
 
 IMAGES = 3
@@ -58,7 +58,7 @@ def test_what_is_priced_is_what_the_crossbars_do(static, bits, T, chip):
             for cells in layer.cells
         )
         assert arrays == row["crossbars"], row["name"]
-        driven = row["energy_by_component"]["crossbar"] / EVENT_PJ["crossbar"]
+        driven = row["energy_by_component"]["crossbar"] / DEFAULT.energy["cell"]
         assert driven == pytest.approx(counts.driven_cells / IMAGES, rel=1e-9), row["name"]
 
 
@@ -184,9 +184,9 @@ def test_memory_is_accessed_as_often_as_the_integer_network_does(static):
     integers, description = Instrumented(network), describe(network)
     integers(images)
     energy = estimate(description, Chip()).energy_by_component
-    a_membrane = 4 * (EVENT_PJ["read"] + EVENT_PJ["write"])
+    a_membrane = 4 * (DEFAULT.energy["read"] + DEFAULT.energy["write"])
     assert energy["membrane"] == pytest.approx(integers.membranes / IMAGES * a_membrane)
-    assert energy["neuron"] == pytest.approx(integers.membranes / IMAGES * EVENT_PJ["neuron"])
+    assert energy["neuron"] == pytest.approx(integers.membranes / IMAGES * DEFAULT.energy["neuron"])
     normalized = sum(
         layer.out_channels * description.outputs(layer) for layer in description.layers[:-1]
     )
