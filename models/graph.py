@@ -6,7 +6,7 @@ folding, exports) works from this list, so it works for any network that is buil
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
@@ -80,14 +80,14 @@ class _Value(Tensor):
             if name == "cat" and len(set(numbers)) == 1:
                 shape = len(values) * len(first), *first.shape[1:]
                 return cls.of(first.graph, "repeat", "", numbers[:1], shape)
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunctionSubclass(), suppress(Exception):
             result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            raise ValueError(
-                f"it calls {name}, and what is known of a network is that it adds, and the layers "
-                "of `Layers` and nn.MaxPool2d"
-            )
-        return result
+            if not isinstance(result, Tensor):
+                return result
+        raise ValueError(
+            f"it calls {name}, and what is known of a network is that it adds, and the layers of "
+            "`Layers` and nn.MaxPool2d"
+        )
 
 
 @contextmanager
@@ -133,13 +133,14 @@ def graph_of(network: nn.Module) -> list[Node]:
             raise ValueError(f"{name} is used twice: a layer has one place in a network")
         if not isinstance(x, _Value):
             raise ValueError(f"{name} reads what was not computed from the image")
-        if kind == "batch_norm" and graph[x.number].kind != "conv":
-            raise ValueError(f"{name} is not right behind a convolution")
         batch, channels, *plane = x.shape
+        if kind == "batch_norm":
+            if graph[x.number].kind != "conv":
+                raise ValueError(f"{name} is not right behind a convolution")
+            check_channels(name, module.num_features, channels)
         if kind == "conv":
             check_input(name, module, source_of(graph, x.number))
-            if x.shape[1] != module.in_channels:
-                raise ValueError(f"{name} is for {module.in_channels} channels, not {x.shape[1]}")
+            check_channels(name, module.in_channels, channels)
             channels = module.out_channels
             if module.bias is None:  # else a batch norm is in it (`folded`)
                 unscaled.add(len(graph))
@@ -164,6 +165,11 @@ def graph_of(network: nn.Module) -> list[Node]:
         last = network.last_spikes(image, None, frames)
     if not isinstance(last, _Value) or source_of(graph, last.number) != "lif":
         raise ValueError("the last layer of a network must be a LIF layer")
+    if last.shape[1] != network.linear.in_features:
+        raise ValueError(
+            f"`spikes` gives spikes of {last.shape[1]} channels, and `build` returned "
+            f"{network.linear.in_features}"
+        )
     for node in graph:
         for number in unscaled & set(node.reads if node.kind != "batch_norm" else ()):
             raise ValueError(f"{graph[number].name} needs a batch norm right behind it")
@@ -185,6 +191,11 @@ def source_of(graph: list[Node], number: int) -> str:
     if kind in ("pool", "repeat", "codes"):
         return source_of(graph, graph[number].reads[0])
     return kind if kind in ("image", "lif", "stream") else "sums"
+
+
+def check_channels(name: str, expected: int, found: int) -> None:
+    if expected != found:
+        raise ValueError(f"{name} is for {expected} channels, and reads {found}")
 
 
 def check_input(name: str, conv: nn.Module, source: str) -> None:
