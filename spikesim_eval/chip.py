@@ -31,7 +31,7 @@ def option(
 ) -> Any:
     """A field of a chip. `limits`: smallest and largest value beside the default, of whole numbers
     where they are whole, and the `reason` why others are refused. `part`: whether only the price
-    knows it, or only the simulation."""
+    knows it, or only the simulation. `several`: names of which a value lists some."""
     about = {"text": text, "limits": limits, "reason": reason, "choices": (), "part": "both"}
     return field(default=default, metadata=about | more)
 
@@ -46,6 +46,14 @@ def check_option(about: Field, value: object) -> None:
     limits, reason, choices = map(about.metadata.get, ("limits", "reason", "choices"))
     if about.name == "technology" and not isinstance(value, Technology):
         raise UserError(f"technology must be what load_technology gives, got {show(value)}")
+    several = about.metadata.get("several")
+    if several and value != about.default:
+        given = value.split(",") if isinstance(value, str) else [""]
+        if set(given) - set(several) or len(set(given)) < len(given):
+            raise UserError(
+                f"{about.name} must be {about.default}, or some of {','.join(several)}, got "
+                f"{show(value)}"
+            )
     if choices and value not in choices:
         raise UserError(f"{about.name} must be one of {choices}, got {show(value)}")
     is_ideal = about.name == "adc_bits" and value is None
@@ -67,6 +75,7 @@ def check_draws(seed: int, trials: int) -> None:
 
 
 PRICE, SIMULATION = {"part": "price"}, {"part": "simulation"}
+NOTHING = "nothing"  # is skipped
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,14 @@ class Chip:
         *("counted", "published"),
         **PRICE,
     )
+    skip: str = option(
+        NOTHING,
+        "what is not done where no input is a one: the reading of silent rows, the conversions of "
+        "silent patches (an output pixel and input bit) and their clocks, and those of silent "
+        "tiles",
+        several=("rows", "patches", "tiles"),
+        **PRICE,
+    )
     process: str = choice(
         "transistors, which decide the leakage: low standby power, low operating power, high "
         "performance",
@@ -191,6 +208,8 @@ class Chip:
             raise UserError(
                 f"costs published are those of {DEFAULT} as it is: leave --technology and --set out"
             )
+        if self.costs == "published" and self.skip != NOTHING:
+            raise UserError("skip leaves out what is counted: --costs published knows no silence")
 
     def options(self, part: str) -> dict[str, Any]:
         """What is said of the chip where it is priced ("price") or simulated ("simulation")."""
@@ -201,6 +220,10 @@ class Chip:
         }
         as_text = {name for name, x in said.items() if x is self.technology or x == math.inf}
         return {name: str(x) if name in as_text else x for name, x in said.items()}
+
+    def skips(self, what: str) -> bool:
+        """Whether silent "rows", "patches" or "tiles" are skipped."""
+        return what in self.skip.split(",")
 
     @property
     def adcs(self) -> Value:
@@ -287,6 +310,7 @@ PRESETS = {
 }
 OPTIONS = {x.name: x for x in fields(Chip)}
 CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
+SKIPPED = OPTIONS["skip"].metadata["several"]
 
 
 def options_of(technology: Technology) -> dict[str, Any]:

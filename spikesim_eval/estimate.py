@@ -10,7 +10,7 @@ Energy is in pJ, area in um^2, delay in ns, power in mW.
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import fsum, isqrt, prod
+from math import frexp, fsum, isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from .chip import Chip, Placement, Value, ceil_div, larger, place_layer
 from .constants import REFERENCE
 from .layer_list import Layer, LayerList, show
 from .schedule import Times, check_rows, critical_path, rows_of, schedule
+from .silence import Silence, silence_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class LayerCost:
     cycles: Value  # of a PE, in one inference
     energy: dict[str, Value]  # pJ by component
     times: Times  # clocks
+    silence: Silence
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,21 @@ def add(values: Iterable[Value]) -> Value:
 
 
 def cycle_energy(
-    network: LayerList, layer: Layer, placement: Placement, chip: Chip
+    network: LayerList, layer: Layer, placement: Placement, chip: Chip, silence: Silence
 ) -> dict[str, Value]:
     """Energy of one PE cycle of a layer by component, pJ: one input bit of one output pixel.
 
     Every input channel's bit is read at each of the k² positions; a silent one drives no row, and
-    neither does what lies outside of the plane.
+    neither does what lies outside of the plane. What `silence` says is not converted or moved.
     """
     e = chip.technology.energy
     inputs = layer.in_channels // layer.groups * layer.kernel**2
     rate = 1.0 if layer.spike_rate is None else layer.spike_rate
     inside = network.positions(layer) / (layer.kernel**2 * network.outputs(layer))
     in_line = ceil_div(placement.stack, chip.crossbars_per_pe)
-    conversions, accumulator = placement.conversions, network.accumulator_bits(layer)
+    moving = in_line - silence.pes
+    conversions, accumulator = converted(placement, chip, silence), network.accumulator_bits(layer)
+    read = 1.0 - inside * (1.0 - rate) if chip.skips("rows") else 1.0
     return {
         "crossbar": inputs * inside * rate * placement.columns * e["cell"]
         + inputs * layer.groups * inside * rate * placement.driven * e["driver"],
@@ -73,10 +77,16 @@ def cycle_energy(
         "mux": conversions * e["mux"],
         "temp_buffer": conversions * e["temp_buffer"],
         "shift_add": conversions * accumulator * e["add_bit"],
-        "htree": in_line * chip.planes * layer.out_channels * e["htree"],
-        "fetch": placement.groups * e["fetch"],
-        "tile_buffer": inputs * layer.groups * e["tile_read"],
+        "htree": moving * chip.planes * layer.out_channels * e["htree"],
+        "fetch": placement.groups * (moving / in_line) * e["fetch"],
+        "tile_buffer": inputs * layer.groups * read * e["tile_read"],
     }
+
+
+def converted(placement: Placement, chip: Chip, silence: Silence) -> Value:
+    """Conversions in an average PE cycle."""
+    silent = silence.crossbars if chip.adc_of == "crossbar" else silence.pes
+    return placement.conversions - silent * placement.columns
 
 
 def state_energy(network: LayerList, layer: Layer, chip: Chip) -> dict[str, float]:
@@ -90,6 +100,12 @@ def state_energy(network: LayerList, layer: Layer, chip: Chip) -> dict[str, floa
         product = accumulator + layer.bn_bits
         bn = accumulator * layer.bn_bits * e["multiply_bit"] + product * e["add_bit"]
     kept = kept_bits(network, layer)
+    # The published LIF update is taken to reset to 0 and to leak by a shift.
+    lif = e["neuron"]
+    if network.reset == "soft":
+        lif += REFERENCE["stream_bits"] * e["add_bit"]
+    if network.leak > 0 and frexp(network.leak)[0] != 0.5:
+        lif += network.membrane_bits**2 * e["multiply_bit"]
     return {
         "input_buffer": input_bits_stored(network, layer)
         * layer.runs
@@ -97,9 +113,14 @@ def state_energy(network: LayerList, layer: Layer, chip: Chip) -> dict[str, floa
         * e["write"],
         "batch_norm": sums * bn,
         "kept_sums": kept * (e["write"] + network.time_steps * e["read"]),
-        "neuron": updates * e["neuron"],
-        "membrane": updates * network.membrane_bits * (e["read"] + e["write"]),
+        "neuron": updates * lif,
+        "membrane": updates * kept_state(network) * (e["read"] + e["write"]),
     }
+
+
+def kept_state(network: LayerList) -> int:
+    """Bits of a membrane that wait for the next timestep: without a leak nothing does."""
+    return network.membrane_bits if network.leak > 0 else 0
 
 
 def kept_bits(network: LayerList, layer: Layer) -> int:
@@ -134,24 +155,33 @@ def layer_costs(
     if chip.costs == "published":
         energies = published.energies(network, places, cycles, chip)
         times = published.times(network, cycles)
-        return {x: LayerCost(places[x], 1, cycles[x], energies[x], times[x]) for x in places}
+        return {
+            x: LayerCost(places[x], 1, cycles[x], energies[x], times[x], Silence()) for x in places
+        }
     check_rows(network)
+    silence = {layer.name: silence_of(layer, places[layer.name], chip) for layer in network.layers}
     row_clocks, energies = {}, {}
     for layer in network.layers:
         name, placement = layer.name, places[layer.name]
-        per_cycle = cycle_energy(network, layer, placement, chip)
+        per_cycle = cycle_energy(network, layer, placement, chip, silence[name])
         energies[name] = {component: cycles[name] * pj for component, pj in per_cycle.items()}
         energies[name] |= state_energy(network, layer, chip)
         in_turn = ceil_div(layer.out_size[1], copies[name])
-        row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip)
+        row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip, silence[name])
     times = schedule(network, row_clocks)
-    return {x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x]) for x in places}
+    return {
+        x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x], silence[x])
+        for x in places
+    }
 
 
-def pixel_clocks(network: LayerList, layer: Layer, placement: Placement, chip: Chip) -> Value:
+def pixel_clocks(
+    network: LayerList, layer: Layer, placement: Placement, chip: Chip, silence: Silence
+) -> Value:
     """Of all input bits of one output pixel. An ADC reads its columns one after the other, behind a
-    clock in which the currents settle."""
-    clocks = 1 + placement.turns * chip.adc_clocks
+    clock in which the currents settle. Of a silent patch that is skipped there is that clock alone;
+    a pixel takes the average."""
+    clocks = 1 + (1 - silence.patches) * placement.turns * chip.adc_clocks
     return network.input_bits(layer) * clocks
 
 
@@ -167,12 +197,12 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
     if chip.costs == "published":
         raise UserError("area_mm2 fills a chip whose costs are counted, not published ones")
     places = {layer.name: place_layer(network, layer, chip) for layer in network.layers}
-    busy = {  # of one copy, with a pixel of a row after the other
-        layer.name: network.time_steps_of(layer)
-        * rows_of(layer)
-        * pixel_clocks(network, layer, places[layer.name], chip)
-        for layer in network.layers
-    }
+    busy = {}  # of one copy, with a pixel of a row after the other
+    for layer in network.layers:
+        placement = places[layer.name]
+        silence = silence_of(layer, placement, chip)
+        clocks = pixel_clocks(network, layer, placement, chip, silence)
+        busy[layer.name] = network.time_steps_of(layer) * rows_of(layer) * clocks
     widths = {layer.name: layer.out_size[1] for layer in network.layers}
 
     def copies(interval: float) -> dict[str, int]:
@@ -241,7 +271,7 @@ def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[s
 
 def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
-    membrane_bits = sum(prod(shape) for shape in network.lif) * network.membrane_bits
+    membrane_bits = sum(prod(shape) for shape in network.lif) * kept_state(network)
     memories = [memory_area(network, layer, chip) for layer in network.layers]
     a = chip.technology.area["memory_bit"]
     return area_of(tiles * chip.pe_per_tile, chip) | {
@@ -374,7 +404,8 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
         "groups": placement.groups,
         "utilization": utilization(layer, placement, chip),
         "cycles": cost.cycles,
-        "conversions": cost.cycles * placement.conversions,
+        "conversions": cost.cycles * converted(placement, chip, cost.silence),
+        "silent_patches": layer.silent_patches,
         "ops": network.ops(layer),
         "spike_rate": 1.0 if layer.spike_rate is None else layer.spike_rate,
         "rate_is_measured": layer.spike_rate is not None,

@@ -241,6 +241,7 @@ class _Description:
             input_bits=bits,
             spike_rate=rate,
             runs=runs,
+            **geometry(module),
             **common,
         )
 
@@ -329,6 +330,18 @@ class _Description:
         if not (origin.image and (low, high) == (0, 1)):
             bits = max(bits, widest)
         return bits, share_of_ones(read.levels, step, bits)
+
+
+def geometry(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Stride and padding of a convolution; nothing where they do not say alone what it reads."""
+    if not isinstance(module, nn.Conv2d) or module.dilation != (1, 1):
+        return {}
+    kernel, padding = module.kernel_size, module.padding
+    if isinstance(padding, str):
+        padding = tuple((k - 1) // 2 if padding == "same" else 0 for k in kernel)
+    if any(p >= k for p, k in zip(padding, kernel, strict=True)):
+        return {}
+    return {"stride": module.stride, "padding": padding}
 
 
 def trace_network(network: nn.Module, sample: Tensor, bits: int, time_steps: int) -> LayerList:

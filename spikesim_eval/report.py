@@ -9,7 +9,7 @@ from typing import Any
 from display import component_name, percent, short_names, significant, text_table
 from runtime.files import write_files
 
-from .chip import Chip
+from .chip import NOTHING, Chip
 from .compare import (
     SEARCHED_AXES,
     SEARCHED_CHOICES,
@@ -65,6 +65,7 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
     "ops": ("ops", None),
     "spike_rate": ("spike_rate_per_timestep", "spike rate"),
     "rate_is_measured": ("rate_is_measured_yes_no", None),
+    "silent_patches": ("silent_patches_share_of_pe_cycles", "silent patches, %"),
     "energy_pj": ("energy_pj", "energy"),
     "area_um2": ("area_um2", "area"),
     "start_ns": ("start_ns", "start"),
@@ -124,6 +125,32 @@ CHARGED = {  # by Chip.costs
         "do crossbars, but for SRAM.",
     ],
 }
+SKIPPED = {  # by what Chip.skip names
+    "rows": "Of a silent row, a bit inside of the plane that is no one, nothing is read from the "
+    "tile buffer, as from cells whose read port discharges for a one alone; nothing drives a "
+    "silent row in any case.",
+    "patches": "A silent patch, an output pixel and input bit at which no row of the layer carries "
+    "a one, converts nothing: of its cycle the clock is left in which that is seen, and neither "
+    "ADCs, adders and temporary buffers nor fetch and H-tree work. A row of pixels takes its "
+    "layer's average time.",
+    "tiles": "A tile none of whose rows carries a one in a cycle converts nothing and moves no "
+    "sums, but takes the time of the others. A tile holds PEs that read the same rows, and of as "
+    "many in line as fit, as if each layer began a tile.",
+}
+NOT_SKIPPED = (
+    "Seeing silence costs nothing. Inputs are written, sums normalized and membranes updated where "
+    "nothing fires, too. What lies outside of the plane is charged as without skipping."
+)
+SILENCE = (
+    "Silence is counted from recorded spikes where there are any ('silent patches' of the layers); "
+    "else each bit is taken for a one with the layer's rate, independently of all others."
+)
+UPDATE = {  # what a LIF update costs, by Chip.costs
+    "published": "A LIF update costs the same whatever its reset and leak, as published.",
+    "counted": "The published LIF module is taken to reset to 0 and to leak by a shift. A soft "
+    "reset takes an addition of 25 bits more at every update; a leak that is no power of two a "
+    "product of the membrane's bits with as many; with a leak of 0 no membrane is kept.",
+}
 COPIES = [
     "Copies of weights are put on the chip as long as they make the pipeline faster and the area "
     "given is not exceeded; copies compute pixels of a row side by side. The sensitivities are of "
@@ -145,6 +172,7 @@ def assumptions(chip: Chip) -> list[str]:
         "The LIF module is charged once per update, after all input bits, and only behind layers "
         "whose sums update LIF neurons: not for shortcuts and the classifier, and as many pixels "
         "as the layer has where a pooling lies between.",
+        UPDATE[chip.costs],
         "A stored weight of b bits takes ceil(b / cell bits) cells side by side in one crossbar, "
         "so a crossbar row of X cells holds the whole weights that fit into X; a PE's crossbars "
         "hold kernel positions and row groups of the same columns, as many as it has.",
@@ -157,7 +185,7 @@ def assumptions(chip: Chip) -> list[str]:
         "batch norm multiplies them by an integer scale, and its products are shifted onto the "
         "residual stream of 24 bits and a sign, 14 of them behind the point "
         "(models/integer_network.py).",
-        "Only crossbar energy scales with the spike rate; where no rate was measured it is 1.",
+        *skipping(chip),
         f"{ADC_LAW[chip.adc_law]} Those of a crossbar grow with its cells.",
         "Area counts an input buffer per layer and a membrane memory for every LIF neuron, with "
         "their own bit widths (the published tool: 22 bits, membranes of five layers).",
@@ -172,11 +200,22 @@ def assumptions(chip: Chip) -> list[str]:
     ]
 
 
-def summary(network: LayerList) -> dict[str, int]:
+def skipping(chip: Chip) -> list[str]:
+    """What depends on spikes."""
+    if chip.skip == NOTHING:
+        return [
+            "Only crossbar energy scales with the spike rate; where no rate was measured it is 1."
+        ]
+    return [*(text for name, text in SKIPPED.items() if chip.skips(name)), NOT_SKIPPED, SILENCE]
+
+
+def summary(network: LayerList) -> dict[str, Any]:
     return {
         "time_steps": network.time_steps,
         "weight_bits": network.weight_bits,
         "membrane_bits": network.membrane_bits,
+        "leak": network.leak,
+        "reset": network.reset,
         "layer_count": len(network.layers),
         "lif_count": len(network.lif),
     }
@@ -343,9 +382,13 @@ def nearest_text(near: Mapping[str, Any]) -> str:
 def layer_sections(report: Mapping[str, Any]) -> list[Section]:
     layers, rows = report["layers"], []
     headings = {key: heading for key, (_, heading) in COLUMNS.items() if heading}
+    if all(row["silent_patches"] is None for row in layers):
+        del headings["silent_patches"]
     for row in layers:
         rate = f"{row['spike_rate']:.4g}" + ("" if row["rate_is_measured"] else " (not measured)")
         cells = row | {"utilization": f"{100 * row['utilization']:.1f}", "spike_rate": rate}
+        if row["silent_patches"] is not None:
+            cells["silent_patches"] = f"{100 * row['silent_patches']:.1f}"
         cells |= {key: shown(key, row[key]) for key in ("energy_pj", "area_um2")}
         cells |= {key: shown("delay_ns", row[key]) for key in ("start_ns", "delay_ns", "finish_ns")}
         rows.append([cells[key] for key in headings])

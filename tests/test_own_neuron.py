@@ -1,6 +1,7 @@
 """--leak, --threshold, --reset, --surrogate: from a command line to the networks and back."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,13 @@ import main
 from checkpoints import build_network, load_checkpoint
 from conftest import DIGITS
 from load_settings import load_network, parse_settings, run_name
+from models.graph import graph_of
 from models.neuron import DEFAULT_NEURON, LIF, Neuron, neuron_of
+from runtime.errors import UserError
+from spikesim_eval import Chip, estimate
+from spikesim_eval.__main__ import main as spikesim_eval
+from spikesim_eval.layer_list import LayerList
+from spikesim_eval.trace import describe
 from test_bad_input import ORIGINAL, QAMD, STUDENT
 from test_kept_checkpoints import KEPT
 
@@ -108,3 +115,49 @@ def test_what_is_not_exact_trains_and_is_refused_in_integers(how, reason, tmp_pa
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert f"--integer: {checkpoint} is not exact in integers: {reason}" in err
+
+
+def test_the_hardware_report_charges_what_another_reset_or_leak_takes(trained_own, tmp_path):
+    """Against counts of the integer network's updates; 25-bit additions, 4-bit products."""
+    settings = load_checkpoint(trained_own["student"]).settings
+    found = {}
+    for name, how in {
+        "default": {"leak": 0.25, "reset": "hard"},
+        "shifted": {"leak": 0.5, "reset": "hard"},
+        "soft": {"leak": 0.5, "reset": "soft"},
+        "multiplied": {"leak": 0.3, "reset": "hard"},
+        "forgetful": {"leak": 0.0, "reset": "hard"},
+    }.items():
+        network = build_network(replace(settings, **how))
+        found[name] = estimate(describe(network), Chip())
+        updates = sum(2 * math.prod(node.shape) for node in graph_of(network) if node.kind == "lif")
+    of = {name: x.energy_by_component["neuron"] for name, x in found.items()}
+    assert of["default"] == pytest.approx(updates * 1.274 * 4 / 64)
+    assert of["shifted"] == of["forgetful"] == of["default"]
+    assert of["soft"] - of["default"] == pytest.approx(updates * 25 * 0.03 / 8 * 1.99)
+    assert of["multiplied"] - of["default"] == pytest.approx(updates * 16 * 0.2 / 64 * 1.99)
+    for x in (found["forgetful"].energy_by_component, found["forgetful"].area_by_component):
+        assert x.pop("membrane") == 0
+    for name in ("shifted", "soft", "multiplied"):
+        energies = [found[x].energy_by_component | {"neuron": 0} for x in (name, "default")]
+        assert energies[0] == energies[1]
+        assert found[name].area_by_component == found["default"].area_by_component
+
+
+def test_the_report_of_a_checkpoint_says_its_neuron(trained_own, tmp_path):
+    line = ["report", "--checkpoint", str(trained_own["student"]), "--out", str(tmp_path)]
+    assert spikesim_eval([*line, "--baseline", str(trained_own["teacher"])]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["network"]["leak"], report["network"]["reset"]) == (0.5, "soft")
+    assert any("A soft reset takes an addition of 25 bits more" in x for x in report["assumptions"])
+
+
+def test_a_layer_list_says_leak_and_reset_and_wrong_ones_are_refused():
+    layer = {"name": "a", "kernel": 1, "in_channels": 1, "out_channels": 1, "in_size": [1, 1]}
+    layer |= {"out_size": [1, 1], "input_bits": 1, "after": []}
+    data = {"time_steps": 1, "weight_bits": 4, "membrane_bits": 4, "layers": [layer], "lif": []}
+    assert LayerList.from_json(data | {"leak": 1, "reset": "soft"}).reset == "soft"
+    assert LayerList.from_json(data) == LayerList.from_json(data | {"leak": 0.25})
+    for wrong in ({"leak": 1.5}, {"leak": "all"}, {"reset": "none"}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))} must be"):
+            LayerList.from_json(data | wrong)
