@@ -1,8 +1,9 @@
-"""python -m spikesim_eval report | compare | sweep | nonideal | compat: what a network costs on a
-chip of memristor crossbars.
+"""python -m spikesim_eval report | compare | sweep | nonideal | technologies | compat: what a
+network costs on a chip of memristor crossbars.
 
 report estimates one network, compare several, sweep a grid of chips; nonideal runs a trained
-network on crossbars that are not ideal; compat prints the figures of the published SpikeSim tool.
+network on crossbars that are not ideal; technologies lists what chips are made of; compat prints
+the figures of the published SpikeSim tool.
 A mistake of the user gives one line and exit code 2.
 """
 
@@ -34,6 +35,7 @@ from .layer_list import (
     read_json,
 )
 from .plots import compare_plot, svg, sweep_plot
+from .presets import technology_rows, technology_tables
 from .published import estimate_published
 from .render import Section, csv_text, markdown, page
 from .report import assumptions, build_report, totals_text, write_report
@@ -49,7 +51,7 @@ from .sweep import (
     sweep_csv,
     variants,
 )
-from .technology import DEFAULT, load_technology
+from .technology import DEFAULT, load_technology, presets
 
 
 def numbers(kind: type) -> Any:
@@ -182,6 +184,15 @@ def build_parser() -> Parser:
     add_option(grid, "max_drop", 1.0, own, type=float)
     grid.add_argument("--force", action="store_true", help="even above a million points")
     add_chip_options(grid, "price", "simulation", lists=True)
+
+    known = add("technologies", run_technologies, "what chips are made of, and cost")
+    known.add_argument("technologies", nargs="*", help="presets or files (default: every preset)")
+    priced = known.add_mutually_exclusive_group()
+    priced.add_argument("--checkpoint", help="of a network that is priced on each")
+    priced.add_argument("--layers", help="layer list of such a network")
+    known.add_argument("--data_path", help="data root: spike rates are measured")
+    known.add_argument("--out", help="folder for technologies.csv and .md")
+    known.set_defaults(full_precision_bits=None, preset="default")
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
     nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
@@ -397,6 +408,25 @@ def run_sweep(args: argparse.Namespace) -> None:
     print("\n".join([*first, *text_table(*table), *names, *last]))
 
 
+def run_technologies(args: argparse.Namespace) -> None:
+    technologies = [load_technology(name) for name in args.technologies or presets()]
+    check_sources(args, [args.checkpoint] if args.checkpoint else [])
+    subject = None
+    if args.checkpoint or args.layers:
+        subject = listed(args.layers) if args.layers else traced(args.checkpoint, args)
+    rows = technology_rows(technologies, subject and subject.network)
+    tables = technology_tables(rows)
+    titles = ["Technologies", *([subject.name] if subject else [])]
+    if args.out is not None:
+        sections = [Section(title, [], *table) for title, table in zip(titles, tables, strict=True)]
+        contents = {
+            "technologies.csv": csv_text(rows[0], (row.values() for row in rows)),
+            "technologies.md": markdown("Technologies", sections),
+        }
+        write_files(args.out, contents)
+    print("\n\n".join("\n".join(text_table(*table)) for table in tables))
+
+
 def run_nonideal(args: argparse.Namespace) -> None:
     from .nonideal import nonideal_lines, nonideal_report
 
@@ -418,7 +448,7 @@ def run_nonideal(args: argparse.Namespace) -> None:
 
 def work(argv: list[str] | None) -> None:
     args = build_parser().parse_args(argv)
-    if "out" in args:
+    if getattr(args, "out", None) is not None:
         check_writable(args.out, "--out")
     args.run(args)
 

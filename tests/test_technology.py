@@ -1,5 +1,6 @@
 """Technology files: what the parts of a chip cost, and every mistake in them as one line."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -189,3 +190,22 @@ def test_the_file_of_the_documentation_is_one(tmp_path):
     (tmp_path / "doc.toml").write_text(text)
     (chip,) = chips(technology=str(tmp_path / "doc.toml"))
     assert (chip.cell_bits, chip.xbar_size, chip.technology.energy["adc"]) == (1, 128, 1.2)
+
+
+def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, capsys):
+    layers, out = tmp_path / "net.json", tmp_path / "out"
+    layers.write_text(LAYERS)
+    own = written(tmp_path, ADC)
+    assert main(["technologies", "isaac-32nm", own]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(f"technologies --layers {layers} --out {out}".split()) == 0
+    printed = capsys.readouterr().out
+    rows = list(csv.DictReader((out / "technologies.csv").open()))
+    assert [row["technology"] for row in rows] == presets()
+    for row in rows:
+        (chip,) = chips(technology=row["technology"])
+        total = estimate(NETWORK, chip).total
+        assert float(row["energy_pj"]) == total["energy_pj"]
+        assert float(row["area_um2"]) == total["area_um2"]
+        assert printed.count(f"\n{row['technology']} ") == 2
+    assert (out / "technologies.md").read_text().count("isaac-32nm") == 2
