@@ -3,7 +3,7 @@
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -196,17 +196,7 @@ def sweep_plot(
         for key in ("area_um2", "edp_pj_ns")
         for one, unit in [unit_of(key, np.median(columns[key]))]
     )
-    networks = list(kinds)
-    names = dict(zip(networks, short_names(networks, LONGEST_LABEL), strict=True))
-    keys = zip(*(columns[key].tolist() for key in ("network", "bits", "time_steps")), strict=True)
-    found: dict[tuple, int] = {}
-    index = np.array([found.setdefault(key, len(found)) for key in keys])
-    looks = styles([kinds[network] or network for network, *_ in found])
-    for (network, bits, steps), i in found.items():
-        here, colour = index == i, looks[i]["color"]
-        label = plain(f"{names[network]}, {bits} bits, T = {steps}")
-        # Networks that cost the same lie on one another: those drawn first are larger.
-        size = 6 + 24 * (1 - (i + 1) / len(found))
+    for here, colour, label, size in points_by_network(columns, kinds):
         panel.scatter(area[here], edp[here], s=size, color=colour, rasterized=True)
         panel.scatter([], [], s=24, color=colour, label=label)
     circled, label = np.flatnonzero(columns["pareto"]), "Pareto front"
@@ -225,6 +215,45 @@ def sweep_plot(
     legend_beside(panel)
     points = np.column_stack([area, edp])
     number_points(figure, panel, points[front], points[circled])
+    return figure
+
+
+def points_by_network(
+    columns: Mapping[str, np.ndarray], kinds: Mapping[str, str | None]
+) -> Iterator[tuple[np.ndarray, str, str, float]]:
+    """(which points are its, colour, label, size of a point) of each network, width and T.
+    Networks that cost the same lie on one another: those drawn first are larger."""
+    names = dict(zip(kinds, short_names(list(kinds), LONGEST_LABEL), strict=True))
+    keys = zip(*(columns[key].tolist() for key in ("network", "bits", "time_steps")), strict=True)
+    found: dict[tuple, int] = {}
+    index = np.array([found.setdefault(key, len(found)) for key in keys])
+    looks = styles([kinds[network] or network for network, *_ in found])
+    for (network, bits, steps), i in found.items():
+        label = plain(f"{names[network]}, {bits} bits, T = {steps}")
+        yield index == i, looks[i]["color"], label, 6 + 24 * (1 - (i + 1) / len(found))
+
+
+def accuracy_plot(columns: Mapping[str, np.ndarray], kinds: Mapping[str, str | None]) -> Figure:
+    """Accuracy on the chip over EDAP, of the chips on which it is known: a line is the best that a
+    network reaches with so much EDAP, dashed is what it has off the chip."""
+    figure, panel = new_figure(WIDTH, 5)
+    known = ~np.isnan(columns["chip_accuracy"])
+    values = columns["edap_pj_ns_um2"]
+    one, unit = unit_of("edap_pj_ns_um2", np.median(values[known]))
+    edap, accuracy = values / one, 100 * columns["chip_accuracy"]
+    for points, colour, label, size in points_by_network(columns, kinds):
+        here = np.flatnonzero(points & known)
+        if not len(here):
+            continue
+        order = here[np.argsort(edap[here], kind="stable")]
+        best = np.maximum.accumulate(accuracy[order])
+        panel.scatter(edap[here], accuracy[here], s=size, color=colour, rasterized=True)
+        panel.plot(edap[order], best, color=colour, drawstyle="steps-post", label=label)
+        panel.axhline(100 * columns["accuracy"][here[0]], color=colour, linestyle="--", linewidth=1)
+    what = "accuracy on the chip, %"
+    panel.set(xscale="log", xlabel=f"{QUANTITIES['edap_pj_ns_um2'][0]}, {unit}", ylabel=what)
+    log_ticks(panel.xaxis, edap[known].min(), edap[known].max())
+    legend_beside(panel)
     return figure
 
 

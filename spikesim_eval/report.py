@@ -50,6 +50,7 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
     "accumulator_bits": ("accumulator_bits", "accumulator bits"),
     "bn_bits": ("bn_scale_bits", "scale bits"),
     "product_bits": ("bn_product_bits", "product bits"),
+    "adc_bits": ("adc_bits", "ADC bits"),
     "slices": ("slices_cells_per_weight", None),
     "channel_groups": ("channel_groups", None),
     "runs": ("runs_per_timestep", None),
@@ -324,6 +325,9 @@ def totals_table(report: Mapping[str, Any], names: list[str]) -> tuple[list[str]
         rows.append(["accuracy on the chip", *(on_chip_text(report[key]) for key in keys)])
     for key, label in (("pes", "PEs"), ("tiles", "tiles")):
         rows.append([label, *(f"{total[key]:,}" for total in totals)])
+    if report["chip"]["layer_adc_bits"]:
+        bits = [row["adc_bits"] for row in report["layers"]]
+        rows.append(["ADC bits, by layer", f"{min(bits)} to {max(bits)}"])
     for key, (label, *_) in QUANTITIES.items():
         cells = [label, *(shown(key, total[key]) for total in totals)]
         if baseline and key in RATIOS:
