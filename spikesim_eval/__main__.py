@@ -337,7 +337,7 @@ def run_report(args: argparse.Namespace) -> None:
     (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
     baseline = baselines[0] if baselines else None
     report = build_report(subject, chip, baseline, args.area_mm2)
-    write_report(args.out, report)
+    write_report(args.out, report, subject.network)
     print(totals_text(report))
     print(f"as a page, with plots: {Path(args.out) / 'report.html'}")
 

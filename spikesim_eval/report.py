@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -451,13 +452,15 @@ def totals_text(report: Mapping[str, Any]) -> str:
     return "\n".join([*text_table(header, rows), *notes])
 
 
-def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
-    """Write report.json, .csv, .md and .html into `folder`; raises as `write_files`."""
+def write_report(folder: str | Path, report: Mapping[str, Any], network: LayerList) -> None:
+    """Write report.json, .csv, .md and .html into `folder`, and the network that was estimated as
+    layers.json; raises as `write_files`."""
     found = sections(report)
     write_files(
         folder,
         {
             "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
+            "layers.json": json.dumps(asdict(network), indent=2, allow_nan=False) + "\n",
             "report.csv": layers_csv(report),
             "report.md": markdown(TITLE, found),
             "report.html": page(TITLE, found, report_plots(report)),

@@ -274,7 +274,7 @@ def test_the_error_of_smaller_adcs_is_that_of_sums_one_by_one():
         placed(images)
         for bits in (1, 2, 4, 6):
             top = 2**bits - 1
-            step = 1.0 if how == "unit" else max(1.0, 16 * 7 / top)
+            step = 1.0 if how == "unit" else max(1.0, layer.rows * 7 / top)
             squares = error = 0.0
             for value in torch.cat(seen).tolist():
                 squares += value**2
