@@ -10,7 +10,6 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -21,25 +20,31 @@ from engine.evaluate import evaluate
 from load_settings import check_classes, load_network
 from models import SpikingNetwork
 from models.graph import Node, graph_of, source_of
+from models.neuron import neuron_of
 from runtime.errors import UserError
 from settings import Settings
 
+from .chip import Chip
+from .codes import Rows
 from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int, show
+from .silence import tile_sizes
 
 
-def describe(network: SpikingNetwork, rates: Mapping[str, float] | None = None) -> LayerList:
+def describe(
+    network: SpikingNetwork, measured: Mapping[str, Mapping[str, Any]] | None = None
+) -> LayerList:
     """The layer list of a network that knows its `input_shape`.
 
     Convolutions read the image, spikes, or a stream of real values, which are as wide as a
-    membrane. Real values that wait for what is added to them are kept. `rates` holds what
-    `counting_rows` has measured of each layer, by name. Raises UserError for a network that is no
+    membrane. Real values that wait for what is added to them are kept. `measured` holds what
+    `counting_rows` has found of each layer, by name. Raises UserError for a network that is no
     such one.
     """
     try:
         graph = graph_of(network)
     except ValueError as error:
         raise UserError(f"the network has no layer list: {error}") from None
-    rates, linear, is_static = rates or {}, network.linear, len(network.input_shape) == 3
+    measured, linear, is_static = measured or {}, network.linear, len(network.input_shape) == 3
     of_spikes = [x for x in graph if x.kind == "conv" and _source(graph, x) == "lif"]
     if not of_spikes:
         raise UserError("the network has no layer list: no convolution reads spikes")
@@ -70,20 +75,21 @@ def describe(network: SpikingNetwork, rates: Mapping[str, float] | None = None) 
                 out_size=node.shape[1:],
                 input_bits={"image": IMAGE_BITS, "lif": 1, "stream": bits}[source],
                 after=tuple(sorted(before[reads])),
-                spike_rate=rates.get(node.name),
+                stride=conv.stride,
+                padding=conv.padding,
                 bn_bits=batch_norms.get(node.name),
                 lif=node.name in updating,
-                **more,
+                **more | measured.get(node.name, {}),
             )
         )
     shape = 1, linear.in_features, linear.out_features, graph[-1].shape[1:], (1, 1), None
     how = {"weight_bits": bits_of(linear), "linear": True, "lif": False}
-    how["spike_rate"] = rates.get("linear")
+    how |= measured.get("linear", {})
     layers.append(Layer("linear", *shape, tuple(sorted(before[-1])), **how))
     populations = tuple(node.shape for node in graph if node.kind == "lif")
-    return LayerList(
-        network.time_window, bits, bits, tuple(layers), populations, tuple(streams_of(graph))
-    )
+    neuron, streams = neuron_of(network), tuple(streams_of(graph))
+    shared = network.time_window, bits, bits
+    return LayerList(*shared, tuple(layers), populations, streams, neuron.leak, neuron.reset)
 
 
 def _source(graph: list[Node], node: Node) -> str:
@@ -132,37 +138,38 @@ def bits_of(layer: nn.Module) -> int | None:
 
 
 @contextmanager
-def counting_rows(network: SpikingNetwork, description: LayerList) -> Iterator[Callable[[], dict]]:
-    """Measures, while the network runs, the share of ones among the bits that drive the rows of
-    each layer's crossbars: padding drives none, and a pixel as many as there are outputs that read
-    it. Yields a function that gives these shares by layer; what a full-precision network reads as
-    real numbers is not in them.
+def counting_rows(
+    network: SpikingNetwork, description: LayerList, chip: Chip | None = None
+) -> Iterator[Callable[[], dict[str, dict[str, Any]]]]:
+    """Measures, while the network runs, what drives the rows of each layer's crossbars: the share
+    of ones among their bits, silent patches and, for a chip or a grid of chips, silent tiles.
+    Padding drives no row, and a pixel as many as there are outputs that read it.
+
+    Yields a function that gives by layer what `describe` is to say of it; what a full-precision
+    network reads as real numbers is not in it.
     """
-    counts: dict[str, Tensor] = {}  # (ones, bits)
+    counts: dict[str, Rows] = {}
     handles = []
 
-    def count(layer: Layer, conv: nn.Module, inputs: tuple[Tensor]) -> None:
+    def count(layer: Layer, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
         if layer.linear:
             x = (x * description.time_steps * prod(layer.in_size)).round()[..., None, None]
-            readers = torch.ones_like(x[0, 0], dtype=torch.float64)
-        else:
-            one = torch.ones(1, 1, *x.shape[-2:], dtype=torch.float64, device=x.device)
-            how = {"kernel_size": conv.kernel_size, "padding": conv.padding, "stride": conv.stride}
-            readers = F.fold(F.unfold(one, **how), x.shape[-2:], **how)[0, 0]
-        bits, codes = description.input_bits(layer), x.long()
-        ones = sum((codes >> bit & 1).sum(dim=(0, 1)) for bit in range(bits))
-        found = torch.stack([(ones * readers).sum(), readers.sum() * bits * x[:, :, 0, 0].numel()])
-        counts[layer.name] = counts.get(layer.name, 0) + found.cpu()
+        counts[layer.name].add(x.long())
 
     is_integer = bits_of(network.linear) is not None
     for layer in description.layers:
         if is_integer or layer.linear or layer.input_bits == 1:
-            module = network.get_submodule(layer.name)
+            sizes = () if chip is None else tile_sizes(layer, chip)
+            how = (1, 1), (0, 0)
+            if not layer.linear:
+                how = layer.stride, layer.padding
+            counts[layer.name] = Rows(layer, description.input_bits(layer), *how, sizes)
             hook = partial(count, layer)
-            handles.append(module.register_forward_pre_hook(hook))
+            module = network.get_submodule(layer.name)
+            handles.append(module.register_forward_pre_hook(lambda _, x, hook=hook: hook(x)))
     try:
-        yield lambda: {name: (ones / bits).item() for name, (ones, bits) in counts.items()}
+        yield lambda: {name: rows.found() for name, rows in counts.items()}
     finally:
         for handle in handles:
             handle.remove()
@@ -217,9 +224,13 @@ def macs_of_image(settings: Settings) -> int:
 
 
 def trace_checkpoint(
-    path: str, data_path: str | None = None, time_steps: int | None = None
+    path: str,
+    data_path: str | None = None,
+    time_steps: int | None = None,
+    chip: Chip | None = None,
 ) -> Subject:
-    """The network of a checkpoint, with accuracy and, where there are data, measured spike rates.
+    """The network of a checkpoint, with accuracy and, where there are data, measured spike rates
+    and silence, of the tiles that a `chip` or a grid of chips has.
 
     With `time_steps` it is run at so many timesteps instead of those it was trained with, events on
     as many frames, and its accuracy is measured again. Raises UserError where that needs data that
@@ -236,10 +247,10 @@ def trace_checkpoint(
     measured, by_timestep = {}, {}
     if batches is not None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with counting_rows(network.to(device), describe(network)) as shares:
+        with counting_rows(network.to(device), describe(network), chip) as counted:
             tested = evaluate(network, batches, device, name="measuring spike rates")
         network.cpu()
-        accuracy, measured = tested.accuracy, shares()
+        accuracy, measured = tested.accuracy, counted()
         rates = {name: fired / seen for name, (fired, seen) in tested.spikes.items()}
         by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)
