@@ -32,11 +32,12 @@ class Operation:
     rounds to the nearest integer, halves to even:
         image   the input as the network reads it
         codes   clamp(x // step, low, high): of an image, or of what a shortcut reads
-        conv    weight (O, I, k, k), stride, padding; of full precision bias (O,)
+        conv    weight (O, I, k, k), stride, padding (top, left, bottom, right) by zeros; of full
+                precision bias (O,)
         norm    (x · scale + shift) // divisor, both (C, 1, 1)
         repeat  the same at every timestep
         add     the sum of what it reads
-        pool    the largest of each window: kernel, stride, padding
+        pool    the largest spike of each window: kernel, stride, padding, as a convolution's
         lif     the neuron of `models/neuron.py`: leak, threshold, reset; with `step`, before it
                 fires u[t] becomes step · clamp(u[t] // step, low, high)
         head    logits: of the spikes' sums over T, H, W, times weight (K, C), times step (K,) if
@@ -94,7 +95,8 @@ def described(network: SpikingNetwork, about: dict[str, Any] | None = None) -> D
         if isinstance(module, Stream):  # of full precision, where nothing is rounded
             names.append(names[node.reads[0]])
             continue
-        kind, numbers = numbers_of(node, module)
+        plane = graph[node.reads[0]].shape[1:] if node.reads else ()
+        kind, numbers = numbers_of(node, module, plane)
         name = node.name or (kind if kind == "image" else f"{kind}{len(operations)}")
         names.append(name)
         reads = tuple(names[i] for i in node.reads)
@@ -107,8 +109,8 @@ def described(network: SpikingNetwork, about: dict[str, Any] | None = None) -> D
     return Description(tuple(operations), *of_network, is_quantized, about or {})
 
 
-def numbers_of(node: Node, module: nn.Module | None) -> tuple[str, dict[str, Any]]:
-    """Kind and numbers of the operation that a node of a graph is."""
+def numbers_of(node: Node, module: nn.Module | None, plane: tuple) -> tuple[str, dict[str, Any]]:
+    """Kind and numbers of the operation that a node of a graph is, which reads a plane (H, W)."""
     match module:
         case nn.Conv2d():
             return "conv", numbers_of_convolution(module)
@@ -119,7 +121,7 @@ def numbers_of(node: Node, module: nn.Module | None) -> tuple[str, dict[str, Any
         case StreamQuantizer():
             return "codes", steps_of(module)
         case nn.MaxPool2d():
-            return "pool", numbers_of_pool(module)
+            return "pool", numbers_of_pool(module, plane, node.shape[1:])
         case LIF():
             leak, threshold, reset, *_ = module.neuron
             about = {"leak": leak, "threshold": threshold, "reset": reset}
@@ -133,7 +135,8 @@ def numbers_of_convolution(conv: nn.Conv2d) -> dict[str, Any]:
     is_quantized = isinstance(conv, QuanConv2d)
     weight = conv.quantizer.codes(conv.weight)[0] if is_quantized else conv.weight
     bias = {} if conv.bias is None else {"bias": array(conv.bias)}
-    return {"weight": array(weight), "stride": conv.stride, "padding": conv.padding} | bias
+    how = {"stride": conv.stride, "padding": conv.padding * 2}
+    return {"weight": array(weight)} | how | bias
 
 
 def numbers_of_batch_norm(bn: BatchNorm) -> dict[str, Any]:
@@ -148,11 +151,18 @@ def numbers_of_batch_norm(bn: BatchNorm) -> dict[str, Any]:
     }
 
 
-def numbers_of_pool(pool: nn.MaxPool2d) -> dict[str, Any]:
-    if pool.ceil_mode or pool.dilation not in (1, (1, 1)):
-        raise UserError("the network cannot be exported: a pool has ceil_mode or dilation")
-    sides = {"kernel": pool.kernel_size, "stride": pool.stride, "padding": pool.padding}
-    return {name: (x, x) if isinstance(x, int) else x for name, x in sides.items()}
+def numbers_of_pool(pool: nn.MaxPool2d, reads: tuple, gives: tuple) -> dict[str, Any]:
+    """Padding adds zeros, which are no spikes; with ceil_mode the last windows reach beyond."""
+    kernel, stride, padding, dilation = (
+        (x, x) if isinstance(x, int) else tuple(x)
+        for x in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    )
+    if dilation != (1, 1):
+        raise UserError("the network cannot be exported: a pool has dilation")
+    behind = (
+        max(0, (gives[i] - 1) * stride[i] + kernel[i] - reads[i] - padding[i]) for i in (0, 1)
+    )
+    return {"kernel": kernel, "stride": stride, "padding": (*padding, *behind)}
 
 
 def numbers_of_head(linear: nn.Linear) -> dict[str, Any]:

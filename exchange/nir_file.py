@@ -91,8 +91,12 @@ def refuse(description: Description) -> None:
             "encoding: it must lie between 0 and 1"
         )
     for operation in description.operations:
-        if operation.kind == "pool" and operation.numbers["padding"] != (0, 0):
-            raise UserError(f"--to nir: {operation.name} pads, and its readers leave padding out")
+        if operation.kind == "pool" and any(operation.numbers["padding"]):
+            plane = "{}x{}".format(*description.read_by(operation).shape[1:])
+            raise UserError(
+                f"--to nir: {operation.name} reads beyond its plane of {plane}, and the readers of "
+                "NIR leave that out: take images whose sides can be halved"
+            )
 
 
 def nir_node(operation: Operation, description: Description) -> nir.NIRNode:
@@ -115,14 +119,18 @@ def nir_node(operation: Operation, description: Description) -> nir.NIRNode:
     return convolution(plane, weight, (1, 1), (0, 0), numbers["bias"])
 
 
-def sum_of_windows(kernel: Sides, stride: Sides, padding: Sides) -> nir.SumPool2d:
-    return nir.SumPool2d(*(np.array(sides) for sides in (kernel, stride, padding)))
+def sum_of_windows(kernel: Sides, stride: Sides, padding: tuple[int, ...]) -> nir.SumPool2d:
+    return nir.SumPool2d(*(np.array(sides) for sides in (kernel, stride, padding[:2])))
 
 
 def convolution(
-    reads: tuple[int, ...], weight: np.ndarray, stride: Sides, padding: Sides, bias: np.ndarray
+    reads: tuple[int, ...],
+    weight: np.ndarray,
+    stride: Sides,
+    padding: tuple[int, ...],
+    bias: np.ndarray,
 ) -> nir.Conv2d:
-    return nir.Conv2d(reads[1:], weight, stride, padding, (1, 1), 1, bias)
+    return nir.Conv2d(reads[1:], weight, stride, padding[:2], (1, 1), 1, bias)
 
 
 def lif(shape: tuple[int, ...], leak: float, threshold: float) -> nir.LIF:

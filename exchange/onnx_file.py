@@ -79,7 +79,7 @@ class _Builder:
         stride, padding = operation.numbers["stride"], operation.numbers["padding"]
         names = [name for name in ("weight", "bias") if name in operation.numbers]
         constants = (f"{operation.name}.{name}" for name in names)
-        self.op("Conv", output, x, *constants, strides=stride, pads=padding * 2)
+        self.op("Conv", output, x, *constants, strides=stride, pads=padding)
 
     def _norm(self, operation: Operation, output: str, x: str) -> None:
         scale, shift, divisor = (f"{operation.name}.{x}" for x in ("scale", "shift", "divisor"))
@@ -98,7 +98,7 @@ class _Builder:
 
     def _pool(self, operation: Operation, output: str, x: str) -> None:
         kernel, stride, padding = (operation.numbers[x] for x in ("kernel", "stride", "padding"))
-        how = {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}
+        how = {"kernel_shape": kernel, "strides": stride, "pads": padding}
         self.op("MaxPool", output, x, **how)
 
     def _lif(self, operation: Operation, output: str, x: str) -> None:

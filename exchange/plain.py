@@ -56,7 +56,7 @@ class Plain(nn.Module):
         numbers = operation.numbers
         bias = self._number(operation, "bias") if "bias" in numbers else None
         weight = self._number(operation, "weight")
-        return F.conv2d(x, weight, bias, numbers["stride"], numbers["padding"])
+        return F.conv2d(x, weight, bias, numbers["stride"], numbers["padding"][:2])
 
     def _norm(self, operation: Operation, x: Tensor) -> Tensor:
         scale, shift = self._number(operation, "scale"), self._number(operation, "shift")
@@ -69,9 +69,9 @@ class Plain(nn.Module):
         return x + y
 
     def _pool(self, operation: Operation, x: Tensor) -> Tensor:
-        return F.max_pool2d(
-            x, *(operation.numbers[name] for name in ("kernel", "stride", "padding"))
-        )
+        top, left, bottom, right = operation.numbers["padding"]
+        padded = F.pad(x, (left, right, top, bottom))
+        return F.max_pool2d(padded, operation.numbers["kernel"], operation.numbers["stride"])
 
     def _lif(self, operation: Operation, x: Tensor) -> Tensor:
         numbers = operation.numbers

@@ -70,7 +70,8 @@ def divide(x: np.ndarray, divisor: int) -> np.ndarray:
 
 def windows(x: np.ndarray, kernel: list, stride: list, padding: list) -> np.ndarray:
     """(N, C, H', W', *kernel): what each output of a convolution or a pool reads."""
-    x = np.pad(x, [(0, 0), (0, 0), *((side, side) for side in padding)])
+    top, left, bottom, right = padding
+    x = np.pad(x, [(0, 0), (0, 0), (top, bottom), (left, right)])
     return sliding_window_view(x, kernel, axis=(2, 3))[:, :, :: stride[0], :: stride[1]]
 
 

@@ -27,7 +27,7 @@ from exchange.integers_file import integers_file
 from exchange.plain import torch_file
 from exchange.read_back import Found, compare, differing, run, run_in_integers
 from load_settings import load_network
-from models import MSResNet
+from models import NETWORKS
 from models.batch_norm import BatchNorm, estimate_statistics
 from models.layers import Layers
 from models.network import SpikingNetwork, folded
@@ -67,13 +67,17 @@ def frames(number: int) -> Tensor:
 @cache
 @torch.no_grad()
 def network(
-    bits: int | None = None, neuron: Neuron = DEFAULT_NEURON, events: bool = False
+    bits: int | None,
+    neuron: Neuron = DEFAULT_NEURON,
+    events: bool = False,
+    arch: str = "resnet18",
 ) -> SpikingNetwork:
     torch.manual_seed(0)
     layers = Layers(neuron=neuron)
     if bits is not None:
         layers = quantized_layers(bits, image_step=1.0 if events else 1 / 255, neuron=neuron)
-    made = MSResNet(18, 10, T, 2 if events else 1, 8, layers)
+    how = {"width": 8 if arch == "resnet18" else 4, "layers": layers, "image_size": (16, 16)}
+    made = NETWORKS[arch][1](10, T, 2 if events else 1, **how)
     for module in made.modules():
         if isinstance(module, BatchNorm):
             nn.init.normal_(module.bias, std=0.1)
@@ -83,7 +87,7 @@ def network(
 
 
 def images_of(*which: object) -> Tensor:
-    if len(which) == 3:
+    if True in which:
         return frames(20)
     return digits() if which in TEACHER_AND_STUDENT else digits()[:60]
 
@@ -103,6 +107,8 @@ def own(*which: object) -> Found:
 TEACHER_AND_STUDENT = [(None,), (2,)]
 EVERY = [*TEACHER_AND_STUDENT, (None, SOFT), (8, SOFT), (4, DEFAULT_NEURON, True)]
 EVERY += [(None, DEFAULT_NEURON, True)]
+VGG = [(None, DEFAULT_NEURON, False, "vgg9"), (2, DEFAULT_NEURON, False, "vgg9")]
+EVERY += [*VGG, (4, DEFAULT_NEURON, False, "vgg16")]
 
 
 def check(read: Callable, content: Any, which: tuple) -> None:
@@ -202,7 +208,7 @@ def test_every_reader_of_nir_fires_every_spike(read, which):
 def with_ties() -> SpikingNetwork:
     """Few binary digits in every weight: float32 adds exactly in any order, and many membranes lie
     at the threshold itself."""
-    made = folded(network())
+    made = folded(network(None))
     for name, layer in made.named_modules():
         if isinstance(layer, nn.Conv2d):
             digits = 4 if name == "stem.conv" else 2 if "shortcut" in name else 6
@@ -248,20 +254,20 @@ def test_without_the_larger_threshold_spikingjelly_fires_other_spikes():
 @needs_nir
 @needs("norse")
 def test_another_timestep_than_the_files_is_another_network():
-    found = by_norse(graph_of(described(network(), ABOUT)), digits(), network(), dt=1e-3)
-    assert sum(differing(found, own()).values()) > 10**5
+    found = by_norse(graph_of(described(network(None), ABOUT)), digits(), network(None), dt=1e-3)
+    assert sum(differing(found, own(None)).values()) > 10**5
 
 
 @needs_nir
 @pytest.mark.parametrize("removed", ["blocks.2.shortcut.conv", "blocks.0.conv2"])
 def test_a_lost_edge_of_a_sum_is_found(removed):
-    graph = graph_of(described(network(), ABOUT))
+    graph = graph_of(described(network(None), ABOUT))
     edges = [edge for edge in graph.edges if edge[0] != removed]
     assert len(edges) == len(graph.edges) - 1
     graph.edges = edges
-    found = by_spikingjelly(graph, digits(), network())
+    found = by_spikingjelly(graph, digits(), network(None))
     with pytest.raises(UserError, match="first in blocks"):
-        compare(found, own(), exact=False)
+        compare(found, own(None), exact=False)
 
 
 @needs_nir
@@ -270,10 +276,11 @@ def test_a_state_that_is_kept_from_the_batch_before_is_found():
     from snntorch.import_nir import import_from_nir
 
     with redirect_stdout(io.StringIO()):
-        module = import_from_nir(graph_of(described(network(), ABOUT)))
-    assert not any(differing(read_back.run_nir(module, digits(), network()), own()).values())
-    again = read_back.run_nir(module, digits(), network())
-    assert sum(differing(again, own()).values()) > 1000
+        module = import_from_nir(graph_of(described(network(None), ABOUT)))
+    first = read_back.run_nir(module, digits(), network(None))
+    assert not any(differing(first, own(None)).values())
+    again = read_back.run_nir(module, digits(), network(None))
+    assert sum(differing(again, own(None)).values()) > 1000
 
 
 @needs_nir
@@ -284,6 +291,7 @@ def test_a_state_that_is_kept_from_the_batch_before_is_found():
         ((None, SOFT), "soft reset"),
         ((None, Neuron(leak=1.0)), "leak of 1"),
         ((None, Neuron(leak=0.0)), "leak of 0"),
+        ((None, DEFAULT_NEURON, False, "vgg16"), "beyond its plane of 1x1"),
     ],
 )
 def test_nir_refuses_what_it_cannot_say(which, reason):
@@ -313,15 +321,15 @@ def test_a_single_spike_or_bit_of_a_logit_is_found():
 
 @pytest.mark.parametrize("name", ["step", "threshold", "leak_divisor", "weight", "divisor"])
 def test_another_number_in_the_file_of_integers_is_another_network(name):
-    file = read_integers.load(io.BytesIO(integers_file(described(network(2)))))
+    file = read_integers.load(io.BytesIO(integers_file(described(network(8, SOFT)))))
     layer = [layer for layer in file["layers"] if name in layer][3]
     if name == "weight":
         layer[name][0, 0, 1, 1] += 1
     else:
-        layer[name] += {"divisor": layer[name]}.get(name, 4)
-    codes = (digits() * 255).round().numpy()
+        layer[name] += layer["step"] if name == "threshold" else layer[name]
+    codes = (images_of(8, SOFT) * 255).round().numpy()
     with pytest.raises(UserError, match="first in"):
-        compare(Found(*read_integers.run(file, codes)), own(2), exact=True)
+        compare(Found(*read_integers.run(file, codes)), own(8, SOFT), exact=True)
 
 
 @pytest.mark.parametrize(
