@@ -19,7 +19,6 @@ from torch import nn
 
 from checkpoints import Checkpoint, build_network, class_names, load_checkpoint
 from data_sets import DATA_SETS
-from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
 from models import MSResNet
 from runtime.command import did_you_mean, similar_path
@@ -27,6 +26,7 @@ from runtime.errors import UserError
 from runtime.files import check_writable, digest, must_be_file
 from settings import (
     OPTIONS,
+    SENSOR_SIDES,
     TYPES,
     Settings,
     as_text,
@@ -35,6 +35,7 @@ from settings import (
     check_value,
     complete,
     parse_image_size,
+    parse_size,
 )
 
 TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
@@ -106,7 +107,11 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         size = parse_image_size(values["image_size"])
         own = size == DATA_SETS[data].image_size
         values["image_size"] = None if own else "{}x{}".format(*size)
-    classes = tuple(classes_of_folder(values["data_path"])) if data == "folder" else None
+    if values["sensor"] is not None:
+        size = parse_size(values["sensor"], "sensor", SENSOR_SIDES)
+        values["sensor"] = "{}x{}".format(*size)
+    find = DATA_SETS[data].classes_of
+    classes = None if find is None else tuple(find(values["data_path"]))
     return Settings(**values, classes=classes)
 
 
@@ -225,11 +230,11 @@ def _say_what_config_keeps(
 
 
 def run_name(settings: Settings) -> str:
-    """Name of the default save path: what each option has there, of which most are no defaults. A
-    folder of images is told by its name, a teacher's file by its digest."""
+    """Name of the default save path: what each option has there, of which most are no defaults.
+    Data of one's own are told by their folder's name, a teacher's file by its digest."""
     values = asdict(settings)
-    of_folder = settings.data == "folder"
-    values["data_path"] = Path(settings.data_path).resolve().name if of_folder else None
+    own = DATA_SETS[settings.data].classes_of is not None
+    values["data_path"] = Path(settings.data_path).resolve().name if own else None
     if settings.teacher_path is not None:
         start = "from-" * settings.init_from_teacher
         values["teacher_path"] = f"{start}teacher{digest(settings.teacher_path)[:6]}"
@@ -291,7 +296,7 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
             "network: a teacher comes from --paper_setting original"
         )
     # Of another fold, it was trained on test images of this run.
-    for name in ("data", "model_depth", "width", "image_size", "fold"):
+    for name in ("data", "model_depth", "width", "image_size", "split_by", "fold"):
         theirs, ours = getattr(teacher, name), getattr(settings, name)
         if theirs != ours:
             raise UserError(
@@ -307,9 +312,10 @@ def _with(name: str, value: Any) -> str:
 
 def check_classes(trained: Settings, data_path: str | Path, path: str | Path) -> None:
     """Raises UserError where the folder has other classes than the checkpoint at `path`."""
-    if trained.data != "folder":
+    find = DATA_SETS[trained.data].classes_of
+    if find is None:
         return
-    here = classes_of_folder(data_path)
+    here = find(data_path)
     for name in sorted(set(here) ^ set(trained.classes)):
         raise UserError(
             f"{path} was trained on {len(trained.classes)} classes, {data_path} has {len(here)}: "
