@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from distiller import MEMBRANE_LOSSES
-from models import MSResNet, QuanMSResNet
+from models import MSResNet, SpikingNetwork
+from models.layers import Layers
+from models.quantized_layers import quantized_layers
 from runtime.command import similar_path
 from runtime.errors import UserError
 from runtime.files import must_be_file
@@ -74,26 +76,26 @@ def load_checkpoint(path: str | Path, weights: bool = True) -> Checkpoint:
     return Checkpoint(settings, model, content["epoch"], content["accuracy"], content)
 
 
-def build_network(settings: Settings) -> MSResNet:
+def build_network(settings: Settings) -> SpikingNetwork:
     """The network of the settings, with fresh weights from torch's random state."""
-    data_set = settings.data_set
-    shape = (
+    data_set, layers = settings.data_set, Layers(neuron=settings.neuron)
+    if settings.paper_setting != "original":
+        layers = quantized_layers(
+            settings.bits,
+            settings.bn_bits,
+            data_set.image_step,
+            membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
+            neuron=settings.neuron,
+        )
+    network = MSResNet(
         settings.model_depth,
         data_set.num_classes,
         settings.time_window,
         data_set.in_channels,
         settings.width,
+        layers,
+        data_set.image_size,
     )
-    if settings.paper_setting == "original":
-        network = MSResNet(*shape)
-    else:
-        network = QuanMSResNet(
-            *shape,
-            bits=settings.bits,
-            bn_bits=settings.bn_bits,
-            image_step=data_set.image_step,
-            membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
-        )
     network.input_shape = data_set.input_shape(settings.time_window)
     network.input_step = input_step_of(settings)
     return network

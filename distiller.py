@@ -22,7 +22,6 @@ the training, in a cosine: membranes first, classes later.
 
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import kernels
 from kernels import as_rows, at_least_float32
-from models.MS_ResNet import MSResNet, folded
-from models.neuron import LIF, THRESHOLD
+from models.network import SpikingNetwork, folded
+from models.neuron import LIF, neuron_of
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -89,10 +88,11 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
     """A teacher's membrane potentials, of any shape, clamped in place to the range of the codes of
     the student's neuron, low·Δ to high·Δ.
 
-    What lies beyond no student can match, and above no spike depends on it: the largest code is
-    above the threshold, so the neuron fires and is reset. But it weighs: where a CIFAR-10 teacher
-    reads the residual stream, it has most of the softmax's mass, and a hundredth of the neurons has
-    up to half.
+    What lies beyond no student can match, and above no spike of this timestep depends on it: the
+    largest code is above the threshold, so the neuron fires and is reset (a soft reset leaves the
+    teacher more than the student can have). But it weighs: where a CIFAR-10 teacher reads the
+    residual stream, it has most of the softmax's mass, and a hundredth of the neurons has up to
+    half.
 
     Δ must not be learned then: L_mem is smallest where the range is, and would take it there.
     """
@@ -105,9 +105,10 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
     return u_teacher.clamp_(low, high)
 
 
+# (membranes of the student, of the teacher within its reach, the neuron's threshold) -> a scalar
 MEMBRANE_LOSSES = {
-    "CLK": partial(membrane_kl, threshold=THRESHOLD),
-    "CLM": membrane_mse,
+    "CLK": membrane_kl,
+    "CLM": lambda student, teacher, threshold: membrane_mse(student, teacher),
     "CL": None,
 }
 ALPHA, TAU = 1.0, 4.0
@@ -153,7 +154,7 @@ class Distiller:
 
     def __init__(
         self,
-        teacher: MSResNet,
+        teacher: SpikingNetwork,
         student: nn.Module,
         loss: str = "CLK",
         alpha: float = ALPHA,
@@ -167,6 +168,7 @@ class Distiller:
         self.student = student
         self.network = student.module if isinstance(student, DistributedDataParallel) else student
         self.loss, self.membrane_loss = loss, MEMBRANE_LOSSES[loss]
+        self.neurons = list(self.network.neurons().values())
         self.teacher_logits = teacher_logits
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
         self.beta_schedule = BETA_SCHEDULES[beta_schedule]
@@ -188,15 +190,16 @@ class Distiller:
         )
         membranes: list[Tensor] = []
         by_layer: list[Tensor] = []
-        neurons = (layer for layer in self.network.modules() if isinstance(layer, LIF))
+        neurons = iter(self.neurons)
 
         def keep(u_teacher: Tensor) -> None:
             # A view would keep the memory of all timesteps.
             membranes.append(u_teacher if len(u_teacher) == T else u_teacher[:T].clone())
 
         def compare(u_student: Tensor) -> None:
-            u_teacher = within_reach(membranes.pop(0), next(neurons))
-            by_layer.append(self.membrane_loss(u_student, u_teacher))
+            layer = next(neurons)
+            u_teacher = within_reach(membranes.pop(0), layer)
+            by_layer.append(self.membrane_loss(u_student, u_teacher, layer.neuron.threshold))
 
         # The teacher first: then a layer's membranes, the largest tensors of the step, are gone
         # before the student's next layer adds to what backward needs.
@@ -218,7 +221,7 @@ class Distiller:
 
 @torch.no_grad()
 def distance_to_teacher(
-    teacher: MSResNet, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+    teacher: SpikingNetwork, student: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
 ) -> dict[str, Tensor]:
     """How far a student's membranes are from its teacher's, in evaluation mode, over the student's
     timesteps, for which the teacher is run; of its potentials as they are, not `within_reach`.
@@ -226,10 +229,11 @@ def distance_to_teacher(
     Returns three (layers, T) tensors, means over all images: "membrane_kl", "membrane_mse" and
     "differing_spikes", the share of neurons of which one fires and the other does not.
     """
+    threshold = neuron_of(teacher).threshold
     distances = {
         "membrane_kl": lambda s, t: membrane_kl(s[None], t[None]),
         "membrane_mse": membrane_mse,
-        "differing_spikes": lambda s, t: ((s > THRESHOLD) != (t > THRESHOLD)).float().mean(),
+        "differing_spikes": lambda s, t: ((s > threshold) != (t > threshold)).float().mean(),
     }
     teacher.eval(), student.eval()
     sums, images_seen = dict.fromkeys(distances, 0), 0

@@ -6,6 +6,7 @@ by `python -m benchmarks.step_ablation`. No kernel is written by hand: torch.com
 the functions marked `region`.
 """
 
+import math
 from collections.abc import Callable
 from functools import wraps
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 Parts = tuple[Tensor, ...]  # of a tensor, one a timestep: a fused kernel is slow at writing slices
+Neuron = tuple[float, float, str, str, float]  # leak, threshold, reset, surrogate, its width
 
 REGIONS: dict[str, Callable] = {}  # the hot functions, eager, by name
 fused: dict[str, Callable] = {}  # by name, what runs in their place
@@ -83,9 +85,27 @@ def integers_backward(
     return grad_x, -(grad_x * scaled).sum(dim=1, keepdim=True).sum_to_size(step.shape)
 
 
-def in_window(u: Tensor, threshold: float, window: float) -> Tensor:
-    """1 where a spike has a surrogate gradient, |u - threshold| < window, else 0; dtype of u."""
-    return (u - threshold).abs_().lt_(window)
+def saves_bits(neuron: Neuron, quantized: bool) -> bool:
+    """Whether `lif_backward` needs one bit of u, not u itself."""
+    _, _, _, surrogate, _ = neuron
+    return surrogate == "rect" and not quantized
+
+
+def surrogate_shape(u: Tensor, threshold: float, surrogate: str, width: float) -> Tensor:
+    """A spike's surrogate gradient times 2 · width, so that it is 1 at the threshold; dtype of u.
+    Of "rect" it is 1 inside the window, |u - threshold| < width, else 0."""
+    distance = u - threshold
+    match surrogate:
+        case "rect":
+            return distance.abs_().lt_(width)
+        case "atan":
+            return distance.mul_(math.pi / (2 * width)).square_().add_(1).reciprocal_()
+        case "sigmoid":
+            return distance.div_(width).cosh_().square_().reciprocal_()
+        case "triangle":
+            return distance.abs_().mul_(-1 / (2 * width)).add_(1).clamp_min_(0)
+        case _:
+            raise ValueError(f"no such surrogate: {surrogate!r}")
 
 
 @region
@@ -94,25 +114,31 @@ def lif_forward(
     spikes: Parts,
     membrane: Parts | None,
     saved: Parts | None,
-    neuron: tuple[float, float, float],
+    neuron: Neuron,
     quantizer: tuple[Tensor, int, int] | None,
 ) -> None:
     """Spikes and membrane potentials of input currents x (T, neurons), written where asked.
 
-    `saved` gets what backward needs: whether u is in the surrogate's window, a bit for each
-    timestep, as uint8 (T / PER_BYTE, neurons); with a quantizer, u itself (T, neurons). `neuron` is
-    its leak, threshold and window; `quantizer` the step, the lowest and the highest code.
+    `saved` gets what backward needs: u before it is quantized (T, neurons); where it `saves_bits`
+    whether u is in the surrogate's window, a bit for each timestep, as uint8 (T / PER_BYTE,
+    neurons). `quantizer` is the step, the lowest and the highest code.
     """
-    leak, threshold, window = neuron
+    leak, threshold, reset, surrogate, width = neuron
+    as_bits = saves_bits(neuron, quantizer is not None)
     u = fired = bits = None
     for t, current in enumerate(x.unbind()):
         # A membrane potential rounded to half precision fires at other times: keep it in float32.
         current = at_least_float32(current)
-        u = current if u is None else torch.addcmul(current, u, 1 - fired, value=leak)
-        if saved is not None and quantizer is not None:
+        if u is None:
+            u = current
+        elif reset == "hard":
+            u = torch.addcmul(current, u, 1 - fired, value=leak)
+        else:
+            u = torch.sub(u, fired, alpha=threshold).mul_(leak).add_(current)
+        if saved is not None and not as_bits:
             saved[t].copy_(u)
         elif saved is not None:
-            bit, place = in_window(u, threshold, window), t % PER_BYTE
+            bit, place = surrogate_shape(u, threshold, surrogate, width), t % PER_BYTE
             bits = bit if place == 0 else bits.add(bit, alpha=2**place)
             if place == PER_BYTE - 1 or t == len(x) - 1:
                 saved[t // PER_BYTE].copy_(bits)
@@ -129,38 +155,44 @@ def lif_backward(
     spikes: Tensor | None,
     saved: Tensor,
     grad_x: Parts,
-    neuron: tuple[float, float, float],
+    neuron: Neuron,
     quantizer: tuple[Tensor, int, int] | None,
     step_learns: bool,
 ) -> Tensor | None:
     """Gradients of `lif_forward`, given those of its spikes and membrane potentials (T, neurons):
     with respect to x, written into `grad_x`, and to the step if that learns.
 
-    A quantized neuron needs no `spikes`: its saved u tells.
+    Where u is saved `spikes` are not needed: it tells.
     """
-    leak, threshold, window = neuron
+    leak, threshold, reset, surrogate, width = neuron
+    as_bits = saves_bits(neuron, quantizer is not None)
     grad_spikes, grad_membrane = grads
     grad_u = bits = grad_step = None
     for t in reversed(range(len(grad_x))):
         grad = None
-        if quantizer is None:
+        if as_bits:
             # Later timesteps' bits are gone: the highest that is left is this one's.
             place, fired = t % PER_BYTE, spikes[t]
             bits = saved[t // PER_BYTE].float() if bits is None or place == PER_BYTE - 1 else bits
             passes = is_above(bits, 2**place - 1)
             bits = bits.sub(passes, alpha=2**place)
+        elif quantizer is None:
+            fired = is_above(saved[t], threshold)
         else:
             step, low, high = quantizer
             scaled = saved[t] / step
             codes = torch.round(scaled).clamp_(low, high)
             fired = is_above(codes * step, threshold)
         if grad_spikes is not None:
-            passes = passes if quantizer is None else in_window(saved[t], threshold, window)
-            grad = (passes * grad_spikes[t]).mul_(1 / (2 * window))
+            if not as_bits:
+                passes = surrogate_shape(saved[t], threshold, surrogate, width)
+            grad = (passes * grad_spikes[t]).mul_(1 / (2 * width))
         if grad_membrane is not None:
             grad = grad_membrane[t] if grad is None else grad + grad_membrane[t]
-        if grad_u is not None:
+        if grad_u is not None and reset == "hard":
             grad = torch.addcmul(grad, grad_u, 1 - fired, value=leak)
+        elif grad_u is not None:
+            grad = torch.add(grad, grad_u, alpha=leak)
         if quantizer is not None:
             in_range = inside(scaled, low, high)
             if step_learns:  # LSQ's gradient (arXiv 1902.08153, eq. 3)

@@ -20,7 +20,8 @@ from torch import nn
 from checkpoints import Checkpoint, build_network, class_names, load_checkpoint
 from data_sets import DATA_SETS
 from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
-from models import MSResNet
+from models import SpikingNetwork
+from models.integer_network import why_not_integers
 from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
 from runtime.files import check_writable, digest, must_be_file
@@ -140,6 +141,8 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
             raise UserError(f"--{name} has no meaning with --eval_only: leave it out")
     if given.get("integer") and trained.bits is None:
         raise UserError(f"--integer: {path} is a full-precision network")
+    if given.get("integer") and (reason := why_not_integers(trained.neuron)) is not None:
+        raise UserError(f"--integer: {path} is not exact in integers: {reason}")
     if "out" in given and "per_class" not in given:
         raise UserError("--out goes with --per_class")
     for name in ("integer", "per_class", "compile") if "predict" in given else ():
@@ -295,8 +298,11 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
             f"--teacher_path {settings.teacher_path} holds a quantized {teacher.paper_setting} "
             "network: a teacher comes from --paper_setting original"
         )
-    # Of another fold, it was trained on test images of this run.
-    for name in ("data", "model_depth", "width", "image_size", "split_by", "fold"):
+    # Of another fold, it was trained on test images of this run. Of a neuron that leaks, fires or
+    # is reset otherwise, no student can have its membranes and fire as it does. Surrogates are of
+    # the training alone.
+    of_neuron = "leak", "threshold", "reset"
+    for name in ("data", "model_depth", "width", "image_size", "split_by", "fold", *of_neuron):
         theirs, ours = getattr(teacher, name), getattr(settings, name)
         if theirs != ours:
             raise UserError(
@@ -323,7 +329,9 @@ def check_classes(trained: Settings, data_path: str | Path, path: str | Path) ->
         )
 
 
-def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = None) -> MSResNet:
+def load_network(
+    checkpoint: Checkpoint | str | Path, time_window: int | None = None
+) -> SpikingNetwork:
     """The trained network of a checkpoint, or of the file at a path, on the CPU and in evaluation
     mode: `load_network("qamd-best.pth").predict(images)`. Its `class_names` are those of its data.
     `time_window` is T, where it is not the trained one.
@@ -340,7 +348,9 @@ def load_network(checkpoint: Checkpoint | str | Path, time_window: int | None = 
     return network.eval()
 
 
-def build_loss(settings: Settings, student: nn.Module, teacher: MSResNet | None) -> LossFunction:
+def build_loss(
+    settings: Settings, student: nn.Module, teacher: SpikingNetwork | None
+) -> LossFunction:
     """What is minimized: cross-entropy, and of an MD-SNN the distance to its teacher too."""
     if settings.paper_setting != "qamd":
         return cross_entropy(student, settings.label_smoothing)

@@ -51,7 +51,7 @@ from load_settings import (
     parse_settings,
     time_window_of,
 )
-from models import MSResNet
+from models import SpikingNetwork
 from models.batch_norm import estimate_statistics
 from runtime.command import run_command
 from runtime.launcher import check_launcher, interrupt_at_once, launcher_variable
@@ -138,7 +138,7 @@ def train(
 
 def build_networks(
     settings: Settings, taught_by: Checkpoint | None, device: torch.device
-) -> tuple[MSResNet, nn.Module, MSResNet | None]:
+) -> tuple[SpikingNetwork, nn.Module, SpikingNetwork | None]:
     """The network, the same one trained by all processes, and its teacher."""
     network = build_network(settings)
     teacher = None if taught_by is None else load_network(taught_by).to(device)
@@ -194,7 +194,7 @@ def train_epoch(
 
 
 def evaluate_epoch(
-    network: MSResNet, batches: Batches, device: torch.device, amp: bool
+    network: SpikingNetwork, batches: Batches, device: torch.device, amp: bool
 ) -> tuple[dict[str, float], list[str]]:
     """What an epoch's row holds of the test images and of those that are held out; the layers that
     never fired."""

@@ -21,10 +21,10 @@ from kernels import as_rows, from_rows, integer_codes
 
 # Every real-valued stream of a quantized network (batch norm outputs, residual sums, membrane
 # potentials) is a multiple of GRID, so that float32 adds them exactly below 2^24 · GRID = 1024 and
-# a chip computes the same with integers. Steps are multiples of 4 · GRID, so that a leak of 1/4
-# keeps a membrane on the grid.
+# a chip computes the same with integers.
 GRID = 2.0**-14
-STEP_GRID = 4 * GRID
+STEP_GRID = 4 * GRID  # steps are multiples of it, those of membranes of `membrane_step_grid`
+SMALLEST_LEAK = 2.0**-6  # that stays on the grid; of half of it, 8 bits could not hold a membrane
 
 
 def signed_range(bits: int) -> tuple[int, int]:
@@ -36,6 +36,16 @@ def symmetric_range(bits: int) -> tuple[int, int]:
     """Codes of a signed number whose range is symmetric, as stored in a crossbar."""
     high = 2 ** (bits - 1) - 1
     return -high, high
+
+
+def leak_stays_on_grid(leak: float) -> bool:
+    """Whether a leaked membrane of any step can be a multiple of GRID: of 0 and powers of two."""
+    return leak == 0 or (math.frexp(leak)[0] == 0.5 and SMALLEST_LEAK <= leak <= 1)
+
+
+def membrane_step_grid(leak: float) -> float:
+    """What the steps of a membrane are multiples of: leak times them is one of GRID, if it can."""
+    return GRID / leak if leak > 0 and leak_stays_on_grid(leak) else STEP_GRID
 
 
 class _Integers(torch.autograd.Function):
@@ -145,13 +155,15 @@ class MembraneQuantizer(Quantizer):
     `learned`, the step stays at its start.
     """
 
-    def __init__(self, bits: int, threshold: float, learned: bool = True):
+    def __init__(
+        self, bits: int, threshold: float, learned: bool = True, step_grid: float = STEP_GRID
+    ):
         high = signed_range(bits)[1]
         super().__init__(
             signed_range(bits),
             2 * threshold / high,
             smallest_step=1.25 * threshold / high,
-            step_grid=STEP_GRID,
+            step_grid=step_grid,
         )
         self.step.requires_grad_(learned)
 

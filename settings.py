@@ -26,6 +26,7 @@ from distiller import (
     TEACHER_LOGITS,
 )
 from models.MS_ResNet import BLOCKS
+from models.neuron import DEFAULT_NEURON, RESETS, SURROGATES, Neuron
 from runtime.command import HelpFormatter, Parser, wrong_choice
 from runtime.errors import UserError
 
@@ -227,6 +228,28 @@ class Settings:
         lambda values: 8 if values["paper_setting"] != "original" else None,
         "fit", shown="8", limits=(2, 16), where=quantized, name=(12, None)
     )
+    leak: float = of_network(
+        "share λ of a neuron's membrane potential that is left after a timestep, {limits}; exact "
+        "in integers: 0, 1 and powers of two down to 1/64",
+        DEFAULT_NEURON.leak, "fit added", limits=(0, 1)
+    )
+    threshold: float = of_network(
+        "θ, {limits}: a neuron fires when its membrane potential is above it",
+        DEFAULT_NEURON.threshold, "fit added", limits=(0.01, 100)
+    )
+    reset: str = of_network(
+        "what a spike does to the membrane potential: `hard`, it becomes 0, or `soft`, θ is "
+        "subtracted",
+        DEFAULT_NEURON.reset, "fit added", choices=RESETS
+    )
+    surrogate: str = of_network(
+        "what stands for the derivative of a spike in training",
+        DEFAULT_NEURON.surrogate, "added", choices=SURROGATES
+    )
+    surrogate_width: float = of_network(
+        "width a of the surrogate, {limits}: each has the area 1 and at θ the height 1/(2a)",
+        DEFAULT_NEURON.width, "added", limits=(0.001, 1000), metavar="A"
+    )
 
     init_from_teacher: bool = of_distillation(
         "start from the teacher's weights instead of from scratch", False, where=quantized,
@@ -393,6 +416,10 @@ class Settings:
     def trained_at(self) -> tuple[int, ...]:
         """Every T that it is trained with, the largest last."""
         return self.time_windows or (self.time_window,)
+
+    @property
+    def neuron(self) -> Neuron:
+        return Neuron(self.leak, self.threshold, self.reset, self.surrogate, self.surrogate_width)
 
     @property
     def data_set(self) -> DataSet:

@@ -29,7 +29,7 @@ from distiller import ALPHA, BETA, TAU, Distiller, within_reach
 from engine.start import keep_freed_memory
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
-from models.neuron import LIF, THRESHOLD
+from models.neuron import DEFAULT_NEURON, LIF
 
 PLAIN, NAIVE, OURS = "full precision, plain", "MD-SNN, naive loss", "MD-SNN"
 
@@ -68,7 +68,7 @@ class NaiveDistiller:
 def with_threshold(u: Tensor) -> Tensor:
     """(T, B, C·H·W + 1) of u (T, B, C, H, W), see `distiller.membrane_kl`."""
     rows = u.flatten(2)
-    return F.pad(rows, (0, 1), value=THRESHOLD + math.log(rows.shape[2]))
+    return F.pad(rows, (0, 1), value=DEFAULT_NEURON.threshold + math.log(rows.shape[2]))
 
 
 def networks(width: int, time_window: int) -> tuple[MSResNet, QuanMSResNet]:

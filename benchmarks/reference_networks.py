@@ -14,24 +14,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import MSResNet
-from models.MS_ResNet import Layers
-from models.neuron import LEAK, THRESHOLD, Spike
+from models.layers import Layers
+from models.neuron import Neuron, Spike
 
 
 def layers_of(
     conv: Callable[..., nn.Module],
     batch_norm: Callable[..., nn.Module],
-    lif: Callable[[], nn.Module],
+    lif: Callable[[Neuron], nn.Module],
 ) -> Layers:
-    return Layers(stem_conv=conv, conv=conv, stream_conv=conv, batch_norm=batch_norm, lif=lif)
+    return Layers(stem_conv=conv, conv=conv, stream_conv=conv, batch_norm=batch_norm, lif_of=lif)
 
 
 class _LoopedLIF(nn.Module):
+    def __init__(self, neuron: Neuron):
+        super().__init__()
+        self.neuron = neuron
+
     def forward(self, x: Tensor, time_window: int, watch: None) -> Tensor:
         spikes, u, fired = torch.zeros_like(x), None, None
         for t, x_t in enumerate(x):
-            u = x_t if u is None else LEAK * u * (1 - fired.detach()) + x_t
-            fired = Spike.apply(u, u)
+            u = x_t if u is None else self.neuron.leak * u * (1 - fired.detach()) + x_t
+            fired = Spike.apply(u, u, self.neuron)
             spikes[t] = fired
         return spikes
 
@@ -79,24 +83,26 @@ def loops(*shape: int) -> StepByStep:
 
 def spikingjelly(*shape: int, surrogate: str) -> StepByStep:
     """The surrogate is "Rect" or "ATan"."""
-    from spikingjelly.activation_based import layer, neuron
+    from spikingjelly.activation_based import layer
     from spikingjelly.activation_based import surrogate as surrogates
+    from spikingjelly.activation_based.neuron import LIFNode
 
-    class Neurons(neuron.LIFNode):
+    class Neurons(LIFNode):
         def forward(self, x: Tensor, time_window: int, watch: None) -> Tensor:
             return super().forward(x)
 
-    lif = partial(
-        Neurons,
-        tau=1 / (1 - LEAK),
-        decay_input=False,
-        v_threshold=THRESHOLD,
-        surrogate_function={"Rect": surrogates.Rect(alpha=1.0), "ATan": surrogates.ATan()}[
-            surrogate
-        ],
-        detach_reset=True,
-        step_mode="m",
-    )
+    def lif(neuron: Neuron) -> Neurons:
+        return Neurons(
+            tau=1 / (1 - neuron.leak),
+            decay_input=False,
+            v_threshold=neuron.threshold,
+            surrogate_function={"Rect": surrogates.Rect(alpha=1.0), "ATan": surrogates.ATan()}[
+                surrogate
+            ],
+            detach_reset=True,
+            step_mode="m",
+        )
+
     conv = partial(_conv2d, of=layer.Conv2d, step_mode="m")
     batch_norm = lambda channels, weight: layer.BatchNorm2d(channels, step_mode="m")  # noqa: E731
     return StepByStep(*shape, layers=layers_of(conv, batch_norm, lif))
@@ -115,7 +121,7 @@ class _BatchNorm2d(nn.BatchNorm2d):
         return super().forward(x)
 
 
-RELU = layers_of(_conv2d, _BatchNorm2d, _ReLU)
+RELU = layers_of(_conv2d, _BatchNorm2d, lambda neuron: _ReLU())
 
 
 class ReLUNetwork(MSResNet):

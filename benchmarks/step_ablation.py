@@ -28,7 +28,7 @@ from benchmarks.training_step import (
     work_of,
 )
 from engine.start import keep_freed_memory
-from models import MS_ResNet, Quan_MS_ResNet, batch_norm
+from models import batch_norm, layers, quantized_layers
 from models.neuron import LIF, lif, unfold_time
 
 FULL_PRECISION, STUDENT, EVALUATION = "full precision", "student", "student, evaluation"
@@ -95,7 +95,7 @@ def ideas() -> list[tuple[str, str, Callable[[], AbstractContextManager]]]:
     def patch(owner: object, name: str, value: object) -> Callable[[], AbstractContextManager]:
         return lambda: mock.patch.object(owner, name, value)
 
-    in_integers = patch(Quan_MS_ResNet, "spikes_convolve_in_integers", lambda: False)
+    in_integers = patch(quantized_layers, "spikes_convolve_in_integers", lambda: False)
     unfolded = patch(distiller, "folded", lambda teacher: teacher.eval().requires_grad_(False))
     return [
         ("one autograd function for the LIF", FULL_PRECISION, patch(LIF, "forward", defined_lif)),
@@ -131,7 +131,7 @@ def ideas() -> list[tuple[str, str, Callable[[], AbstractContextManager]]]:
         (
             "channels_last gradient of the shortcut's pixels",
             FULL_PRECISION,
-            patch(MS_ResNet._PickPixels, "apply", pick),
+            patch(layers._PickPixels, "apply", pick),
         ),
     ]
 

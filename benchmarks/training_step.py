@@ -37,7 +37,7 @@ from display import percent
 from engine.compile import ReplayedGradients, compile_regions
 from engine.start import keep_freed_memory
 from models import MSResNet, QuanMSResNet
-from models.neuron import NEURON
+from models.neuron import DEFAULT_NEURON
 
 LIMIT, CONVOLUTIONS = "ReLU limit", "convolutions alone"
 OURS, COMPILED = "MD-SNN", "MD-SNN --compile"
@@ -286,10 +286,10 @@ def bandwidth_of_lif(args: argparse.Namespace, regions: Regions) -> str:
     moved = x.nbytes
 
     def forward() -> None:
-        kernels.lif_forward(x, spikes.unbind(), None, saved.unbind(), NEURON, None)
+        kernels.lif_forward(x, spikes.unbind(), None, saved.unbind(), DEFAULT_NEURON, None)
 
     def backward() -> None:
-        kernels.lif_backward((x, None), spikes, saved, grad_x.unbind(), NEURON, None, False)
+        kernels.lif_backward((x, None), spikes, saved, grad_x.unbind(), DEFAULT_NEURON, None, False)
 
     functions = {"copy": lambda: grad_x.copy_(x), "LIF forward": forward, "LIF backward": backward}
     repeated = {n: lambda f=f: [f() for _ in range(calls)] for n, f in functions.items()}

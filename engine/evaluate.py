@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.log import ProgressBar
-from models import MSResNet
+from models import SpikingNetwork
 from models.integer_network import IntegerNetwork
-from models.neuron import LIF, THRESHOLD, count_spikes
+from models.neuron import LIF, count_spikes, neuron_of
 from runtime.errors import UserError
 from runtime.processes import sum_over_processes
 
@@ -79,10 +79,10 @@ def evaluate(
 
 
 def evaluate_integers(
-    network: MSResNet, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
+    network: SpikingNetwork, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
 ) -> dict[str, Any]:
     """Evaluate with integers alone and count the spikes that differ from the network's own."""
-    integer_network = IntegerNetwork(network)
+    integer_network, threshold = IntegerNetwork(network), neuron_of(network).threshold
     counts = torch.zeros(2, dtype=torch.int64, device=device)
 
     def with_integers(images: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def evaluate_integers(
         except OverflowError as error:
             raise UserError(f"--integer: {error}") from None
         for u, s in zip(membranes, spikes, strict=True):
-            differing = ((u > THRESHOLD).flatten(0, 1) != s).sum()
+            differing = ((u > threshold).flatten(0, 1) != s).sum()
             counts.add_(torch.stack([differing, counts.new_tensor(s.numel())]))
         return logits
 

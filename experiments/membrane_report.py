@@ -27,8 +27,8 @@ from distiller import distance_to_teacher, membrane_kl
 from experiments import as_command
 from kernels import integer_codes
 from load_settings import load_network
-from models import MSResNet
-from models.neuron import LIF, THRESHOLD
+from models import SpikingNetwork
+from models.neuron import LIF, neuron_of
 from quantization import signed_range
 from runtime.command import Parser
 from runtime.errors import UserError
@@ -50,17 +50,18 @@ class RoundedTeacher(nn.Module):
     """The teacher's membranes rounded to `bits`, each layer with the step that leaves the least
     membrane KL on the given images: what the width alone costs."""
 
-    RANGES = tuple(2 * THRESHOLD * 1.25**i for i in range(-2, 10))  # of the largest code
+    RANGES = tuple(2 * 1.25**i for i in range(-2, 10))  # of the largest code, in thresholds
 
     @torch.no_grad()
-    def __init__(self, teacher: MSResNet, bits: int, images: Tensor):
+    def __init__(self, teacher: SpikingNetwork, bits: int, images: Tensor):
         super().__init__()
         self.teacher, self.code_range = teacher, signed_range(bits)
         _, membranes = teacher(images, membranes=True)
         self.steps = [self._best_step(u) for u in membranes]
 
     def _best_step(self, u: Tensor) -> Tensor:
-        steps = [torch.tensor(largest / self.code_range[1]) for largest in self.RANGES]
+        threshold, high = neuron_of(self.teacher).threshold, self.code_range[1]
+        steps = [torch.tensor(largest * threshold / high) for largest in self.RANGES]
         return min(steps, key=lambda step: membrane_kl(self._rounded(u, step), u).item())
 
     def _rounded(self, u: Tensor, step: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class RoundedTeacher(nn.Module):
 
 
 @torch.no_grad()
-def membrane_of(network: MSResNet, layer: int, batches: DataLoader) -> Tensor:
+def membrane_of(network: SpikingNetwork, layer: int, batches: DataLoader) -> Tensor:
     """Membrane potentials of one LIF layer over the batches, evenly thinned to SAMPLES."""
     kept = []
     for images, _ in batches:
@@ -114,7 +115,7 @@ def draw_distances(axes, distances: dict[str, dict[str, Tensor]]) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def draw_distributions(axes, membranes: dict[str, Tensor], layer: str) -> None:
+def draw_distributions(axes, membranes: dict[str, Tensor], layer: str, threshold: float) -> None:
     """Densities of neurons and timesteps: a histogram, or a thin bar per code of a quantized
     membrane, its height the code's share over the distance of two codes: on the same axes."""
     low = min(u.min() for u in membranes.values()).item() - 0.5
@@ -129,21 +130,21 @@ def draw_distributions(axes, membranes: dict[str, Tensor], layer: str) -> None:
             width = apart
         density = 100 * counts / (u.numel() * apart)
         axis.bar(values.tolist(), density.tolist(), width, color=NETWORK_COLOURS[network])
-        axis.axvline(THRESHOLD, color="black", linestyle="--")
+        axis.axvline(threshold, color="black", linestyle="--")
         axis.set(xlabel="membrane potential (dashed: the threshold)", xlim=(low, high))
-        fires = 100 * (u > THRESHOLD).float().mean()
+        fires = 100 * (u > threshold).float().mean()
         axis.set_title(f"{network}, {layer}: {fires:.1f} % fire")
     axes[0].set_ylabel("neurons · timesteps, % per unit")
 
 
-def networks_of(paths: dict[str, str]) -> tuple[Settings, dict[str, MSResNet]]:
+def networks_of(paths: dict[str, str]) -> tuple[Settings, dict[str, SpikingNetwork]]:
     """MD-SNN's settings, and the networks. Raises UserError where they cannot be compared."""
     checkpoints = {label: load_checkpoint(path) for label, path in paths.items()}
     settings = checkpoints["MD-SNN"].settings
     if settings.bits is None:
         raise UserError(f"--mdsnn {paths['MD-SNN']} is a full-precision network")
     for label, checkpoint in checkpoints.items():
-        names = ["data", "model_depth", "width", "fold"]
+        names = ["data", "model_depth", "width", "fold", "leak", "threshold", "reset"]
         if label != "teacher":  # which may be of another T, and is run for theirs
             names.append("time_window")
         if checkpoint.settings.time_window == settings.time_window:
@@ -155,11 +156,15 @@ def networks_of(paths: dict[str, str]) -> tuple[Settings, dict[str, MSResNet]]:
 
 
 def draw(
-    distances: dict[str, dict[str, Tensor]], membranes: dict[str, Tensor], layer: str, path: Path
+    distances: dict[str, dict[str, Tensor]],
+    membranes: dict[str, Tensor],
+    layer: str,
+    threshold: float,
+    path: Path,
 ) -> None:
     figure, (above, below) = new_figure(13, 7.5, 2, 3)
     draw_distances(above, distances)
-    draw_distributions(below, membranes, layer)
+    draw_distributions(below, membranes, layer, threshold)
     for panel in below[1:]:
         panel.sharey(below[0])
     below[0].autoscale(axis="y")
@@ -187,7 +192,8 @@ def membrane_report(args: argparse.Namespace) -> None:
         membranes = {x: membrane_of(y, names.index(layer), batches) for x, y in networks.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     write_csv(args.out / "membrane_report.csv", names, distances)
-    draw(distances, membranes, layer, args.out / "membrane_report.png")
+    threshold = neuron_of(teacher).threshold
+    draw(distances, membranes, layer, threshold, args.out / "membrane_report.png")
     for label, distance in distances.items():
         means = ", ".join(
             f"{text} {distance[key].mean() * scale:.4g}" for key, (text, scale) in DISTANCES.items()

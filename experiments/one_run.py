@@ -36,7 +36,7 @@ from engine.run_folder import best_row, checkpoints_of
 from experiments import as_command
 from experiments.run_plan import FOUND, RUN, write_json
 from load_settings import load_network, parse_settings
-from models import MSResNet
+from models import SpikingNetwork
 from runtime.errors import UserError
 from runtime.files import digest
 from spikesim_eval.chip import PRESETS, Chip
@@ -122,7 +122,10 @@ def against(
 
 
 def over_images(
-    network: MSResNet, teacher: MSResNet | None, batches: DataLoader, device: torch.device
+    network: SpikingNetwork,
+    teacher: SpikingNetwork | None,
+    batches: DataLoader,
+    device: torch.device,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Accuracy, spike rate and, with a teacher, the distances to it; and the spikes of each layer,
     as `count_spikes` has them."""
@@ -135,7 +138,7 @@ def over_images(
     return found, seen.spikes
 
 
-def costs(network: MSResNet, counts: dict[str, Tensor]) -> dict[str, float]:
+def costs(network: SpikingNetwork, counts: dict[str, Tensor]) -> dict[str, float]:
     """Energy, delay and area as the published tool charges them, so that rows of a study stay
     comparable, at the spike rates of `counts`: what a block's LIF layer fires is what the
     convolution behind it reads."""

@@ -1,120 +1,13 @@
 """Quan-MS-ResNet: MS-ResNet whose weights, membrane potentials, batch norms and inputs are integers
-times a scale (MD-SNN, arXiv 2512.04443; docs/choices.md has what the paper leaves open)."""
+times a scale (MD-SNN, arXiv 2512.04443)."""
 
-from functools import cache, partial
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-
-from models.batch_norm import BatchNorm
-from models.MS_ResNet import Conv2d, Layers, MSResNet, Shortcut, Stem, convolutions
-from models.neuron import LIF, THRESHOLD
-from quantization import (
-    BatchNormQuantizer,
-    ImageQuantizer,
-    MembraneQuantizer,
-    StreamQuantizer,
-    WeightQuantizer,
-)
-
-STEM_BITS = LINEAR_BITS = 8
-
-
-def convolve_spikes(spikes: Tensor, codes: Tensor, stride: list[int], padding: list[int]) -> Tensor:
-    """Convolution of spikes (uint8) with weight codes (int8), summed in integers; float32."""
-    one, zeros = torch.ones(1), torch.zeros(1, dtype=torch.int64)
-    where = stride, padding, [1, 1], 1  # dilation and groups last
-    packed = torch.ops.onednn.qconv_prepack(codes, one, 1.0, 0, *where, list(spikes.shape))
-    return torch.ops.onednn.qconv2d_pointwise(
-        *(spikes, 1.0, 0, packed, one, zeros, None, *where, 1.0, 0, torch.float32, "none", [], "")
-    )
-
-
-@cache
-def spikes_convolve_in_integers() -> bool:
-    """Whether this machine's oneDNN has the 8-bit convolution, and computes it right."""
-    spikes = (torch.arange(256).view(1, 4, 8, 8) % 3 == 0).byte()
-    codes = (torch.arange(144).view(4, 4, 3, 3) % 255 - 127).to(torch.int8)
-    expected = F.conv2d(spikes.float(), codes.float(), None, 1, 1)
-    try:
-        return torch.equal(convolve_spikes(spikes, codes, [1, 1], [1, 1]), expected)
-    except (AttributeError, RuntimeError):
-        return False
-
-
-class _SpikeConvolution(torch.autograd.Function):
-    """`convolve_spikes` of floats; keeps one byte per spike and weight for backward."""
-
-    @staticmethod
-    def forward(ctx, spikes, codes, stride, padding):
-        spikes, codes = spikes.to(torch.uint8), codes.to(torch.int8)
-        ctx.save_for_backward(spikes, codes)
-        ctx.where = stride, padding
-        return convolve_spikes(spikes, codes, list(stride), list(padding))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        spikes, codes = (x.to(grad.dtype) for x in ctx.saved_tensors)
-        stride, padding = ctx.where
-        grads = torch.ops.aten.convolution_backward(
-            *(grad, spikes, codes, None, stride, padding, (1, 1), False, (0, 0), 1),
-            output_mask=[True, True, False],
-        )
-        return *grads[:2], None, None
-
-
-class QuanConv2d(Conv2d):
-    """Convolution of integers with integer weights, as a crossbar computes it.
-
-    Its output is the integer accumulator: the batch norm that follows undoes the scales of inputs
-    and weights anyway, so they enter only through the codes. Autocast is off, because bfloat16
-    rounds integers above 256. Of spikes, a CPU computes it in 8-bit integers.
-    """
-
-    def __init__(self, *args, bits: int, of_spikes: bool = False):
-        super().__init__(*args)
-        self.quantizer = WeightQuantizer(bits, self.weight)
-        self.of_spikes = of_spikes
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, codes = x.to(self.weight.dtype), self.quantizer(self.weight)
-        fits = self.of_spikes and x.dtype == torch.float32 and x.device.type == "cpu"
-        if fits and spikes_convolve_in_integers():
-            return _SpikeConvolution.apply(x, codes, self.stride, self.padding)
-        with torch.autocast(x.device.type, enabled=False):
-            return self.convolve(x, codes)
-
-
-class QuanLinear(nn.Linear):
-    """Linear layer with quantized weights; scales and bias are applied digitally."""
-
-    def __init__(self, *args, bits: int):
-        super().__init__(*args)
-        self.quantizer = WeightQuantizer(bits, self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        step = self.quantizer.positive_step(self.weight[0].numel())
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(step.dtype), self.quantizer(self.weight) * step, self.bias)
+from models.MS_ResNet import MSResNet
+from models.neuron import DEFAULT_NEURON, Neuron
+from models.quantized_layers import quantized_layers
 
 
 class QuanMSResNet(MSResNet):
-    """MS-ResNet with quantized weights, membrane potentials, batch norms and inputs.
-
-    Args:
-        bits: width of weights, membrane potentials and shortcut inputs, 2 to 8; stem and linear
-            weights have 8.
-        bn_bits: width of the folded batch norm's scale and shift, 2 to 16.
-        image_step: what one code of the 8-bit input stands for: 1/255 for images in [0, 1],
-            1 for event counts.
-        membrane_steps_learned: whether training changes what a code of the membrane potentials
-            stands for (see `distiller.within_reach`).
-
-    Raises ValueError for other widths.
-    """
+    """MS-ResNet of `quantized_layers`, which have the arguments behind `width`."""
 
     def __init__(
         self,
@@ -128,42 +21,7 @@ class QuanMSResNet(MSResNet):
         bn_bits: int = 8,
         image_step: float = 1 / 255,
         membrane_steps_learned: bool = True,
+        neuron: Neuron = DEFAULT_NEURON,
     ):
-        if not 2 <= bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, got {bits}")
-        if not 2 <= bn_bits <= 16:
-            raise ValueError(f"bn_bits must be 2 to 16, got {bn_bits}")
-        layers = Layers(
-            image=lambda: ImageQuantizer(image_step),
-            stem_conv=partial(QuanConv2d, bits=STEM_BITS),
-            conv=partial(QuanConv2d, bits=bits, of_spikes=True),
-            stream_conv=partial(QuanConv2d, bits=bits),
-            batch_norm=lambda *how: BatchNorm(*how, BatchNormQuantizer(bn_bits)),
-            lif=lambda: LIF(MembraneQuantizer(bits, THRESHOLD, membrane_steps_learned)),
-            # Its deviation is what the stream's batch norms start with.
-            stream=lambda: StreamQuantizer(bits, deviation=THRESHOLD),
-            linear=partial(QuanLinear, bits=LINEAR_BITS),
-        )
+        layers = quantized_layers(bits, bn_bits, image_step, membrane_steps_learned, neuron)
         super().__init__(depth, num_classes, time_window, in_channels, width, layers)
-        self.start_steps_from_weights()
-
-    def start_steps_from_weights(self) -> None:
-        """Set the weight steps to suit the weights, as LSQ starts them."""
-        for module in self.modules():
-            if isinstance(module, QuanConv2d | QuanLinear):
-                module.quantizer.start_from(module.weight)
-
-    @torch.no_grad()
-    def start_from(self, teacher: MSResNet) -> None:
-        """Copy a full-precision network's weights and batch norms and start the steps anew."""
-        self.load_state_dict(teacher.state_dict(), strict=False)
-        self.start_steps_from_weights()
-        for module, conv, bn in convolutions(self):
-            # The teacher's statistics are of real values, ours of integer accumulators.
-            scale = getattr(module, conv).quantizer.used_step().flatten()
-            if isinstance(module, Stem):
-                scale = scale * module.image.step
-            elif isinstance(module, Shortcut):
-                scale = scale * module.stream.used_step()
-            getattr(module, bn).running_mean /= scale
-            getattr(module, bn).running_var /= scale.square()

@@ -1,11 +1,15 @@
-"""Quan-MS-ResNet evaluated with integers alone: the proof that a chip can."""
+"""A quantized network evaluated with integers alone: the proof that a chip can."""
+
+import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from models.neuron import LEAK, THRESHOLD
-from models.Quan_MS_ResNet import QuanMSResNet
-from quantization import GRID, Quantizer
+from models.graph import computed_by, graph_of, layers_of
+from models.network import SpikingNetwork
+from models.neuron import Neuron, neuron_of
+from quantization import GRID, SMALLEST_LEAK, Quantizer, leak_stays_on_grid
 
 
 def round_shift(x: Tensor, divisor: int) -> Tensor:
@@ -22,24 +26,57 @@ def in_grid_units(x: float) -> int:
     return round(units)
 
 
+def leaked(x: Tensor, leak: float) -> Tensor:
+    """leak · x of int64 x, the leak 0 or a power of two: a shift, of multiples of 1 / leak."""
+    numerator, divisor = leak.as_integer_ratio()
+    return torch.div(numerator * x, divisor, rounding_mode="floor")
+
+
 def in_24_bits(x: Tensor) -> Tensor:
     if x.abs().max() >= 2**24:
         raise OverflowError("a number needs more than 24 bits, which float32 does not hold exactly")
     return x
 
 
-class IntegerNetwork:
-    """A trained QuanMSResNet evaluated with integers alone, as a chip would: every spike is the
-    same as in the network's own evaluation.
+def why_not_integers(neuron: Neuron) -> str | None:
+    """Why a quantized network of these neurons is not exact in integers; None: it is.
 
-    Weights, accumulators, membrane codes and the residual stream (in units of GRID) are int64;
-    batch norm is an integer multiply and add, and a shift with rounding. Only the classifier's
-    scales and bias, after its integer sums, are float64.
+    What is left of a membrane for the next timestep has to be a multiple of GRID. A hard reset only
+    compares with the threshold; a soft one subtracts it.
+    """
+    leak, threshold = neuron.leak, neuron.threshold
+    if not leak_stays_on_grid(leak):
+        smallest = round(1 / SMALLEST_LEAK)
+        return (
+            f"a leak of {leak:g} is no shift: in integers only 0, 1 and powers of two down to "
+            f"1/{smallest} are exact"
+        )
+    if neuron.reset == "soft" and leak * threshold % GRID:
+        return (
+            f"a soft reset subtracts {leak:g} times the threshold {threshold:g}, which is no "
+            f"multiple of 1/{round(1 / GRID)}: a threshold such as "
+            f"{round(threshold * 64) / 64 or 1 / 64:g} is exact in integers"
+        )
+    return None
+
+
+class IntegerNetwork:
+    """A trained quantized network evaluated with integers alone, as a chip would: every spike is
+    the same as in the network's own evaluation.
+
+    It runs the network's own `last_spikes`, with each layer computed in int64: weights,
+    accumulators, membrane codes and real-valued streams (in units of GRID); batch norm is an
+    integer multiply and add, and a shift with rounding. Only the classifier's scales and bias,
+    after its integer sums, are float64. Raises ValueError for a network whose layers a chip does
+    not know (`graph_of`), and where its neuron is not exact in integers (`why_not_integers`).
     """
 
-    def __init__(self, network: QuanMSResNet):
-        self.network = network.eval()
-        self.leak_divisor = round(1 / LEAK)  # exact: steps are multiples of 4 · GRID
+    def __init__(self, network: SpikingNetwork):
+        graph_of(network)
+        self.network, self.neuron = network.eval(), neuron_of(network)
+        reason = why_not_integers(self.neuron)
+        if reason is not None:
+            raise ValueError(reason)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -47,25 +84,18 @@ class IntegerNetwork:
 
         Raises OverflowError where a number leaves the 24 bits that float32 holds exactly.
         """
-        net, T = self.network, self.network.time_window
-        spikes: list[Tensor] = []
-        frames = images if images.dim() == 4 else images.transpose(0, 1).flatten(0, 1)
-        stem = net.stem
-        stream = self._batch_norm(stem.bn, self._conv(stem.conv, stem.image(frames).long()))
-        if images.dim() == 4:
-            stream = torch.cat([stream] * T)
-        for block in net.blocks:
-            fired = self._lif(block.lif1, stream, spikes)
-            y = self._batch_norm(block.bn1, self._conv(block.conv1, fired))
-            y = self._batch_norm(
-                block.bn2, self._conv(block.conv2, self._lif(block.lif2, y, spikes))
-            )
-            if not isinstance(block.shortcut, nn.Identity):
-                shortcut = block.shortcut
-                stream = self._requantize(shortcut.stream, stream)
-                stream = self._batch_norm(shortcut.bn, self._conv(shortcut.conv, stream))
-            stream = in_24_bits(y + stream)
-        counts = self._lif(net.lif, stream, spikes).unflatten(0, (T, -1))
+        net, spikes = self.network, []
+        integers = {
+            "conv": lambda conv: partial(self._conv, conv),
+            "batch_norm": lambda bn: partial(self._batch_norm, bn),
+            "stream": lambda quantizer: partial(self._requantize, quantizer),
+            "lif": lambda lif: partial(self._lif, lif, spikes),
+        }
+        layers = ((module, integers.get(kind)) for _, module, kind in layers_of(net))
+        functions = {module: compute(module) for module, compute in layers if compute is not None}
+        with computed_by(net, functions):
+            counts = net.last_spikes(net.fold_time(images), None, frames=images.dim() == 5)
+        counts = counts.unflatten(0, (net.time_window, -1))
         per_image = counts.sum(dim=(0, 3, 4))
         codes, step = net.linear.quantizer.codes(net.linear.weight)
         products = (per_image.double() @ codes.double().T) * step.double().T
@@ -77,7 +107,7 @@ class IntegerNetwork:
         weight = conv.quantizer.codes(conv.weight)[0].double()
         return in_24_bits(conv.convolve(x.double(), weight).round().long())
 
-    def _batch_norm(self, bn: nn.Module, accumulator: Tensor) -> Tensor:
+    def _batch_norm(self, bn: nn.Module, accumulator: Tensor, repeats: int = 1) -> Tensor:
         """scale · accumulator + shift, in units of the scale's step and then shifted to GRID."""
         (scale, scale_step), (shift, shift_step) = bn.codes(*bn.running_statistics())
         scale, shift = (x.long()[:, None, None] for x in (scale, shift))
@@ -91,16 +121,26 @@ class IntegerNetwork:
     def _requantize(self, quantizer: Quantizer, x: Tensor) -> Tensor:
         """Codes of a stream that is in grid units."""
         step = in_grid_units(quantizer.used_step().item())
-        return round_shift(x, step).clamp(quantizer.low, quantizer.high)
+        return round_shift(in_24_bits(x), step).clamp(quantizer.low, quantizer.high)
 
-    def _lif(self, lif: nn.Module, current: Tensor, spikes: list[Tensor]) -> Tensor:
+    def _lif(
+        self,
+        lif: nn.Module,
+        spikes: list[Tensor],
+        current: Tensor,
+        time_window: int,
+        watch: None = None,
+    ) -> Tensor:
         """Spikes, 0 or 1; their bool is appended to `spikes`."""
         step = in_grid_units(lif.quantizer.used_step().item())
-        threshold = in_grid_units(THRESHOLD)
+        neuron = self.neuron
+        threshold = math.floor(neuron.threshold / GRID)  # a hard reset's may lie between multiples
         fired, membrane = [], None
-        for x in current.unflatten(0, (self.network.time_window, -1)):
+        for x in in_24_bits(current).unflatten(0, (time_window, -1)):
             if membrane is not None:
-                x = x + membrane * (step // self.leak_divisor) * (1 - fired[-1])
+                u = membrane * step
+                left = u - threshold * fired[-1] if neuron.reset == "soft" else u * (1 - fired[-1])
+                x = x + leaked(left, neuron.leak)
             membrane = self._requantize(lif.quantizer, x)  # the b-bit state
             fired.append((membrane * step > threshold).long())
         fired = torch.cat(fired)

@@ -1,19 +1,23 @@
-"""Leaky integrate-and-fire neuron of MS-ResNet (Hu et al., arXiv 2112.08954).
+"""Leaky integrate-and-fire neuron, by default that of MS-ResNet (Hu et al., arXiv 2112.08954).
 
-    u[t] = LEAK · u[t-1] · (1 - s[t-1]) + x[t], s[t] = 1 if u[t] > THRESHOLD else 0, u[0] = s[0] = 0
+    u[t] = leak · u[t-1] · (1 - s[t-1]) + x[t]           hard reset, to 0
+    u[t] = leak · (u[t-1] - threshold · s[t-1]) + x[t]   soft reset, by subtraction
+    s[t] = 1 if u[t] > threshold else 0,                 u[0] = s[0] = 0
 
 u[t], after integration and before reset, is "the membrane potential" everywhere in this project.
-The reset factor (1 - s) is detached from the graph, and a spike's surrogate derivative is the
-rectangle ∂s/∂u = 1{|u - THRESHOLD| < WINDOW} / (2 · WINDOW). With a quantizer, û = quantize(u)
-takes the place of u where the neuron fires, carries its state on, and is looked at from outside.
+The reset is detached from the graph: no gradient flows through its s[t-1]. A spike's surrogate
+derivative is one of SURROGATES. With a quantizer, û = quantize(u) takes the place of u where the
+neuron fires, carries its state on, and is looked at from outside.
 
 `lif` says so in torch, and defines the neuron. The networks run `LIF`: the same numbers from one
 autograd function, whose loops stand in `kernels.py`. Time is folded into the batch there: tensors
 are (T·B, ...), all images of timestep 1 first.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,34 +27,71 @@ import kernels
 from kernels import as_rows, from_rows
 from quantization import MembraneQuantizer
 
-LEAK, THRESHOLD, WINDOW = NEURON = 0.25, 0.5, 0.5
-
 Watch = Callable[[Tensor], None]  # is given a layer's membrane potentials (T, B, C, H, W)
+
+RESETS = ("hard", "soft")
+# ∂s/∂u of v = u - threshold and a width a. All have the area 1 and the height 1/(2a) at v = 0, so
+# that 2a is the width of the rectangle of this area and height.
+SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    # MS-ResNet's own; STBP's h1 (Wu et al., arXiv 1706.02609, eq. 24)
+    "rect": lambda v, a: (v.abs() < a).to(v.dtype) / (2 * a),
+    # Fang et al., arXiv 2007.05785, whose alpha is 1/a
+    "atan": lambda v, a: 1 / (2 * a) / (1 + (math.pi * v / (2 * a)) ** 2),
+    # of a logistic function of slope 2/a; Zenke and Vogels, Neural Computation 33 (2021)
+    "sigmoid": lambda v, a: 2 / a * torch.sigmoid(2 * v / a) * torch.sigmoid(-2 * v / a),
+    # Bellec et al., arXiv 1803.09574, without their dampening
+    "triangle": lambda v, a: (1 - v.abs() / (2 * a)).clamp(min=0) / (2 * a),
+}
+
+
+class Neuron(NamedTuple):
+    """What a LIF neuron is: `lif`'s parameters. The last two change its gradient alone.
+
+    leak: share of the membrane potential that is left after a timestep, 0 to 1.
+    threshold: above it the neuron fires.
+    reset: one of RESETS.
+    surrogate, width: one of SURROGATES, and its a, in units of the membrane potential.
+    """
+
+    leak: float = 0.25
+    threshold: float = 0.5
+    reset: str = "hard"
+    surrogate: str = "rect"
+    width: float = 0.5
+
+
+DEFAULT_NEURON = Neuron()  # MS-ResNet's
 
 
 class Spike(torch.autograd.Function):
     """1 where the potential (quantized where there is a quantizer) fires, else 0."""
 
     @staticmethod
-    def forward(ctx, potential: Tensor, u: Tensor) -> Tensor:
+    def forward(ctx, potential: Tensor, u: Tensor, neuron: Neuron) -> Tensor:
         ctx.save_for_backward(u)
-        return (potential > THRESHOLD).to(u.dtype)
+        ctx.neuron = neuron
+        return (potential > neuron.threshold).to(u.dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         (u,) = ctx.saved_tensors
-        return grad * ((u - THRESHOLD).abs() < WINDOW) / (2 * WINDOW), None
+        neuron = ctx.neuron
+        return grad * SURROGATES[neuron.surrogate](u - neuron.threshold, neuron.width), None, None
 
 
-def lif(x: Tensor, quantize: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+def lif(
+    x: Tensor, quantize: Callable[[Tensor], Tensor] | None = None, neuron: Neuron = DEFAULT_NEURON
+) -> tuple[Tensor, Tensor]:
     """The neuron's definition: spikes and membrane potentials of input currents, all (T, ...)."""
     spikes, membranes = [], []
     u = s = torch.zeros_like(x[0])
     for current in x:
-        u = before_rounding = LEAK * u * (1 - s.detach()) + current
+        s = s.detach()
+        left = u * (1 - s) if neuron.reset == "hard" else u - neuron.threshold * s
+        u = before_rounding = neuron.leak * left + current
         if quantize is not None:
             u = quantize(u)
-        s = Spike.apply(u, before_rounding.detach())
+        s = Spike.apply(u, before_rounding.detach(), neuron)
         spikes.append(s)
         membranes.append(u)
     return torch.stack(spikes), torch.stack(membranes)
@@ -65,22 +106,23 @@ class _LIF(torch.autograd.Function):
     """`lif` of (T·B, C, ...), channels last in memory, by the kernels."""
 
     @staticmethod
-    def forward(ctx, x, step, code_range, time_window, want_membrane):
+    def forward(ctx, x, step, code_range, neuron, time_window, want_membrane):
         by_time = as_rows(x).view(time_window, -1)
         neurons, wide = by_time.shape[1], torch.promote_types(x.dtype, torch.float32)
         spikes = torch.empty_like(by_time)
         membrane = torch.empty_like(by_time, dtype=wide) if want_membrane else None
-        saved = None
-        if any(ctx.needs_input_grad) and step is None:
+        saved, as_bits = None, kernels.saves_bits(neuron, step is not None)
+        if any(ctx.needs_input_grad) and as_bits:
             saved = x.new_empty(-(-time_window // kernels.PER_BYTE), neurons, dtype=torch.uint8)
         elif any(ctx.needs_input_grad):
             saved = torch.empty_like(by_time, dtype=wide)
         parts = (None if whole is None else whole.unbind() for whole in (spikes, membrane, saved))
         quantizer = None if step is None else (step, *code_range)
-        kernels.lif_forward(by_time, *parts, NEURON, quantizer)
-        # The next convolution keeps the spikes anyway; a quantized neuron can tell them from u.
-        ctx.save_for_backward(spikes if step is None else None, saved, step)
-        ctx.code_range, ctx.time_window, ctx.dtype = code_range, time_window, x.dtype
+        kernels.lif_forward(by_time, *parts, neuron, quantizer)
+        # The next convolution keeps the spikes anyway; where u is saved, it tells them.
+        ctx.save_for_backward(spikes if as_bits else None, saved, step)
+        ctx.code_range, ctx.neuron = code_range, neuron
+        ctx.time_window, ctx.dtype = time_window, x.dtype
         ctx.set_materialize_grads(False)
         return from_rows(spikes, x), None if membrane is None else from_rows(membrane, x)
 
@@ -95,17 +137,17 @@ class _LIF(torch.autograd.Function):
         grad_x = like.new_empty(ctx.time_window, like.numel() // ctx.time_window, dtype=ctx.dtype)
         quantizer = None if step is None else (step, *ctx.code_range)
         grad_step = kernels.lif_backward(
-            by_time, spikes, saved, grad_x.unbind(), NEURON, quantizer, ctx.needs_input_grad[1]
+            by_time, spikes, saved, grad_x.unbind(), ctx.neuron, quantizer, ctx.needs_input_grad[1]
         )
-        return from_rows(grad_x, like), grad_step, None, None, None
+        return from_rows(grad_x, like), grad_step, None, None, None, None
 
 
 class LIF(nn.Module):
     """A population of LIF neurons; with a quantizer, of b-bit membrane potentials."""
 
-    def __init__(self, quantizer: MembraneQuantizer | None = None):
+    def __init__(self, neuron: Neuron = DEFAULT_NEURON, quantizer: MembraneQuantizer | None = None):
         super().__init__()
-        self.quantizer = quantizer
+        self.neuron, self.quantizer = neuron, quantizer
 
     def forward(self, x: Tensor, time_window: int, watch: Watch | None = None) -> Tensor:
         """Spikes (T·B, C, H, W) of the input currents x (T·B, C, H, W), in the dtype of x.
@@ -118,10 +160,17 @@ class LIF(nn.Module):
             neurons = x[0].numel() * time_window
             step = self.quantizer.positive_step(neurons)
             code_range = self.quantizer.low, self.quantizer.high
-        spikes, membrane = _LIF.apply(x, step, code_range, time_window, watch is not None)
+        spikes, membrane = _LIF.apply(
+            x, step, code_range, self.neuron, time_window, watch is not None
+        )
         if watch is not None:
             watch(unfold_time(membrane, time_window))
         return spikes
+
+
+def neuron_of(network: nn.Module) -> Neuron:
+    """The neuron of a network, the same in all of its LIF layers."""
+    return next(layer.neuron for layer in network.modules() if isinstance(layer, LIF))
 
 
 @contextmanager

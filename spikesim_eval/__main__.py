@@ -1,8 +1,9 @@
-"""python -m spikesim_eval report | compare | sweep | nonideal | compat: what a network costs on a
-chip of memristor crossbars.
+"""python -m spikesim_eval report | compare | sweep | nonideal | technologies | compat: what a
+network costs on a chip of memristor crossbars.
 
 report estimates one network, compare several, sweep a grid of chips; nonideal runs a trained
-network on crossbars that are not ideal; compat prints the figures of the published SpikeSim tool.
+network on crossbars that are not ideal; technologies lists what chips are made of; compat prints
+the figures of the published SpikeSim tool.
 A mistake of the user gives one line and exit code 2.
 """
 
@@ -11,6 +12,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import OPTIONS, PRESETS, Chip, check_draws
+from .chip import OPTIONS, PRESETS, Chip, check_draws, options_of
 from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
 from .estimate import estimate
 from .layer_list import (
@@ -33,6 +35,7 @@ from .layer_list import (
     read_json,
 )
 from .plots import compare_plot, svg, sweep_plot
+from .presets import technology_rows, technology_tables
 from .published import estimate_published
 from .render import Section, csv_text, markdown, page
 from .report import assumptions, build_report, totals_text, write_report
@@ -42,11 +45,13 @@ from .sweep import (
     check_size,
     front_table,
     front_text,
+    grid_of,
     shown_front,
     sweep,
     sweep_csv,
     variants,
 )
+from .technology import DEFAULT, load_technology, presets
 
 
 def numbers(kind: type) -> Any:
@@ -63,9 +68,20 @@ def adc_bits(text: str) -> int | str | None:
     return None if text == "ideal" else text if text == "auto" else int(text)
 
 
+def key_and_number(text: str) -> tuple[str, int | float | str]:
+    """What --set says: adc.energy_pj=1.5 or cell.kind=SRAM."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set wants a key and a value, as adc.energy_pj=1.5, got {text!r}")
+    for kind in (int, float):
+        with suppress(ValueError):
+            return key, kind(value)
+    return key, value
+
+
 def add_option(parser: Parser, name: str, value: Any, text: str, **how: Any) -> None:
     """An option whose help says its default `value`."""
-    shown = f"{value:g}" if isinstance(value, float) else value
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
     how = {"default": value, "help": f"{text} (default {shown})"} | how
     parser.add_argument(f"--{name}", **how)
 
@@ -79,6 +95,8 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         parser.add_argument("--full_precision_bits", type=int, help=text)
         text = "default: a chip that could be built; published: as the published tool charges"
         add_option(parser, "preset", "default", text, choices=PRESETS)
+    text = "one value of the technology, as adc.energy_pj=1.5; again for another"
+    parser.add_argument("--set", action="append", type=key_and_number, default=[], help=text)
     for option in fields(Chip):
         default, about = option.default, option.metadata
         if about["part"] not in ("both", *parts):
@@ -87,7 +105,9 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         if about["reason"]:
             low, high = about["limits"]
             text += f", {low:g} to {high:g}"
-        if about["choices"]:
+        if option.name == "technology":
+            how = {"type": load_technology}
+        elif about["choices"]:
             how = {"choices": about["choices"]}
         elif lists and option.name in AXES:
             how, text = {"type": numbers(type(default))}, f"{text}: one, or a,b,c"
@@ -113,7 +133,11 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     for x in fields(Chip):
         if x.name in said and x.metadata["part"] == "simulation" and not simulates(args):
             raise UserError(f"--{x.name} says how a chip is simulated: add --on_chip")
-    return PRESETS[getattr(args, "preset", "default")] | said
+    technology = said.pop("technology", DEFAULT)
+    if args.set:
+        technology = technology.with_values(dict(args.set))
+    defaults = options_of(technology) if technology is not DEFAULT else {}
+    return defaults | PRESETS[getattr(args, "preset", "default")] | said
 
 
 def build_parser() -> Parser:
@@ -161,6 +185,15 @@ def build_parser() -> Parser:
     grid.add_argument("--force", action="store_true", help="even above a million points")
     add_chip_options(grid, "price", "simulation", lists=True)
 
+    known = add("technologies", run_technologies, "what chips are made of, and cost")
+    known.add_argument("technologies", nargs="*", help="presets or files (default: every preset)")
+    priced = known.add_mutually_exclusive_group()
+    priced.add_argument("--checkpoint", help="of a network that is priced on each")
+    priced.add_argument("--layers", help="layer list of such a network")
+    known.add_argument("--data_path", help="data root: spike rates are measured")
+    known.add_argument("--out", help="folder for technologies.csv and .md")
+    known.set_defaults(full_precision_bits=None, preset="default")
+
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
     nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
     nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
@@ -184,36 +217,39 @@ def is_layer_list(path: str) -> bool:
     return path.lower().endswith(".json")
 
 
-def subject_of(path: str, args: argparse.Namespace) -> Subject:
+def subject_of(path: str, args: argparse.Namespace, chip: Chip) -> Subject:
     """A layer list where the name ends in .json, otherwise a checkpoint."""
-    return listed(path) if is_layer_list(path) else traced(path, args)
+    return listed(path) if is_layer_list(path) else traced(path, args, chip)
 
 
 def listed(path: str, time_steps: int | None = None) -> Subject:
     return Subject(path, load_layer_list(path).at(time_steps=time_steps))
 
 
-def traced(path: str, args: argparse.Namespace, time_steps: int | None = None) -> Subject:
-    """The network of a checkpoint. One of full precision gets the width that it has on a chip."""
+def traced(
+    path: str, args: argparse.Namespace, chip: Chip, time_steps: int | None = None
+) -> Subject:
+    """The network of a checkpoint, what is silent in the tiles of the chip or of a grid of them.
+    One of full precision gets the width that it has on a chip."""
     width = args.full_precision_bits
     if width is None:
         width = MAX_BITS if args.preset == "published" else FULL_PRECISION_BITS
     from .trace import trace_checkpoint  # needs torch, and layer lists do not
 
-    subject = trace_checkpoint(path, args.data_path, time_steps)
+    subject = trace_checkpoint(path, args.data_path, time_steps, chip)
     if subject.network.weight_bits < MAX_BITS:
         return subject
     return replace(subject, network=subject.network.at(width))
 
 
-def reported(args: argparse.Namespace) -> Subject:
+def reported(args: argparse.Namespace, chip: Chip) -> Subject:
     """The network that `report` is about."""
     if args.module is None:
         if args.bits is not None:
             raise UserError("--bits goes with --module: a checkpoint or a list has its own")
         if args.layers is not None:
             return listed(args.layers, args.time_steps)
-        return traced(args.checkpoint, args, args.time_steps)
+        return traced(args.checkpoint, args, chip, args.time_steps)
     if args.time_steps is None or args.bits is None:
         raise UserError("--module needs --time_steps and --bits")
     from .module import trace_module
@@ -292,8 +328,8 @@ def run_report(args: argparse.Namespace) -> None:
     if args.baseline is not None and not is_layer_list(args.baseline):
         checkpoints.append(args.baseline)
     check_sources(args, checkpoints)
-    subject = reported(args)
-    baseline = None if args.baseline is None else subject_of(args.baseline, args)
+    subject = reported(args, chip)
+    baseline = None if args.baseline is None else subject_of(args.baseline, args, chip)
     if baseline is not None:
         check_same_classes(subject, baseline)
     (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
@@ -310,7 +346,7 @@ def run_compare(args: argparse.Namespace) -> None:
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
-    subjects = [subject_of(path, args) for path in args.networks]
+    subjects = [subject_of(path, args, chip) for path in args.networks]
     for subject in subjects[1:]:
         check_same_classes(subject, subjects[0])
     subjects, chip = simulated(subjects, chip, args)
@@ -345,7 +381,8 @@ def run_sweep(args: argparse.Namespace) -> None:
     variety = max(1, len(args.bits)) * max(1, len(args.time_steps))
     points = check_size(len(paths) * variety, axes, args.force)
     chip = Chip(**options)
-    subjects = [traced(path, args) for path in args.checkpoint]
+    grid = grid_of(chip, axes)
+    subjects = [traced(path, args, grid) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
     draws = None
     if args.on_chip:
@@ -371,6 +408,25 @@ def run_sweep(args: argparse.Namespace) -> None:
     print("\n".join([*first, *text_table(*table), *names, *last]))
 
 
+def run_technologies(args: argparse.Namespace) -> None:
+    technologies = [load_technology(name) for name in args.technologies or presets()]
+    check_sources(args, [args.checkpoint] if args.checkpoint else [])
+    subject = None
+    if args.checkpoint or args.layers:
+        subject = listed(args.layers) if args.layers else traced(args.checkpoint, args)
+    rows = technology_rows(technologies, subject and subject.network)
+    tables = technology_tables(rows)
+    titles = ["Technologies", *([subject.name] if subject else [])]
+    if args.out is not None:
+        sections = [Section(title, [], *table) for title, table in zip(titles, tables, strict=True)]
+        contents = {
+            "technologies.csv": csv_text(rows[0], (row.values() for row in rows)),
+            "technologies.md": markdown("Technologies", sections),
+        }
+        write_files(args.out, contents)
+    print("\n\n".join("\n".join(text_table(*table)) for table in tables))
+
+
 def run_nonideal(args: argparse.Namespace) -> None:
     from .nonideal import nonideal_lines, nonideal_report
 
@@ -392,7 +448,7 @@ def run_nonideal(args: argparse.Namespace) -> None:
 
 def work(argv: list[str] | None) -> None:
     args = build_parser().parse_args(argv)
-    if "out" in args:
+    if getattr(args, "out", None) is not None:
         check_writable(args.out, "--out")
     args.run(args)
 

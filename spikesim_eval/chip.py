@@ -17,6 +17,7 @@ from runtime.errors import UserError
 
 from .constants import REFERENCE
 from .layer_list import Layer, LayerList, check_int, check_number, show
+from .technology import DEFAULT, Technology, load_technology
 
 Value = int | float | np.ndarray
 
@@ -30,7 +31,7 @@ def option(
 ) -> Any:
     """A field of a chip. `limits`: smallest and largest value beside the default, of whole numbers
     where they are whole, and the `reason` why others are refused. `part`: whether only the price
-    knows it, or only the simulation."""
+    knows it, or only the simulation. `several`: names of which a value lists some."""
     about = {"text": text, "limits": limits, "reason": reason, "choices": (), "part": "both"}
     return field(default=default, metadata=about | more)
 
@@ -43,6 +44,16 @@ def choice(text: str, *choices: str, **more: Any) -> Any:
 def check_option(about: Field, value: object) -> None:
     """Raise UserError, with the reason, for a value that an option of a chip cannot have."""
     limits, reason, choices = map(about.metadata.get, ("limits", "reason", "choices"))
+    if about.name == "technology" and not isinstance(value, Technology):
+        raise UserError(f"technology must be what load_technology gives, got {show(value)}")
+    several = about.metadata.get("several")
+    if several and value != about.default:
+        given = value.split(",") if isinstance(value, str) else [""]
+        if set(given) - set(several) or len(set(given)) < len(given):
+            raise UserError(
+                f"{about.name} must be {about.default}, or some of {','.join(several)}, got "
+                f"{show(value)}"
+            )
     if choices and value not in choices:
         raise UserError(f"{about.name} must be one of {choices}, got {show(value)}")
     is_ideal = about.name == "adc_bits" and value is None
@@ -64,6 +75,7 @@ def check_draws(seed: int, trials: int) -> None:
 
 
 PRICE, SIMULATION = {"part": "price"}, {"part": "simulation"}
+NOTHING = "nothing"  # is skipped
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,9 @@ class Chip:
     arrays of them (see ChipGrid).
     """
 
+    technology: Technology = option(  # noqa: RUF009 - a field, as all others
+        DEFAULT, "what its parts cost: the name of a preset, or a TOML file"
+    )
     xbar_size: int = option(
         64, "crossbar side", (8, 1024), "the figures are those of a 64 x 64 crossbar, scaled"
     )
@@ -117,8 +132,8 @@ class Chip:
         **SIMULATION,
     )
     adc_law: str = choice(
-        "an ADC's energy and area double with every bit above the published 4 and halve with every "
-        "bit below, or are in proportion to the bits",
+        "an ADC's energy and area double with every bit above the technology's (4) and halve with "
+        "every bit below, or are in proportion to the bits",
         *("doubling", "linear"),
         **PRICE,
     )
@@ -141,6 +156,14 @@ class Chip:
         *("counted", "published"),
         **PRICE,
     )
+    skip: str = option(
+        NOTHING,
+        "what is not done where no input is a one: the reading of silent rows, the conversions of "
+        "silent patches (an output pixel and input bit) and their clocks, and those of silent "
+        "tiles",
+        several=("rows", "patches", "tiles"),
+        **PRICE,
+    )
     process: str = choice(
         "transistors, which decide the leakage: low standby power, low operating power, high "
         "performance",
@@ -148,7 +171,7 @@ class Chip:
         **PRICE,
     )
     on_ohm: float = option(
-        REFERENCE["on_ohm"],
+        DEFAULT["cell.on_ohm"],
         "resistance of a cell at its lowest level above 0; at level L it is divided by L, so at "
         "the highest by 2^cell_bits - 1",
         (1.0, 1e12),
@@ -179,6 +202,14 @@ class Chip:
                 f"xbar_size must be a multiple of columns_per_adc, {self.columns_per_adc}, got "
                 f"{self.xbar_size}"
             )
+        if self.technology.cells_leak and self.cell_bits != 1:
+            raise UserError(f"an SRAM cell has 1 bit: cell_bits must be 1, got {self.cell_bits}")
+        if self.costs == "published" and self.technology is not DEFAULT:
+            raise UserError(
+                f"costs published are those of {DEFAULT} as it is: leave --technology and --set out"
+            )
+        if self.costs == "published" and self.skip != NOTHING:
+            raise UserError("skip leaves out what is counted: --costs published knows no silence")
 
     def options(self, part: str) -> dict[str, Any]:
         """What is said of the chip where it is priced ("price") or simulated ("simulation")."""
@@ -187,7 +218,12 @@ class Chip:
             for x in fields(self)
             if x.metadata["part"] in ("both", part)
         }
-        return {name: str(x) if x == math.inf else x for name, x in said.items()}
+        as_text = {name for name, x in said.items() if x is self.technology or x == math.inf}
+        return {name: str(x) if name in as_text else x for name, x in said.items()}
+
+    def skips(self, what: str) -> bool:
+        """Whether silent "rows", "patches" or "tiles" are skipped."""
+        return what in self.skip.split(",")
 
     @property
     def adcs(self) -> Value:
@@ -209,10 +245,18 @@ class Chip:
 
     @property
     def adc_scale(self) -> Value:
-        """Energy and area of an ADC relative to the published 4-bit one."""
+        """Energy and area of an ADC relative to the one that the technology's figures are of."""
         if self.adc_law == "linear":
-            return self.adc_bits / REFERENCE["reference_adc_bits"]
-        return 2.0 ** (self.adc_bits - REFERENCE["reference_adc_bits"])
+            return self.adc_bits / self.technology["adc.bits"]
+        return 2.0 ** (self.adc_bits - self.technology["adc.bits"])
+
+    @property
+    def adc_clocks(self) -> Value:
+        """Of a conversion; successive approximation takes longer for more bits."""
+        clocks = self.technology["adc.clocks"]
+        if self.technology["adc.kind"] == "flash":
+            return clocks
+        return self.adc_bits * (clocks / self.technology["adc.bits"])
 
     @property
     def planes(self) -> int:
@@ -266,14 +310,30 @@ PRESETS = {
 }
 OPTIONS = {x.name: x for x in fields(Chip)}
 CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
+SKIPPED = OPTIONS["skip"].metadata["several"]
+
+
+def options_of(technology: Technology) -> dict[str, Any]:
+    """A technology with the options of a chip that it has defaults for; raises UserError, in one
+    line with its name, where a chip cannot have them."""
+    for name, value in technology.options.items():
+        try:
+            check_option(OPTIONS[name], value)
+        except UserError as error:
+            raise UserError(f"{technology}: chip.{name}: {error}") from None
+    return {"technology": technology} | technology.options
 
 
 def chips(**options: Any) -> Iterator[Chip]:
     """Every chip of a grid: chips(xbar_size=[64, 128], adc_bits=[4, 5], columns="offset"). A list
-    says several values of an option; what is not given is the default's. Raises UserError."""
+    says several values of an option, technologies by name; what is not given is the technology's,
+    or the default's. Raises UserError."""
     axes = [x if isinstance(x, list | tuple) else [x] for x in options.values()]
     for values in product(*axes):
-        yield Chip(**dict(zip(options, values, strict=True)))
+        said = dict(zip(options, values, strict=True))
+        if "technology" in said:
+            said = options_of(load_technology(said.pop("technology"))) | said
+        yield Chip(**said)
 
 
 class ChipGrid(Chip):
@@ -310,6 +370,7 @@ class Placement:
     crossbars: Value  # with programmed cells
     pes: Value
     groups: Value  # of PEs that hold the bit slices of the same weights
+    driven: Value  # crossbars side by side that an input drives a row of
     conversions: Value  # in a PE cycle
     turns: Value  # of the busiest ADC in a PE cycle
 
@@ -338,6 +399,7 @@ def place_layer(network: LayerList, layer: Layer, chip: Chip) -> Placement:
         crossbars * chip.planes,
         pes * chip.planes,
         groups * chip.planes,
+        driven=chip.planes * ceil_div(outputs, per_row),
         conversions=read * columns,
         turns=ceil_div(busiest, chip.adcs),
     )

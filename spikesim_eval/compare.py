@@ -12,12 +12,13 @@ import numpy as np
 from display import percent, room_for_names, run_at, short_names, significant
 from runtime.errors import UserError
 
-from .chip import CHOICES, Chip
+from .chip import CHOICES, NOTHING, SKIPPED, Chip
 from .constants import PUBLISHED_RATIO
 from .estimate import GAINED, SPENT, Estimate, estimate, ratios
 from .layer_list import Layer, LayerList, Subject
 from .render import QUANTITIES, RATIO_NAMES, shown
 from .sweep import sweep
+from .technology import DEFAULT
 
 # (our network, the baseline's, chip) -> the same under another assumption
 Case = tuple[LayerList, LayerList, Chip]
@@ -26,6 +27,7 @@ Case = tuple[LayerList, LayerList, Chip]
 ACCURACY = (
     "accuracy: the digital network's; what crossbars and their ADCs leave of it, --on_chip says"
 )
+ALL_ONES = {"spike_rate": None, "silent_patches": None, "silent_tiles": ()}
 FULL_PRECISION = (16, 24, 32)  # fixed-point widths that stand for it
 ON_CHIP = "accuracy on the chip: simulated on the crossbars and ADCs that are priced"
 
@@ -98,11 +100,18 @@ def other_assumptions(
 
     yield "as assumed", (ours, baseline, chip)
     for option in ("columns", "adc_of", "costs"):
+        if option == "costs" and chip.technology is not DEFAULT:
+            continue  # the published tool knows one technology
         (other,) = set(CHOICES[option]) - {getattr(chip, option)}
-        yield f"--{option} {other}", (ours, baseline, replace(chip, **{option: other}))
+        # Published costs know no silence.
+        skip = NOTHING if other == "published" else chip.skip
+        yield f"--{option} {other}", (ours, baseline, replace(chip, **{option: other}, skip=skip))
+    if chip.costs == "counted":
+        other = ",".join(SKIPPED) if chip.skip == NOTHING else NOTHING
+        yield f"--skip {other}", (ours, baseline, replace(chip, skip=other))
     yield "shortcut inputs charged as spikes", with_layers(LayerList.reads_stream, input_bits=1)
     yield "image charged as spikes", with_layers(reads_image, input_bits=1)
-    yield "spike rate 1 everywhere", with_layers(lambda network, layer: True, spike_rate=None)
+    yield "spike rate 1 everywhere", with_layers(lambda network, layer: True, **ALL_ONES)
     # At 4 bits both laws say the same: there they are compared at 8.
     bits = 8 if chip.adc_bits == 4 else chip.adc_bits
     for adc_law in CHOICES["adc_law"]:
@@ -153,7 +162,7 @@ def nearest(ours: LayerList, baseline: LayerList, chip: Chip) -> dict[str, Any]:
     found = []
     for values in product(*(CHOICES[name] for name in SEARCHED_CHOICES)):
         chosen = dict(zip(SEARCHED_CHOICES, values, strict=True))
-        on = replace(chip, xbar_size=64, columns_per_adc=8, **chosen)
+        on = replace(chip, xbar_size=64, columns_per_adc=8, skip=NOTHING, **chosen)
         columns = sweep(networks, on, SEARCHED_AXES)  # as many points for each network
         totals = {name: np.split(column, len(networks)) for name, column in columns.items()}
         first = {name: parts[0] for name, parts in totals.items()}

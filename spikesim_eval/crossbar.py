@@ -23,7 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .chip import Chip, place_layer
+from .codes import count_silent
 from .layer_list import Layer, LayerList
+from .silence import pes_together
 
 LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
 
@@ -82,6 +84,7 @@ class Counts:
 
     images: int = 0
     cycles: int = 0  # input bits of output pixels
+    silent: int = 0  # of them, in which nothing was converted
     conversions: int = 0
     driven_cells: int = 0  # with a weight in them, on rows that carried a one
     clipped: int = 0  # of the conversions
@@ -124,6 +127,7 @@ class CrossbarLayer:
         chip.check_fits(f"layer {layer.name}", weight_bits)
         placement = place_layer(network, layer, chip)
         self.stack, self.slices = placement.stack, placement.slices
+        self.together = pes_together(placement, chip)
 
         bits, codes = chip.stored_bits(weight_bits), codes.long()
         if chip.columns == "differential":
@@ -175,10 +179,32 @@ class CrossbarLayer:
         full = added * self.rows * (self.levels + self.off_conductance)
         return max(1.0, full / (2**chip.adc_bits - 1))
 
-    def _read(self, active: Tensor) -> Tensor:
-        """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns)."""
+    def _skipped(self, active: Tensor, size: torch.Size) -> int:
+        """Conversions of a column that are skipped (`Chip.skip`), of all crossbars or PEs in line
+        and all columns of `active`, from planes of this size; silent ones would give 0."""
+        chip, per_pe, skipped = self.chip, self.chip.crossbars_per_pe, [0]
+        if not (chip.skips("patches") or chip.skips("tiles")):
+            return 0
+        one = torch.ones(1, 1, *size, device=active.device)
+        inside = F.unfold(one, self.kernel, padding=self.padding, stride=self.stride)[0].bool()
+        driven = active.any(dim=1).unflatten(1, (-1, inside.shape[1]))
+        inside = inside.repeat(self.groups, 1)[:, None]
+        if chip.skips("patches"):
+            found = count_silent(driven, inside, self.stack, 1)
+            self.counts.silent += found[0] // self.stack
+            in_line = math.ceil(self.stack / per_pe)
+            skipped.append(found[1] * (self.stack if chip.adc_of == "crossbar" else in_line))
+        if chip.skips("tiles"):
+            found = count_silent(driven, inside, per_pe, self.together)
+            skipped.append(found[chip.adc_of == "pe"])
+        return max(skipped)
+
+    def _read(self, active: Tensor, size: torch.Size) -> Tensor:
+        """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns), which come
+        from planes of this size."""
         result: Tensor | float = 0.0
         self.counts.cycles += active.shape[-1]
+        skipped = self._skipped(active, size)
         ones = int(torch.count_nonzero(active))
         for cells, sign in zip(self.cells, (1, -1), strict=False):
             self.counts.driven_cells += ones * cells.shape[-1]
@@ -188,7 +214,7 @@ class CrossbarLayer:
                 sums = torch.stack([of_pe.sum(dim=0) for of_pe in in_pes])
             largest = sums.max().item()
             self.largest_sum = max(self.largest_sum, largest)
-            self.counts.conversions += sums.numel()
+            self.counts.conversions += sums.numel() - skipped * cells.shape[-1]
             if self.chip.adc_bits is not None:
                 step, largest_code = self.adc_step, 2**self.chip.adc_bits - 1
                 sums = sums.div_(step).round_()
@@ -221,14 +247,15 @@ class CrossbarLayer:
         patches = F.unfold(x.float(), self.kernel, padding=self.padding, stride=self.stride)
         patches = patches.unflatten(1, (self.in_channels, -1)).permute(2, 1, 0, 3).flatten(2)
         patches = self._in_crossbars(patches)
+        plane = x.shape[-2:]
         if self.input_bits == 1:
-            sums = self._read(patches)
+            sums = self._read(patches, plane)
         else:
             codes, sums = patches.long(), 0.0
             for bit in range(self.input_bits):
                 is_sign = self.signed_input and bit == self.input_bits - 1
                 value = -(2.0**bit) if is_sign else 2.0**bit
-                sums = sums + value * self._read(((codes >> bit) & 1).float())
+                sums = sums + value * self._read(((codes >> bit) & 1).float(), plane)
         return sums.unflatten(1, (len(x), -1)).permute(1, 0, 2).unflatten(2, size)
 
     @property

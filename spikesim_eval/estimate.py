@@ -1,16 +1,16 @@
 """Energy, area and delay of any graph of layers on a chip of crossbars.
 
 What happens is counted: cells whose rows are driven, conversions, sums that move, bits that are
-read and written, additions, products, LIF updates; and each costs what constants.py says, most of
-it after SpikeSim (arXiv 2210.12899). Layers are pipelined (schedule.py). With `costs` "published" a
-PE cycle is charged as a whole instead, as the published tool does (published.py).
+read and written, additions, products, LIF updates; and each costs what the chip's technology says,
+by default after SpikeSim (arXiv 2210.12899). Layers are pipelined (schedule.py). With `costs`
+"published" a PE cycle is charged as a whole instead, as the published tool does (published.py).
 Energy is in pJ, area in um^2, delay in ns, power in mW.
 """
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import fsum, isqrt, prod
+from math import frexp, fsum, isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,10 @@ from runtime.errors import UserError
 
 from . import published
 from .chip import Chip, Placement, Value, ceil_div, larger, place_layer
-from .constants import AREA_UM2, EVENT_PJ, LEAKAGE_MW, REFERENCE
+from .constants import REFERENCE
 from .layer_list import Layer, LayerList, show
 from .schedule import Times, check_rows, critical_path, rows_of, schedule
+from .silence import Silence, silence_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class LayerCost:
     cycles: Value  # of a PE, in one inference
     energy: dict[str, Value]  # pJ by component
     times: Times  # clocks
+    silence: Silence
 
 
 @dataclass(frozen=True)
@@ -53,35 +55,44 @@ def add(values: Iterable[Value]) -> Value:
 
 
 def cycle_energy(
-    network: LayerList, layer: Layer, placement: Placement, chip: Chip
+    network: LayerList, layer: Layer, placement: Placement, chip: Chip, silence: Silence
 ) -> dict[str, Value]:
     """Energy of one PE cycle of a layer by component, pJ: one input bit of one output pixel.
 
     Every input channel's bit is read at each of the k² positions; a silent one drives no row, and
-    neither does what lies outside of the plane.
+    neither does what lies outside of the plane. What `silence` says is not converted or moved.
     """
-    e = EVENT_PJ
+    e = chip.technology.energy
     inputs = layer.in_channels // layer.groups * layer.kernel**2
     rate = 1.0 if layer.spike_rate is None else layer.spike_rate
     inside = network.positions(layer) / (layer.kernel**2 * network.outputs(layer))
     in_line = ceil_div(placement.stack, chip.crossbars_per_pe)
-    conversions, accumulator = placement.conversions, network.accumulator_bits(layer)
+    moving = in_line - silence.pes
+    conversions, accumulator = converted(placement, chip, silence), network.accumulator_bits(layer)
+    read = 1.0 - inside * (1.0 - rate) if chip.skips("rows") else 1.0
     return {
-        "crossbar": inputs * inside * rate * placement.columns * e["crossbar"],
+        "crossbar": inputs * inside * rate * placement.columns * e["cell"]
+        + inputs * layer.groups * inside * rate * placement.driven * e["driver"],
         "adc": conversions * e["adc"] * chip.adc_scale,
         "mux": conversions * e["mux"],
         "temp_buffer": conversions * e["temp_buffer"],
         "shift_add": conversions * accumulator * e["add_bit"],
-        "htree": in_line * chip.planes * layer.out_channels * e["htree"],
-        "fetch": placement.groups * e["fetch"],
-        "tile_buffer": inputs * layer.groups * e["tile_read"],
+        "htree": moving * chip.planes * layer.out_channels * e["htree"],
+        "fetch": placement.groups * (moving / in_line) * e["fetch"],
+        "tile_buffer": inputs * layer.groups * read * e["tile_read"],
     }
 
 
-def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
+def converted(placement: Placement, chip: Chip, silence: Silence) -> Value:
+    """Conversions in an average PE cycle."""
+    silent = silence.crossbars if chip.adc_of == "crossbar" else silence.pes
+    return placement.conversions - silent * placement.columns
+
+
+def state_energy(network: LayerList, layer: Layer, chip: Chip) -> dict[str, float]:
     """Energy beside the PE cycles, of one inference, by component, pJ: a layer's inputs are written
     once, its sums normalized, and membranes read, updated and written at every timestep."""
-    e = EVENT_PJ
+    e = chip.technology.energy
     accumulator, updates = network.accumulator_bits(layer), network.updates(layer)
     sums = layer.out_channels * network.outputs(layer)
     bn = 0.0
@@ -89,6 +100,12 @@ def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
         product = accumulator + layer.bn_bits
         bn = accumulator * layer.bn_bits * e["multiply_bit"] + product * e["add_bit"]
     kept = kept_bits(network, layer)
+    # The published LIF update is taken to reset to 0 and to leak by a shift.
+    lif = e["neuron"]
+    if network.reset == "soft":
+        lif += REFERENCE["stream_bits"] * e["add_bit"]
+    if network.leak > 0 and frexp(network.leak)[0] != 0.5:
+        lif += network.membrane_bits**2 * e["multiply_bit"]
     return {
         "input_buffer": input_bits_stored(network, layer)
         * layer.runs
@@ -96,9 +113,14 @@ def state_energy(network: LayerList, layer: Layer) -> dict[str, float]:
         * e["write"],
         "batch_norm": sums * bn,
         "kept_sums": kept * (e["write"] + network.time_steps * e["read"]),
-        "neuron": updates * e["neuron"],
-        "membrane": updates * network.membrane_bits * (e["read"] + e["write"]),
+        "neuron": updates * lif,
+        "membrane": updates * kept_state(network) * (e["read"] + e["write"]),
     }
+
+
+def kept_state(network: LayerList) -> int:
+    """Bits of a membrane that wait for the next timestep: without a leak nothing does."""
+    return network.membrane_bits if network.leak > 0 else 0
 
 
 def kept_bits(network: LayerList, layer: Layer) -> int:
@@ -133,24 +155,33 @@ def layer_costs(
     if chip.costs == "published":
         energies = published.energies(network, places, cycles, chip)
         times = published.times(network, cycles)
-        return {x: LayerCost(places[x], 1, cycles[x], energies[x], times[x]) for x in places}
+        return {
+            x: LayerCost(places[x], 1, cycles[x], energies[x], times[x], Silence()) for x in places
+        }
     check_rows(network)
+    silence = {layer.name: silence_of(layer, places[layer.name], chip) for layer in network.layers}
     row_clocks, energies = {}, {}
     for layer in network.layers:
         name, placement = layer.name, places[layer.name]
-        per_cycle = cycle_energy(network, layer, placement, chip)
+        per_cycle = cycle_energy(network, layer, placement, chip, silence[name])
         energies[name] = {component: cycles[name] * pj for component, pj in per_cycle.items()}
-        energies[name] |= state_energy(network, layer)
+        energies[name] |= state_energy(network, layer, chip)
         in_turn = ceil_div(layer.out_size[1], copies[name])
-        row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip)
+        row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip, silence[name])
     times = schedule(network, row_clocks)
-    return {x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x]) for x in places}
+    return {
+        x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x], silence[x])
+        for x in places
+    }
 
 
-def pixel_clocks(network: LayerList, layer: Layer, placement: Placement, chip: Chip) -> Value:
-    """Of all input bits of one output pixel. An ADC reads its columns one after the other, a
-    bit a clock (successive approximation), behind a clock in which the currents settle."""
-    clocks = 1 + placement.turns * chip.adc_bits
+def pixel_clocks(
+    network: LayerList, layer: Layer, placement: Placement, chip: Chip, silence: Silence
+) -> Value:
+    """Of all input bits of one output pixel. An ADC reads its columns one after the other, behind a
+    clock in which the currents settle. Of a silent patch that is skipped there is that clock alone;
+    a pixel takes the average."""
+    clocks = 1 + (1 - silence.patches) * placement.turns * chip.adc_clocks
     return network.input_bits(layer) * clocks
 
 
@@ -166,12 +197,12 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
     if chip.costs == "published":
         raise UserError("area_mm2 fills a chip whose costs are counted, not published ones")
     places = {layer.name: place_layer(network, layer, chip) for layer in network.layers}
-    busy = {  # of one copy, with a pixel of a row after the other
-        layer.name: network.time_steps_of(layer)
-        * rows_of(layer)
-        * pixel_clocks(network, layer, places[layer.name], chip)
-        for layer in network.layers
-    }
+    busy = {}  # of one copy, with a pixel of a row after the other
+    for layer in network.layers:
+        placement = places[layer.name]
+        silence = silence_of(layer, placement, chip)
+        clocks = pixel_clocks(network, layer, placement, chip, silence)
+        busy[layer.name] = network.time_steps_of(layer) * rows_of(layer) * clocks
     widths = {layer.name: layer.out_size[1] for layer in network.layers}
 
     def copies(interval: float) -> dict[str, int]:
@@ -206,12 +237,13 @@ def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
 
     H-tree and subtractors grow with the PEs that they serve; a tile's buffers do not.
     """
-    a, tiles = AREA_UM2, pes / chip.pe_per_tile
+    a, tiles = chip.technology.area, pes / chip.pe_per_tile
     counted = chip.costs == "counted"
-    served = pes / REFERENCE["reference_pes"] if counted else tiles
+    served = pes if counted else tiles * REFERENCE["reference_pes"]
     adcs = pes * chip.adcs_of_pe
+    cells = chip.crossbars_per_pe * a["cell"] * chip.xbar_size**2
     return {
-        "crossbar": pes * (chip.crossbars_per_pe * a["crossbar_rram"] * chip.crossbar_scale),
+        "crossbar": pes * (cells + chip.crossbars_per_pe * a["driver"] * chip.xbar_size),
         "adc": adcs * a["adc"] * chip.adc_scale,
         "mux": adcs * a["mux"],
         "shift_add": adcs * (a["shift_add"] * counted),
@@ -228,7 +260,8 @@ def memory_area(network: LayerList, layer: Layer, chip: Chip) -> dict[str, float
     if chip.costs == "published":
         bits = layer.in_channels * prod(layer.in_size) * network.input_bits(layer)
     kept = 2 * kept_bits(network, layer)
-    return {x: y * AREA_UM2["memory_bit"] for x, y in (("input_buffer", bits), ("kept_sums", kept))}
+    a = chip.technology.area["memory_bit"]
+    return {"input_buffer": bits * a, "kept_sums": kept * a}
 
 
 def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[str, float]:
@@ -238,12 +271,13 @@ def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[s
 
 def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
     """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
-    membrane_bits = sum(prod(shape) for shape in network.lif) * network.membrane_bits
+    membrane_bits = sum(prod(shape) for shape in network.lif) * kept_state(network)
     memories = [memory_area(network, layer, chip) for layer in network.layers]
+    a = chip.technology.area["memory_bit"]
     return area_of(tiles * chip.pe_per_tile, chip) | {
         **{name: fsum(memory[name] for memory in memories) for name in memories[0]},
-        "membrane": membrane_bits * AREA_UM2["memory_bit"],
-        "stream": stream_bits(network) * AREA_UM2["memory_bit"],
+        "membrane": membrane_bits * a,
+        "stream": stream_bits(network) * a,
     }
 
 
@@ -252,21 +286,20 @@ def stream_bits(network: LayerList) -> int:
     return sum(prod(shape) for shape in network.streams) * REFERENCE["stream_bits"]
 
 
-def stream_energy(network: LayerList) -> float:
+def stream_energy(network: LayerList, chip: Chip) -> float:
     """Of writing and reading the residual stream at every timestep, pJ."""
-    accesses = stream_bits(network) * network.time_steps
-    return accesses * (EVENT_PJ["read"] + EVENT_PJ["write"])
+    e = chip.technology.energy
+    return stream_bits(network) * network.time_steps * (e["read"] + e["write"])
 
 
 def leakage(area: Mapping[str, Value], chip: Chip) -> Value:
-    """Power of a chip that does nothing, mW: of all its transistors, so neither of the cells nor of
-    the H-tree's wires. None is published."""
+    """Power of a chip that does nothing, mW: of all its transistors, so neither of the H-tree's
+    wires nor of cells that are none. None is published."""
     if chip.costs == "published":
         return 0.0
-    return (
-        add(x for name, x in area.items() if name not in ("crossbar", "htree"))
-        * LEAKAGE_MW[chip.process]
-    )
+    quiet = ("htree",) if chip.technology.cells_leak else ("crossbar", "htree")
+    leaking = add(x for name, x in area.items() if name not in quiet)
+    return leaking * chip.technology[f"leakage.{chip.process}_mw"]
 
 
 def totals(
@@ -290,7 +323,7 @@ def totals(
     dynamic_pj = add(
         [
             *(value for cost in costs.values() for value in cost.energy.values()),
-            stream_energy(network),
+            stream_energy(network, chip),
         ]
     )
     energy_pj = dynamic_pj + leakage_mw * delay_ns
@@ -332,7 +365,7 @@ def estimate(network: LayerList, chip: Chip, area_mm2: float | None = None) -> E
         name: fsum(cost.energy[name] for cost in costs.values())
         for name in next(iter(costs.values())).energy
     }
-    energy["stream"] = stream_energy(network)
+    energy["stream"] = stream_energy(network, chip)
     energy["leakage"] = total["leakage_mw"] * total["delay_ns"]
     path_of = published.critical_path if chip.costs == "published" else critical_path
     path = path_of(network, {name: cost.times for name, cost in costs.items()})
@@ -371,7 +404,8 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
         "groups": placement.groups,
         "utilization": utilization(layer, placement, chip),
         "cycles": cost.cycles,
-        "conversions": cost.cycles * placement.conversions,
+        "conversions": cost.cycles * converted(placement, chip, cost.silence),
+        "silent_patches": layer.silent_patches,
         "ops": network.ops(layer),
         "spike_rate": 1.0 if layer.spike_rate is None else layer.spike_rate,
         "rate_is_measured": layer.spike_rate is not None,

@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -17,6 +18,7 @@ LARGEST = 10**9  # far above any chip or network; keeps every product a finite f
 MAX_BITS = 32  # stand for full precision
 FULL_PRECISION_BITS = 16  # that it has on a chip where nobody says otherwise
 IMAGE_BITS = 8
+RESETS = ("hard", "soft")
 MOST_JSON = 2**26  # bytes of a file
 
 
@@ -33,6 +35,10 @@ class Layer:
     the layer runs for one sample and timestep, with the same weights. `lif` says whether a LIF
     population is updated with its sums; None: see LayerList.has_lif. A `static` layer reads the
     same at every timestep, as a stem does of an image: it runs once, and its sums are kept.
+    `stride` and `padding`, (vertical, horizontal), are the convolution's, the padding above and to
+    the left; None where they are to be worked out of the sizes. `silent_patches` is the measured
+    share of silent patches, `silent_tiles` entries (xbar_size, crossbars_per_pe, PEs in line that a
+    tile reads, crossbars and PEs of these that are silent in an average cycle); see silence.py.
     """
 
     name: str
@@ -51,6 +57,10 @@ class Layer:
     runs: int = 1
     lif: bool | None = None
     static: bool = False
+    stride: tuple[int, int] | None = None
+    padding: tuple[int, int] | None = None
+    silent_patches: float | None = None
+    silent_tiles: tuple[tuple[int, int, int, float, float], ...] = ()
 
     def __post_init__(self) -> None:
         # Printable, because the name stands in a CSV cell and in a Markdown table.
@@ -79,10 +89,50 @@ class Layer:
         for name in ("weight_bits", "bn_bits"):
             if getattr(self, name) is not None:
                 check_int(getattr(self, name), here + name, MAX_BITS)
-        if self.spike_rate is not None:
-            check_number(self.spike_rate, here + "spike_rate", 0, 1)
+        for name in ("spike_rate", "silent_patches"):
+            if getattr(self, name) is not None:
+                check_number(getattr(self, name), here + name, 0, 1)
+        self._check_geometry(here)
+        self._check_tiles(here)
         if not isinstance(self.after, list | tuple):
             raise UserError(f"{here}after must be a list of layer names, got {show(self.after)}")
+
+    def _check_geometry(self, here: str) -> None:
+        if (self.stride is None) != (self.padding is None):
+            raise UserError(f"{here}stride and padding are given together, or neither is")
+        if self.stride is None:
+            return
+        if self.linear:
+            raise UserError(f"{here}a linear layer has neither stride nor padding")
+        check_sizes(self.stride, here + "stride", 2)
+        check_sizes(self.padding, here + "padding", 2, low=0)
+        for side in (0, 1):
+            last = (self.out_size[side] - 1) * self.stride[side] - self.padding[side]
+            if self.padding[side] >= self.kernel or last >= self.in_size[side]:
+                raise UserError(
+                    f"{here}with stride {self.stride[side]} and padding {self.padding[side]} some "
+                    f"of {self.out_size[side]} outputs read nothing of {self.in_size[side]} pixels"
+                )
+
+    def _check_tiles(self, here: str) -> None:
+        if not isinstance(self.silent_tiles, list | tuple):
+            raise UserError(f"{here}silent_tiles must be a list, got {show(self.silent_tiles)}")
+        for entry in self.silent_tiles:
+            if not isinstance(entry, list | tuple) or len(entry) != 5:
+                raise UserError(
+                    f"{here}an entry of silent_tiles must be [xbar_size, crossbars_per_pe, PEs, "
+                    f"silent crossbars, silent PEs], got {show(entry)}"
+                )
+            for size in entry[:3]:
+                check_int(size, here + "a size in silent_tiles")
+            for found in entry[3:]:
+                check_number(found, here + "a number of silent_tiles", 0, LARGEST)
+
+    def stride_and_padding(self, side: int) -> tuple[int, int]:
+        """Along a side, 0 vertical, 1 horizontal: as given, or as the sizes say."""
+        if self.stride is not None:
+            return self.stride[side], self.padding[side]
+        return stride_and_padding(self.in_size[side], self.out_size[side], self.kernel)
 
     @classmethod
     def from_json(cls, entry: object, what: str) -> "Layer":
@@ -100,6 +150,7 @@ class LayerList:
 
     `lif` holds the (channels, height, width) of every LIF population with a membrane memory, and
     `streams` those of every residual stream that is kept while a block computes what is added.
+    `leak` and `reset` are the neurons' (see `models.neuron.Neuron`).
     Raises UserError where the layers do not form one acyclic graph of uniquely named layers.
     """
 
@@ -109,11 +160,16 @@ class LayerList:
     layers: tuple[Layer, ...]
     lif: tuple[tuple[int, int, int], ...]
     streams: tuple[tuple[int, int, int], ...] = ()
+    leak: float = 0.25
+    reset: str = "hard"
 
     def __post_init__(self) -> None:
         check_int(self.time_steps, "time_steps")
         check_int(self.weight_bits, "weight_bits", MAX_BITS)
         check_int(self.membrane_bits, "membrane_bits", MAX_BITS)
+        check_number(self.leak, "leak", 0, 1)
+        if self.reset not in RESETS:
+            raise UserError(f"reset must be {' or '.join(RESETS)}, got {show(self.reset)}")
         for name in ("lif", "streams"):
             shapes = getattr(self, name)
             if not isinstance(shapes, list | tuple):
@@ -173,13 +229,8 @@ class LayerList:
     def positions(self, layer: Layer) -> int:
         """Values of an input channel that the kernel reads for one output channel in one inference:
         k² for every output pixel, less what lies outside of the plane.
-
-        Stride and padding are worked out of the sizes (see `stride_and_padding`).
         """
-        reads = 1
-        if not layer.linear:
-            sides = zip(layer.in_size, layer.out_size, strict=True)
-            reads = prod(reads_along(size, outputs, layer.kernel) for size, outputs in sides)
+        reads = 1 if layer.linear else prod(reads_along(layer, side) for side in (0, 1))
         return reads * self.time_steps_of(layer) * layer.runs
 
     def updates(self, layer: Layer) -> int:
@@ -248,19 +299,22 @@ class LayerList:
     def from_json(cls, data: object) -> "LayerList":
         """The network that a layer list describes; raises UserError where it is not one."""
         required = [x.name for x in fields(cls) if x.default is MISSING]
-        check_keys(data, "the layer list", required, ["streams"])
+        check_keys(data, "the layer list", required, ["streams", "leak", "reset"])
         layers = data["layers"]
         if not isinstance(layers, list):
             raise UserError(f"layers must be a list, got {show(layers)}")
         found = tuple(Layer.from_json(entry, f"layers[{i}]") for i, entry in enumerate(layers))
         planes = {x: data[x] for x in ("lif", "streams") if x in data}
-        planes = {x: tuple(map(_tuple, y)) if isinstance(y, list) else y for x, y in planes.items()}
+        planes = {x: _tuple(y) for x, y in planes.items()}
         return cls(**data | planes | {"layers": found})
 
 
 def _tuple(value: object) -> object:
-    """A JSON list as the tuple the dataclasses hold; anything else is left for their checks."""
-    return tuple(value) if isinstance(value, list) else value
+    """A JSON list, also one of lists, as the tuple the dataclasses hold; anything else is left for
+    their checks."""
+    if not isinstance(value, list):
+        return value
+    return tuple(tuple(x) if isinstance(x, list) else x for x in value)
 
 
 @dataclass(frozen=True)
@@ -290,10 +344,11 @@ def stride_and_padding(size: int, outputs: int, kernel: int) -> tuple[int, int]:
     return stride, -(-max(0, (outputs - 1) * stride + kernel - size) // 2)
 
 
-def reads_along(size: int, outputs: int, kernel: int) -> int:
+def reads_along(layer: Layer, side: int) -> int:
     """How many pixels a kernel reads along one side of the plane, over all outputs: of output y
     those from y·stride - padding on, `kernel` of them, less what lies outside."""
-    stride, padding = stride_and_padding(size, outputs, kernel)
+    size, outputs, kernel = layer.in_size[side], layer.out_size[side], layer.kernel
+    stride, padding = layer.stride_and_padding(side)
 
     def starts(below: int) -> int:
         """Sum of y·stride - padding over the outputs before this one."""
@@ -332,14 +387,19 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
     if len(content) > MOST_JSON:
         raise UserError(f"{str(path)!r} is larger than {MOST_JSON >> 20} MB")
+    is_utf_16 = b"\0" in content[:4] or content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)  # or UTF-32
     try:
-        return json.loads(content, object_pairs_hook=_unique_keys)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError:
+        what = "is no text"
     except json.JSONDecodeError as error:
         what = f"goes wrong in line {error.lineno}, column {error.colno}"
     except RecursionError:
         what = "holds lists in lists, too deep to be read"
-    except ValueError:  # what is no text; a number beyond Python's limit of 4,300 digits
-        what = "is no text, or holds a number of too many digits"
+    except ValueError:  # beyond Python's limit of 4,300 digits
+        what = "holds a number of too many digits"
+    if is_utf_16:
+        what = "is text in UTF-16"
     kind = " (a zip archive, perhaps a checkpoint)" if content.startswith(b"PK") else ""
     raise UserError(f"{str(path)!r}{kind} {what}: wanted is a JSON object, in UTF-8")
 
@@ -374,12 +434,12 @@ def check_number(value: object, what: str, low: float, high: float) -> None:
         raise UserError(f"{what} must be a number from {low:g} to {high:g}, got {show(value)}")
 
 
-def check_sizes(value: object, what: str, count: int) -> None:
-    """Raise UserError unless `value` is a list of `count` positive whole numbers."""
+def check_sizes(value: object, what: str, count: int, low: int = 1) -> None:
+    """Raise UserError unless `value` is a list of `count` whole numbers from `low` on."""
     if not isinstance(value, list | tuple) or len(value) != count:
         raise UserError(f"{what} must be a list of {count} whole numbers, got {show(value)}")
     for size in value:
-        check_int(size, what)
+        check_int(size, what, low=low)
 
 
 def check_keys(

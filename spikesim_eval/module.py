@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from models.neuron import LIF
 from runtime.errors import UserError
 
-from .codes import code_bits, common_step, share_of_ones
+from .codes import code_bits, share_of_ones
 from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int
-from .watch import BY_HAND, Neuron, Read, Watcher, by
+from .watch import BY_HAND, Neuron, Read, Watcher, by, made_by_hand
 
 MOST_TEXT = 300  # characters of a message
 
@@ -186,17 +186,15 @@ class _Description:
     def _check_spikes(self, name: str, read: Read) -> None:
         """Refuses spikes, or averages of them, that no module has made."""
         values = read.possible.values
-        step = common_step(values) if read.origin.real else None
-        if step is None or values.min() != 0 or not values.any():
-            return
-        largest = values.max().item()
-        if round(largest / step) == 1 or (largest <= 1 and abs(1 / step - round(1 / step)) < 1e-3):
-            sources = ", ".join(sorted(read.origin.layer_names)[:3])
-            raise UserError(
-                f"layer {name} reads spikes that were made of the sums of {sources} outside of a "
-                f"module of their own, so that their membrane is not seen: make the neuron a "
-                f"torch module, {BY_HAND}"
-            )
+        step = read.possible.step() if read.origin.real else None
+        if not read.origin.rounded:
+            if step is None or not values.any():
+                return
+            largest, is_signed = values.abs().max().item(), values.min() < 0
+            is_average = largest <= 1 and abs(1 / step - round(1 / step)) < 1e-3 and not is_signed
+            if not is_average and (round(largest / step) > 1 or values.min() > 0):
+                return
+        raise UserError(f"layer {name} reads {made_by_hand(read.origin)}")
 
     def _layer(self, name: str, read: Read) -> Layer:
         self._check_spikes(name, read)
@@ -243,6 +241,7 @@ class _Description:
             input_bits=bits,
             spike_rate=rate,
             runs=runs,
+            **geometry(module),
             **common,
         )
 
@@ -271,7 +270,7 @@ class _Description:
         origin, levels = read.origin, read.possible
         if not origin.populations or origin.real or origin.image or levels.is_whole:
             return False
-        return common_step(levels.values) is not None and bool(levels.values.min() >= 0)
+        return levels.step() is not None and bool(levels.values.min() >= 0)
 
     def _counting(self, name: str, read: Read, runs: int, common: dict) -> Layer:
         """A layer that runs once on spikes averaged or summed over time (and a plane): its input
@@ -279,7 +278,7 @@ class _Description:
         T, origin = self.time_steps, read.origin
         plane = self._pooled_plane(common["in_channels"], read)
         values = read.possible.values
-        step = common_step(values) or common_step(values, (1 / (T * prod(plane)),))
+        step = read.possible.step() or read.possible.step((1 / (T * prod(plane)),))
         if origin.real or origin.image or step is None or values.min() < 0:
             raise UserError(
                 f"layer {name} runs once for all timesteps on what is no average of spikes over "
@@ -320,10 +319,8 @@ class _Description:
         )
         if possible.is_zero:
             return widest, share_of_ones(read.levels, 1.0, 1) if from_spikes else None
-        if origin.real or origin.image:
-            step = 1.0 if possible.is_whole else None
-        else:
-            step = common_step(possible.values)
+        # An image's own step is not its codes': it is read in 8 bits.
+        step = possible.step() if not origin.image or possible.is_whole else None
         if step is None:
             return max(widest, 1 if origin.image and not origin.real else self.bits), None
         low, high = (
@@ -333,6 +330,18 @@ class _Description:
         if not (origin.image and (low, high) == (0, 1)):
             bits = max(bits, widest)
         return bits, share_of_ones(read.levels, step, bits)
+
+
+def geometry(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Stride and padding of a convolution; nothing where they do not say alone what it reads."""
+    if not isinstance(module, nn.Conv2d) or module.dilation != (1, 1):
+        return {}
+    kernel, padding = module.kernel_size, module.padding
+    if isinstance(padding, str):
+        padding = tuple((k - 1) // 2 if padding == "same" else 0 for k in kernel)
+    if any(p >= k for p, k in zip(padding, kernel, strict=True)):
+        return {}
+    return {"stride": module.stride, "padding": padding}
 
 
 def trace_network(network: nn.Module, sample: Tensor, bits: int, time_steps: int) -> LayerList:

@@ -9,7 +9,7 @@ from typing import Any
 from display import component_name, percent, short_names, significant, text_table
 from runtime.files import write_files
 
-from .chip import Chip
+from .chip import NOTHING, Chip
 from .compare import (
     SEARCHED_AXES,
     SEARCHED_CHOICES,
@@ -19,11 +19,12 @@ from .compare import (
     on_chip_text,
     sensitivity,
 )
-from .constants import AREA, ENERGY, EVENT, LEAKAGE, PUBLISHED_RATIO, STRUCTURE
+from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE, Constant
 from .estimate import Estimate, estimate, ratios
 from .layer_list import LayerList, Subject
 from .plots import PARTS, report_plots
 from .render import QUANTITIES, RATIO_NAMES, RATIOS, Section, csv_text, markdown, page, shown
+from .technology import DEFAULT
 
 TITLE = "SpikeSim estimate"
 UNITS = {  # of the figures in report.json
@@ -64,6 +65,7 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
     "ops": ("ops", None),
     "spike_rate": ("spike_rate_per_timestep", "spike rate"),
     "rate_is_measured": ("rate_is_measured_yes_no", None),
+    "silent_patches": ("silent_patches_share_of_pe_cycles", "silent patches, %"),
     "energy_pj": ("energy_pj", "energy"),
     "area_um2": ("area_um2", "area"),
     "start_ns": ("start_ns", "start"),
@@ -74,9 +76,9 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
 }
 
 ADC_LAW = {
-    "doubling": "Energy and area of an ADC double with every bit above the published 4 and halve "
+    "doubling": "Energy and area of an ADC double with every bit above the technology's and halve "
     "with every bit below.",
-    "linear": "Energy and area of an ADC are in proportion to its bits (published: 4).",
+    "linear": "Energy and area of an ADC are in proportion to its bits.",
 }
 COLUMN_KINDS = {
     "differential": "Positive and negative weights lie in crossbars of their own, of w - 1 bits, "
@@ -119,9 +121,35 @@ CHARGED = {  # by Chip.costs
         "25 bits, while a block computes what is added to it, written and read at every "
         "timestep. Not charged: DRAM, the distribution of clocks, the count of driven rows that "
         "offset columns need, and the area of multipliers and LIF logic.",
-        "Transistors leak as an SRAM cell of the same area does; crossbars and the H-tree's "
-        "wires do not leak.",
+        "Transistors leak as an SRAM cell of the same area does; the H-tree's wires do not, nor "
+        "do crossbars, but for SRAM.",
     ],
+}
+SKIPPED = {  # by what Chip.skip names
+    "rows": "Of a silent row, a bit inside of the plane that is no one, nothing is read from the "
+    "tile buffer, as from cells whose read port discharges for a one alone; nothing drives a "
+    "silent row in any case.",
+    "patches": "A silent patch, an output pixel and input bit at which no row of the layer carries "
+    "a one, converts nothing: of its cycle the clock is left in which that is seen, and neither "
+    "ADCs, adders and temporary buffers nor fetch and H-tree work. A row of pixels takes its "
+    "layer's average time.",
+    "tiles": "A tile none of whose rows carries a one in a cycle converts nothing and moves no "
+    "sums, but takes the time of the others. A tile holds PEs that read the same rows, and of as "
+    "many in line as fit, as if each layer began a tile.",
+}
+NOT_SKIPPED = (
+    "Seeing silence costs nothing. Inputs are written, sums normalized and membranes updated where "
+    "nothing fires, too. What lies outside of the plane is charged as without skipping."
+)
+SILENCE = (
+    "Silence is counted from recorded spikes where there are any ('silent patches' of the layers); "
+    "else each bit is taken for a one with the layer's rate, independently of all others."
+)
+UPDATE = {  # what a LIF update costs, by Chip.costs
+    "published": "A LIF update costs the same whatever its reset and leak, as published.",
+    "counted": "The published LIF module is taken to reset to 0 and to leak by a shift. A soft "
+    "reset takes an addition of 25 bits more at every update; a leak that is no power of two a "
+    "product of the membrane's bits with as many; with a leak of 0 no membrane is kept.",
 }
 COPIES = [
     "Copies of weights are put on the chip as long as they make the pipeline faster and the area "
@@ -133,8 +161,8 @@ COPIES = [
 def assumptions(chip: Chip) -> list[str]:
     """What the figures rest on, one sentence each."""
     return [
-        "Component figures are those of the published SpikeSim tool where it has them; nothing is "
-        "measured on a chip.",
+        f"Component figures are those of {chip.technology} ({chip.technology.title}), with their "
+        "sources below; nothing is measured on a chip.",
         *CHARGED[chip.costs],
         COLUMN_KINDS[chip.columns],
         ADC_OF[chip.adc_of],
@@ -144,6 +172,7 @@ def assumptions(chip: Chip) -> list[str]:
         "The LIF module is charged once per update, after all input bits, and only behind layers "
         "whose sums update LIF neurons: not for shortcuts and the classifier, and as many pixels "
         "as the layer has where a pooling lies between.",
+        UPDATE[chip.costs],
         "A stored weight of b bits takes ceil(b / cell bits) cells side by side in one crossbar, "
         "so a crossbar row of X cells holds the whole weights that fit into X; a PE's crossbars "
         "hold kernel positions and row groups of the same columns, as many as it has.",
@@ -156,7 +185,7 @@ def assumptions(chip: Chip) -> list[str]:
         "batch norm multiplies them by an integer scale, and its products are shifted onto the "
         "residual stream of 24 bits and a sign, 14 of them behind the point "
         "(models/integer_network.py).",
-        "Only crossbar energy scales with the spike rate; where no rate was measured it is 1.",
+        *skipping(chip),
         f"{ADC_LAW[chip.adc_law]} Those of a crossbar grow with its cells.",
         "Area counts an input buffer per layer and a membrane memory for every LIF neuron, with "
         "their own bit widths (the published tool: 22 bits, membranes of five layers).",
@@ -171,11 +200,22 @@ def assumptions(chip: Chip) -> list[str]:
     ]
 
 
-def summary(network: LayerList) -> dict[str, int]:
+def skipping(chip: Chip) -> list[str]:
+    """What depends on spikes."""
+    if chip.skip == NOTHING:
+        return [
+            "Only crossbar energy scales with the spike rate; where no rate was measured it is 1."
+        ]
+    return [*(text for name, text in SKIPPED.items() if chip.skips(name)), NOT_SKIPPED, SILENCE]
+
+
+def summary(network: LayerList) -> dict[str, Any]:
     return {
         "time_steps": network.time_steps,
         "weight_bits": network.weight_bits,
         "membrane_bits": network.membrane_bits,
+        "leak": network.leak,
+        "reset": network.reset,
         "layer_count": len(network.layers),
         "lif_count": len(network.lif),
     }
@@ -205,7 +245,7 @@ def build_report(
         "layers": list(ours.layers),
         "spike_rates_by_timestep": {name: list(rates) for name, rates in subject.rates.items()},
         "published": {name: constant.value for name, constant in PUBLISHED_RATIO.items()},
-        "constants": constants(chip.costs == "published"),
+        "constants": constants(chip),
         "assumptions": assumptions(chip) + COPIES * (area_mm2 is not None),
     }
     if baseline is not None:
@@ -218,7 +258,8 @@ def build_report(
         report["baseline_network"] = summary(theirs.network)
         report["ratio"] = ratios(ours.total, theirs.total)
         report["sensitivity"] = sensitivity(subject.network, baseline.network, chip)
-        report["nearest_to_published"] = nearest(subject.network, baseline.network, chip)
+        if chip.technology is DEFAULT:  # else nobody claims the ratios
+            report["nearest_to_published"] = nearest(subject.network, baseline.network, chip)
     return report
 
 
@@ -231,16 +272,15 @@ def outside_layers(ours: Estimate) -> dict[str, float]:
     return states | {"idle_pes": idle}
 
 
-def constants(published: bool) -> list[dict[str, Any]]:
+def constants(chip: Chip) -> list[dict[str, Any]]:
     """Every published number that the estimate rests on."""
-    tables = {"event": EVENT, "area": AREA, "leakage": LEAKAGE, "structure": STRUCTURE}
-    if published:
-        tables = {"energy": ENERGY, "area": AREA, "structure": STRUCTURE}
-    return [
-        {"table": table, "name": name} | constant._asdict()
-        for table, entries in tables.items()
-        for name, constant in entries.items()
-    ]
+
+    def rows(table: str, entries: Mapping[str, Constant]) -> list[dict[str, Any]]:
+        return [{"table": table, "name": name} | x._asdict() for name, x in entries.items()]
+
+    if chip.costs == "published":
+        return rows("energy", ENERGY) + rows("area", AREA) + rows("structure", STRUCTURE)
+    return [*chip.technology.rows(), *rows("structure", STRUCTURE)]
 
 
 def layers_csv(report: Mapping[str, Any]) -> str:
@@ -314,17 +354,12 @@ def comparison_sections(report: Mapping[str, Any]) -> list[Section]:
         ]
         header = ["quantity", "here", "published (N-Caltech101, information only)"]
         found.append(Section(f"Times better than the baseline, {names[1]}", [], header, rows))
-        near = report["nearest_to_published"]
-        searched = ", ".join((*SEARCHED_AXES, *SEARCHED_CHOICES))
-        ratio = ", ".join(f"{RATIO_NAMES[x]} {significant(y)}" for x, y in near["ratio"].items())
         sentences = [
             "Each assumption changed alone, for both networks where it concerns both; times off is "
             "the largest factor between a ratio and the published one (dashed in the picture).",
-            f"Of {near['combinations']} combinations (of {searched} and the baseline's "
-            f"width) the nearest to the published ratios is {near['change']}: {ratio}, "
-            f"{significant(near['times_off'])} times off. That is fitting, and no evidence.",
+            *(nearest_text(near) for near in (report.get("nearest_to_published"),) if near),
         ]
-        of_ratios = [RATIO_NAMES[name] for name in near["ratio"]]
+        of_ratios = [RATIO_NAMES[name] for name in report["published"]]
         header = ["change", *of_ratios, "times off"]
         rows = [
             [row["change"], *row["ratio"].values(), row["times_off"]]
@@ -334,12 +369,26 @@ def comparison_sections(report: Mapping[str, Any]) -> list[Section]:
     return found
 
 
+def nearest_text(near: Mapping[str, Any]) -> str:
+    searched = ", ".join((*SEARCHED_AXES, *SEARCHED_CHOICES))
+    ratio = ", ".join(f"{RATIO_NAMES[x]} {significant(y)}" for x, y in near["ratio"].items())
+    return (
+        f"Of {near['combinations']} combinations (of {searched} and the baseline's width) the "
+        f"nearest to the published ratios is {near['change']}: {ratio}, "
+        f"{significant(near['times_off'])} times off. That is fitting, and no evidence."
+    )
+
+
 def layer_sections(report: Mapping[str, Any]) -> list[Section]:
     layers, rows = report["layers"], []
     headings = {key: heading for key, (_, heading) in COLUMNS.items() if heading}
+    if all(row["silent_patches"] is None for row in layers):
+        del headings["silent_patches"]
     for row in layers:
         rate = f"{row['spike_rate']:.4g}" + ("" if row["rate_is_measured"] else " (not measured)")
         cells = row | {"utilization": f"{100 * row['utilization']:.1f}", "spike_rate": rate}
+        if row["silent_patches"] is not None:
+            cells["silent_patches"] = f"{100 * row['silent_patches']:.1f}"
         cells |= {key: shown(key, row[key]) for key in ("energy_pj", "area_um2")}
         cells |= {key: shown("delay_ns", row[key]) for key in ("start_ns", "delay_ns", "finish_ns")}
         rows.append([cells[key] for key in headings])

@@ -18,7 +18,7 @@ import numpy as np
 from runtime.errors import UserError
 
 from .chip import Value, ceil_div
-from .layer_list import Layer, LayerList, show, stride_and_padding
+from .layer_list import Layer, LayerList, show
 
 MOST_ROWS = 2**20  # of pixels in an inference: the schedule holds a number for each
 MOST_NUMBERS = 2**28  # 2 GiB
@@ -42,7 +42,7 @@ def rows_of(layer: Layer) -> int:
 def needed_rows(layer: Layer) -> np.ndarray:
     """For each row of outputs the last row of the plane that it reads, (rows,)."""
     height, outputs = layer.in_size[0], layer.out_size[0]
-    stride, padding = stride_and_padding(height, outputs, layer.kernel)
+    stride, padding = layer.stride_and_padding(0)
     last = np.arange(outputs) * stride + layer.kernel - 1 - padding
     return last.clip(0, height - 1)
 

@@ -55,6 +55,23 @@ def variants(
             yield Subject(subject.name, network, kind=subject.kind, **known)
 
 
+def values_of(chip: Chip, axes: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """The values of every axis; the chip's own where none are given."""
+    return {name: axes.get(name) or [getattr(chip, name)] for name in AXES}
+
+
+def grid_of(chip: Chip, axes: Mapping[str, Sequence[float]]) -> ChipGrid:
+    """All chips that differ from `chip` in `axes`: an axis a dimension, so that what depends on few
+    options is computed for these alone. Raises UserError for a value that makes no chip."""
+    values = values_of(chip, axes)
+    for name, axis in values.items():
+        for value in axis:
+            check_option(OPTIONS[name], value)
+    dimensions = np.ix_(*(np.array(axis, dtype=np.float64) for axis in values.values()))
+    fixed = {name: getattr(chip, name) for name in (*CHOICES, "skip")}
+    return ChipGrid(**dict(zip(AXES, dimensions, strict=True)), **fixed)
+
+
 def sweep(
     subjects: Sequence[Subject],
     chip: Chip,
@@ -68,14 +85,8 @@ def sweep(
     where a weight has more cells than a crossbar row are left out. Raises UserError where a value
     makes no chip, and where no point is left.
     """
-    values = {name: axes.get(name) or [getattr(chip, name)] for name in AXES}
-    fixed = {name: getattr(chip, name) for name in CHOICES}
-    for name, axis in values.items():
-        for value in axis:
-            check_option(OPTIONS[name], value)
-    # An axis a dimension: what depends on few options is computed for these alone.
-    dimensions = np.ix_(*(np.array(values[name], dtype=np.float64) for name in AXES))
-    grid = ChipGrid(**dict(zip(AXES, dimensions, strict=True)), **fixed)
+    values, grid = values_of(chip, axes), grid_of(chip, axes)
+    dimensions = {name: getattr(grid, name) for name in AXES}
     shape = tuple(map(len, values.values()))
 
     parts = []
@@ -92,7 +103,7 @@ def sweep(
             "time_steps": network.time_steps,
             "accuracy": np.nan if subject.accuracy is None else subject.accuracy,
             "chip_accuracy": on_chips(subject, chip, values, fits, draws),
-            **dict(zip(AXES, dimensions, strict=True)),
+            **dimensions,
             **{name: total[name] for name in SHOWN},
         }
         kept = np.flatnonzero(np.broadcast_to(fits, shape))

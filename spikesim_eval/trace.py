@@ -1,6 +1,7 @@
 """From a checkpoint of main.py to the layer list that the estimate reads."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,7 +10,6 @@ from math import prod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,60 +18,117 @@ from data_loader import Share, data_of, evaluation_loader, refuse_another_fold
 from display import kind_of
 from engine.evaluate import evaluate
 from load_settings import check_classes, load_network
-from models import MSResNet
-from models.MS_ResNet import Shortcut
+from models import SpikingNetwork
+from models.graph import Node, graph_of, source_of
+from models.neuron import neuron_of
 from runtime.errors import UserError
 from settings import Settings
 
+from .chip import Chip
+from .codes import Rows
 from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int, show
+from .silence import tile_sizes
 
 
-def describe(network: MSResNet, rates: Mapping[str, float] | None = None) -> LayerList:
+def describe(
+    network: SpikingNetwork, measured: Mapping[str, Mapping[str, Any]] | None = None
+) -> LayerList:
     """The layer list of a network that knows its `input_shape`.
 
-    The stem reads the image, all other convolutions spikes, but for shortcuts: they read the
-    residual stream, which is as wide as a membrane. `rates` holds what `counting_rows` has measured
-    of each layer, by name.
+    Convolutions read the image, spikes, or a stream of real values, which are as wide as a
+    membrane. Real values that wait for what is added to them are kept. `measured` holds what
+    `counting_rows` has found of each layer, by name. Raises UserError for a network that is no
+    such one.
     """
-    first, linear, rates = network.blocks[0], network.linear, rates or {}
-    bits, bn_bits = (bits_of(x) or MAX_BITS for x in (first.conv1, first.bn1))
+    try:
+        graph = graph_of(network)
+    except ValueError as error:
+        raise UserError(f"the network has no layer list: {error}") from None
+    measured, linear, is_static = measured or {}, network.linear, len(network.input_shape) == 3
+    of_spikes = [x for x in graph if x.kind == "conv" and _source(graph, x) == "lif"]
+    if not of_spikes:
+        raise UserError("the network has no layer list: no convolution reads spikes")
+    bits = bits_of(network.get_submodule(of_spikes[0].name)) or MAX_BITS
+    batch_norms = {
+        graph[x.reads[0]].name: bits_of(network.get_submodule(x.name)) or MAX_BITS
+        for x in graph
+        if x.kind == "batch_norm"
+    }
+    before = sums_in(graph)
+    updating = layers_that_update(graph, before)
     layers: list[Layer] = []
-    populations: list[tuple[int, int, int]] = []
-    streams: list[tuple[int, int, int]] = []
-
-    def add(name: str, plane: tuple, after: set[str], reads: int | str, **more: Any) -> tuple:
-        """A convolution of a plane: of the spikes of a LIF layer, or of values of so many bits.
-        Returns the plane that it gives."""
-        conv, input_bits = network.get_submodule(name), 1 if isinstance(reads, str) else reads
-        gives = tuple(-(-side // stride) for side, stride in zip(plane, conv.stride, strict=True))
-        shape = conv.kernel_size[0], conv.in_channels, conv.out_channels, plane, gives
-        known = {"spike_rate": rates.get(name), "bn_bits": bn_bits, "lif": True} | more
-        layers.append(Layer(name, *shape, input_bits, tuple(sorted(after)), **known))
-        if isinstance(reads, str):
-            populations.append((conv.in_channels, *plane))
-        return gives
-
-    image, static = network.input_shape[-2:], len(network.input_shape) == 3
-    stem = {"weight_bits": bits_of(network.stem.conv), "static": static}
-    plane = add("stem.conv", image, set(), IMAGE_BITS, **stem)
-    stream = {"stem.conv"}  # the layers whose sums are in it
-    for i, block in enumerate(network.blocks):
-        at = f"blocks.{i}"
-        if i or not static:  # the first block of an image reads the stem's sums, which are kept
-            streams.append((block.conv1.in_channels, *plane))
-        inner = add(f"{at}.conv1", plane, stream, f"{at}.lif1")
-        add(f"{at}.conv2", inner, {f"{at}.conv1"}, f"{at}.lif2")
-        if isinstance(block.shortcut, Shortcut):
-            add(f"{at}.shortcut.conv", plane, stream, bits, lif=False)
-            stream = {f"{at}.shortcut.conv"}
-        plane, stream = inner, stream | {f"{at}.conv2"}
-    populations.append((linear.in_features, *plane))
-    shape = 1, linear.in_features, linear.out_features, plane, (1, 1), None
+    for node in graph:
+        if node.kind != "conv":
+            continue
+        conv, source = network.get_submodule(node.name), _source(graph, node)
+        reads = node.reads[0]
+        more: dict[str, Any] = {}
+        if source == "image":
+            more = {"weight_bits": bits_of(conv), "static": is_static}
+        layers.append(
+            Layer(
+                node.name,
+                kernel=conv.kernel_size[0],
+                in_channels=conv.in_channels,
+                out_channels=conv.out_channels,
+                in_size=graph[reads].shape[1:],
+                out_size=node.shape[1:],
+                input_bits={"image": IMAGE_BITS, "lif": 1, "stream": bits}[source],
+                after=tuple(sorted(before[reads])),
+                stride=conv.stride,
+                padding=conv.padding,
+                bn_bits=batch_norms.get(node.name),
+                lif=node.name in updating,
+                **more | measured.get(node.name, {}),
+            )
+        )
+    shape = 1, linear.in_features, linear.out_features, graph[-1].shape[1:], (1, 1), None
     how = {"weight_bits": bits_of(linear), "linear": True, "lif": False}
-    how["spike_rate"] = rates.get("linear")
-    layers.append(Layer("linear", *shape, tuple(sorted(stream)), **how))
-    planes = tuple(populations), tuple(streams)
-    return LayerList(network.time_window, bits, bits, tuple(layers), *planes)
+    how |= measured.get("linear", {})
+    layers.append(Layer("linear", *shape, tuple(sorted(before[-1])), **how))
+    populations = tuple(node.shape for node in graph if node.kind == "lif")
+    neuron, streams = neuron_of(network), tuple(streams_of(graph))
+    shared = network.time_window, bits, bits
+    return LayerList(*shared, tuple(layers), populations, streams, neuron.leak, neuron.reset)
+
+
+def _source(graph: list[Node], node: Node) -> str:
+    return source_of(graph, node.reads[0])
+
+
+def sums_in(graph: list[Node]) -> list[set[str]]:
+    """Of each node the convolutions whose sums are in its result, or in the membranes that its
+    spikes come from."""
+    found: list[set[str]] = []
+    for node in graph:
+        found.append({node.name} if node.kind == "conv" else set())
+        if node.kind != "conv":
+            found[-1].update(*(found[number] for number in node.reads))
+    return found
+
+
+def layers_that_update(graph: list[Node], before: list[set[str]]) -> set[str]:
+    """The convolutions that pay for an update of membranes: of those that are added in front of a
+    LIF layer the last one that reads no stream."""
+    order = [node for node in graph if node.kind == "conv"]
+    order.sort(key=lambda node: _source(graph, node) != "stream")  # those come first then
+    taken: set[str] = set()
+    for node, names in zip(graph, before, strict=True):
+        if node.kind == "lif":
+            free = [x.name for x in order if x.name in names - taken]
+            taken.update(free[-1:])
+    return taken
+
+
+def streams_of(graph: list[Node]) -> list[tuple[int, int, int]]:
+    """Shapes of the real values that two nodes read, one of them later. Those of a static image's
+    stem are not among them: they are kept for all timesteps anyway."""
+    readers = Counter(number for node in graph for number in node.reads)
+    return [
+        node.shape
+        for number, node in enumerate(graph)
+        if node.kind in ("batch_norm", "add") and readers[number] > 1
+    ]
 
 
 def bits_of(layer: nn.Module) -> int | None:
@@ -81,37 +138,38 @@ def bits_of(layer: nn.Module) -> int | None:
 
 
 @contextmanager
-def counting_rows(network: MSResNet, description: LayerList) -> Iterator[Callable[[], dict]]:
-    """Measures, while the network runs, the share of ones among the bits that drive the rows of
-    each layer's crossbars: padding drives none, and a pixel as many as there are outputs that read
-    it. Yields a function that gives these shares by layer; what a full-precision network reads as
-    real numbers is not in them.
+def counting_rows(
+    network: SpikingNetwork, description: LayerList, chip: Chip | None = None
+) -> Iterator[Callable[[], dict[str, dict[str, Any]]]]:
+    """Measures, while the network runs, what drives the rows of each layer's crossbars: the share
+    of ones among their bits, silent patches and, for a chip or a grid of chips, silent tiles.
+    Padding drives no row, and a pixel as many as there are outputs that read it.
+
+    Yields a function that gives by layer what `describe` is to say of it; what a full-precision
+    network reads as real numbers is not in it.
     """
-    counts: dict[str, Tensor] = {}  # (ones, bits)
+    counts: dict[str, Rows] = {}
     handles = []
 
-    def count(layer: Layer, conv: nn.Module, inputs: tuple[Tensor]) -> None:
+    def count(layer: Layer, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
         if layer.linear:
             x = (x * description.time_steps * prod(layer.in_size)).round()[..., None, None]
-            readers = torch.ones_like(x[0, 0], dtype=torch.float64)
-        else:
-            one = torch.ones(1, 1, *x.shape[-2:], dtype=torch.float64, device=x.device)
-            how = {"kernel_size": conv.kernel_size, "padding": conv.padding, "stride": conv.stride}
-            readers = F.fold(F.unfold(one, **how), x.shape[-2:], **how)[0, 0]
-        bits, codes = description.input_bits(layer), x.long()
-        ones = sum((codes >> bit & 1).sum(dim=(0, 1)) for bit in range(bits))
-        found = torch.stack([(ones * readers).sum(), readers.sum() * bits * x[:, :, 0, 0].numel()])
-        counts[layer.name] = counts.get(layer.name, 0) + found.cpu()
+        counts[layer.name].add(x.long())
 
     is_integer = bits_of(network.linear) is not None
     for layer in description.layers:
         if is_integer or layer.linear or layer.input_bits == 1:
-            module = network.get_submodule(layer.name)
+            sizes = () if chip is None else tile_sizes(layer, chip)
+            how = (1, 1), (0, 0)
+            if not layer.linear:
+                how = layer.stride, layer.padding
+            counts[layer.name] = Rows(layer, description.input_bits(layer), *how, sizes)
             hook = partial(count, layer)
-            handles.append(module.register_forward_pre_hook(hook))
+            module = network.get_submodule(layer.name)
+            handles.append(module.register_forward_pre_hook(lambda _, x, hook=hook: hook(x)))
     try:
-        yield lambda: {name: (ones / bits).item() for name, (ones, bits) in counts.items()}
+        yield lambda: {name: rows.found() for name, rows in counts.items()}
     finally:
         for handle in handles:
             handle.remove()
@@ -150,7 +208,7 @@ def evaluation_data(
     return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
 
 
-def network_at(checkpoint: Checkpoint, time_steps: int | None) -> MSResNet:
+def network_at(checkpoint: Checkpoint, time_steps: int | None) -> SpikingNetwork:
     """The trained network, at another T than the trained one where one is given."""
     if time_steps is not None:
         check_int(time_steps, "time_steps", 1024)
@@ -166,9 +224,13 @@ def macs_of_image(settings: Settings) -> int:
 
 
 def trace_checkpoint(
-    path: str, data_path: str | None = None, time_steps: int | None = None
+    path: str,
+    data_path: str | None = None,
+    time_steps: int | None = None,
+    chip: Chip | None = None,
 ) -> Subject:
-    """The network of a checkpoint, with accuracy and, where there are data, measured spike rates.
+    """The network of a checkpoint, with accuracy and, where there are data, measured spike rates
+    and silence, of the tiles that a `chip` or a grid of chips has.
 
     With `time_steps` it is run at so many timesteps instead of those it was trained with, events on
     as many frames, and its accuracy is measured again. Raises UserError where that needs data that
@@ -185,10 +247,10 @@ def trace_checkpoint(
     measured, by_timestep = {}, {}
     if batches is not None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with counting_rows(network.to(device), describe(network)) as shares:
+        with counting_rows(network.to(device), describe(network), chip) as counted:
             tested = evaluate(network, batches, device, name="measuring spike rates")
         network.cpu()
-        accuracy, measured = tested.accuracy, shares()
+        accuracy, measured = tested.accuracy, counted()
         rates = {name: fired / seen for name, (fired, seen) in tested.spikes.items()}
         by_timestep = {name: rate.tolist() for name, rate in rates.items()}
     kind = kind_of(settings.paper_setting, settings.loss)

@@ -23,15 +23,17 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from models.neuron import LIF
 from runtime.errors import UserError
 
-from .codes import Levels, common_step
+from .codes import Levels
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.Conv1d)
 PRODUCTS = re.compile(  # names of aten functions that compute sums of products
-    r"mm(_|$)|mv_?$|^v?dot$|conv|attention|rnn|lstm|gru(_|$)|trilinear$|(^|_)q?linear(_pointwise|$)"
+    r"mm(_|$)|mv_?$|^v?dot$|conv|attention|rnn|lstm|gru(_|$)|trilinear$|(^|_)q?linear(_|$)"
     r"|transformer|einsum|cdist"
 )
 RESETS = ("reset", "reset_state", "reset_states", "reset_mem", "reset_hidden")
 BY_HAND = "or write a layer list by hand (docs/layer_list.md)"
+ROUNDINGS = {"sign", "sgn", "heaviside", "round", "floor", "ceil", "trunc"}
+SEED = 0x5EED_0F_7415  # none that a user's sample was drawn with: an encoder's noise would equal it
 MOST_FIRED = 255  # spikes of one neuron at one timestep; a neuron that gives more has no bound
 PASSES = ("sample", "origins", "low", "high", "random", "random")  # counts may all be even once
 
@@ -39,13 +41,15 @@ PASSES = ("sample", "origins", "low", "high", "random", "random")  # counts may 
 @dataclass(frozen=True)
 class Origin:
     """What a tensor was computed from: the image, the nearest layers (name, number of its call),
-    the nearest spiking modules, and whether a layer's sums that no neuron has turned into spikes
-    are in it. Of a constant, the weights it was computed from."""
+    the nearest spiking modules, whether a layer's sums that no neuron has turned into spikes are in
+    it, and whether all of those were rounded outside of a module. Of a constant, the weights it was
+    computed from."""
 
     image: bool = False
     layers: frozenset[tuple[str, int]] = frozenset()
     populations: frozenset[str] = frozenset()
     real: bool = False
+    rounded: bool = False
     weights: frozenset[str] = frozenset()
 
     @property
@@ -62,6 +66,7 @@ class Origin:
             self.layers | other.layers,
             self.populations | other.populations,
             self.real or other.real,
+            self.real + other.real > 0 and self.rounded + other.rounded == self.real + other.real,
             self.weights | other.weights,
         )
 
@@ -70,10 +75,10 @@ class Origins(TorchDispatchMode):
     """Follows every tensor of a forward pass back to where it comes from.
 
     Kept per storage, so that views and writes into views are followed too. `see` is told of every
-    operation: its name and the origins of its operands.
+    operation, its name, operands and results, and says whether its rounding is to be followed.
     """
 
-    def __init__(self, see):
+    def __init__(self, see: Callable[[str, list[Tensor], list[Tensor]], bool]):
         super().__init__()
         self.see, self.paused = see, False
         self._origins: dict[int, Origin] = {}
@@ -83,9 +88,10 @@ class Origins(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         if self.paused:
             return result
-        operands = [self.of(x) for x in _tensors((args, kwargs))]
-        self.see(function.overloadpacket.__name__, operands)
-        origin = reduce(Origin.join, operands, Origin())
+        operands, results = _tensors((args, kwargs)), _tensors(result)
+        name = function.overloadpacket.__name__
+        followed = self.see(name, operands, results)
+        origin = reduce(Origin.join, map(self.of, operands), Origin())
         if not origin.is_constant:
             origin = replace(origin, weights=frozenset())
         written = [
@@ -93,8 +99,9 @@ class Origins(TorchDispatchMode):
             for argument, value in zip(function._schema.arguments, args, strict=False)
             if argument.alias_info is not None and argument.alias_info.is_write
         ]
-        for x in _tensors((result, written)):
-            self.start(x, origin.join(self.of(x)))
+        for x in (*results, *_tensors(written)):
+            rounds = followed and origin.real and (name in ROUNDINGS or not x.is_floating_point())
+            self.start(x, replace(origin, rounded=origin.rounded or rounds).join(self.of(x)))
         return result
 
     def of(self, x: Tensor) -> Origin:
@@ -173,17 +180,23 @@ class Watcher:
         self._origins = Origins(self._see)
         self._stack: list[_Frame] = []
         self._calls: Counter[str] = Counter()  # of modules, in one pass
+        self._outer: set[int] = set()  # storages of outer products of two such tensors
+        self._given: dict[str, set[int]] = {}  # and of what modules gave beside their output
         self._remembering: dict[str, bool] = {}
         self._depending: dict[str, dict[int, frozenset[int]]] = {}
         self._pass, self._paused = PASSES[0], False
         self._random = torch.Generator().manual_seed(0)
 
     def run(self) -> None:
-        if any(isinstance(p, UninitializedParameter) for p in self.network.parameters()):
-            with torch.no_grad():
-                self.network(self.sample)  # lazy modules make their weights
-            reset(self.network)
-        with _left_as_it_was(self.network), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        self._make_lazy_weights()
+        for name, module in self.network.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                raise UserError(
+                    f"module {name or 'itself'} is TorchScript, which cannot be watched: give it "
+                    "as it was before torch.jit"
+                )
+        untouched = _left_as_it_was(self.network), torch.random.fork_rng(devices=[])
+        with untouched[0], untouched[1], torch.no_grad(), torch.compiler.set_stance("force_eager"):
             self.network.eval()
             self._find()
             handles = []
@@ -193,18 +206,34 @@ class Watcher:
                 handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
             try:
                 for self._pass in PASSES:
-                    torch.manual_seed(0)
+                    torch.manual_seed(SEED)
                     reset(self.network)
                     with self._origins if self._pass == "origins" else nullcontext():
-                        self.network(self.sample)
+                        result = self.network(self.sample)
+                    if self._pass == "origins":
+                        self._check_output(result)
             finally:
                 for handle in handles:
                     handle.remove()
 
+    def _make_lazy_weights(self) -> None:
+        if any(isinstance(p, UninitializedParameter) for p in self.network.parameters()):
+            modes = [(module, module.training) for module in self.network.modules()]
+            self.network.eval()
+            with torch.no_grad():
+                self.network(self.sample)
+            reset(self.network)
+            for module, training in modes:
+                module.training = training
+
     def _find(self) -> None:
         """Which modules are layers, which may be neurons, and whose the weights are."""
         modules = dict(self.network.named_modules())
-        self.weights = dict(self.network.named_parameters())
+        self.weights = {
+            name: parameter
+            for name, parameter in self.network.named_parameters()
+            if not isinstance(parameter, UninitializedParameter)  # of an unused part
+        }
         names: dict[int, str] = {}
         for name, parameter in self.weights.items():
             if parameter.dim() > 1:
@@ -274,7 +303,7 @@ class Watcher:
         read = self.reads.setdefault(name, Read(module))
         read.possible.add(x)
         if self._pass == "sample":
-            self._measure(read, x, y)
+            self._measure(name, read, x, y)
         if self._pass != "origins":
             return
         origin = self._origins.of(x)
@@ -287,8 +316,13 @@ class Watcher:
         read.met += 1
         self._origins.start(y, Origin(layers=frozenset({(name, read.met)}), real=True))
 
-    def _measure(self, read: Read, x: Tensor, y: Tensor) -> None:
+    def _measure(self, name: str, read: Read, x: Tensor, y: Tensor) -> None:
         module = read.module
+        if not x.isfinite().all():
+            raise UserError(
+                f"layer {name} reads values that are not finite: the sample, "
+                "or weights before it, hold NaN or infinity"
+            )
         read.levels.add(x)
         read.outputs += y.numel()
         read.calls += 1
@@ -301,9 +335,16 @@ class Watcher:
             read.sizes.add(tuple(sizes))
             read.rows += prod(x.shape[: -planes - 1])
 
+    def _check_output(self, result: object) -> None:
+        for x in _tensors(result):
+            origin = self._origins.of(x)
+            if x.is_floating_point() and origin.rounded:
+                raise UserError(f"the network gives {made_by_hand(origin)}")
+
     def _after_module(self, frame: _Frame, result: object) -> None:
         """Sees whether the module is a neuron, by what it does."""
         name, x, y = frame.name, _first(frame.call), _first(result)
+        beside = self._beside(frame, x, y, result)
         if x.is_complex() or y.is_complex() or not y.numel():
             return
         given = [self._origins.of(z) for z in _tensors(frame.call)]
@@ -317,7 +358,7 @@ class Watcher:
         if not membrane:
             if frame.has_neuron:
                 return
-            kept = _kept(frame, x, y, result if spikes else None)
+            kept = _kept(frame, x, y, result if spikes else None) + beside
             is_real = reads.real or not x_is_whole or not all(map(_is_whole, kept))
             if kept and not is_real:
                 return  # it delays spikes, or masks them
@@ -357,9 +398,28 @@ class Watcher:
             neuron.levels.add(y)
             neuron.low = min(neuron.low, values.min().item())
             neuron.high = max(neuron.high, values.max().item())
-            neuron.unit = common_step(neuron.levels.values)
+            neuron.unit = neuron.levels.step()
             neuron.spikes &= neuron.unit is not None
             self._origins.start(y, Origin(layers=gives.layers, populations=frozenset({name})))
+
+    def _beside(self, frame: _Frame, x: Tensor, y: Tensor, result: object) -> list[Tensor]:
+        """Its state: what a module is given that it gave before, beside its output."""
+        sizes = (x.numel(), x[0].numel() if x.dim() else 1)
+        given, gave = (
+            [z for z in _tensors(tree)[1:] if z.is_floating_point() and z.numel() in sizes]
+            for tree in (frame.call, result)
+        )
+        passed = {z.untyped_storage()._cdata for z in _tensors(frame.call)}
+        gave = [z for z in gave if z.untyped_storage()._cdata not in passed]
+        if self.time_steps == 1 and gave and not _are_spikes(y):
+            raise UserError(
+                f"module {frame.name} gives values beside its output: at one timestep nothing says "
+                "whether they are a membrane; give two timesteps or more"
+            )
+        before = self._given.setdefault(frame.name, set())
+        known = [z for z in given if z.untyped_storage()._cdata in before]
+        before |= {z.untyped_storage()._cdata for z in gave}
+        return known
 
     def _remembers(self, frame: _Frame, y: Tensor) -> bool:
         """Whether what a module returns for one timestep depends on the timesteps before it: those
@@ -441,13 +501,35 @@ class Watcher:
 
     # Operations.
 
-    def _see(self, name: str, operands: list[Origin]) -> None:
+    def _see(self, name: str, tensors: list[Tensor], results: list[Tensor]) -> bool:
+        """Whether what an operation rounds was made by nothing that is looked at as a whole."""
+        operands = [self._origins.of(x) for x in tensors]
+        self._refuse_products(name, operands)
+        varying = [x for x, origin in zip(tensors, operands, strict=True) if not origin.is_constant]
+        if name == "mul" and len(varying) == 2:
+            if results[0].numel() > max(x.numel() for x in varying):
+                self._outer.add(results[0].untyped_storage()._cdata)
+        elif name in ("sum", "mean") and tensors[0].untyped_storage()._cdata in self._outer:
+            self._refuse_attention()
+        known = self._layers.keys() | self._maybe_neurons
+        return not any(frame.name in known for frame in self._stack)
+
+    def _refuse_attention(self) -> None:
+        raise UserError(
+            f"{_place(self._where())} multiplies two tensors that both depend on the sample, as "
+            "attention does: a crossbar holds one of them as weights; write a layer list without "
+            "this product (docs/layer_list.md)"
+        )
+
+    def _where(self) -> str:
+        return self._stack[-1].name if self._stack else ""
+
+    def _refuse_products(self, name: str, operands: list[Origin]) -> None:
         inner = next((f for f in reversed(self._stack) if f.name in self._layers), None)
         is_product = bool(PRODUCTS.search(name)) and "upsample" not in name
         if all(origin.is_constant for origin in operands):
             return
         owned = self._owned[inner.name] if inner else set()
-        where = self._stack[-1].name if self._stack else ""
         constants = [origin for origin in operands if origin.is_constant]
         foreign = {
             weight
@@ -466,17 +548,22 @@ class Watcher:
             return
         factors = operands[1:] if name.startswith(("add", "badd")) else operands
         if sum(not origin.is_constant for origin in factors[:2]) == 2:
-            raise UserError(
-                f"{_place(where)} multiplies two tensors that both depend on the sample, as "
-                "attention does: a crossbar holds one of them as weights; write a layer list "
-                "without this product (docs/layer_list.md)"
-            )
+            self._refuse_attention()
         if inner is None:
             raise UserError(
-                f"{_place(where)} computes a product ({name}) outside of Conv2d and Linear modules "
-                "that the estimate would miss: make its matrix the weight of one"
+                f"{_place(self._where())} computes a product ({name}) outside of Conv2d and Linear "
+                "modules that the estimate would miss: make its matrix the weight of one"
             )
         inner.products += 1
+
+
+def made_by_hand(origin: Origin) -> str:
+    """What is wrong with spikes of this origin."""
+    sources = ", ".join(sorted(origin.layer_names)[:3])
+    return (
+        f"spikes that were made of the sums of {sources} outside of a module of their own, so that "
+        f"their membrane is not seen: make the neuron a torch module, {BY_HAND}"
+    )
 
 
 def is_known_neuron(module: nn.Module) -> bool:
@@ -574,8 +661,8 @@ def _are_rounded(x: Tensor, y: Tensor) -> bool:
     before, after = Levels(), Levels()
     before.add(x)
     after.add(y)
-    unit = common_step(after.values)
-    if unit is None or common_step(before.values) is not None:
+    unit = after.step()
+    if unit is None or before.step() is not None:
         return False
     return bool((y == 0).any() and y.abs().max() <= MOST_FIRED * unit)
 

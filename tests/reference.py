@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.neuron import lif
+from models.neuron import DEFAULT_NEURON, Neuron, lif
 
 EPS = 1e-5
 BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
@@ -45,8 +45,10 @@ def batch_norm(currents: list[Tensor], weight: Tensor, bias: Tensor, eps: float 
 class FullPrecision:
     """The layers of MS-ResNet, reading the weights of a state_dict by name."""
 
-    def __init__(self, weights: dict[str, Tensor], time_window: int):
-        self.weights, self.time_window = weights, time_window
+    def __init__(
+        self, weights: dict[str, Tensor], time_window: int, neuron: Neuron = DEFAULT_NEURON
+    ):
+        self.weights, self.time_window, self.neuron = weights, time_window, neuron
 
     def image(self, x: Tensor) -> Tensor:
         return x
@@ -64,7 +66,7 @@ class FullPrecision:
         return batch_norm(xs, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])[0]
 
     def lif(self, name: str, xs: list[Tensor]) -> tuple[Tensor, Tensor]:
-        return lif(torch.stack(xs))
+        return lif(torch.stack(xs), None, self.neuron)
 
 
 class Quantized(FullPrecision):
@@ -74,8 +76,8 @@ class Quantized(FullPrecision):
     EPS = 0.25
     IMAGE_STEP = 1 / 255
 
-    def __init__(self, weights, time_window: int, bits: int, bn_bits: int):
-        super().__init__(weights, time_window)
+    def __init__(self, weights, time_window: int, bits: int, bn_bits: int, neuron=DEFAULT_NEURON):
+        super().__init__(weights, time_window, neuron)
         self.bits, self.bn_bits = bits, bn_bits
 
     def step(self, name: str, values: int, high: int, grid: float | None = None) -> Tensor:
@@ -122,8 +124,8 @@ class Quantized(FullPrecision):
     def lif(self, name: str, xs: list[Tensor]) -> tuple[Tensor, Tensor]:
         low, high = -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
         values = xs[0][0].numel() * self.time_window
-        step = self.step(f"{name}.quantizer", values, high, 4 * self.GRID)
-        return lif(torch.stack(xs), lambda u: quantize(u, step, low, high))
+        step = self.step(f"{name}.quantizer", values, high, self.GRID / self.neuron.leak)
+        return lif(torch.stack(xs), lambda u: quantize(u, step, low, high), self.neuron)
 
 
 def ms_resnet(

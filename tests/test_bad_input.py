@@ -53,6 +53,8 @@ def named(base: list[str], *options: str) -> list[tuple[list[str], str]]:
         *named(ORIGINAL, "--val_share 0.6", "--val_share nan", "--label_smoothing 1"),
         *named(ORIGINAL, "--warmup -1", "--warmup 1.5"),
         *named(ORIGINAL, "--fold -1", "--fold 1.5", "--fold 1000001", "--fold x"),
+        *named(ORIGINAL, "--leak 1.1", "--leak nan", "--threshold 0", "--surrogate_width 0"),
+        *named(ORIGINAL, "--reset none", "--surrogate gauss", "--threshold inf"),
         *named(STUDENT[:-2], "--bits 1", "--bits 9"),
         *named(STUDENT, "--bn_bits 1", "--loss CLK", "--alpha 1", "--beta_schedule cosine"),
         *named(STUDENT, "--teacher_path t.pth"),

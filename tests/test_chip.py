@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from dataclasses import fields, replace
 from math import prod
 
@@ -96,14 +97,75 @@ def side_by_side(layer: Layer, in_row: int, chip: Chip) -> int:
     return most
 
 
-def inside(size: int, outputs: int, kernel: int) -> int:
+def given_geometry(layer: Layer, side: int) -> tuple[int, int]:
+    if layer.stride is not None:
+        return layer.stride[side], layer.padding[side]
+    return geometry(layer.in_size[side], layer.out_size[side], layer.kernel)
+
+
+def inside(size: int, outputs: int, kernel: int, stride: int, padding: int) -> int:
     """Positions of a kernel along a side that lie in the plane, over all outputs."""
-    stride, padding = geometry(size, outputs, kernel)
     return sum(
         0 <= output * stride - padding + offset < size
         for output in range(outputs)
         for offset in range(kernel)
     )
+
+
+def skipped(layer: Layer, chip: Chip, alike: int) -> tuple[float, float, float]:
+    """(share of the cycles, crossbars in line, PEs in line) that are skipped, on average, if every
+    bit is a one with the layer's rate; of so many PEs that read the same rows."""
+    rate, places = 1 if layer.spike_rate is None else layer.spike_rate, layer.kernel**2
+    stride_y, padding_y = given_geometry(layer, 0)
+    stride_x, padding_x = given_geometry(layer, 1)
+    stack, rows = [], []  # kernel position and rows of each crossbar in line
+    left = layer.in_channels // layer.groups
+    while left > 0:
+        stack += range(places)
+        rows += [min(left, chip.xbar_size) * layer.groups] * places
+        left -= chip.xbar_size
+    pes = [
+        range(len(stack))[i : i + chip.crossbars_per_pe]
+        for i in range(0, len(stack), chip.crossbars_per_pe)
+    ]
+    together = 1
+    while layer.groups > 1 or (together + 1) * alike <= chip.pe_per_tile:
+        together += 1
+        if together > len(pes):
+            break
+    tiles = [pes[i : i + together] for i in range(0, len(pes), together)]
+    seen = Counter()  # what of a kernel lies in the plane: output pixels
+    for y in range(layer.out_size[0]):
+        for x in range(layer.out_size[1]):
+            at = (
+                (y * stride_y - padding_y + ky, x * stride_x - padding_x + kx)
+                for ky in range(layer.kernel)
+                for kx in range(layer.kernel)
+            )
+            seen[tuple(0 <= a < layer.in_size[0] and 0 <= b < layer.in_size[1] for a, b in at)] += 1
+    if layer.linear:
+        seen = {(True,): 1}
+    found = [0.0, 0.0, 0.0]
+
+    def silent(crossbars, there):
+        bits = sum(rows[i] for i in crossbars if there[stack[i]])
+        if not bits:  # nothing but padding: silent where the patch is
+            bits = sum(rows[i] for i in range(len(stack)) if there[stack[i]])
+        return (1 - rate) ** bits if bits else 0
+
+    for there, pixels in seen.items():
+        of_patch = silent(range(len(stack)), there) if "patches" in chip.skip else 0
+        of_tiles = [
+            silent([i for pe in tile for i in pe], there) if "tiles" in chip.skip else 0
+            for tile in tiles
+        ]
+        share = pixels / sum(seen.values())
+        found[0] += share * of_patch
+        for tile, quiet in zip(tiles, of_tiles, strict=True):
+            quiet = max(quiet, of_patch)
+            found[1] += share * quiet * sum(map(len, tile))
+            found[2] += share * quiet * len(tile)
+    return tuple(found)
 
 
 def counted_energy(network, layer, chip, row, stack, columns) -> float:
@@ -113,13 +175,21 @@ def counted_energy(network, layer, chip, row, stack, columns) -> float:
     rate = 1 if layer.spike_rate is None else layer.spike_rate
     adc = 2.0 ** (chip.adc_bits - 4) if chip.adc_law == "doubling" else chip.adc_bits / 4
     in_line = filled(stack, chip.crossbars_per_pe)
-    conversions = columns * (stack if chip.adc_of == "crossbar" else in_line)
+    row["skipped"], crossbars, pes = skipped(layer, chip, row["pes"] // in_line)
+    read = stack - crossbars if chip.adc_of == "crossbar" else in_line - pes
+    conversions, moving = columns * read, in_line - pes
     once = layer.linear or layer.static
     bit, accumulator = 0.03 / 8 * 1.99, row["accumulator_bits"]
     read, write = 15.9 / 64, 17.7 / 64
 
     sides = zip(layer.in_size, layer.out_size, strict=True)
-    positions = 1 if layer.linear else prod(inside(*side, layer.kernel) for side in sides)
+    positions = (
+        1
+        if layer.linear
+        else prod(
+            inside(*side, layer.kernel, *given_geometry(layer, i)) for i, side in enumerate(sides)
+        )
+    )
     pixels = layer.out_size[0] * layer.out_size[1] * layer.runs
     plane = 1 if layer.linear else layer.in_size[0] * layer.in_size[1]  # a counter a channel
     values_in = layer.in_channels * plane * layer.runs
@@ -129,9 +199,11 @@ def counted_energy(network, layer, chip, row, stack, columns) -> float:
             driven = layer.in_channels // layer.groups * positions * layer.runs * rate
             energy += driven * columns * 1.76423 / 512
             energy += pixels * conversions * (2.03084 * adc + 0.094245 + 0.025 + accumulator * bit)
-            energy += pixels * in_line * (1 + differential) * layer.out_channels * 19.64 / 8
-            energy += pixels * row["groups"] * 4.64
+            energy += pixels * moving * (1 + differential) * layer.out_channels * 19.64 / 8
+            energy += pixels * row["groups"] * moving / in_line * 4.64
             energy += pixels * fan_in * layer.groups * 8.23 / 64
+            if "rows" in chip.skip:
+                energy -= (1 - rate) * layer.in_channels * positions * layer.runs * 8.23 / 64
             energy += values_in * write
         if layer.bn_bits is not None:
             product = layer.bn_bits * accumulator * 0.2 / 64 * 1.99
@@ -173,7 +245,7 @@ def arrival(layer: Layer, step: int, row: int, before: Layer, done: list[list[fl
         return done[-1][-1]
     high, outputs, rows = layer.in_size[0], layer.out_size[0], before.out_size[0]
     run, row = divmod(row, outputs)
-    stride, padding = geometry(high, outputs, layer.kernel)
+    stride, padding = given_geometry(layer, 0)
     read = min(high, max(1, row * stride - padding + layer.kernel))
     given = of_run = 1
     while given * high < read * rows:
@@ -245,7 +317,7 @@ def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:
             columns = planes * layer.out_channels * cells
             row["energy_pj"] = counted_energy(network, layer, chip, row, stack, columns)
             read = side_by_side(layer, weights_in(chip.xbar_size, cells), chip) * cells
-            clocks = 1 + filled(read, adcs) * chip.adc_bits
+            clocks = 1 + (1 - row.pop("skipped")) * filled(read, adcs) * chip.adc_bits
             row["busy_ns"] = cycles * clocks * clock_ns
             row_times[layer.name] = layer.out_size[1] * input_bits * clocks * clock_ns
         plane = layer.in_size[0] * layer.in_size[1]
@@ -302,7 +374,19 @@ def by_loops(network: LayerList, chip: Chip) -> tuple[dict, dict[str, dict]]:
 
 @st.composite
 def chips(draw) -> Chip:
+    costs = draw(st.sampled_from(["counted", "counted", "published"]))
+    skips = [
+        "nothing",
+        "nothing",
+        "rows",
+        "patches",
+        "tiles",
+        "tiles,patches",
+        "rows,patches,tiles",
+    ]
     return Chip(
+        costs=costs,
+        skip=draw(st.sampled_from(skips if costs == "counted" else skips[:1])),
         xbar_size=8 * draw(st.integers(1, 16)),
         pe_per_tile=draw(st.integers(1, 12)),
         crossbars_per_pe=draw(st.integers(1, 30)),
@@ -314,7 +398,6 @@ def chips(draw) -> Chip:
         adc_of=draw(st.sampled_from(["crossbar", "pe"])),
         adc_law=draw(st.sampled_from(["doubling", "linear"])),
         process=draw(st.sampled_from(["lstp", "lop", "hp"])),
-        costs=draw(st.sampled_from(["counted", "published"])),
     )
 
 

@@ -29,14 +29,15 @@ from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
 from models.integer_network import IntegerNetwork
-from models.MS_ResNet import Conv2d
-from models.neuron import LIF, THRESHOLD
-from models.Quan_MS_ResNet import QuanConv2d
+from models.layers import Conv2d
+from models.neuron import DEFAULT_NEURON, LIF
+from models.quantized_layers import QuanConv2d
 from one_step import SETTINGS, networks, results
 from runtime.errors import UserError
 from settings import SHARED_GPU
 from stand_in_data import write_ncaltech101
 
+THRESHOLD = DEFAULT_NEURON.threshold
 T = 3
 PRECISIONS = ("float32", "tf32", "bf16")
 # Relative error, ‖y - y₆₄‖ / ‖y₆₄‖, of a layer that is given the same input. Rounding an operand

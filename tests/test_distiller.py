@@ -23,9 +23,10 @@ from kernels import integer_codes
 from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
-from models.neuron import LIF, THRESHOLD
+from models.neuron import DEFAULT_NEURON, LIF
 from quantization import MembraneQuantizer
 
+THRESHOLD = DEFAULT_NEURON.threshold
 LOG3 = math.log(3)
 
 
@@ -62,7 +63,7 @@ def test_a_shift_of_a_whole_layer_costs_what_it_does_to_the_threshold():
     assert membrane_kl(student, teacher).item() == pytest.approx(0, abs=1e-12)
     neurons = 0.5 * math.log(0.5 / 0.75)  # each a quarter of the mass, then three eighths
     threshold = 0.5 * math.log(0.5 / 0.25)
-    found = MEMBRANE_LOSSES["CLK"](student, teacher).item()
+    found = MEMBRANE_LOSSES["CLK"](student, teacher, THRESHOLD).item()
     assert found == pytest.approx(neurons + threshold)
 
 
@@ -113,9 +114,9 @@ def test_a_layers_membranes_are_gone_when_the_students_next_layer_starts():
     distiller = Distiller(teacher, student)
     seen: list[weakref.ref] = []
 
-    def watched(u_student, u_teacher):
+    def watched(u_student, u_teacher, threshold):
         seen.extend(weakref.ref(u) for u in (u_student, u_teacher))
-        return membrane_kl(u_student, u_teacher)
+        return membrane_kl(u_student, u_teacher, threshold)
 
     def start_of_layer(*_):
         still_there.append([u for u in seen if u() is not None])
@@ -184,7 +185,7 @@ def test_the_distance_is_a_mean_over_images_and_the_students_steps_however_they_
 def test_what_no_code_of_the_student_holds_does_not_weigh_in_the_loss(loss, bits):
     """The softmax of membranes that reach to 9 is that of those alone, whatever the others do."""
     torch.manual_seed(0)
-    neuron = LIF(MembraneQuantizer(bits, THRESHOLD))
+    neuron = LIF(DEFAULT_NEURON, MembraneQuantizer(bits, THRESHOLD))
     quantizer, step = neuron.quantizer, neuron.quantizer.used_step()
     inside = torch.rand(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(1))
     u = (quantizer.low + inside * (quantizer.high - quantizer.low)) * step

@@ -2,31 +2,39 @@
 
 from functools import partial
 
+import hypothesis
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 import reference
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm, estimate_statistics
-from models.integer_network import IntegerNetwork
-from models.MS_ResNet import Conv2d, folded
-from models.neuron import LIF
-from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
+from models.integer_network import IntegerNetwork, why_not_integers
+from models.layers import Conv2d, Layers
+from models.network import folded
+from models.neuron import DEFAULT_NEURON, LIF, Neuron
+from models.quantized_layers import QuanConv2d, QuanLinear
 from quantization import GRID, BatchNormQuantizer
 from spikesim_eval.trace import describe
 
 T = 3
 
 
-def small(depth: int = 18) -> MSResNet:
+def small(depth: int = 18, neuron: Neuron = DEFAULT_NEURON) -> MSResNet:
     torch.manual_seed(0)
-    return MSResNet(depth, 5, T, in_channels=2, width=4).double()
+    layers = Layers(neuron=neuron)
+    return MSResNet(depth, 5, T, in_channels=2, width=4, layers=layers).double()
 
 
-def small_quantized(depth: int, bits: int, bn_bits: int) -> QuanMSResNet:
+def small_quantized(
+    depth: int, bits: int, bn_bits: int, neuron: Neuron = DEFAULT_NEURON
+) -> QuanMSResNet:
     torch.manual_seed(0)
-    network = QuanMSResNet(depth, 5, T, 2, 4, bits=bits, bn_bits=bn_bits).double()
+    how = {"bits": bits, "bn_bits": bn_bits, "neuron": neuron}
+    network = QuanMSResNet(depth, 5, T, 2, 4, **how).double()
     for module in network.modules():
         if isinstance(module, BatchNorm):  # otherwise all shifts come from the means alone
             torch.nn.init.normal_(module.bias, std=0.1)
@@ -54,13 +62,25 @@ def images(*shape: int) -> torch.Tensor:
 def test_the_whole_network_equals_the_naive_one_in_values_and_gradients(
     depth, bits, bn_bits, static, device
 ):
-    network = small(depth) if bits is None else small_quantized(depth, bits, bn_bits)
+    assert_equal_to_the_naive_one(depth, bits, bn_bits, static, DEFAULT_NEURON, device)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_with_another_neuron_too(bits, device):
+    neuron = Neuron(0.5, 0.75, "soft", "atan", 0.4)
+    assert_equal_to_the_naive_one(18, bits, 8, True, neuron, device)
+
+
+def assert_equal_to_the_naive_one(depth, bits, bn_bits, static, neuron, device) -> None:
+    network = (
+        small(depth, neuron) if bits is None else small_quantized(depth, bits, bn_bits, neuron)
+    )
     x = images(3, 2, 8, 8) if static else images(3, T, 2, 8, 8)
     steps = [x] * T if static else list(x.unbind(dim=1))
     weights = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
-    layers = reference.FullPrecision(weights, T)
+    layers = reference.FullPrecision(weights, T, neuron)
     if bits is not None:
-        layers = reference.Quantized(weights, T, bits, bn_bits)
+        layers = reference.Quantized(weights, T, bits, bn_bits, neuron)
 
     logits, membranes = network.to(device)(x.to(device), membranes=True)
     logits, membranes = logits.cpu(), [u.cpu() for u in membranes]
@@ -103,12 +123,56 @@ def test_weights_have_the_bits_asked_for_but_in_the_first_and_the_last_layer(bit
 @pytest.mark.parametrize("bn_bits", [2, 8, 12, 14, 16])
 @pytest.mark.parametrize("static", [True, False])
 def test_the_integer_network_fires_every_spike_as_the_network_does(bits, bn_bits, static, device):
+    x = images(16, 2, 16, 16) if static else images(16, T, 2, 16, 16)
+    spikes = spikes_in_integers_too(
+        QuanMSResNet(18, 5, T, 2, 8, bits=bits, bn_bits=bn_bits), x, device
+    )
+    assert bn_bits == 2 or all(0.02 < s.float().mean() < 0.7 for s in spikes)
+
+
+LEAKS = [0.0, *(2.0**-n for n in range(7))]
+
+
+def strategy_of(reset: str, thresholds: st.SearchStrategy[float]) -> st.SearchStrategy[Neuron]:
+    return st.builds(Neuron, st.sampled_from(LEAKS), thresholds, st.just(reset))
+
+
+@hypothesis.settings(max_examples=25, deadline=None)
+@given(
+    # What a soft reset subtracts is on the grid; a hard one may compare with any threshold.
+    neuron=strategy_of("soft", st.integers(2, 128).map(lambda n: n / 64))
+    | strategy_of("hard", st.floats(0.03, 2)),
+    bits=st.integers(2, 8),
+)
+def test_it_does_so_with_every_neuron_that_is_exact_in_integers(neuron, bits, device):
+    assert why_not_integers(neuron) is None
+    network = QuanMSResNet(18, 5, T, 2, 4, bits=bits, neuron=neuron)
+    spikes = spikes_in_integers_too(network, images(4, 2, 8, 8), device)
+    assert 0.01 < torch.cat([s.flatten() for s in spikes]).float().mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("neuron", "reason"),
+    [
+        (Neuron(leak=0.3), "a leak of 0.3 is no shift: in integers only 0, 1 and powers of two"),
+        (Neuron(leak=2**-7), "down to 1/64 are exact"),
+        (Neuron(threshold=0.3, reset="soft"), "a threshold such as 0.296875 is exact"),
+    ],
+)
+def test_another_neuron_is_refused_in_integers(neuron, reason):
+    with pytest.raises(ValueError, match=reason):
+        IntegerNetwork(QuanMSResNet(18, 5, T, 2, 4, bits=4, neuron=neuron))
+
+
+def spikes_in_integers_too(
+    network: QuanMSResNet, x: torch.Tensor, device: torch.device
+) -> list[torch.Tensor]:
+    """The network's spikes, after they are those of the integer network."""
     torch.manual_seed(0)
-    network = QuanMSResNet(18, 5, T, 2, 8, bits=bits, bn_bits=bn_bits)
     for module in network.modules():
         if isinstance(module, BatchNorm):
             torch.nn.init.normal_(module.bias, std=0.1)
-    x = (images(16, 2, 16, 16) if static else images(16, T, 2, 16, 16)).float().to(device)
+    x = x.float().to(device)
     network.to(device)
     estimate_statistics(network, [x], (T,))
     network.eval()
@@ -121,8 +185,8 @@ def test_the_integer_network_fires_every_spike_as_the_network_does(bits, bn_bits
     assert len(spikes) == len(integer_spikes) == 17
     for ours, theirs in zip(spikes, integer_spikes, strict=True):
         assert torch.equal(ours, theirs)
-        assert bn_bits == 2 or 0.02 < ours.float().mean() < 0.7
     torch.testing.assert_close(logits.double(), integer_logits, rtol=1e-5, atol=1e-5)
+    return spikes
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -1,12 +1,16 @@
 """The LIF neuron: its definition by hand, the layer against the definition and spikingjelly."""
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import reference
-from models.neuron import LIF, THRESHOLD, count_spikes, lif
-from quantization import MembraneQuantizer
+from models.neuron import DEFAULT_NEURON, LIF, RESETS, SURROGATES, Neuron, count_spikes, lif
+from quantization import MembraneQuantizer, membrane_step_grid
 
+THRESHOLD = DEFAULT_NEURON.threshold
 T = 5
 
 
@@ -34,16 +38,13 @@ def test_the_definition_by_hand():
     assert x.grad.tolist() == [1.25, 1, 0]
 
 
-@pytest.mark.parametrize("learned", [True, False])
-@pytest.mark.parametrize(
-    ("bits", "timesteps"),
-    [*((None, n) for n in (1, 5, 8, 9, 17)), *((n, 5) for n in (2, 3, 4, 8)), (4, 1), (4, 9)],
-)
-def test_spikes_membranes_and_gradients_equal_the_definitions(bits, timesteps, learned, device):
+def assert_equal_to_the_definition(neuron, bits, timesteps, learned, device) -> torch.Tensor:
+    """The layer's spikes, after they, its membranes and all gradients are those of `lif`."""
     x, x_defined = (currents(where, timesteps=timesteps) for where in (device, "cpu"))
     quantizer = quantize = None
     if bits is not None:
-        quantizer = MembraneQuantizer(bits, THRESHOLD, learned)
+        grid = membrane_step_grid(neuron.leak)
+        quantizer = MembraneQuantizer(bits, neuron.threshold, learned, grid)
         # LSQ scales the step's gradient by 1/√(N·high), N the values of one sample.
         low, high = quantizer.low, quantizer.high
         step = quantizer.double().used_step().clone().requires_grad_()
@@ -52,11 +53,12 @@ def test_spikes_membranes_and_gradients_equal_the_definitions(bits, timesteps, l
         def quantize(u):
             return reference.quantize(u, step, low, high)
 
-    spikes, membrane = run(LIF(quantizer).to(device), x, timesteps)
-    defined, defined_membrane = lif(x_defined.unflatten(0, (timesteps, -1)), quantize)
+    spikes, membrane = run(LIF(neuron, quantizer).to(device), x, timesteps)
+    defined, defined_membrane = lif(x_defined.unflatten(0, (timesteps, -1)), quantize, neuron)
     assert torch.equal(spikes.cpu(), defined)
-    assert 0.05 < spikes.mean() < 0.6
     torch.testing.assert_close(membrane.cpu(), defined_membrane, rtol=1e-12, atol=1e-12)
+    if x.device.type == "cpu":
+        assert bits is not None or torch.equal(membrane, defined_membrane)
 
     weight = torch.randn(spikes.shape, generator=torch.Generator().manual_seed(1)).double()
     for s, u in ((spikes.cpu(), membrane.cpu()), (defined, defined_membrane)):
@@ -64,31 +66,96 @@ def test_spikes_membranes_and_gradients_equal_the_definitions(bits, timesteps, l
     torch.testing.assert_close(x.grad.cpu(), x_defined.grad, rtol=1e-9, atol=1e-12)
     if bits is not None and learned:
         found = quantizer.step.grad.cpu()
-        torch.testing.assert_close(found, step.grad * scale, rtol=1e-9, atol=0)
+        torch.testing.assert_close(found, step.grad * scale, rtol=1e-9, atol=1e-12)
     elif bits is not None:
         assert quantizer.step.grad is None
+    return spikes
 
 
-def test_spikes_and_gradients_equal_spikingjelly(device):
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize(
+    ("bits", "timesteps"),
+    [*((None, n) for n in (1, 5, 8, 9, 17)), *((n, 5) for n in (2, 3, 4, 8)), (4, 1), (4, 9)],
+)
+def test_spikes_membranes_and_gradients_equal_the_definitions(bits, timesteps, learned, device):
+    spikes = assert_equal_to_the_definition(DEFAULT_NEURON, bits, timesteps, learned, device)
+    assert 0.05 < spikes.mean() < 0.6
+
+
+NEURONS = st.builds(
+    Neuron,
+    leak=st.sampled_from([0.0, 1 / 64, 0.25, 0.5, 1.0]) | st.floats(0, 1),
+    threshold=st.floats(0.01, 4),
+    reset=st.sampled_from(RESETS),
+    surrogate=st.sampled_from(list(SURROGATES)),
+    width=st.floats(0.01, 4),
+)
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@given(neuron=NEURONS, bits=st.none() | st.integers(2, 8), timesteps=st.sampled_from([1, 2, 9]))
+def test_every_neuron_equals_its_definition(neuron, bits, timesteps, device):
+    assert_equal_to_the_definition(neuron, bits, timesteps, True, device)
+
+
+def test_a_soft_reset_by_hand():
+    # 1.2 fires and leaves 0.7, of which half is there in the next step: 0.35 + 0.25 fires again
+    neuron = Neuron(leak=0.5, reset="soft")
+    x = torch.tensor([1.2, 0.25, 0.0], dtype=torch.float64, requires_grad=True)
+    spikes, membranes = lif(x, neuron=neuron)
+    assert spikes.tolist() == [1, 1, 0]
+    assert membranes.tolist() == pytest.approx([1.2, 0.6, 0.05])
+    membranes.sum().backward()  # the reset has no gradient: each step hands half of its own back
+    assert x.grad.tolist() == [1.75, 1.5, 1]
+
+
+@pytest.mark.parametrize("width", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_a_surrogate_has_the_area_1_and_its_height_says_the_width(surrogate, width):
+    v = torch.linspace(-2000, 2000, 2_000_001, dtype=torch.float64) * width
+    found = SURROGATES[surrogate](v, width)
+    assert found.max().item() == pytest.approx(1 / (2 * width))
+    torch.testing.assert_close(found, found.flip(0))
+    # What an arctangent leaves out beyond: 2/π² of width/v at both ends.
+    assert torch.trapezoid(found, v).item() == pytest.approx(1, abs=1e-3)
+
+
+# Ours by theirs: what spikingjelly calls alpha, of our width a.
+OF_SPIKINGJELLY = {
+    "rect": ("Rect", lambda a: 1 / (2 * a)),
+    "atan": ("ATan", lambda a: 1 / a),
+    "sigmoid": ("Sigmoid", lambda a: 2 / a),
+    "triangle": ("PiecewiseQuadratic", lambda a: 1 / (2 * a)),
+}
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize(
+    "how", [{}, {"reset": "soft", "leak": 0.5}, {"threshold": 0.75, "leak": 0.625, "width": 0.3}]
+)
+def test_spikes_and_gradients_equal_spikingjelly(how, surrogate, device):
     pytest.importorskip("spikingjelly", reason="needs spikingjelly")
-    from spikingjelly.activation_based import neuron, surrogate
+    from spikingjelly.activation_based import neuron as theirs
+    from spikingjelly.activation_based import surrogate as surrogates
 
-    oracle = neuron.LIFNode(
-        tau=4 / 3,
+    neuron = Neuron(surrogate=surrogate, **how)
+    name, alpha_of = OF_SPIKINGJELLY[surrogate]
+    oracle = theirs.LIFNode(
+        tau=1 / (1 - neuron.leak),
         decay_input=False,
-        v_threshold=THRESHOLD,
-        v_reset=0.0,
-        surrogate_function=surrogate.Rect(alpha=1.0),
+        v_threshold=neuron.threshold,
+        v_reset=0.0 if neuron.reset == "hard" else None,
+        surrogate_function=getattr(surrogates, name)(alpha=alpha_of(neuron.width)),
         detach_reset=True,
         step_mode="m",
     )
     x, x_oracle = currents(device, seed=3), currents(device, seed=3)
-    spikes, _ = run(LIF(), x)
-    theirs = oracle(x_oracle.unflatten(0, (T, -1)))
-    assert torch.equal(spikes, theirs)
+    spikes, _ = run(LIF(neuron), x)
+    their_spikes = oracle(x_oracle.unflatten(0, (T, -1)))
+    assert torch.equal(spikes, their_spikes)
     weight = torch.linspace(-1, 1, spikes.numel(), dtype=torch.float64).view_as(spikes).to(device)
     torch.sum(spikes * weight).backward()
-    torch.sum(theirs * weight).backward()
+    torch.sum(their_spikes * weight).backward()
     torch.testing.assert_close(x.grad, x_oracle.grad, rtol=1e-9, atol=1e-12)
 
 

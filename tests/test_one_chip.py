@@ -12,10 +12,10 @@ from models import QuanMSResNet
 from models.integer_network import IntegerNetwork
 from runtime.errors import UserError
 from spikesim_eval.chip import PRESETS, Chip
-from spikesim_eval.constants import EVENT_PJ
 from spikesim_eval.estimate import estimate, layer_costs, totals
 from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.nonideal import on_crossbars
+from spikesim_eval.technology import DEFAULT
 from spikesim_eval.trace import counting_rows, describe
 
 IMAGES = 3
@@ -24,6 +24,9 @@ CHIPS = [
     Chip(xbar_size=16, columns="offset", adc_bits=None, cell_bits=2),
     Chip(xbar_size=8, adc_of="pe", cell_bits=1, crossbars_per_pe=4, adc_bits=None),
     Chip(adc_of="pe", columns="offset", adc_bits=None),
+    Chip(xbar_size=8, crossbars_per_pe=4, pe_per_tile=4, adc_bits=None, skip="rows,patches,tiles"),
+    Chip(xbar_size=16, adc_of="pe", crossbars_per_pe=5, adc_bits=None, skip="tiles"),
+    Chip(xbar_size=8, columns="offset", adc_bits=None, skip="patches"),
 ]
 
 
@@ -37,14 +40,16 @@ def network_and_images(static: bool, bits: int, T: int):
     return network.eval(), images
 
 
-@pytest.mark.parametrize("chip", CHIPS, ids=lambda chip: f"{chip.columns}-{chip.adc_of}")
+@pytest.mark.parametrize(
+    "chip", CHIPS, ids=lambda chip: f"{chip.columns}-{chip.adc_of}-{chip.skip}"
+)
 @pytest.mark.parametrize(("static", "bits", "T"), [(True, 2, 4), (True, 4, 1), (False, 4, 2)])
 @torch.no_grad()
 def test_what_is_priced_is_what_the_crossbars_do(static, bits, T, chip):
     network, images = network_and_images(static, bits, T)
-    with counting_rows(network, describe(network)) as shares:
+    with counting_rows(network, describe(network), chip) as counted:
         network(images)
-    description = describe(network, shares())
+    description = describe(network, counted())
     placed, layers = on_crossbars(network, description, chip, seed=0)
     placed(images)
     priced = estimate(description, Chip(**chip.__dict__ | {"adc_bits": 5}))
@@ -52,20 +57,37 @@ def test_what_is_priced_is_what_the_crossbars_do(static, bits, T, chip):
     for row in priced.layers:
         layer, counts = layers[row["name"]], layers[row["name"]].counts
         assert counts.cycles == IMAGES * row["cycles"], row["name"]
-        assert counts.conversions == IMAGES * row["conversions"], row["name"]
+        assert counts.conversions == pytest.approx(IMAGES * row["conversions"]), row["name"]
+        if chip.skips("patches"):
+            silent = row["silent_patches"] * counts.cycles
+            assert counts.silent == pytest.approx(silent), row["name"]
         arrays = sum(
             len(cells) * -(-cells.shape[-1] // (chip.xbar_size // row["slices"] * row["slices"]))
             for cells in layer.cells
         )
         assert arrays == row["crossbars"], row["name"]
-        driven = row["energy_by_component"]["crossbar"] / EVENT_PJ["crossbar"]
+        driven = row["energy_by_component"]["crossbar"] / DEFAULT.energy["cell"]
         assert driven == pytest.approx(counts.driven_cells / IMAGES, rel=1e-9), row["name"]
+
+
+@torch.no_grad()
+def test_what_is_silent_would_have_added_nothing():
+    network, images = network_and_images(False, 4, 3)
+    found = []
+    for skip in ("nothing", "rows,patches,tiles"):
+        how = {"columns": "offset", "on_off_ratio": 10, "sigma": 0.2, "crossbars_per_pe": 4}
+        chip = Chip(xbar_size=8, skip=skip, **how)
+        placed, layers = on_crossbars(network, describe(network), chip, seed=0)
+        found.append((placed(images), sum(x.counts.conversions for x in layers.values())))
+    (dense, all_of_them), (skipping, fewer) = found
+    assert torch.equal(dense, skipping)
+    assert fewer < 0.9 * all_of_them
 
 
 @torch.no_grad()
 def test_only_ones_in_the_plane_drive_rows():
     network, images = network_and_images(True, 4, 2)
-    with counting_rows(network, describe(network)) as shares:
+    with counting_rows(network, describe(network)) as counted:
         network(images)
     seen = {}
 
@@ -86,7 +108,7 @@ def test_only_ones_in_the_plane_drive_rows():
                 patch = seen[name][:, :, max(y, 0) : y + k, max(x, 0) : x + k].long()
                 possible += bits * patch.numel()
                 driven += sum((patch >> bit & 1).sum().item() for bit in range(bits))
-        assert shares()[name] == pytest.approx(driven / possible)
+        assert counted()[name]["spike_rate"] == pytest.approx(driven / possible)
 
 
 def test_a_sum_over_a_pe_needs_the_range_of_all_its_crossbars():
@@ -169,13 +191,13 @@ class Instrumented(IntegerNetwork):
 
     membranes = sums = 0
 
-    def _lif(self, lif, current, spikes):
+    def _lif(self, lif, spikes, current, *how):
         self.membranes += current.numel()
-        return super()._lif(lif, current, spikes)
+        return super()._lif(lif, spikes, current, *how)
 
-    def _batch_norm(self, bn, accumulator):
+    def _batch_norm(self, bn, accumulator, *how):
         self.sums += accumulator.numel()
-        return super()._batch_norm(bn, accumulator)
+        return super()._batch_norm(bn, accumulator, *how)
 
 
 @pytest.mark.parametrize("static", [True, False])
@@ -184,9 +206,9 @@ def test_memory_is_accessed_as_often_as_the_integer_network_does(static):
     integers, description = Instrumented(network), describe(network)
     integers(images)
     energy = estimate(description, Chip()).energy_by_component
-    a_membrane = 4 * (EVENT_PJ["read"] + EVENT_PJ["write"])
+    a_membrane = 4 * (DEFAULT.energy["read"] + DEFAULT.energy["write"])
     assert energy["membrane"] == pytest.approx(integers.membranes / IMAGES * a_membrane)
-    assert energy["neuron"] == pytest.approx(integers.membranes / IMAGES * EVENT_PJ["neuron"])
+    assert energy["neuron"] == pytest.approx(integers.membranes / IMAGES * DEFAULT.energy["neuron"])
     normalized = sum(
         layer.out_channels * description.outputs(layer) for layer in description.layers[:-1]
     )

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.integer_network import round_shift
-from models.neuron import LIF, THRESHOLD
-from models.Quan_MS_ResNet import QuanConv2d, QuanLinear
+from models.neuron import DEFAULT_NEURON, LIF
+from models.quantized_layers import QuanConv2d, QuanLinear
 from quantization import (
     BatchNormQuantizer,
     ImageQuantizer,
@@ -22,6 +22,7 @@ from quantization import (
     symmetric_range,
 )
 
+THRESHOLD = DEFAULT_NEURON.threshold
 BITS = (2, 3, 4, 5, 6, 7, 8)
 VALUES = arrays("float64", (2, 6), elements=st.floats(-50, 50))
 
@@ -98,7 +99,7 @@ def test_each_output_channel_of_a_weight_has_its_own_step_and_gradient():
 @pytest.mark.parametrize("bits", BITS)
 def test_a_layer_can_fire_at_every_width_whatever_its_step_has_become(bits):
     for step in (None, 0.0, -1.0, 1e-9, 5.0):
-        lif = LIF(MembraneQuantizer(bits, THRESHOLD))
+        lif = LIF(DEFAULT_NEURON, MembraneQuantizer(bits, THRESHOLD))
         if step is not None:
             with torch.no_grad():
                 lif.quantizer.step.fill_(step)

@@ -159,6 +159,9 @@ def test_each_assumption_is_changed_alone(chip):
     for name in ("columns", "adc_of", "costs"):
         other = next(x for x in CHOICES[name] if x != getattr(chip, name))
         expected[f"--{name} {other}"] = (*both, replace(chip, **{name: other}))
+    if chip.costs == "counted":
+        skipping = replace(chip, skip="rows,patches,tiles")
+        expected["--skip rows,patches,tiles"] = (*both, skipping)
     for change, which, values in (
         ("shortcut inputs charged as spikes", lambda x: x.name == "shortcut", {"input_bits": 1}),
         ("image charged as spikes", lambda x: x.name == "stem", {"input_bits": 1}),

@@ -20,7 +20,7 @@ from models import MSResNet
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
-from spikesim_eval.codes import common_step
+from spikesim_eval.codes import Levels, common_step
 from spikesim_eval.estimate import estimate
 from spikesim_eval.module import trace_network
 from spikesim_eval.trace import describe
@@ -342,6 +342,15 @@ def test_a_weight_that_is_used_twice_is_one_layer_that_runs_twice(modules):
     assert runs == {"stem": 2, "head": 1}
 
 
+class View(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x):
+        return x.view(-1, *self.shape)
+
+
 class InALoop(Between):
     """The same as multi-step, one timestep after the other."""
 
@@ -427,6 +436,7 @@ def test_weights_that_are_computed_from_parameters_of_the_layer_are_the_layers()
 def test_lazy_layers_are_described_and_unused_parts_ignored():
     net = Between(conv2=nn.Sequential(layer.SeqToANNContainer(nn.LazyConv2d(8, 3, padding=1))))
     net.unused, net.table = nn.Linear(1000, 1000), nn.Parameter(torch.zeros(9, 9))
+    net.never_made = nn.LazyLinear(7)
     found = layers_of(net)
     assert list(found) == ["conv1", "conv2.0.0", "head"]
     assert found["conv2.0.0"].in_channels == 8
@@ -489,6 +499,15 @@ NOT_IN_A_LAYER = [
         "fc2 reads spikes that were made",
     ),
     (lambda m, s: m.fc2((m.fc(s) > 0).float().mean(2, True)), "fc2 reads spikes that were made of"),
+    (lambda m, s: m.fc2(m.fc(s).sign()), "fc2 reads spikes that were made of the sums of fc "),
+    (lambda m, s: m.fc2(torch.where(m.fc(s) > 0, 1.0, -0.5)), "fc2 reads spikes that were made"),
+    (lambda m, s: m.fc2(m.fc(s).mul(9).round().clamp(0, 4)), "fc2 reads spikes that were made"),
+    (lambda m, s: m.fc2((m.fc(s) > 0) * torch.rand(8)), "fc2 reads spikes that were made of"),
+    (lambda m, s: m.fc2(m.fc(s).mul(9).long().float()), "fc2 reads spikes that were made of"),
+    (
+        lambda m, s: s + (s[..., None, :, :] * s[..., None, :]).sum(-1).sum(-1, True),
+        "multiplies two tensors",
+    ),
     (lambda m, s: s + m.fc(s[0, 0, 0]), "layer fc ran on 1 images or tokens for 2 samples"),
     (lambda m, s: s + m.fc(s[-1, :, 0])[:, None], "layer fc runs once for all timesteps and reads"),
 ]
@@ -552,6 +571,88 @@ def test_what_the_estimate_would_miss_is_named(part, run, words):
         trace(net)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda m, s: m.fc2(m.fc(s) * (m.fc(s) > 0)),  # ReLU
+        lambda m, s: s * (s.mean(2, True) * s.mean(3, True)),  # gates: no sum of products
+        lambda m, s: (m.fc(s), m.fc(s).argmax(-1))[0],
+    ],
+)
+def test_what_is_no_spike_and_no_product_is_not_refused(run):
+    assert len(trace(Added(run, fc=nn.Linear(8, 8), fc2=nn.Linear(8, 8))).lif) == 2
+
+
+def test_spikes_that_the_network_gives_are_seen_too():
+    class Last(Between):
+        def forward(self, x):
+            mem, count = 0, 0
+            for current in self.head(self.lif1(self.conv1(x)).mean((3, 4))):
+                mem = 0.5 * mem + current
+                spikes = (mem > 0.3).float()
+                mem, count = mem - 0.3 * spikes, count + spikes
+            return {"counts": count, "membrane": mem, "class": count.argmax(1)}
+
+    with pytest.raises(UserError, match="the network gives spikes that were made of the sums of h"):
+        trace(Last())
+
+
+def test_a_layer_that_hides_from_hooks_is_missed_by_name():
+    net = InALoop()
+    net.conv2 = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(512, 512), View(8, 8, 8))
+    assert len(trace(net).layers) == 4
+    torch.ao.quantization.quantize_dynamic(net, {"conv2.2"}, inplace=True)
+    with pytest.raises(UserError, match=r"module conv2.2 computes a product \(linear_dynamic\)"):
+        trace(net)
+    net = Between(conv2=layer.SeqToANNContainer(torch.jit.script(nn.Conv2d(8, 8, 1))))
+    with pytest.raises(UserError, match=r"module conv2\.0 is TorchScript"):
+        trace(net)
+
+
+def test_a_compiled_network_is_described_as_it_is_without():
+    names = [
+        found.name.removeprefix("_orig_mod.") for found in trace(torch.compile(Between())).layers
+    ]
+    assert names == [found.name for found in trace(Between()).layers]
+
+
+def test_numbers_that_are_not_finite_are_refused():
+    x = images()
+    x[0, 0, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="layer conv1 reads values that are not finite"):
+        trace(Between(), x)
+    net = Between()
+    net.conv1.bias.data[0] = torch.inf
+    with pytest.raises(UserError, match="layer conv2 reads values that are not finite"):
+        trace(Between(lambda s: s * torch.inf))
+
+
+def test_an_encoders_noise_is_not_the_samples():
+    class Encoder(nn.Module):
+        def forward(self, x):
+            return (torch.rand_like(x) < x).float()
+
+    torch.manual_seed(0)
+    x = torch.rand(T, N, 3, 8, 8)
+    net = Between()
+    net.conv1 = multi_step(nn.Sequential(Encoder(), net.conv1))
+    assert layers_of(net, x)["conv1.1"].spike_rate == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("step", "bits"), [(0.5, 8), (0.01, 8), (0.05, 6)])
+def test_what_a_module_has_rounded_is_read_in_its_codes(step, bits):
+    class Quantizer(nn.Module):
+        def forward(self, x):
+            return (x / x.abs().max() * (100 if bits == 8 else 20)).round() * step
+
+    net = Between()
+    net.between = multi_step(nn.Sequential(layer.Conv2d(8, 8, 1), Quantizer()))
+    read = inputs(net, images())["conv2"]
+    found = layers_of(net, bits=4)["conv2"]
+    assert found.input_bits == bits
+    assert found.spike_rate == pytest.approx(ones((read / step).round(), bits), abs=1e-12)
 
 
 def test_a_message_of_many_pages_is_one_line(tmp_path, monkeypatch, capsys):
@@ -722,6 +823,38 @@ class Integrator(nn.Module):
         return self.mem
 
     reset = Stateful.reset_mem
+
+
+class ExplicitIntegrator(nn.Module):
+    """Takes and gives its state, as norse's LICell does; `alone`: its output is all of it."""
+
+    def __init__(self, alone):
+        super().__init__()
+        self.alone = alone
+
+    def forward(self, x, state=None):
+        before = State(torch.zeros_like(x), 0) if state is None else state
+        v = 0.5 * before.v + x
+        return v, State(v, v if self.alone else 0.9 * before.i + x)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_integrator_whose_state_is_handed_around_has_a_membrane(alone):
+    class Read(OfAnother):
+        def forward(self, x):
+            state = None
+            for frame in x:
+                sums = self.head(self.other(self.conv2(self.lif1(self.conv1(frame)))).mean((2, 3)))
+                v, state = self.readout(sums, state)
+            return v
+
+    net = Read(Stateful())
+    net.readout = ExplicitIntegrator(alone)
+    traced = trace(net)
+    assert traced.lif == ((8, 8, 8), (8, 8, 8), (10, 1, 1))
+    assert [found.lif for found in traced.layers] == [True, True, True]
+    with pytest.raises(UserError, match="module readout gives values beside its output"):
+        trace(net, images(T=1), time_steps=1)
 
 
 class Seen(nn.Module):
@@ -992,6 +1125,33 @@ def test_averages_of_n_spikes_are_multiples_of_one_over_n(counts, n):
     values = (torch.tensor([*counts, 1, 0]).float() / n).double()
     step = common_step(values)
     assert step == pytest.approx(1.0 if n == 1 else 1 / n, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "noise", "most"),
+    [(torch.float32, 6e-8, 500), (torch.half, 0, 100), (torch.bfloat16, 0, 9)],
+)
+def test_rounding_does_not_hide_a_step(dtype, noise, most):
+    generator = torch.Generator().manual_seed(0)
+    for n in range(2, most):
+        counts = torch.randint(-n, n + 1, (300,), generator=generator)
+        values = counts / n + noise * (2 * torch.rand(300, generator=generator) - 1)
+        levels = Levels()
+        levels.add(values.to(dtype) * (counts != 0))
+        most_codes = (levels.values / levels.step()).abs().max().item()
+        assert most_codes == pytest.approx(counts.abs().max().item(), abs=1e-6)
+
+
+def test_half_precision_reads_the_same_codes():
+    def pooled(s):
+        return F.avg_pool2d(s.flatten(0, 1), 3, 1).unflatten(0, s.shape[:2])
+
+    single = layers_of(Between(pooled))["conv2"]
+    for dtype in (torch.half, torch.bfloat16):
+        net = Between(pooled)
+        found = layers_of(net.to(dtype), images().to(dtype))["conv2"]
+        assert found.input_bits == single.input_bits == 4
+        assert found.spike_rate == pytest.approx(single.spike_rate, rel=0.1)
 
 
 def test_random_numbers_have_no_common_step():

@@ -1,0 +1,71 @@
+"""Technologies side by side: what they are, and what one network costs on the chip of each."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from display import short_names
+
+from .chip import Chip, options_of
+from .compare import Table
+from .estimate import estimate
+from .layer_list import LayerList
+from .render import QUANTITIES, shown
+from .technology import Technology
+
+COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2", "power_mw", "tops_per_watt")
+
+
+def technology_rows(
+    technologies: Sequence[Technology], network: LayerList | None = None
+) -> list[dict[str, Any]]:
+    """A row a technology: what it and its chip are, and what `network`, if any, costs there."""
+    rows = []
+    for technology in technologies:
+        chip = Chip(**options_of(technology))
+        row = {
+            "technology": technology.name,
+            "title": technology.title,
+            "node_nm": technology["process.node_nm"],
+            "supply_v": technology["process.supply_v"],
+            "cell": technology["cell.kind"],
+            "cell_bits": chip.cell_bits,
+            "on_ohm": chip.on_ohm,
+            "on_off_ratio": str(chip.on_off_ratio),
+            "xbar_size_cells": chip.xbar_size,
+            "columns": chip.columns,
+            "adc": technology["adc.kind"],
+            "adc_bits": chip.adc_bits,
+            "columns_per_adc_count": chip.columns_per_adc,
+            "clk_mhz": chip.clk_mhz,
+        }
+        if network is not None:
+            total = estimate(network, chip).total
+            row |= {key: total[key] for key in (*COSTS, "frames_per_second", "tops_per_mm2")}
+        rows.append(row)
+    return rows
+
+
+def technology_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """The same as one table of what they are, and one of what the network costs."""
+    header = ["technology", "node", "supply", "cell", "crossbar", "ADC", "clock"]
+    names = short_names([row["technology"] for row in rows])
+    cells = [
+        [
+            name,
+            f"{row['node_nm']:g} nm",
+            f"{row['supply_v']:g} V",
+            f"{row['cell']}, {row['cell_bits']} bit",
+            f"{row['xbar_size_cells']}, {row['columns']}",
+            f"{row['adc']}, {row['adc_bits']} bit, of {row['columns_per_adc_count']} columns",
+            f"{row['clk_mhz']:.4g} MHz",
+        ]
+        for name, row in zip(names, rows, strict=True)
+    ]
+    found = [(header, cells)]
+    if "energy_pj" in rows[0]:
+        costs = [
+            [name, *(shown(key, row[key], digits=3) for key in COSTS)]
+            for name, row in zip(names, rows, strict=True)
+        ]
+        found.append((["on its chip", *(QUANTITIES[key][0] for key in COSTS)], costs))
+    return found

@@ -1,0 +1,257 @@
+"""A technology: what the parts of a chip cost, in a TOML file of `technologies/` or of the user's.
+
+Every value is a table with its number, its unit and the key of its source in [sources]:
+
+    [adc]
+    energy_pj = { value = 2.03084, unit = "pJ", source = "spikesim" }
+
+`scaled` says what was done to a published figure, `like = "NAME"` takes what a file does not say
+from another one. [chip] and what is said of the cell are the defaults of a `Chip`'s options; the
+rest is charged by `estimate`.
+"""
+
+import math
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from runtime.command import did_you_mean, similar_path
+from runtime.errors import UserError
+
+from .layer_list import show
+
+FOLDER = Path(__file__).parent / "technologies"
+CELLS = ("RRAM", "PCM", "SRAM", "FeFET")
+ADCS = ("sar", "flash")
+
+KEYS = {  # section.key -> unit and meaning; what ends in _pj or _um2 is charged
+    "process.node_nm": ("nm", "feature size"),
+    "process.supply_v": ("V", "supply voltage"),
+    "cell.kind": ("", f"one of {', '.join(CELLS)}"),
+    "cell.bits": ("bit", "bits of a cell"),
+    "cell.on_ohm": ("ohm", "a cell at its lowest level above 0; at level L divided by L"),
+    "cell.on_off_ratio": ("", "conductance of a cell's highest level over its lowest"),
+    "cell.energy_pj": ("pJ", "a cell whose row is driven"),
+    "cell.area_um2": ("um^2", "a cell"),
+    "driver.energy_pj": ("pJ", "a row of a crossbar that is driven"),
+    "driver.area_um2": ("um^2", "the driver of a crossbar's row"),
+    "adc.kind": ("", f"one of {', '.join(ADCS)}: whether its time grows with its bits"),
+    "adc.bits": ("bit", "resolution that the ADC's figures belong to"),
+    "adc.clocks": ("clocks", "a conversion"),
+    "adc.energy_pj": ("pJ", "a conversion"),
+    "adc.area_um2": ("um^2", "an ADC"),
+    "mux.energy_pj": ("pJ", "a switch of an ADC's column multiplexer"),
+    "mux.area_um2": ("um^2", "multiplexer of an ADC"),
+    "temp_buffer.energy_pj": ("pJ", "a converted value kept in its register"),
+    "temp_buffer.area_um2": ("um^2", "registers of a tile"),
+    "shift_add.area_um2": ("um^2", "adder behind an ADC"),
+    "subtractor.area_um2": ("um^2", "subtractor, of a PE and one of a crossbar's ADCs"),
+    "htree.energy_pj": ("pJ", "a sum moved through the H-tree"),
+    "htree.area_um2": ("um^2", "H-tree, of a PE"),
+    "fetch.energy_pj": ("pJ", "a PE cycle of a group of PEs"),
+    "tile_read.energy_pj": ("pJ", "a bit read from a tile's buffer"),
+    "tile_buffer.area_um2": ("um^2", "buffer of a tile"),
+    "read.energy_pj": ("pJ", "a bit read from a memory bank"),
+    "write.energy_pj": ("pJ", "a bit written into a memory bank"),
+    "memory_bit.area_um2": ("um^2", "a bit of buffer or membrane memory"),
+    "neuron.energy_pj": ("pJ", "a LIF update"),
+    "add_bit.energy_pj": ("pJ", "an addition, a bit"),
+    "multiply_bit.energy_pj": ("pJ", "a product, a bit times a bit"),
+    "leakage.lstp_mw": ("mW", "1 um^2 of low standby power logic"),
+    "leakage.lop_mw": ("mW", "1 um^2 of low operating power logic"),
+    "leakage.hp_mw": ("mW", "1 um^2 of high performance logic"),
+}
+POSITIVE = ("process.node_nm", "cell.bits", "cell.on_ohm", "cell.area_um2", "adc.bits")
+CHOICES = {"cell.kind": CELLS, "adc.kind": ADCS}
+CHIP = {  # options of a chip that a technology may have defaults for: their units
+    "xbar_size": "cells",
+    "columns": "",
+    "crossbars_per_pe": "crossbars",
+    "pe_per_tile": "PEs",
+    "adc_bits": "bit",
+    "adc_of": "",
+    "adc_law": "",
+    "columns_per_adc": "columns",
+    "clk_mhz": "MHz",
+    "process": "",
+}
+UNITS = {key: unit for key, (unit, _) in KEYS.items()} | {f"chip.{x}": y for x, y in CHIP.items()}
+
+
+class Entry(NamedTuple):
+    value: Any
+    source: str
+    scaled: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Technology:
+    """`name` is its file's, `entries` all its values by "section.key"."""
+
+    name: str
+    title: str
+    entries: Mapping[str, Entry]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __getitem__(self, key: str) -> Any:
+        return self.entries[key].value
+
+    def _table(self, end: str) -> dict[str, float]:
+        return {key.removesuffix(end): self[key] for key in KEYS if key.endswith(end)}
+
+    @cached_property
+    def energy(self) -> dict[str, float]:
+        """pJ, by section."""
+        return self._table(".energy_pj")
+
+    @cached_property
+    def area(self) -> dict[str, float]:
+        """um^2, by section."""
+        return self._table(".area_um2")
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """What it says of a chip's options."""
+        said = {name: self[f"chip.{name}"] for name in CHIP if f"chip.{name}" in self.entries}
+        cell = {"cell_bits": "bits", "on_ohm": "on_ohm", "on_off_ratio": "on_off_ratio"}
+        return said | {option: self[f"cell.{key}"] for option, key in cell.items()}
+
+    @property
+    def cells_leak(self) -> bool:
+        """SRAM cells are transistors, and leak as all others do."""
+        return self["cell.kind"] == "SRAM"
+
+    def with_values(self, said: Mapping[str, Any]) -> "Technology":
+        """The same with other values, "section.key" -> number. Raises UserError."""
+        changed = {}
+        for key, value in said.items():
+            check_key(key, KEYS, "--set")
+            check_value(key, value, "--set")
+            changed[key] = Entry(value, "set by hand")
+        return replace(self, entries=self.entries | changed)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Everything it says, one row a value."""
+        for key, (value, source, scaled) in self.entries.items():
+            table, name = key.split(".")
+            meaning = KEYS[key][1] if key in KEYS else f"--{name}"
+            yield {
+                "table": table,
+                "name": name,
+                "value": str(value) if value == math.inf else value,
+                "unit": UNITS[key],
+                "meaning": meaning,
+                "source": f"{source}; {scaled}" if scaled else source,
+            }
+
+
+def presets() -> list[str]:
+    """The names of the technologies that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load_technology(name: str) -> Technology:
+    """A technology by the name of its preset or the path of its file; raises UserError, in one line
+    with file, key and remedy, for every mistake in it."""
+    path = FOLDER / f"{name}.toml" if name in presets() else Path(name)
+    if not path.is_file():
+        meant = did_you_mean(name, presets()) or similar_path(path)
+        raise UserError(
+            f"there is no technology {show(name)}{meant} (presets: {', '.join(presets())})"
+        )
+    data = read_toml(path)
+    file = str(name)
+    sources, said = data.pop("sources", {}), {}
+    title, like = data.pop("name", path.stem), data.pop("like", None)
+    if not isinstance(sources, dict):
+        raise UserError(f"{file}: sources must be a table, [sources]")
+    if like is not None:
+        if like not in presets() or like == path.stem:
+            raise UserError(
+                f"{file}: like must be another preset ({', '.join(presets())}), got {show(like)}"
+            )
+        said = dict(load_technology(like).entries)
+    for section, entries in data.items():
+        if not isinstance(entries, dict):
+            raise UserError(f"{file}: {section} must be a table of values, [{section}]")
+        for name_of, entry in entries.items():
+            key = f"{section}.{name_of}"
+            check_key(key, UNITS, file)
+            said[key] = read_entry(key, entry, sources, file)
+    for key in KEYS:
+        if key not in said:
+            raise UserError(
+                f"{file}: {key} ({KEYS[key][1]}) is missing: write it as {example(key)}, or take "
+                'what is missing from another technology with like = "NAME"'
+            )
+    return Technology(file, str(title), said)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{str(path)!r} is no TOML file: {error}") from None
+
+
+def example(key: str) -> str:
+    unit = f'unit = "{UNITS[key]}", ' if UNITS[key] else ""
+    return f'{{ value = ..., {unit}source = "..." }}'
+
+
+def check_key(key: str, known: Iterable[str], file: str) -> None:
+    """Raise UserError for a key that is not known, with one that was meant, or what there is."""
+    if key in known:
+        return
+    section = key.partition(".")[0]
+    near = [x for x in known if x.startswith(f"{section}.")]
+    there = ", ".join(near or dict.fromkeys(x.partition(".")[0] for x in known))
+    meant = did_you_mean(key, known) or f" ({'keys' if near else 'sections'}: {there})"
+    raise UserError(f"{file}: unknown key {show(key)}{meant}")
+
+
+def check_value(key: str, value: object, file: str) -> None:
+    """Raise UserError for a value that makes no sense."""
+    if key in CHOICES:
+        if value not in CHOICES[key]:
+            raise UserError(f"{file}: {key} must be one of {CHOICES[key]}, got {show(value)}")
+        return
+    if key not in KEYS:  # an option of a chip, which checks it itself
+        return
+    number = type(value) in (int, float) and (key == "cell.on_off_ratio" or value < math.inf)
+    if not number or not value >= 0 or (value == 0 and key in POSITIVE):
+        least = "above 0" if key in POSITIVE else "of at least 0"
+        raise UserError(
+            f"{file}: {key} is {show(value)}: give a number {least}"
+            + (f", in {UNITS[key]}" if UNITS[key] else "")
+        )
+
+
+def read_entry(key: str, entry: object, sources: Mapping[str, str], file: str) -> Entry:
+    """What a file says of one key."""
+    if not isinstance(entry, dict) or "value" not in entry:
+        raise UserError(f"{file}: {key} must be written as {example(key)}, got {show(entry)}")
+    for word in entry:
+        if word not in ("value", "unit", "source", "scaled"):
+            meant = did_you_mean(word, ("value", "unit", "source", "scaled"))
+            raise UserError(f"{file}: {key} has an unknown key {show(word)}{meant}: {example(key)}")
+    unit = entry.get("unit", "")
+    if unit != UNITS[key]:
+        wanted = f"give it in {UNITS[key]}" if UNITS[key] else "it has none"
+        raise UserError(f"{file}: {key} has the unit {show(unit)}: {wanted}, {example(key)}")
+    check_value(key, entry["value"], file)
+    source = entry.get("source")
+    if not isinstance(source, str) or source not in sources:
+        said = "no source" if source is None else f"the source {show(source)}"
+        raise UserError(f"{file}: {key} has {said}: name one of [sources] ({', '.join(sources)})")
+    return Entry(entry["value"], str(sources[source]), str(entry.get("scaled", "")))
+
+
+DEFAULT = load_technology("spikesim-65nm")

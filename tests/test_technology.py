@@ -1,0 +1,211 @@
+"""Technology files: what the parts of a chip cost, and every mistake in them as one line."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import UserError
+from spikesim_eval.__main__ import main
+from spikesim_eval.chip import Chip, chips, options_of
+from spikesim_eval.estimate import estimate
+from spikesim_eval.layer_list import LayerList
+from spikesim_eval.technology import DEFAULT, FOLDER, KEYS, UNITS, load_technology, presets
+from test_spikesim import one_error_line
+
+ROOT = Path(__file__).parent.parent
+LAYERS = re.findall(r"```json\n(.*?)```", (ROOT / "docs/layer_list.md").read_text(), re.DOTALL)[0]
+NETWORK = LayerList.from_json(json.loads(LAYERS))
+HEAD = 'like = "spikesim-65nm"\n[sources]\nmine = "measured in May"\n'
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "own.toml"
+    path.write_text(HEAD + text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_value_of_a_preset_has_its_unit_and_a_source(name):
+    technology = load_technology(name)
+    assert set(KEYS) <= set(technology.entries)
+    for row in technology.rows():
+        assert row["unit"] == UNITS[f"{row['table']}.{row['name']}"]
+        assert len(row["source"]) > 10, row
+    found = estimate(NETWORK, Chip(**options_of(technology)))
+    assert found.total["energy_pj"] > 0
+    assert all(value >= 0 for value in found.energy_by_component.values())
+
+
+def test_the_default_technology_says_what_a_chip_is_by_default():
+    assert Chip(**options_of(load_technology("spikesim-65nm")) | {"technology": DEFAULT}) == Chip()
+
+
+def test_a_value_is_charged_where_it_happens_and_nowhere_else():
+    own = estimate(NETWORK, Chip())
+    for key in KEYS:
+        section, _, name = key.partition(".")
+        if name != "energy_pj" or not DEFAULT[key]:
+            continue
+        changed = DEFAULT.with_values({key: 3 * DEFAULT[key]})
+        found = estimate(NETWORK, Chip(technology=changed))
+        moved = {x for x, y in found.energy_by_component.items() if y != own.energy_by_component[x]}
+        users = {
+            "cell": {"crossbar"},
+            "tile_read": {"tile_buffer"},
+            "read": {"membrane", "stream", "kept_sums"},
+            "write": {"membrane", "stream", "kept_sums", "input_buffer"},
+            "add_bit": {"shift_add", "batch_norm"},
+            "multiply_bit": {"batch_norm"},
+        }
+        assert moved <= users.get(section, {section}), key
+        assert moved or section in ("read", "multiply_bit"), key
+
+
+def test_a_driven_row_is_charged_in_every_crossbar_that_it_runs_through():
+    """A 1x1 layer of 64 inputs on differential crossbars of 64 columns with one-cell weights."""
+    layer = {"kernel": 1, "in_channels": 64, "out_channels": 150, "in_size": [4, 4]}
+    layer |= {"name": "a", "out_size": [4, 4], "input_bits": 1, "after": [], "spike_rate": 0.25}
+    network = {"time_steps": 1, "weight_bits": 4, "membrane_bits": 4, "layers": [layer], "lif": []}
+    technology = DEFAULT.with_values({"driver.energy_pj": 1.0, "cell.energy_pj": 0.0})
+    found = estimate(LayerList.from_json(network), Chip(technology=technology))
+    # 16 pixels, a quarter of 64 rows, 3 crossbars side by side, twice
+    assert found.energy_by_component["crossbar"] == pytest.approx(16 * 16 * 3 * 2)
+
+
+def test_a_flash_converts_in_the_same_time_whatever_its_bits():
+    flash = DEFAULT.with_values({"adc.kind": "flash", "adc.clocks": 1})
+    delays = {
+        kind: [
+            estimate(NETWORK, Chip(technology=x, adc_bits=bits)).total["delay_ns"]
+            for bits in (4, 8)
+        ]
+        for kind, x in (("sar", DEFAULT), ("flash", flash))
+    }
+    assert delays["flash"][0] == delays["flash"][1] < delays["sar"][0] < delays["sar"][1]
+
+
+def test_sram_crossbars_leak_by_their_area_and_hold_one_bit_a_cell():
+    sram = DEFAULT.with_values({"cell.kind": "SRAM"})
+    rram, found = (estimate(NETWORK, Chip(technology=x, cell_bits=1)) for x in (DEFAULT, sram))
+    more = rram.area_by_component["crossbar"] * DEFAULT["leakage.lstp_mw"]
+    assert found.total["leakage_mw"] - rram.total["leakage_mw"] == pytest.approx(more)
+    with pytest.raises(UserError, match="an SRAM cell has 1 bit"):
+        Chip(technology=sram)
+
+
+def test_a_file_of_ones_own_changes_what_it_says(tmp_path, capsys):
+    path = written(
+        tmp_path,
+        '[adc]\nenergy_pj = { value = 1, unit = "pJ", source = "mine", scaled = "by two" }\n'
+        '[chip]\nxbar_size = { value = 128, unit = "cells", source = "mine" }\n',
+    )
+    layers = tmp_path / "net.json"
+    layers.write_text(LAYERS)
+    out = tmp_path / "out"
+    line = f"report --layers {layers} --technology {path} --set cell.energy_pj=0 --out {out}"
+    assert main(line.split()) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["chip"]["technology"] == path
+    assert report["chip"]["xbar_size"] == 128
+    values = {f"{x['table']}.{x['name']}": x for x in report["constants"]}
+    assert values["adc.energy_pj"]["source"] == "measured in May; by two"
+    assert report["energy_by_component"]["crossbar"] == 0
+    (chip,) = chips(technology=path, adc_bits=5)
+    assert (
+        report["energy_by_component"]["adc"] == estimate(NETWORK, chip).energy_by_component["adc"]
+    )
+    assert chip.xbar_size == 128
+
+
+ADC = '[adc]\nenergy_pj = { value = 1, unit = "pJ", source = "mine" }\n'
+MISTAKES = {
+    ADC.replace("1,", "-1,"): ["adc.energy_pj is -1", "at least 0, in pJ"],
+    ADC.replace("1,", "nan,"): ["adc.energy_pj is nan", "at least 0"],
+    ADC.replace("1,", "true,"): ["adc.energy_pj is True", "give a number"],
+    ADC.replace('"pJ"', '"nJ"'): ["adc.energy_pj has the unit 'nJ'", "give it in pJ"],
+    ADC.replace("energy_pj", "energie_pj"): ["unknown key 'adc.energie_pj'", "adc.energy_pj?"],
+    ADC.replace("[adc]", "[acd]"): ["unknown key 'acd.energy_pj'", "did you mean"],
+    ADC.replace("value", "valeu"): ["adc.energy_pj must be written as"],
+    ADC.replace("source", "sauce"): ["adc.energy_pj has an unknown key 'sauce'", "source?"],
+    ADC.replace('"mine"', '"yours"'): ["adc.energy_pj has the source 'yours'", "(mine)"],
+    ADC.replace(', source = "mine"', ""): ["adc.energy_pj has no source", "(mine)"],
+    "[adc]\nenergy_pj = 1\n": ["adc.energy_pj must be written as", 'unit = "pJ"'],
+    '[cell]\nkind = { value = "DRAM", source = "mine" }\n': ["cell.kind must be one of", "FeFET"],
+    '[cell]\nbits = { value = 0, unit = "bit", source = "mine" }\n': ["cell.bits is 0", "above 0"],
+    '[chip]\nxbar_size = { value = 4, unit = "cells", source = "mine" }\n': ["chip.xbar_size", "8"],
+    "[adc\n": ["no TOML file", "line"],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=range(len(MISTAKES)))
+def test_a_mistake_in_a_file_is_one_line_with_file_key_and_remedy(mistake, tmp_path, capsys):
+    path, layers = written(tmp_path, mistake), tmp_path / "net.json"
+    layers.write_text(LAYERS)
+    line = f"report --layers {layers} --technology {path} --out {tmp_path / 'out'}"
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert one_error_line(error)
+    assert "own.toml" in error
+    assert all(words in error for words in MISTAKES[mistake]), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_file_does_not_say_is_named(tmp_path):
+    text = (FOLDER / "spikesim-65nm.toml").read_text()
+    for key in KEYS:
+        section, name = key.split(".")
+        without = re.sub(rf"(\[{section}\]\n(?:.+\n)*?){name} = .*\n", r"\1", text)
+        assert without != text, key
+        (tmp_path / "own.toml").write_text(without)
+        with pytest.raises(UserError, match=rf"own.toml: {re.escape(key)} .* is missing"):
+            load_technology(str(tmp_path / "own.toml"))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--technology spikesim-66nm", ["no technology 'spikesim-66nm'", "did you mean"]),
+        ("--set adc.energie_pj=1", ["unknown key 'adc.energie_pj'", "did you mean adc.energy_pj?"]),
+        ("--set chip.xbar_size=128", ["unknown key 'chip.xbar_size'"]),
+        ("--set adc.energy_pj=-1", ["adc.energy_pj is -1", "in pJ"]),
+        ("--set adc.energy_pj", ["wants a key and a value"]),
+        ("--set adc.energy_pj=1 --preset published", ["leave --technology and --set out"]),
+    ],
+)
+def test_a_mistake_in_the_options_is_one_line(options, words, tmp_path, capsys):
+    layers = tmp_path / "net.json"
+    layers.write_text(LAYERS)
+    line = f"report --layers {layers} {options} --out {tmp_path / 'out'}"
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert one_error_line(error)
+    assert all(word in error for word in words), error
+
+
+def test_the_file_of_the_documentation_is_one(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/hardware.md").read_text(), re.DOTALL)
+    (tmp_path / "doc.toml").write_text(text)
+    (chip,) = chips(technology=str(tmp_path / "doc.toml"))
+    assert (chip.cell_bits, chip.xbar_size, chip.technology.energy["adc"]) == (1, 128, 1.2)
+
+
+def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, capsys):
+    layers, out = tmp_path / "net.json", tmp_path / "out"
+    layers.write_text(LAYERS)
+    own = written(tmp_path, ADC)
+    assert main(["technologies", "isaac-32nm", own]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main(f"technologies --layers {layers} --out {out}".split()) == 0
+    printed = capsys.readouterr().out
+    rows = list(csv.DictReader((out / "technologies.csv").open()))
+    assert [row["technology"] for row in rows] == presets()
+    for row in rows:
+        (chip,) = chips(technology=row["technology"])
+        total = estimate(NETWORK, chip).total
+        assert float(row["energy_pj"]) == total["energy_pj"]
+        assert float(row["area_um2"]) == total["area_um2"]
+        assert printed.count(f"\n{row['technology']} ") == 2
+    assert (out / "technologies.md").read_text().count("isaac-32nm") == 2
