@@ -24,6 +24,7 @@ from distiller import (
     TAU,
     TEACHER_LOGITS,
 )
+from models import NETWORKS
 from models.MS_ResNet import BLOCKS
 from models.neuron import DEFAULT_NEURON, RESETS, SURROGATES, Neuron
 from runtime.command import HelpFormatter, Parser, wrong_choice
@@ -31,6 +32,8 @@ from runtime.errors import UserError
 
 PAPER_SETTINGS = ("original", "student", "qamd")
 SHARED_GPU = "cuda-shared"
+MS_RESNETS = {f"resnet{depth}": depth for depth in BLOCKS}  # --arch says the same as --model_depth
+OWN_NETWORK = "FILE.py:CLASS"
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
 Values = Mapping[str, Any]  # settings by name
 
@@ -49,6 +52,12 @@ def needs(name: str, *of_these: Any) -> Callable[[Values], str | None]:
 
 quantized, distilled = needs("paper_setting", "student", "qamd"), needs("paper_setting", "qamd")
 not_cl = needs("loss", "CLK", "CLM")
+
+
+def of_ms_resnet(values: Values) -> str | None:
+    if values["arch"] is None or values["arch"] in MS_RESNETS:
+        return None
+    return f"has no meaning with --arch {values['arch']}: leave it out"
 
 
 def has_teacher(values: Values) -> str | None:
@@ -184,8 +193,15 @@ class Settings:
         None, "fit added", limits=(0, 10**6), metavar="K"
     )
 
-    model_depth: int = of_network(
-        "layers of the MS-ResNet", 18, "fit", choices=BLOCKS, name=(7, "depth{}")
+    arch: str | None = of_network(  # None: the MS-ResNet of model_depth
+        f"{', '.join(f'`{name}`' for name in NETWORKS)}, or a network of one's own, "
+        f"`{OWN_NETWORK}`",
+        None, "fit added", shown="resnet18", metavar="NETWORK", name=(7, "{}")
+    )
+    model_depth: int | None = of_network(
+        "layers of the MS-ResNet: another way to say `--arch resnet18` or `resnet34`",
+        lambda values: MS_RESNETS.get(values["arch"] or "resnet18"), "fit", shown="18",
+        choices=BLOCKS, where=of_ms_resnet, name=(7, "depth{}")
     )
     width: int = of_network(
         "channels of the first stage, {limits}", 64, "fit", limits=(1, 4096), name=(8, "width{}")
@@ -389,6 +405,7 @@ class Settings:
     classes: tuple | None = None  # names, of a folder; None: the data set's own
     # What one code of event frames stands for, found from the training data; None: they are codes.
     input_step: float | None = None
+    arch_digest: str | None = None  # SHA-256 of the file of a network of one's own
 
     @classmethod
     def of(cls, data: str, paper_setting: str = "original", **given: Any) -> "Settings":
@@ -403,6 +420,12 @@ class Settings:
     @property
     def neuron(self) -> Neuron:
         return Neuron(self.leak, self.threshold, self.reset, self.surrogate, self.surrogate_width)
+
+    @property
+    def network_name(self) -> str:
+        """What a reader calls the network."""
+        known = self.arch or f"resnet{self.model_depth}"
+        return NETWORKS[known][0] if known in NETWORKS else own_network(known)[1]
 
     @property
     def data_set(self) -> DataSet:
@@ -536,6 +559,11 @@ def check_settings(settings: Settings) -> None:
             f"--warmup {settings.warmup} leaves nothing of --epochs {settings.epochs}: it must be "
             "less"
         )
+    own = own_network(settings.arch)
+    if own is None and settings.arch is not None and settings.arch not in NETWORKS:
+        raise UserError(f"--arch: {wrong_choice(settings.arch, [*NETWORKS, OWN_NETWORK])}")
+    if (settings.arch_digest is None) != (own is None):
+        raise UserError(f"--arch {settings.arch} does not fit the digest of its file")
     if settings.image_size is not None:
         parse_image_size(settings.image_size)
     if settings.time_windows is not None:
@@ -553,6 +581,12 @@ def check_settings(settings: Settings) -> None:
             raise UserError(f"--{name} holds a control character")
         if any("\ud800" <= character <= "\udfff" for character in path):
             raise UserError(f"--{name} {path!r} is not in UTF-8")
+
+
+def own_network(arch: str | None) -> tuple[str, str] | None:
+    """(file, class) of a network of one's own; None for others."""
+    found = re.fullmatch(r"(.+\.py):(\w+)", arch or "", re.DOTALL)
+    return None if found is None else (found[1], found[2])
 
 
 def describes_a_network(settings: Settings) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import reprlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -232,6 +233,16 @@ class LayerList:
         reads = 1 if layer.linear else prod(reads_along(layer, side) for side in (0, 1))
         return reads * self.time_steps_of(layer) * layer.runs
 
+    def bits_stored(self, layer: Layer) -> int:
+        """Of a layer's inputs; a linear layer has a counter for each channel, whatever was
+        pooled."""
+        values = layer.in_channels * (1 if layer.linear else prod(layer.in_size))
+        return values * self.input_bits(layer)
+
+    def bits_written(self, layer: Layer) -> int:
+        """Of a layer's inputs in one inference."""
+        return self.bits_stored(layer) * layer.runs * self.time_steps_of(layer)
+
     def updates(self, layer: Layer) -> int:
         """Membranes updated with the layer's sums in one inference, all timesteps together."""
         if not self.has_lif(layer):
@@ -386,14 +397,19 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
     if len(content) > MOST_JSON:
         raise UserError(f"{str(path)!r} is larger than {MOST_JSON >> 20} MB")
+    is_utf_16 = b"\0" in content[:4] or content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE)  # or UTF-32
     try:
-        return json.loads(content, object_pairs_hook=_unique_keys)
+        return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError:
+        what = "is no text"
     except json.JSONDecodeError as error:
         what = f"goes wrong in line {error.lineno}, column {error.colno}"
     except RecursionError:
         what = "holds lists in lists, too deep to be read"
-    except ValueError:  # what is no text; a number beyond Python's limit of 4,300 digits
-        what = "is no text, or holds a number of too many digits"
+    except ValueError:  # beyond Python's limit of 4,300 digits
+        what = "holds a number of too many digits"
+    if is_utf_16:
+        what = "is text in UTF-16"
     kind = " (a zip archive, perhaps a checkpoint)" if content.startswith(b"PK") else ""
     raise UserError(f"{str(path)!r}{kind} {what}: wanted is a JSON object, in UTF-8")
 

@@ -14,8 +14,9 @@ import kernels
 import main
 from conftest import DIGITS
 from engine import compile as compiling
-from models.neuron import LIF
+from models.neuron import LIF, Neuron
 from one_step import SETTINGS, results
+from quantization import MembraneQuantizer
 
 ROOT = Path(__file__).parent.parent
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -57,6 +58,37 @@ def test_compiled_kernels_take_tensors_of_all_sizes():
     assert reason is None
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one, other)
+
+
+OTHER_NEURONS = [  # and the bits of their membranes
+    (Neuron(0.3, 0.75, "soft", "rect", 0.4), None),
+    (Neuron(0.5, 0.5, "soft", "atan", 0.5), 4),
+    (Neuron(0.25, 0.5, "hard", "sigmoid", 0.3), None),
+]
+
+
+@needs_compiler
+@pytest.mark.device
+def test_compiled_kernels_know_every_reset_and_surrogate(device):
+    def run() -> list[torch.Tensor]:
+        found = []
+        for neuron, bits in OTHER_NEURONS:
+            quantizer = None if bits is None else MembraneQuantizer(bits, neuron.threshold)
+            layer, membranes = LIF(neuron, quantizer).double().to(device), []
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(4, 3, 4, 4, generator=generator, dtype=torch.float64).to(device)
+            spikes = layer(x.requires_grad_(), 2, membranes.append)
+            (spikes.sum() + membranes[0].square().sum()).backward()
+            found += [spikes, membranes[0], x.grad, *(p.grad for p in layer.parameters())]
+        return found
+
+    eager, compiled = run(), []
+    reason = compiling.compile_regions(lambda: compiled.extend(run()), device.type == "cpu")
+    kernels.fused.clear()
+    assert reason is None
+    assert len(eager) == len(compiled) == 10
+    for one, other in zip(eager, compiled, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 def test_a_failing_compiler_leaves_the_eager_functions_and_says_why():

@@ -45,13 +45,13 @@ def test_the_default_technology_says_what_a_chip_is_by_default():
 
 
 def test_a_value_is_charged_where_it_happens_and_nowhere_else():
-    own = estimate(NETWORK, Chip())
+    own = estimate(NETWORK, Chip(noc="mesh"))
     for key in KEYS:
         section, _, name = key.partition(".")
         if name != "energy_pj" or not DEFAULT[key]:
             continue
         changed = DEFAULT.with_values({key: 3 * DEFAULT[key]})
-        found = estimate(NETWORK, Chip(technology=changed))
+        found = estimate(NETWORK, Chip(technology=changed, noc="mesh"))
         moved = {x for x, y in found.energy_by_component.items() if y != own.energy_by_component[x]}
         users = {
             "cell": {"crossbar"},
