@@ -4,15 +4,18 @@ What is read back may come from anywhere: all of it is checked, and a fault is o
 Before anything is unpacked the armour at the end looks at the bytes.
 """
 
+import importlib.util
 import math
 import os
 import pickletools
 import random
 import reprlib
+import sys
+import traceback
 import warnings
 import zipfile
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +23,23 @@ import torch
 from torch import Tensor
 
 from distiller import MEMBRANE_LOSSES
-from models import MSResNet, SpikingNetwork
+from models import NETWORKS, SpikingNetwork
+from models.graph import graph_of
 from models.layers import Layers
 from models.quantized_layers import quantized_layers
 from runtime.command import similar_path
 from runtime.errors import UserError
-from runtime.files import must_be_file
-from settings import TYPES, Settings, check_settings, describes_a_network, input_step_of
+from runtime.files import digest, must_be_file
+from settings import (
+    TYPES,
+    Settings,
+    check_settings,
+    describes_a_network,
+    input_step_of,
+    own_network,
+)
 
+MOST_TEXT = 300  # characters of what is said of a network of one's own
 MOST_TUPLES = 20_000  # four a tensor, and few besides
 SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
@@ -87,18 +99,120 @@ def build_network(settings: Settings) -> SpikingNetwork:
             membrane_steps_learned=MEMBRANE_LOSSES.get(settings.loss) is None,
             neuron=settings.neuron,
         )
-    network = MSResNet(
-        settings.model_depth,
-        data_set.num_classes,
-        settings.time_window,
-        data_set.in_channels,
-        settings.width,
-        layers,
-        data_set.image_size,
-    )
+    make = network_class(settings)
+    try:
+        network = make(
+            data_set.num_classes,
+            settings.time_window,
+            data_set.in_channels,
+            settings.width,
+            layers,
+            data_set.image_size,
+        )
+    except Exception as error:  # of a network of one's own anything
+        raise _unfit(settings, error) from None
     network.input_shape = data_set.input_shape(settings.time_window)
     network.input_step = input_step_of(settings)
     return network
+
+
+def check_network(settings: Settings) -> None:
+    """Raises UserError where the network cannot be built for these data, or is none that a chip
+    knows (`graph_of`), in full precision or quantized; holds no weights."""
+    in_both = (
+        replace(settings, paper_setting="original"),
+        replace(
+            settings,
+            paper_setting="student",
+            bits=settings.bits or 4,
+            bn_bits=settings.bn_bits or 8,
+        ),
+    )
+    for one in in_both:
+        with torch.device("meta"):
+            network = build_network(one)
+        try:
+            graph_of(network)
+        except Exception as error:  # see above
+            raise _unfit(settings, error) from None
+
+
+def _unfit(settings: Settings, error: Exception) -> UserError:
+    """What to say of a network that fails, and in which line of the user's file."""
+    reason, own = str(error), own_network(settings.arch)
+    if own is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == own[0]]
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        reason = f"{f'line {lines[-1]}: ' if lines else ''}{kind}{reason}"
+    reason = " ".join(reason.split())[:MOST_TEXT]
+    return UserError(f"--arch {settings.arch or settings.network_name}: {reason}")
+
+
+# Networks of one's own that have been run, by class and digest of their file; of one class the one
+# that the command line has named last is the last.
+OWN: dict[tuple[str, str], type[SpikingNetwork]] = {}
+
+
+def network_class(settings: Settings) -> Callable[..., SpikingNetwork]:
+    """What makes the network, of `SpikingNetwork`'s arguments.
+
+    A file of one's own is run where the command line has named it (`use_own_network`), or where it
+    is the one, to the last byte, that the network was trained with: settings come from a
+    checkpoint, and a checkpoint from anywhere.
+    """
+    own = own_network(settings.arch)
+    if own is None:
+        return NETWORKS[settings.arch or f"resnet{settings.model_depth}"][1]
+    (path, name), found = own, settings.arch_digest
+    if (name, found) not in OWN:
+        known = [network for (of_name, _), network in OWN.items() if of_name == name]
+        if known:
+            return known[-1]
+        is_there = os.path.isfile(path)
+        if not is_there or digest(path) != found:
+            what = "has changed since" if is_there else "is not there"
+            raise UserError(
+                f"it holds a network of one's own, {name} of {path}, which {what}: put the file "
+                f"back, or name it with main.py's --arch FILE.py:{name}"
+            )
+        use_own_network(settings.arch)
+    return OWN[name, found]
+
+
+def use_own_network(arch: str) -> tuple[str, str]:
+    """Run the file of FILE.py:CLASS, and take the class for every network of this name; returns the
+    same with the file's whole path, and the file's digest. Raises UserError where that fails."""
+    path, name = own_network(arch)
+    path = os.path.abspath(path)
+    try:
+        must_be_file(path)
+    except OSError:
+        raise UserError(f"--arch {arch}: there is no file {path}{similar_path(path)}") from None
+    found = digest(path)
+    if (name, found) in OWN:
+        OWN[name, found] = OWN.pop((name, found))  # named last
+        return f"{path}:{name}", found
+    spec = importlib.util.spec_from_file_location(f"own_network_{found[:12]}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, os.path.dirname(path))  # as of a script
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_TEXT]
+        raise UserError(f"--arch {arch}: running the file fails: {reason}") from None
+    finally:
+        sys.path.pop(0)
+    classes = {
+        x: y
+        for x, y in vars(module).items()
+        if isinstance(y, type) and issubclass(y, SpikingNetwork) and y is not SpikingNetwork
+    }
+    if name not in classes:
+        inside = f"it has {', '.join(classes)}" if classes else "it has none"
+        raise UserError(f"--arch {arch}: no class {name} of SpikingNetwork in the file: {inside}")
+    OWN[name, found] = classes[name]
+    return f"{path}:{name}", found
 
 
 def class_names(checkpoint: Checkpoint) -> list[str]:
@@ -227,8 +341,11 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
 
 
 def _check_weights(model: dict, settings: Settings, path: str | Path) -> None:
-    with torch.device("meta"):
-        network = build_network(settings).state_dict()
+    try:
+        with torch.device("meta"):
+            network = build_network(settings).state_dict()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     expected, found = (
         {
             name: (x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x)

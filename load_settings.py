@@ -17,17 +17,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from checkpoints import Checkpoint, build_network, class_names, load_checkpoint
+from checkpoints import (
+    Checkpoint,
+    build_network,
+    check_network,
+    class_names,
+    load_checkpoint,
+    use_own_network,
+)
 from data_sets import DATA_SETS
-from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
 from models import SpikingNetwork
+from models.graph import graph_of
 from models.integer_network import why_not_integers
 from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
 from runtime.files import check_writable, digest, must_be_file
 from settings import (
+    MS_RESNETS,
     OPTIONS,
+    SENSOR_SIDES,
     TYPES,
     Settings,
     as_text,
@@ -35,14 +44,17 @@ from settings import (
     check_settings,
     check_value,
     complete,
+    own_network,
     parse_image_size,
+    parse_size,
 )
 
 TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
 OF_EVALUATION = [name for name, x in OPTIONS.items() if x.has("own") or x.has("only")]
 RECORDED = {  # what a settings.json holds beside options: what was found, and where it ran
     *("world_size", "git_commit", "versions"),
-    *("classes", "input_step", "num_classes"),  # the last one in those of older versions
+    *("classes", "input_step", "arch_digest"),
+    "num_classes",  # in those of older versions
 }
 
 
@@ -60,6 +72,8 @@ def parse_settings(
     training = given.get("eval_only") is None
     settings = _training_settings(given) if training else _evaluation_settings(given)
     check_settings(settings)
+    if training and settings.arch is not None:
+        check_network(settings)
     if settings.device not in ("auto", "cpu") and not torch.cuda.is_available():
         raise UserError(
             f"--device {settings.device}: this machine has no usable GPU; use --device cpu"
@@ -84,6 +98,13 @@ def _training_settings(given: dict[str, Any]) -> Settings:
     for required in ("data", "paper_setting"):
         if required not in taken | given:
             raise UserError(f"--{required} is required")
+    depth = MS_RESNETS.get(given.get("arch"))
+    if depth is not None:
+        if given.get("model_depth", depth) != depth:
+            raise UserError(
+                f"--arch {given['arch']} is no --model_depth {given['model_depth']}: leave one out"
+            )
+        given |= {"arch": None, "model_depth": depth}  # as it is stored
     if "time_windows" in given:
         taken.pop("time_window", None)  # it was the largest of others
     elif "time_window" in given:
@@ -107,8 +128,15 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         size = parse_image_size(values["image_size"])
         own = size == DATA_SETS[data].image_size
         values["image_size"] = None if own else "{}x{}".format(*size)
-    classes = tuple(classes_of_folder(values["data_path"])) if data == "folder" else None
-    return Settings(**values, classes=classes)
+    if values["sensor"] is not None:
+        size = parse_size(values["sensor"], "sensor", SENSOR_SIDES)
+        values["sensor"] = "{}x{}".format(*size)
+    find = DATA_SETS[data].classes_of
+    classes = None if find is None else tuple(find(values["data_path"]))
+    found = None
+    if own_network(values["arch"]) is not None:
+        values["arch"], found = use_own_network(values["arch"])
+    return Settings(**values, classes=classes, arch_digest=found)
 
 
 def _evaluation_settings(given: dict[str, Any]) -> Settings:
@@ -116,7 +144,16 @@ def _evaluation_settings(given: dict[str, Any]) -> Settings:
     path = given["eval_only"]
     if "config" in given:
         raise UserError("--config has no meaning with --eval_only: the checkpoint has its settings")
+    own, network_file = own_network(given.get("arch")), None
+    if own is not None:
+        given["arch"], network_file = use_own_network(given["arch"])
     trained = load_checkpoint(path).settings
+    if own is not None and own[1] == trained.network_name:
+        if network_file != trained.arch_digest:
+            _warn(f"{own[0]} is not the file that {path} was trained with")
+        trained = replace(trained, arch=given["arch"], arch_digest=network_file)
+    elif given.get("arch") == f"resnet{trained.model_depth}":
+        del given["arch"]  # stored as its depth
     if "time_windows" in given:  # in any order, as in a training
         given["time_windows"] = tuple(sorted(given["time_windows"]))
     for name, value in given.items():
@@ -215,7 +252,7 @@ def _say_what_config_keeps(
     taken: dict[str, Any], given: dict[str, Any], values: dict[str, Any]
 ) -> None:
     """Tell of values that --config keeps though they were defaults and would be others here."""
-    if not taken or os.environ.get("RANK", "0") != "0":
+    if not taken:
         return
     before = complete({"data": values["data"], "paper_setting": values["paper_setting"]} | taken)
     kept = []
@@ -224,15 +261,22 @@ def _say_what_config_keeps(
         if default(values) != values[name] == default(before):
             kept.append(f"--{name} {values[name]} (the default is {default(values)} here)")
     if kept:
-        print(f"main.py: warning: --config keeps {', '.join(kept)}", file=sys.stderr, flush=True)
+        _warn(f"--config keeps {', '.join(kept)}")
+
+
+def _warn(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"main.py: warning: {text}", file=sys.stderr, flush=True)
 
 
 def run_name(settings: Settings) -> str:
-    """Name of the default save path: what each option has there, of which most are no defaults. A
-    folder of images is told by its name, a teacher's file by its digest."""
+    """Name of the default save path: what each option has there, of which most are no defaults.
+    Data of one's own are told by their folder's name, a teacher's file by its digest."""
     values = asdict(settings)
-    of_folder = settings.data == "folder"
-    values["data_path"] = Path(settings.data_path).resolve().name if of_folder else None
+    own = DATA_SETS[settings.data].classes_of is not None
+    values["data_path"] = Path(settings.data_path).resolve().name if own else None
+    if settings.arch_digest is not None:
+        values["arch"] = settings.network_name
     if settings.teacher_path is not None:
         start = "from-" * settings.init_from_teacher
         values["teacher_path"] = f"{start}teacher{digest(settings.teacher_path)[:6]}"
@@ -267,8 +311,8 @@ def _refuse_batches(settings: Settings, world_size: int) -> None:
 def refuse_single_values(
     settings: Settings, world_size: int, training_images: int | None = None
 ) -> None:
-    """Raises UserError where a part of a training batch gives the batch norms of the last stage a
-    single value per channel: that has no variance. None: as many images as a batch takes."""
+    """Raises UserError where a part of a training batch gives a batch norm a single value per
+    channel: that has no variance. None: as many images as a batch takes."""
     images = settings.batch_size
     if training_images is not None:
         images = min(images, training_images)
@@ -276,15 +320,21 @@ def refuse_single_values(
     share = -(-images // world_size)
     largest = -(-share // settings.accumulate)
     smallest = (share % largest or largest) * world_size  # batch norm's part is all processes'
-    size = settings.data_set.image_size
-    last_stage = [-(-side // 8) for side in size]  # three stages halve it
-    if smallest * min(settings.trained_at) * math.prod(last_stage) == 1:
+    if smallest * min(settings.trained_at) == 1 and smallest_plane(settings) == 1:
+        size = settings.data_set.image_size
         raise UserError(
             "batch norm cannot train on a single value per channel: images of {}x{} are 1x1 in the "
-            "last stage, T is 1, and of a batch of {} (--batch_size, or all that there are), in {} "
-            "parts (--accumulate), one holds a single image: take more timesteps, larger images or "
-            "more images a part".format(*size, images, settings.accumulate)
+            "last layers, T is 1, and of a batch of {} (--batch_size, or all that there are), in "
+            "{} parts (--accumulate), one holds a single image: take more timesteps, larger images "
+            "or more images a part".format(*size, images, settings.accumulate)
         )
+
+
+def smallest_plane(settings: Settings) -> int:
+    """Pixels of the smallest plane that a batch norm reads."""
+    with torch.device("meta"):
+        graph = graph_of(build_network(settings))
+    return min(math.prod(node.shape[1:]) for node in graph if node.kind == "batch_norm")
 
 
 def _check_teacher(settings: Settings, teacher: Settings) -> None:
@@ -297,7 +347,12 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
     # is reset otherwise, no student can have its membranes and fire as it does. Surrogates are of
     # the training alone.
     of_neuron = "leak", "threshold", "reset"
-    for name in ("data", "model_depth", "width", "image_size", "fold", *of_neuron):
+    if {teacher.arch, settings.arch} != {None} and teacher.network_name != settings.network_name:
+        raise UserError(
+            f"--teacher_path {settings.teacher_path} is a {teacher.network_name}, and this run "
+            f"trains a {settings.network_name}: a teacher and its students need the same"
+        )
+    for name in ("data", "model_depth", "width", "image_size", "split_by", "fold", *of_neuron):
         theirs, ours = getattr(teacher, name), getattr(settings, name)
         if theirs != ours:
             raise UserError(
@@ -313,9 +368,10 @@ def _with(name: str, value: Any) -> str:
 
 def check_classes(trained: Settings, data_path: str | Path, path: str | Path) -> None:
     """Raises UserError where the folder has other classes than the checkpoint at `path`."""
-    if trained.data != "folder":
+    find = DATA_SETS[trained.data].classes_of
+    if find is None:
         return
-    here = classes_of_folder(data_path)
+    here = find(data_path)
     for name in sorted(set(here) ^ set(trained.classes)):
         raise UserError(
             f"{path} was trained on {len(trained.classes)} classes, {data_path} has {len(here)}: "

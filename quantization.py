@@ -24,7 +24,9 @@ from kernels import as_rows, from_rows, integer_codes
 # a chip computes the same with integers.
 GRID = 2.0**-14
 STEP_GRID = 4 * GRID  # steps are multiples of it, those of membranes of `membrane_step_grid`
-SMALLEST_LEAK = 2.0**-6  # that stays on the grid; of half of it, 8 bits could not hold a membrane
+# The smallest leak that keeps a membrane on the grid: the steps of one half as large would be
+# multiples of 2^-7, and 8 bits of the default threshold have a step of 2^-7.
+SMALLEST_LEAK = 2.0**-6
 
 
 def signed_range(bits: int) -> tuple[int, int]:

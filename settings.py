@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple, get_args
 
 from data_sets import DATA_SETS, DataSet
+from data_sets.recordings import LARGEST_SENSOR, SPLITS
 from distiller import (
     ALPHA,
     BETA,
@@ -24,6 +25,7 @@ from distiller import (
     TAU,
     TEACHER_LOGITS,
 )
+from models import NETWORKS
 from models.MS_ResNet import BLOCKS
 from models.neuron import DEFAULT_NEURON, RESETS, SURROGATES, Neuron
 from runtime.command import HelpFormatter, Parser, wrong_choice
@@ -31,7 +33,10 @@ from runtime.errors import UserError
 
 PAPER_SETTINGS = ("original", "student", "qamd")
 SHARED_GPU = "cuda-shared"
+MS_RESNETS = {f"resnet{depth}": depth for depth in BLOCKS}  # --arch says the same as --model_depth
+OWN_NETWORK = "FILE.py:CLASS"
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
+SENSOR_SIDES = 1, LARGEST_SENSOR
 Values = Mapping[str, Any]  # settings by name
 
 
@@ -51,6 +56,12 @@ quantized, distilled = needs("paper_setting", "student", "qamd"), needs("paper_s
 not_cl = needs("loss", "CLK", "CLM")
 
 
+def of_ms_resnet(values: Values) -> str | None:
+    if values["arch"] is None or values["arch"] in MS_RESNETS:
+        return None
+    return f"has no meaning with --arch {values['arch']}: leave it out"
+
+
 def has_teacher(values: Values) -> str | None:
     return None if values["init_from_teacher"] else distilled(values)
 
@@ -63,6 +74,12 @@ def static_images(values: Values) -> str | None:
     if not DATA_SETS[values["data"]].events:
         return None
     return f"has no meaning with the events of {values['data']}, frames of one T: leave it out"
+
+
+def of_events(values: Values) -> str | None:
+    if DATA_SETS[values["data"]].events:
+        return None
+    return f"has no meaning with the images of {values['data']}: leave it out"
 
 
 def any_size(values: Values) -> str | None:
@@ -170,8 +187,17 @@ class Settings:
     image_size: str | None = of_data(  # None: the data set's own
         f"height and width, or one side, {IMAGE_SIDES[0]} to {IMAGE_SIDES[1]} pixels, of data that "
         "have several",
-        traits="added", shown="folder 64, ncaltech101 48, nmnist 34, digits-dvs 24",
+        traits="added", shown="folder 64, nmnist 34, digits-dvs 24, other events 48",
         where=any_size, metavar="HxW", name=(10, "{}")
+    )
+    sensor: str | None = of_data(
+        f"height and width, or one side, up to {LARGEST_SENSOR} pixels, of the camera that "
+        "recorded `events`",
+        None, "added", shown="measured", where=needs("data", "events"), metavar="HxW"
+    )
+    split_by: str = of_data(
+        "frames are T parts of a recording, of as many events (`number`) or as much time (`time`)",
+        "number", "added", choices=SPLITS, where=of_events
     )
     val_share: float = of_data(
         "share of the training images, of each class, {limits}, that is not trained on: the best "
@@ -184,8 +210,15 @@ class Settings:
         None, "fit added", limits=(0, 10**6), metavar="K"
     )
 
-    model_depth: int = of_network(
-        "layers of the MS-ResNet", 18, "fit", choices=BLOCKS, name=(7, "depth{}")
+    arch: str | None = of_network(  # None: the MS-ResNet of model_depth
+        f"{', '.join(f'`{name}`' for name in NETWORKS)}, or a network of one's own, "
+        f"`{OWN_NETWORK}`",
+        None, "fit added", shown="resnet18", metavar="NETWORK", name=(7, "{}")
+    )
+    model_depth: int | None = of_network(
+        "layers of the MS-ResNet: another way to say `--arch resnet18` or `resnet34`",
+        lambda values: MS_RESNETS.get(values["arch"] or "resnet18"), "fit", shown="18",
+        choices=BLOCKS, where=of_ms_resnet, name=(7, "depth{}")
     )
     width: int = of_network(
         "channels of the first stage, {limits}", 64, "fit", limits=(1, 4096), name=(8, "width{}")
@@ -389,6 +422,7 @@ class Settings:
     classes: tuple | None = None  # names, of a folder; None: the data set's own
     # What one code of event frames stands for, found from the training data; None: they are codes.
     input_step: float | None = None
+    arch_digest: str | None = None  # SHA-256 of the file of a network of one's own
 
     @classmethod
     def of(cls, data: str, paper_setting: str = "original", **given: Any) -> "Settings":
@@ -405,6 +439,12 @@ class Settings:
         return Neuron(self.leak, self.threshold, self.reset, self.surrogate, self.surrogate_width)
 
     @property
+    def network_name(self) -> str:
+        """What a reader calls the network."""
+        known = self.arch or f"resnet{self.model_depth}"
+        return NETWORKS[known][0] if known in NETWORKS else own_network(known)[1]
+
+    @property
     def data_set(self) -> DataSet:
         """What they say of their data set, over what DATA_SETS does."""
         data_set = DATA_SETS[self.data]
@@ -412,6 +452,11 @@ class Settings:
             data_set = replace(data_set, image_size=parse_image_size(self.image_size))
         if self.classes is not None:
             data_set = replace(data_set, num_classes=len(self.classes))
+        if data_set.recordings is not None:
+            found = data_set.recordings._replace(split_by=self.split_by)
+            if self.sensor is not None:
+                found = found._replace(sensor=parse_size(self.sensor, "sensor", SENSOR_SIDES))
+            data_set = replace(data_set, recordings=found)
         return data_set
 
 
@@ -536,8 +581,15 @@ def check_settings(settings: Settings) -> None:
             f"--warmup {settings.warmup} leaves nothing of --epochs {settings.epochs}: it must be "
             "less"
         )
+    own = own_network(settings.arch)
+    if own is None and settings.arch is not None and settings.arch not in NETWORKS:
+        raise UserError(f"--arch: {wrong_choice(settings.arch, [*NETWORKS, OWN_NETWORK])}")
+    if (settings.arch_digest is None) != (own is None):
+        raise UserError(f"--arch {settings.arch} does not fit the digest of its file")
     if settings.image_size is not None:
         parse_image_size(settings.image_size)
+    if settings.sensor is not None:
+        parse_size(settings.sensor, "sensor", SENSOR_SIDES)
     if settings.time_windows is not None:
         windows, given = settings.time_windows, as_text(settings.time_windows)
         if len(windows) < 2 or list(windows) != sorted(set(windows)):
@@ -555,6 +607,12 @@ def check_settings(settings: Settings) -> None:
             raise UserError(f"--{name} {path!r} is not in UTF-8")
 
 
+def own_network(arch: str | None) -> tuple[str, str] | None:
+    """(file, class) of a network of one's own; None for others."""
+    found = re.fullmatch(r"(.+\.py):(\w+)", arch or "", re.DOTALL)
+    return None if found is None else (found[1], found[2])
+
+
 def describes_a_network(settings: Settings) -> bool:
     """Whether settings of a file, each of them checked, fit each other."""
     values = asdict(settings)
@@ -569,7 +627,7 @@ def describes_a_network(settings: Settings) -> bool:
             return False
     classes, step = settings.classes, settings.input_step
     return (
-        (classes is None) == (settings.data != "folder")
+        (classes is None) == (DATA_SETS[settings.data].classes_of is None)
         and all(type(name) is str for name in classes or ())
         and len(classes or "ab") >= 2
         and (step is None or (DATA_SETS[settings.data].events and 0 < step < math.inf))
@@ -577,13 +635,17 @@ def describes_a_network(settings: Settings) -> bool:
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
+    return parse_size(text, "image_size", IMAGE_SIDES)
+
+
+def parse_size(text: str, option: str, limits: tuple[int, int]) -> tuple[int, int]:
     """(height, width) of "HxW", or of one number for both."""
-    low, high = IMAGE_SIDES
+    low, high = limits
     sides = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text, re.ASCII)
     size = sides and (int(sides[1]), int(sides[2] or sides[1]))
     if not size or not all(low <= side <= high for side in size):
         raise UserError(
-            f"--image_size must be HxW or one number, {low} to {high} pixels each, got {text!r}"
+            f"--{option} must be HxW or one number, {low} to {high} pixels each, got {text!r}"
         )
     return size
 

@@ -62,7 +62,7 @@ def pick(x: Tensor, stride: int) -> Tensor:
 
 
 def defined_lif(self: LIF, x: Tensor, time_window: int, watch: None) -> Tensor:
-    spikes, _ = lif(unfold_time(x, time_window))
+    spikes, _ = lif(unfold_time(x, time_window), neuron=self.neuron)
     return spikes.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 

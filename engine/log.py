@@ -105,7 +105,7 @@ def header(
     batch += f" in {settings.accumulate} parts" * (settings.accumulate > 1)
     batch += f", {count(steps, 'step')} an epoch, {count(settings.epochs, 'epoch')}"
     quantized = settings.bits is not None
-    network = f"{'Quan-' * quantized}MS-ResNet-{settings.model_depth}, "
+    network = f"{'Quan-' * quantized}{settings.network_name}, "
     network += f"width {settings.width}, T {', '.join(map(str, settings.trained_at))}: "
     network += f"{sum(x.numel() for x in run.network.parameters()):,} parameters, "
     network += f"{amount(macs)} MACs an image"

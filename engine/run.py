@@ -192,8 +192,10 @@ class Run:
         differences = [
             f"--{name} {as_text(now[name])} instead of {as_text(before[name])}"
             for name in now
-            if name not in MAY_CHANGE | {"input_step"} and now[name] != before[name]
+            if name not in MAY_CHANGE | {"input_step", "arch_digest"} and now[name] != before[name]
         ]
+        if checkpoint.settings.arch_digest != self.settings.arch_digest:
+            differences.append("another file of --arch")
         theirs, ours = input_step_of(checkpoint.settings), input_step_of(self.settings)
         if theirs != ours:  # found from the training data
             differences.append(f"training data of input step {ours!r} instead of {theirs!r}")

@@ -28,7 +28,7 @@ from experiments import as_command
 from kernels import integer_codes
 from load_settings import load_network
 from models import SpikingNetwork
-from models.neuron import LIF, neuron_of
+from models.neuron import neuron_of
 from quantization import signed_range
 from runtime.command import Parser
 from runtime.errors import UserError
@@ -144,14 +144,15 @@ def networks_of(paths: dict[str, str]) -> tuple[Settings, dict[str, SpikingNetwo
     if settings.bits is None:
         raise UserError(f"--mdsnn {paths['MD-SNN']} is a full-precision network")
     for label, checkpoint in checkpoints.items():
-        names = ["data", "model_depth", "width", "fold", "leak", "threshold", "reset"]
+        names = ["data", "network_name", "width", "fold", "leak", "threshold", "reset"]
         if label != "teacher":  # which may be of another T, and is run for theirs
             names.append("time_window")
         if checkpoint.settings.time_window == settings.time_window:
             names.append("input_step")
         for name in names:
             if getattr(checkpoint.settings, name) != getattr(settings, name):
-                raise UserError(f"{paths[label]} and {paths['MD-SNN']} differ in --{name}")
+                what = "network" if name == "network_name" else f"--{name}"
+                raise UserError(f"{paths[label]} and {paths['MD-SNN']} differ in {what}")
     return settings, {label: load_network(checkpoint) for label, checkpoint in checkpoints.items()}
 
 
@@ -176,7 +177,7 @@ def membrane_report(args: argparse.Namespace) -> None:
     paths = {"teacher": args.teacher, "student": args.student, "MD-SNN": args.mdsnn}
     settings, networks = networks_of(paths)
     teacher, *_ = networks.values()
-    names = [name for name, module in teacher.named_modules() if isinstance(module, LIF)]
+    names = list(teacher.neurons())
     layer = args.layer or names[len(names) // 2]
     if layer not in names:
         raise UserError(f"--layer {layer}: the LIF layers are {', '.join(names)}")

@@ -16,14 +16,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 import main as training
@@ -37,11 +36,12 @@ from experiments import as_command
 from experiments.run_plan import FOUND, RUN, write_json
 from load_settings import load_network, parse_settings
 from models import SpikingNetwork
+from models.graph import graph_of
 from runtime.errors import UserError
 from runtime.files import digest
 from spikesim_eval.chip import PRESETS, Chip
 from spikesim_eval.estimate import estimate
-from spikesim_eval.trace import describe
+from spikesim_eval.trace import counting_rows, describe
 
 COMMITS = "commits.txt"
 BATCH = 64  # images: the membranes of two networks are in memory
@@ -93,8 +93,8 @@ def measure(path: Path, teacher_path: Path | None, commit: str | None = None) ->
 
     def at(time_window: int) -> dict[str, Any]:
         with network.running_for(time_window):
-            found, counts = over_images(network, of_teacher, batches, device)
-            found |= costs(network.cpu(), counts)
+            found, rates = over_images(network, of_teacher, batches, device)
+            found |= costs(network.cpu(), rates)
             network.to(device)
         if time_window == settings.time_window:  # main.py has tested it
             found |= {"accuracy": checkpoint.accuracy, "spike_rate": rows[-1].get("spike_rate")}
@@ -126,26 +126,32 @@ def over_images(
     teacher: SpikingNetwork | None,
     batches: DataLoader,
     device: torch.device,
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Accuracy, spike rate and, with a teacher, the distances to it; and the spikes of each layer,
-    as `count_spikes` has them."""
-    seen = evaluate(network, batches, device)
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Accuracy, spike rate and, with a teacher, the distances to it; and what share of spikes each
+    convolution reads."""
+    graph = graph_of(network)
+    pools = any(node.kind == "pool" for node in graph)
+    with counting_rows(network, describe(network)) if pools else nullcontext(dict) as shares:
+        seen = evaluate(network, batches, device)
+    measured, rates = shares(), {}
+    for node in graph:
+        source = graph[node.reads[0]] if node.kind == "conv" else node
+        if node.kind == "conv" and source.kind == "pool":
+            rates[node.name] = measured[node.name]
+        elif node.kind == "conv" and source.kind == "lif":
+            fired, neurons = seen.spikes[source.name]
+            rates[node.name] = (fired.sum() / neurons.sum()).item()
     found = {"accuracy": seen.accuracy, "spike_rate": seen.spike_rate}
     if teacher is not None:
         on_device = ((images.to(device), labels) for images, labels in batches)
         distances = distance_to_teacher(teacher, network, on_device)
         found |= {name: by_layer.mean().item() for name, by_layer in distances.items()}
-    return found, seen.spikes
+    return found, rates
 
 
-def costs(network: SpikingNetwork, counts: dict[str, Tensor]) -> dict[str, float]:
+def costs(network: SpikingNetwork, rates: dict[str, float]) -> dict[str, float]:
     """Energy, delay and area as the published tool charges them, so that rows of a study stay
-    comparable, at the spike rates of `counts`: what a block's LIF layer fires is what the
-    convolution behind it reads."""
-    rates = {
-        name.replace(".lif", ".conv"): (fired.sum() / seen.sum()).item()
-        for name, (fired, seen) in counts.items()
-    }
+    comparable, at these rates of spikes."""
     total = estimate(describe(network, rates), Chip(**PRESETS["published"])).total
     return {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
 
@@ -182,11 +188,12 @@ def expected(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     if job["teacher"] is None:
         return of_teacher(options)
     theirs = (*job["teacher"], "--save_path", str(folder / "run"))
-    found = of_teacher(theirs)  # it finds the step of the data, which the two must share
+    found = of_teacher(theirs)  # it finds of the data what the two must share
     if "error" in found:
         return found
     path = folder / "teacher.pth"
-    settings = replace(parse_settings(theirs), input_step=found["input_step"])
+    of_data = {name: found[name] for name in ("input_step", "sensor")}
+    settings = replace(parse_settings(theirs), **of_data)
     untrained = {"settings": asdict(settings), "model": build_network(settings).state_dict()}
     torch.save(untrained | {"epoch": 0, "accuracy": 0.0}, path)
     return dry_run((*options, "--teacher_path", str(path)))

@@ -163,7 +163,7 @@ def write_table(
     settings = taught.settings
     header = ["", *(run.label for run in runs)]
     title = (
-        f"{settings.data}, MS-ResNet-{settings.model_depth}, width {settings.width}, "
+        f"{settings.data}, {settings.network_name}, width {settings.width}, "
         f"T = {settings.time_window}, seed {settings.seed}; "
         f"the teacher on the chip: {chip_bits(runs)}-bit fixed point"
     )

@@ -295,9 +295,11 @@ def _short(text: str) -> str:
 def _common_options(groups: Sequence[Group]) -> str:
     """Depth, width and epochs, and what else was given and is the same in all."""
     given = {name for group in groups for name in _given(group.about)}
-    words = [f"MS-ResNet-{'/'.join(sorted(_all_values(groups, 'model_depth'), key=int))}"]
+    depths = sorted(_all_values(groups, "model_depth"), key=int)
+    words = [f"MS-ResNet-{'/'.join(depths)}"] * bool(depths)
+    words.append(" and ".join(sorted(_all_values(groups, "arch"))))
     for name in dict.fromkeys(
-        ["width", "epochs", *sorted(given - {"model_depth", "time_windows"})]
+        ["width", "epochs", *sorted(given - {"arch", "model_depth", "time_windows"})]
     ):
         values = _all_values(_students(groups) or groups, name)
         if len(values) == 1:
@@ -307,7 +309,7 @@ def _common_options(groups: Sequence[Group]) -> str:
     teachers = {group.about["teacher_options"] for group in _students(groups)}
     if len(teachers) == 1 and teachers != {""}:
         words.append(f"teachers with {' '.join(teachers)}")
-    return ", ".join(words)
+    return ", ".join(filter(None, words))
 
 
 def table_csv(groups: Sequence[Group]) -> str:

@@ -70,7 +70,7 @@ class MSResNet(SpikingNetwork):
         if depth not in BLOCKS:
             raise ValueError(f"depth must be one of {sorted(BLOCKS)}, got {depth}")
         self.depth = depth
-        super().__init__(num_classes, time_window, in_channels, width, image_size, layers)
+        super().__init__(num_classes, time_window, in_channels, width, layers, image_size)
 
     def build(self, channels: int, image_size: tuple[int, int], layers: Layers) -> int:
         blocks, width = [], channels

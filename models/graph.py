@@ -6,13 +6,13 @@ folding, exports) works from this list, so it works for any network that is buil
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from models.batch_norm import BatchNorm
 from models.layers import Conv2d, Stream
@@ -56,33 +56,37 @@ class _Value(Tensor):
     number: int
 
     @classmethod
-    def of(cls, graph: list[Node], kind: str, name: str, reads: tuple, like: Tensor) -> "_Value":
-        value = torch.empty_like(like, device="meta").as_subclass(cls)
-        graph.append(Node(kind, name, reads, tuple(like.shape[1:])))
-        value.graph, value.number = graph, len(graph) - 1
+    def of(cls, graph: list[Node], kind: str, name: str, reads: tuple, shape: tuple) -> "_Value":
+        graph.append(Node(kind, name, reads, tuple(shape[1:])))
+        return cls.at(graph, len(graph) - 1, shape)
+
+    @classmethod
+    def at(cls, graph: list[Node], number: int, shape: tuple) -> "_Value":
+        value = torch.empty(shape, device="meta").as_subclass(cls)
+        value.graph, value.number = graph, number
         return value
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
-        if not isinstance(result, Tensor):
-            return result
         name = getattr(func, "__name__", str(func))
-        first, *rest = args[0] if name == "cat" else args
-        values = [first, *(x for x in rest if isinstance(x, Tensor))]
-        if all(isinstance(x, cls) for x in values):
-            reads = tuple(x.number for x in values)
+        values = [x for x in (args[0] if name == "cat" else args) if isinstance(x, Tensor)]
+        if all(isinstance(x, cls) for x in values):  # nothing is computed: only shapes are known
+            first, *others = values
+            numbers = tuple(x.number for x in values)
             if name in UNCHANGED:
-                value = result.as_subclass(cls)
-                value.graph, value.number = first.graph, first.number
-                return value
-            if name in ADDITIONS and len(values) == 2 and values[0].shape == values[1].shape:
-                return cls.of(first.graph, "add", "", reads, result)
-            if name == "cat" and len(set(reads)) == 1:
-                return cls.of(first.graph, "repeat", "", reads[:1], result)
+                return cls.at(first.graph, first.number, first.shape)
+            if name in ADDITIONS and [x.shape for x in others] == [first.shape]:
+                return cls.of(first.graph, "add", "", numbers, first.shape)
+            if name == "cat" and len(set(numbers)) == 1:
+                shape = len(values) * len(first), *first.shape[1:]
+                return cls.of(first.graph, "repeat", "", numbers[:1], shape)
+        with torch._C.DisableTorchFunctionSubclass(), suppress(Exception):
+            result = func(*args, **(kwargs or {}))
+            if not isinstance(result, Tensor):
+                return result
         raise ValueError(
-            f"a network here adds, and has layers of `Layers` and nn.MaxPool2d, but it calls {name}"
+            f"it calls {name}, and what is known of a network is that it adds, and the layers of "
+            "`Layers` and nn.MaxPool2d"
         )
 
 
@@ -120,6 +124,7 @@ def graph_of(network: nn.Module) -> list[Node]:
     none. Raises ValueError for a network that does something else, with what that is.
     """
     graph: list[Node] = []
+    unscaled: set[int] = set()  # what must go into a batch norm
     kinds = {module: (kind, name) for name, module, kind in layers_of(network)}
 
     def apply(module: nn.Module, x: Tensor, *_: object) -> Tensor:
@@ -128,30 +133,55 @@ def graph_of(network: nn.Module) -> list[Node]:
             raise ValueError(f"{name} is used twice: a layer has one place in a network")
         if not isinstance(x, _Value):
             raise ValueError(f"{name} reads what was not computed from the image")
-        y = torch.empty(x.shape, device="meta")
+        batch, channels, *plane = x.shape
+        if kind == "batch_norm":
+            if graph[x.number].kind != "conv":
+                raise ValueError(f"{name} is not right behind a convolution")
+            check_channels(name, module.num_features, channels)
         if kind == "conv":
             check_input(name, module, source_of(graph, x.number))
-            weight = torch.empty(module.weight.shape, device="meta")
-            y = F.conv2d(y, weight, None, module.stride, module.padding)
+            check_channels(name, module.in_channels, channels)
+            channels = module.out_channels
+            if module.bias is None:  # else a batch norm is in it (`folded`)
+                unscaled.add(len(graph))
+            how = module.kernel_size, module.stride, module.padding
+            plane = [outputs(size, *of_side) for size, *of_side in zip(plane, *how, strict=True)]
         elif kind == "pool":
             if source_of(graph, x.number) != "lif":
                 raise ValueError(f"{name} pools what are no spikes")
-            how = module.kernel_size, module.stride, module.padding, module.dilation
-            y = F.max_pool2d(y, *how, module.ceil_mode)
-        return _Value.of(graph, kind, name, (x.number,), y)
+            how = map(_pair, (module.kernel_size, module.stride, module.padding))
+            sides = zip(plane, *how, strict=True)
+            plane = [outputs(size, *of_side, module.ceil_mode) for size, *of_side in sides]
+        if min(plane) < 1:
+            raise ValueError(f"{name} leaves nothing of a plane of {x.shape[-2]}x{x.shape[-1]}")
+        return _Value.of(graph, kind, name, (x.number,), (batch, channels, *plane))
 
     shape = network.input_shape or (network.stem.conv.in_channels, 32, 32)
     functions = {module: partial(apply, module) for module in kinds}
     timesteps = shape[0] if len(shape) == 4 else 2
     with network.running_for(timesteps), computed_by(network, functions):
-        image = torch.empty(1, *shape, device="meta")
-        if len(shape) == 4:  # (T, C, H, W), the timesteps already in the batch
-            image = image[0]
-        image = _Value.of(graph, "image", "", (), image)
-        last = network.last_spikes(image, None, frames=len(shape) == 4)
+        frames = len(shape) == 4  # (T, C, H, W), the timesteps already in the batch
+        image = _Value.of(graph, "image", "", (), shape if frames else (1, *shape))
+        last = network.last_spikes(image, None, frames)
     if not isinstance(last, _Value) or source_of(graph, last.number) != "lif":
         raise ValueError("the last layer of a network must be a LIF layer")
+    if last.shape[1] != network.linear.in_features:
+        raise ValueError(
+            f"`spikes` gives spikes of {last.shape[1]} channels, and `build` returned "
+            f"{network.linear.in_features}"
+        )
+    for node in graph:
+        for number in unscaled & set(node.reads if node.kind != "batch_norm" else ()):
+            raise ValueError(f"{graph[number].name} needs a batch norm right behind it")
     return graph[: last.number + 1]
+
+
+def outputs(size: int, kernel: int, stride: int, padding: int, ceil: bool = False) -> int:
+    """Of a convolution or a pooling along one side; torch's own shapes take a second to load."""
+    steps, rest = divmod(size + 2 * padding - kernel, stride)
+    # A window that hangs over the end has to begin before it.
+    more = ceil and rest > 0 and (steps + 1) * stride < size + padding
+    return steps + 1 + more
 
 
 def source_of(graph: list[Node], number: int) -> str:
@@ -161,6 +191,11 @@ def source_of(graph: list[Node], number: int) -> str:
     if kind in ("pool", "repeat", "codes"):
         return source_of(graph, graph[number].reads[0])
     return kind if kind in ("image", "lif", "stream") else "sums"
+
+
+def check_channels(name: str, expected: int, found: int) -> None:
+    if expected != found:
+        raise ValueError(f"{name} is for {expected} channels, and reads {found}")
 
 
 def check_input(name: str, conv: nn.Module, source: str) -> None:
@@ -175,11 +210,5 @@ def check_input(name: str, conv: nn.Module, source: str) -> None:
 def convolutions(network: nn.Module) -> list[tuple[Node, Node, Node]]:
     """(what a convolution reads, the convolution, the batch norm behind it), in forward order."""
     graph = graph_of(network)
-    found = []
-    for node in graph:
-        if node.kind == "batch_norm":
-            conv = graph[node.reads[0]]
-            if conv.kind != "conv":
-                raise ValueError(f"{node.name} is not right behind a convolution")
-            found.append((graph[conv.reads[0]], conv, node))
-    return found
+    behind = [(graph[node.reads[0]], node) for node in graph if node.kind == "batch_norm"]
+    return [(graph[conv.reads[0]], conv, batch_norm) for conv, batch_norm in behind]

@@ -42,8 +42,8 @@ class SpikingNetwork(nn.Module):
         time_window: timesteps T.
         in_channels: 3 for colour images, 1 for grey ones, 2 for event frames.
         width: channels of the stem; what else scales with it is the network's to say.
-        image_size: height and width, for networks that are made for one size.
         layers: constructors of the layers, of full precision or `quantized_layers`.
+        image_size: height and width, for networks that are made for one size.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class SpikingNetwork(nn.Module):
         time_window: int,
         in_channels: int = 3,
         width: int = 64,
-        image_size: tuple[int, int] = (32, 32),
         layers: Layers = FULL_PRECISION,
+        image_size: tuple[int, int] = (32, 32),
     ):
         super().__init__()
         self.time_window = time_window

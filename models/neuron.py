@@ -33,7 +33,7 @@ RESETS = ("hard", "soft")
 # ∂s/∂u of v = u - threshold and a width a. All have the area 1 and the height 1/(2a) at v = 0, so
 # that 2a is the width of the rectangle of this area and height.
 SURROGATES: dict[str, Callable[[Tensor, float], Tensor]] = {
-    # MS-ResNet's own; STBP's h1 (Wu et al., arXiv 1706.02609, eq. 24)
+    # MS-ResNet's own; STBP's h1 (Wu et al., arXiv 1706.02609)
     "rect": lambda v, a: (v.abs() < a).to(v.dtype) / (2 * a),
     # Fang et al., arXiv 2007.05785, whose alpha is 1/a
     "atan": lambda v, a: 1 / (2 * a) / (1 + (math.pi * v / (2 * a)) ** 2),

@@ -1,4 +1,4 @@
-"""MS-ResNet written naively from the equations: plain loops over timesteps, autograd, any dtype.
+"""MS-ResNet and VGG written naively from the equations: loops over timesteps, autograd, any dtype.
 
 Shares with models/ the neuron's definition alone, and reads a state_dict by its names.
 """
@@ -13,6 +13,7 @@ from models.neuron import DEFAULT_NEURON, Neuron, lif
 
 EPS = 1e-5
 BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3]}
+VGG, HIDDEN = {9: [2, 2, 3], 16: [2, 2, 3, 3, 3]}, {9: 1, 16: 2}
 
 
 def round_straight_through(x: Tensor) -> Tensor:
@@ -126,6 +127,32 @@ class Quantized(FullPrecision):
         values = xs[0][0].numel() * self.time_window
         step = self.step(f"{name}.quantizer", values, high, self.GRID / self.neuron.leak)
         return lif(torch.stack(xs), lambda u: quantize(u, step, low, high), self.neuron)
+
+
+def vgg(layers: FullPrecision, depth: int, images: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """As `ms_resnet`, of VGG-9 or -16."""
+    membranes: list[Tensor] = []
+
+    def unit(here: str, xs: list[Tensor], padding: int, lif: str) -> list[Tensor]:
+        kernel = layers.weight(f"{here}.conv")
+        sums = [F.conv2d(x, kernel, padding=padding) for x in xs]
+        spikes, u = layers.lif(lif, layers.bn(f"{here}.bn", sums))
+        membranes.append(u)
+        return list(spikes)
+
+    x = unit("stem", [layers.image(x) for x in images], 1, "lif")
+    index = 0
+    for number, convolutions in enumerate(VGG[depth]):
+        for _ in range(convolutions - (number == 0)):
+            x = unit(f"units.{index}", x, 1, f"units.{index}.lif")
+            index += 1
+        x = [F.max_pool2d(s, 2, ceil_mode=True) for s in x]
+    for _ in range(HIDDEN[depth]):
+        x = unit(f"units.{index}", x, 0, f"units.{index}.lif")
+        index += 1
+    assert x[0].shape[2:] == (1, 1)
+    pooled = sum(s[:, :, 0, 0] for s in x) / len(x)
+    return pooled @ layers.linear_weight().T + layers.weights["linear.bias"], membranes
 
 
 def ms_resnet(

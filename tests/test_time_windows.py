@@ -306,7 +306,7 @@ def test_a_single_value_per_channel_at_the_smallest_t_is_one_line(tmp_path, capf
     options = ["--data", "folder", "--data_path", str(tmp_path), "--paper_setting", "original"]
     options += ["--image_size", "8", "--batch_size", "2", "--accumulate", "2"]
     assert main.main([*options, "--time_windows", "2", "1"]) == 2
-    assert "1x1 in the last stage, T is 1, and" in capfd.readouterr().err
+    assert "1x1 in the last layers, T is 1, and" in capfd.readouterr().err
 
 
 def test_a_checkpoint_with_time_windows_that_make_no_sense_is_one_line(trained, tmp_path, capfd):

@@ -1,0 +1,168 @@
+"""A network of one's own, from a file outside of the repository, through all that there is."""
+
+import json
+import os
+
+import pytest
+
+import main
+from checkpoints import OWN
+from load_settings import load_network, parse_settings
+from runtime.errors import UserError
+from spikesim_eval.__main__ import main as spikesim
+
+TINY = """
+from torch import nn
+
+from models import SpikingNetwork
+
+
+class Tiny(SpikingNetwork):
+    def build(self, channels, image_size, layers):
+        self.last = layers.lif()  # not in the order in which they run
+        self.lif, self.pool = layers.lif(), nn.MaxPool2d(2)
+        self.conv = layers.conv(channels, 2 * channels, 3)
+        self.bn = layers.batch_norm(2 * channels, layers.threshold)
+        return 2 * channels
+
+    def spikes(self, x, time_window, watch):
+        x = self.pool(self.lif(x, time_window, watch))
+        return self.last(self.bn(self.conv(x)), time_window, watch)
+"""
+OPTIONS = ["--data", "digits", "--width", "4", "--epochs", "1", "--time_window", "2"]
+OPTIONS += ["--workers", "0", "--batch_size", "128"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_named_yet():
+    OWN.clear()
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "nets.py"
+    path.write_text(TINY)
+    return path
+
+
+def run(*options: object) -> int:
+    return main.main([*map(str, options)])
+
+
+def train(setting: str, arch: str, folder, *more: object) -> int:
+    return run(*OPTIONS, "--paper_setting", setting, "--arch", arch, "--save_path", folder, *more)
+
+
+def test_it_is_trained_distilled_evaluated_in_integers_and_reported(file, tmp_path, capsys):
+    arch = f"{file}:Tiny"
+    teacher, clk = tmp_path / "teacher" / "original-best.pth", tmp_path / "clk" / "qamd-best.pth"
+    assert train("original", arch, teacher.parent) == 0
+    taught = "--bits", 4, "--teacher_path", teacher, "--init_from_teacher"
+    assert train("qamd", arch, clk.parent, *taught) == 0
+    assert "Quan-Tiny, width 4" in capsys.readouterr().out
+    OWN.clear()  # another process: the file is found by the checkpoint alone
+    assert run("--eval_only", clk, "--integer", "--json") == 0
+    integers = json.loads(capsys.readouterr().out)["integers"]
+    assert integers["differing_spikes"] == 0 < integers["spikes"]
+    report = "report", "--checkpoint", clk, "--baseline", teacher, "--out", tmp_path / "report"
+    assert spikesim([*map(str, report)]) == 0
+    layers = json.loads((tmp_path / "report" / "report.json").read_text())["layers"]
+    assert [layer["name"] for layer in layers] == ["stem.conv", "conv", "linear"]
+
+    assert train("qamd", arch, clk.parent, *taught, "--resume", "--epochs", 2) == 0
+    file.write_text(TINY + "\n")
+    OWN.clear()
+    assert train("qamd", arch, clk.parent, *taught, "--resume", "--epochs", 2) == 2
+    assert "another file of --arch" in capsys.readouterr().err
+
+
+def test_a_checkpoint_runs_no_file_but_its_own(file, tmp_path, capsys):
+    arch, path = f"{file}:Tiny", tmp_path / "run" / "original-last.pth"
+    assert train("original", arch, path.parent) == 0
+    ran = tmp_path / "ran"
+    file.write_text(TINY + f"\nopen({str(ran)!r}, 'w')\n")
+    OWN.clear()
+    assert run("--eval_only", path) == 2
+    assert "Tiny of" in (said := capsys.readouterr().err)
+    assert "has changed since: put the file back, or name it with main.py's --arch" in said
+    assert said.count("\n") == 1
+    assert not ran.exists()
+    assert run("--eval_only", path, "--arch", arch) == 0  # who names it says that it may run
+    assert "is not the file that" in capsys.readouterr().err
+    assert ran.exists()
+    file.unlink()
+    OWN.clear()
+    with pytest.raises(UserError, match=r"Tiny of .*nets\.py, which is not there"):
+        load_network(path)
+
+    there = tmp_path / "there" / "mine.py"
+    there.parent.mkdir()
+    there.write_text(TINY)
+    assert run("--eval_only", path, "--arch", f"{there}:Tiny") == 0
+    taught = "--bits", 2, "--teacher_path", path
+    assert train("qamd", f"{there}:Tiny", tmp_path / "student", *taught) == 0
+
+
+def test_a_copied_folder_and_a_relative_path_are_enough(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    settings = parse_settings([*OPTIONS, "--paper_setting", "original", "--arch", "nets.py:Tiny"])
+    assert settings.arch == f"{file}:Tiny"
+    assert os.path.basename(settings.save_path).split("-")[:3] == ["digits", "original", "Tiny"]
+
+
+BROKEN = {
+    "class Other": ("class Tiny", "no class Tiny of SpikingNetwork in the file: it has Other"),
+    "import nothing_there": ("from torch import nn", "running the file fails: ModuleNotFoundError"),
+    "raise SystemExit(3)": ("from torch import nn", "running the file fails: SystemExit: 3"),
+    "nn.AvgPool2d(2)": ("nn.MaxPool2d(2)", "calls avg_pool2d"),
+    "layers.lif(), nn.Conv2d(4, 4, 3)": ("layers.lif(), nn.MaxPool2d(2)", "it calls conv2d"),
+    "return self.bn(self.conv(x))": (
+        "return self.last(self.bn(self.conv(x)), time_window, watch)",
+        "the last layer of a network must be a LIF layer",
+    ),
+    "self.last(self.conv(x)": ("self.last(self.bn(self.conv(x))", "conv needs a batch norm"),
+    "self.pool(x)\n        self.lif(x, time_window, watch)": (
+        "self.pool(self.lif(x, time_window, watch))",
+        "pool pools what are no spikes",
+    ),
+    "x = x\n": ("x = self.pool(self.lif(x, time_window, watch))\n", "conv reads no spikes"),
+    "self.conv(x + x)": ("self.conv(x)", "conv reads no spikes"),
+    "layers.conv(channels, 3": (
+        "layers.conv(channels, 2 * channels",
+        "bn is for 8 channels, and reads 3",
+    ),
+    "return 7": ("return 2 * channels", "spikes of 8 channels, and `build` returned 7"),
+    "layers.nothing(": ("layers.conv(", "line 11: AttributeError: 'Layers' object"),
+    "self.conv(self.last(x, time_window, watch))": ("self.conv(x)", "last is used twice"),
+}
+
+
+@pytest.mark.parametrize("new", BROKEN)
+def test_what_is_no_network_for_a_chip_is_one_line_before_any_work(new, file, tmp_path, capsys):
+    old, said = BROKEN[new]
+    assert old in TINY
+    file.write_text(TINY.replace(old, new))
+    assert train("original", f"{file}:Tiny", tmp_path / "run") == 2
+    line = capsys.readouterr().err
+    assert f"--arch {file}:Tiny: " in line
+    assert said in line
+    assert line.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--arch vgg11", "invalid choice: 'vgg11': did you mean vgg16?"),
+        ("--arch vgg9 --model_depth 18", "--model_depth has no meaning with --arch vgg9"),
+        ("--arch resnet18 --model_depth 34", "--arch resnet18 is no --model_depth 34"),
+        ("--arch nowhere.py:Tiny", "there is no file"),
+        ("--arch vgg9 --data folder --image_size 16x8 --data_path DATA", "images must be square"),
+    ],
+)
+def test_a_wrong_arch_is_one_line(options, said, tmp_path, capsys):
+    for part in "train/a", "train/b", "val/a", "val/b":
+        (tmp_path / "DATA" / part).mkdir(parents=True)
+    words = options.replace("DATA", str(tmp_path / "DATA")).split()
+    assert run("--data", "digits", "--paper_setting", "original", *words) == 2
+    assert said in capsys.readouterr().err
