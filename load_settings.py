@@ -28,7 +28,6 @@ from checkpoints import (
     use_own_network,
 )
 from data_sets import DATA_SETS
-from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
 from models import SpikingNetwork
 from models.graph import graph_of
@@ -39,6 +38,7 @@ from runtime.files import check_writable, digest, must_be_file
 from settings import (
     MS_RESNETS,
     OPTIONS,
+    SENSOR_SIDES,
     TYPES,
     Settings,
     as_text,
@@ -48,6 +48,7 @@ from settings import (
     complete,
     own_network,
     parse_image_size,
+    parse_size,
 )
 
 TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
@@ -136,7 +137,11 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         size = parse_image_size(values["image_size"])
         own = size == DATA_SETS[data].image_size
         values["image_size"] = None if own else "{}x{}".format(*size)
-    classes = tuple(classes_of_folder(values["data_path"])) if data == "folder" else None
+    if values["sensor"] is not None:
+        size = parse_size(values["sensor"], "sensor", SENSOR_SIDES)
+        values["sensor"] = "{}x{}".format(*size)
+    find = DATA_SETS[data].classes_of
+    classes = None if find is None else tuple(find(values["data_path"]))
     found = None
     if own_network(values["arch"]) is not None:
         values["arch"], found = use_own_network(values["arch"])
@@ -274,11 +279,11 @@ def _warn(text: str) -> None:
 
 
 def run_name(settings: Settings) -> str:
-    """Name of the default save path: what each option has there, of which most are no defaults. A
-    folder of images is told by its name, a teacher's file by its digest."""
+    """Name of the default save path: what each option has there, of which most are no defaults.
+    Data of one's own are told by their folder's name, a teacher's file by its digest."""
     values = asdict(settings)
-    of_folder = settings.data == "folder"
-    values["data_path"] = Path(settings.data_path).resolve().name if of_folder else None
+    own = DATA_SETS[settings.data].classes_of is not None
+    values["data_path"] = Path(settings.data_path).resolve().name if own else None
     if settings.arch_digest is not None:
         values["arch"] = settings.network_name
     if settings.teacher_path is not None:
@@ -358,7 +363,7 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
             f"--teacher_path {settings.teacher_path} is a {teacher.network_name}, and this run "
             f"trains a {settings.network_name}: a teacher and its students need the same"
         )
-    for name in ("data", "model_depth", "width", "image_size", "fold", *of_neuron):
+    for name in ("data", "model_depth", "width", "image_size", "split_by", "fold", *of_neuron):
         theirs, ours = getattr(teacher, name), getattr(settings, name)
         if theirs != ours:
             raise UserError(
@@ -419,9 +424,10 @@ def _with(name: str, value: Any) -> str:
 
 def check_classes(trained: Settings, data_path: str | Path, path: str | Path) -> None:
     """Raises UserError where the folder has other classes than the checkpoint at `path`."""
-    if trained.data != "folder":
+    find = DATA_SETS[trained.data].classes_of
+    if find is None:
         return
-    here = classes_of_folder(data_path)
+    here = find(data_path)
     for name in sorted(set(here) ^ set(trained.classes)):
         raise UserError(
             f"{path} was trained on {len(trained.classes)} classes, {data_path} has {len(here)}: "
