@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
+from data_sets import DATA_SETS
 from engine.run_folder import checkpoints_of
 from load_settings import parse_settings
 from runtime.errors import UserError
@@ -66,7 +67,8 @@ class Planned:
     def name(self) -> str:
         """Of its folder: for a person, and with digits of the identity for the program."""
         settings, code = self.settings, hashlib.sha256("|".join(self.identity).encode())
-        folder = Path(os.path.abspath(settings.data_path)).name if settings.data == "folder" else ""
+        own = DATA_SETS[settings.data].classes_of is not None
+        folder = Path(os.path.abspath(settings.data_path)).name if own else ""
         parts = [settings.data, folder, f"T{settings.time_window}"]
         parts += [f"{settings.bits}bit" if settings.bits else "", self.method]
         parts += ["" if self.method == TEACHER else self.start, f"seed{settings.seed}"]

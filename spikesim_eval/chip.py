@@ -164,6 +164,12 @@ class Chip:
         several=("rows", "patches", "tiles"),
         **PRICE,
     )
+    noc: str = choice(
+        "how values reach another layer's tiles: for nothing, as in the published tool, or over a "
+        "mesh of routers, one a tile",
+        *("free", "mesh"),
+        **PRICE,
+    )
     process: str = choice(
         "transistors, which decide the leakage: low standby power, low operating power, high "
         "performance",
@@ -208,8 +214,10 @@ class Chip:
             raise UserError(
                 f"costs published are those of {DEFAULT} as it is: leave --technology and --set out"
             )
-        if self.costs == "published" and self.skip != NOTHING:
-            raise UserError("skip leaves out what is counted: --costs published knows no silence")
+        if self.costs == "published" and (self.skip, self.noc) != (NOTHING, "free"):
+            raise UserError(
+                "skip and noc go with counted costs: --costs published knows of neither"
+            )
 
     def options(self, part: str) -> dict[str, Any]:
         """What is said of the chip where it is priced ("price") or simulated ("simulation")."""
@@ -308,6 +316,7 @@ PRESETS = {
     # that know signs, and PE cycles charged as in the published tool.
     "published": {"columns": "offset", "adc_of": "pe", "adc_bits": 4, "costs": "published"},
 }
+AS_PUBLISHED = {"skip": NOTHING, "noc": "free"}  # what published costs know nothing of
 OPTIONS = {x.name: x for x in fields(Chip)}
 CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
 SKIPPED = OPTIONS["skip"].metadata["several"]

@@ -12,7 +12,7 @@ import numpy as np
 from display import percent, room_for_names, run_at, short_names, significant
 from runtime.errors import UserError
 
-from .chip import CHOICES, NOTHING, SKIPPED, Chip
+from .chip import AS_PUBLISHED, CHOICES, NOTHING, SKIPPED, Chip
 from .constants import PUBLISHED_RATIO
 from .estimate import GAINED, SPENT, Estimate, estimate, ratios
 from .layer_list import Layer, LayerList, Subject
@@ -99,14 +99,14 @@ def other_assumptions(
         return not layer.linear and layer.input_bits > 1 and not layer.after
 
     yield "as assumed", (ours, baseline, chip)
-    for option in ("columns", "adc_of", "costs"):
+    counted = ["noc"] if chip.costs == "counted" else []
+    for option in ("columns", "adc_of", "costs", *counted):
         if option == "costs" and chip.technology is not DEFAULT:
             continue  # the published tool knows one technology
         (other,) = set(CHOICES[option]) - {getattr(chip, option)}
-        # Published costs know no silence.
-        skip = NOTHING if other == "published" else chip.skip
-        yield f"--{option} {other}", (ours, baseline, replace(chip, **{option: other}, skip=skip))
-    if chip.costs == "counted":
+        plain = AS_PUBLISHED if other == "published" else {}
+        yield f"--{option} {other}", (ours, baseline, replace(chip, **plain | {option: other}))
+    if counted:
         other = ",".join(SKIPPED) if chip.skip == NOTHING else NOTHING
         yield f"--skip {other}", (ours, baseline, replace(chip, skip=other))
     yield "shortcut inputs charged as spikes", with_layers(LayerList.reads_stream, input_bits=1)
@@ -162,7 +162,7 @@ def nearest(ours: LayerList, baseline: LayerList, chip: Chip) -> dict[str, Any]:
     found = []
     for values in product(*(CHOICES[name] for name in SEARCHED_CHOICES)):
         chosen = dict(zip(SEARCHED_CHOICES, values, strict=True))
-        on = replace(chip, xbar_size=64, columns_per_adc=8, skip=NOTHING, **chosen)
+        on = replace(chip, xbar_size=64, columns_per_adc=8, **AS_PUBLISHED | chosen)
         columns = sweep(networks, on, SEARCHED_AXES)  # as many points for each network
         totals = {name: np.split(column, len(networks)) for name, column in columns.items()}
         first = {name: parts[0] for name, parts in totals.items()}

@@ -21,6 +21,7 @@ from . import published
 from .chip import Chip, Placement, Value, ceil_div, larger, place_layer
 from .constants import REFERENCE
 from .layer_list import Layer, LayerList, show
+from .mesh import mesh_energy
 from .schedule import Times, check_rows, critical_path, rows_of, schedule
 from .silence import Silence, silence_of
 
@@ -107,10 +108,7 @@ def state_energy(network: LayerList, layer: Layer, chip: Chip) -> dict[str, floa
     if network.leak > 0 and frexp(network.leak)[0] != 0.5:
         lif += network.membrane_bits**2 * e["multiply_bit"]
     return {
-        "input_buffer": input_bits_stored(network, layer)
-        * layer.runs
-        * network.time_steps_of(layer)
-        * e["write"],
+        "input_buffer": network.bits_written(layer) * e["write"],
         "batch_norm": sums * bn,
         "kept_sums": kept * (e["write"] + network.time_steps * e["read"]),
         "neuron": updates * lif,
@@ -128,12 +126,6 @@ def kept_bits(network: LayerList, layer: Layer) -> int:
     if not layer.static or network.time_steps == 1:
         return 0
     return layer.out_channels * prod(layer.out_size) * layer.runs * REFERENCE["stream_bits"]
-
-
-def input_bits_stored(network: LayerList, layer: Layer) -> int:
-    """Of a layer's inputs; a linear layer has a counter for each channel, whatever was pooled."""
-    values = layer.in_channels * (1 if layer.linear else prod(layer.in_size))
-    return values * network.input_bits(layer)
 
 
 def as_charged(network: LayerList, chip: Chip) -> LayerList:
@@ -168,6 +160,10 @@ def layer_costs(
         energies[name] |= state_energy(network, layer, chip)
         in_turn = ceil_div(layer.out_size[1], copies[name])
         row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip, silence[name])
+    if chip.noc == "mesh":
+        pes = {name: places[name].pes * copies[name] for name in places}
+        for name, moved in mesh_energy(network, pes, chip).items():
+            energies[name]["router"] = moved
     times = schedule(network, row_clocks)
     return {
         x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x], silence[x])
@@ -250,13 +246,14 @@ def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
         "subtractor": served * (chip.adcs * a["subtractor"]),
         "htree": served * a["htree"],
         **{name: tiles * a[name] for name in ("temp_buffer", "tile_buffer")},
+        **({"router": tiles * a["router"]} if chip.noc == "mesh" else {}),
     }
 
 
 def memory_area(network: LayerList, layer: Layer, chip: Chip) -> dict[str, float]:
     """Area of a layer's input buffer and of the sums that it keeps, um^2. These are there twice: a
     static layer begins with the next image while this one's are still read."""
-    bits = input_bits_stored(network, layer)
+    bits = network.bits_stored(layer)
     if chip.costs == "published":
         bits = layer.in_channels * prod(layer.in_size) * network.input_bits(layer)
     kept = 2 * kept_bits(network, layer)

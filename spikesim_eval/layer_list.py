@@ -233,6 +233,16 @@ class LayerList:
         reads = 1 if layer.linear else prod(reads_along(layer, side) for side in (0, 1))
         return reads * self.time_steps_of(layer) * layer.runs
 
+    def bits_stored(self, layer: Layer) -> int:
+        """Of a layer's inputs; a linear layer has a counter for each channel, whatever was
+        pooled."""
+        values = layer.in_channels * (1 if layer.linear else prod(layer.in_size))
+        return values * self.input_bits(layer)
+
+    def bits_written(self, layer: Layer) -> int:
+        """Of a layer's inputs in one inference."""
+        return self.bits_stored(layer) * layer.runs * self.time_steps_of(layer)
+
     def updates(self, layer: Layer) -> int:
         """Membranes updated with the layer's sums in one inference, all timesteps together."""
         if not self.has_lif(layer):

@@ -137,6 +137,14 @@ SKIPPED = {  # by what Chip.skip names
     "sums, but takes the time of the others. A tile holds PEs that read the same rows, and of as "
     "many in line as fit, as if each layer began a tile.",
 }
+NOC = {
+    "free": "What it takes to bring spikes and sums from one layer's tiles to another's is not "
+    "charged.",
+    "mesh": "Tiles lie on a square mesh in the order of the layers. A bit takes a router for every "
+    "tile between the middles of two layers' tiles: inputs from where the last of the layers lies "
+    "that they come from, sums of the residual stream, of 25 bits, to there. Links are wide enough "
+    "to take no time.",
+}
 NOT_SKIPPED = (
     "Seeing silence costs nothing. Inputs are written, sums normalized and membranes updated where "
     "nothing fires, too. What lies outside of the plane is charged as without skipping."
@@ -186,6 +194,7 @@ def assumptions(chip: Chip) -> list[str]:
         "residual stream of 24 bits and a sign, 14 of them behind the point "
         "(models/integer_network.py).",
         *skipping(chip),
+        NOC[chip.noc],
         f"{ADC_LAW[chip.adc_law]} Those of a crossbar grow with its cells.",
         "Area counts an input buffer per layer and a membrane memory for every LIF neuron, with "
         "their own bit widths (the published tool: 22 bits, membranes of five layers).",

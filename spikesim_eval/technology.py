@@ -51,6 +51,8 @@ KEYS = {  # section.key -> unit and meaning; what ends in _pj or _um2 is charged
     "subtractor.area_um2": ("um^2", "subtractor, of a PE and one of a crossbar's ADCs"),
     "htree.energy_pj": ("pJ", "a sum moved through the H-tree"),
     "htree.area_um2": ("um^2", "H-tree, of a PE"),
+    "router.energy_pj": ("pJ", "a bit moved to a neighbouring tile"),
+    "router.area_um2": ("um^2", "router of a tile"),
     "fetch.energy_pj": ("pJ", "a PE cycle of a group of PEs"),
     "tile_read.energy_pj": ("pJ", "a bit read from a tile's buffer"),
     "tile_buffer.area_um2": ("um^2", "buffer of a tile"),

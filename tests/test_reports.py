@@ -160,6 +160,7 @@ def test_each_assumption_is_changed_alone(chip):
         other = next(x for x in CHOICES[name] if x != getattr(chip, name))
         expected[f"--{name} {other}"] = (*both, replace(chip, **{name: other}))
     if chip.costs == "counted":
+        expected["--noc mesh"] = (*both, replace(chip, noc="mesh"))
         skipping = replace(chip, skip="rows,patches,tiles")
         expected["--skip rows,patches,tiles"] = (*both, skipping)
     for change, which, values in (

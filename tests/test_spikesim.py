@@ -495,6 +495,7 @@ def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_p
         "process": "hp",
         "costs": "published",
         "skip": "rows,tiles",
+        "noc": "mesh",
     }
     priced = {x.name for x in fields(Chip) if x.metadata["part"] != "simulation"}
     assert options.keys() == priced - {"technology"}  # of test_technology.py
@@ -502,7 +503,7 @@ def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_p
     for costs in ("counted", "published"):
         chip = options | {"costs": costs}
         if costs == "published":
-            chip["skip"] = "nothing"
+            chip |= {"skip": "nothing", "noc": "free"}
         said = " ".join(f"--{name} {value}" for name, value in chip.items())
         assert main(f"{line} {said}".split()) == 0
         report = json.loads((tmp_path / "report.json").read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import against_the_field
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip, chips, options_of
@@ -44,13 +45,13 @@ def test_the_default_technology_says_what_a_chip_is_by_default():
 
 
 def test_a_value_is_charged_where_it_happens_and_nowhere_else():
-    own = estimate(NETWORK, Chip())
+    own = estimate(NETWORK, Chip(noc="mesh"))
     for key in KEYS:
         section, _, name = key.partition(".")
         if name != "energy_pj" or not DEFAULT[key]:
             continue
         changed = DEFAULT.with_values({key: 3 * DEFAULT[key]})
-        found = estimate(NETWORK, Chip(technology=changed))
+        found = estimate(NETWORK, Chip(technology=changed, noc="mesh"))
         moved = {x for x, y in found.energy_by_component.items() if y != own.energy_by_component[x]}
         users = {
             "cell": {"crossbar"},
@@ -209,3 +210,27 @@ def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, cap
         assert float(row["area_um2"]) == total["area_um2"]
         assert printed.count(f"\n{row['technology']} ") == 2
     assert (out / "technologies.md").read_text().count("isaac-32nm") == 2
+
+
+def test_the_page_has_what_the_command_against_the_field_prints():
+    assert "\n".join(against_the_field.lines()) in (ROOT / "docs/hardware.md").read_text()
+
+
+def test_the_published_parts_of_neurosim_add_up_to_what_it_prints():
+    about = against_the_field.neurosim()
+    energy, area = ([x.value for x in about.figures if x.unit == unit] for unit in ("pJ", "um^2"))
+    assert sum(energy[1:]) == pytest.approx(energy[0], rel=1e-5)
+    assert sum(area[1:]) == pytest.approx(area[0], rel=1e-5)
+    # its efficiency: the operations of its network over that energy, by its post-layout factor
+    ops = estimate(about.network, about.chip).total["ops"]
+    assert ops / energy[0] / 1.23 == pytest.approx(about.figures[-1].value, rel=1e-3)
+
+
+def test_the_published_parts_of_the_macros_give_their_efficiencies():
+    _, macro, _, *wans = against_the_field.published()
+    adc, array, *_ = (x.value for x in macro.figures)
+    assert 2 * 2304 * 256 / (adc + array) == pytest.approx(192, rel=0.01)
+    for about in wans:
+        parts = sum(x.value for x in about.figures if x.unit == "pJ")
+        efficiency = next(x.value for x in about.figures if x.unit == "TOPS/W")
+        assert 2 * 256 * 128 / parts == pytest.approx(efficiency, rel=0.02)
