@@ -224,6 +224,11 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     return names_of_labels(names, number)
 
 
+def same_classes(ours: Settings, theirs: Settings) -> bool:
+    """Whether a classifier of one is one of the other."""
+    return (ours.data, ours.classes) == (theirs.data, theirs.classes)
+
+
 def names_of_labels(names: Sequence[str], number: int) -> list[str]:
     """The names of so many classes: where there are fewer, the rest are called by their labels."""
     return [*names[:number], *map(str, range(len(names), number))]

@@ -3,6 +3,7 @@
 Every mistake in the arguments is found here, before data or networks are touched.
 """
 
+import copy
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from checkpoints import (
     check_network,
     class_names,
     load_checkpoint,
+    same_classes,
     use_own_network,
 )
 from data_sets import DATA_SETS
@@ -82,6 +84,8 @@ def parse_settings(
         _refuse_batches(settings, world_size)
         if settings.teacher_path is not None:
             _check_teacher(settings, teacher or load_checkpoint(settings.teacher_path).settings)
+        if settings.init_from is not None:
+            _check_start(settings, load_checkpoint(settings.init_from))
         if not settings.save_path:  # the default needs the teacher
             settings = replace(settings, save_path=f"./checkpoints/{run_name(settings)}")
         check_writable(settings.save_path)
@@ -121,6 +125,11 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         raise UserError(f"--augment auto is made for colour images: {data} has none")
     if values["resume"] and values["overwrite"]:
         raise UserError("--resume goes on, --overwrite starts anew: leave one of the two out")
+    if values["init_from"] is not None and values["init_from_teacher"]:
+        raise UserError(
+            "--init_from_teacher starts from the weights of --teacher_path, --init_from from "
+            "another checkpoint's: leave one of the two out"
+        )
     if values["time_windows"] is not None:
         values["time_windows"] = tuple(sorted(values["time_windows"]))
     _say_what_config_keeps(taken, given, values)
@@ -280,6 +289,8 @@ def run_name(settings: Settings) -> str:
     if settings.teacher_path is not None:
         start = "from-" * settings.init_from_teacher
         values["teacher_path"] = f"{start}teacher{digest(settings.teacher_path)[:6]}"
+    if settings.init_from is not None:
+        values["init_from"] = f"init{digest(settings.init_from)[:6]}"
     parts = []
     for name, about in OPTIONS.items():
         value, (place, form) = values[name], about.name or (50, None)
@@ -360,6 +371,51 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
                 f"run {_with(name, ours)}: a teacher and its students need the same"
             )
     check_classes(teacher, settings.data_path, settings.teacher_path)
+
+
+def _check_start(settings: Settings, start: Checkpoint) -> None:
+    """Raises UserError for a checkpoint of --init_from that this network cannot start from."""
+    here, theirs = f"--init_from {settings.init_from}", start.settings
+    widths = theirs.bits, theirs.bn_bits
+    if theirs.bits is not None and widths != (settings.bits, settings.bn_bits):
+        raise UserError(
+            f"{here} is a network of {theirs.bits} bits, {theirs.bn_bits} in batch norm: those of "
+            "the same widths start from it, and any from one of full precision"
+        )
+    for name in ("network_name", "width", "leak", "threshold", "reset"):
+        if (x := getattr(theirs, name)) != (ours := getattr(settings, name)):
+            what = "" if name == "network_name" else f"{name} "
+            raise UserError(
+                f"{here} is of {what}{x}, this network of {what}{ours}: a network starts from one "
+                "of the same"
+            )
+    if theirs.data == settings.data and theirs.fold != settings.fold:
+        fold = _with("fold", theirs.fold)
+        raise UserError(f"{here} was trained {fold}: on test images of this run")
+    with torch.device("meta"):
+        network = build_network(settings).state_dict()
+    for name, x in start.model.items():
+        if x.shape != network[name].shape and not name.startswith("linear."):
+            there, ours = (" x ".join(map(str, y.shape)) for y in (x, network[name]))
+            raise UserError(
+                f"{here} does not fit images of {about_images(settings)}, it was trained on "
+                f"{about_images(theirs)}: {name} is {there} there, and {ours} here"
+            )
+
+
+def about_images(settings: Settings) -> str:
+    data_set = settings.data_set
+    return "{} of {}x{} in {} channels".format(
+        settings.data, *data_set.image_size, data_set.in_channels
+    )
+
+
+def start_from_checkpoint(network: SpikingNetwork, settings: Settings) -> None:
+    """Give a fresh network the weights of --init_from; a classifier of other classes stays."""
+    start = load_network(settings.init_from)
+    if not same_classes(settings, load_checkpoint(settings.init_from, weights=False).settings):
+        start.linear = copy.deepcopy(network.linear)
+    network.start_from(start)
 
 
 def _with(name: str, value: Any) -> str:

@@ -267,6 +267,12 @@ class Settings:
         DEFAULT_NEURON.width, "added", limits=(0.001, 1000), metavar="A"
     )
 
+    init_from: str | None = of_network(
+        "start from the weights of this checkpoint, of the same network, instead of from scratch; "
+        "where its data or its classes are others, from all but the classifier's",
+        None, "added", metavar="CKPT", name=(51, "{}")
+    )
+
     init_from_teacher: bool = of_distillation(
         "start from the teacher's weights instead of from scratch", False, where=quantized,
         name=(6, "")
