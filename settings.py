@@ -436,7 +436,8 @@ class Settings:
     @classmethod
     def of(cls, data: str, paper_setting: str = "original", **given: Any) -> "Settings":
         """Settings with the default of every other option, not checked."""
-        return cls(**complete({"data": data, "paper_setting": paper_setting} | given))
+        found = {name: given[name] for name in given.keys() - OPTIONS.keys()}
+        return cls(**complete({"data": data, "paper_setting": paper_setting} | given), **found)
 
     @property
     def trained_at(self) -> tuple[int, ...]:
