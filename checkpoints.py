@@ -224,6 +224,11 @@ def class_names(checkpoint: Checkpoint) -> list[str]:
     return names_of_labels(names, number)
 
 
+def same_classes(ours: Settings, theirs: Settings) -> bool:
+    """Whether a classifier of one is one of the other."""
+    return (ours.data, ours.classes) == (theirs.data, theirs.classes)
+
+
 def names_of_labels(names: Sequence[str], number: int) -> list[str]:
     """The names of so many classes: where there are fewer, the rest are called by their labels."""
     return [*names[:number], *map(str, range(len(names), number))]
@@ -332,7 +337,7 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
         raise UserError(f"{not_ours}: its settings are not this version's")
     settings = Settings(**saved)
     try:
-        check_settings(settings)
+        check_settings(settings, trained=True)
     except UserError as error:
         raise UserError(f"{not_ours}: {error}") from None
     if not describes_a_network(settings):

@@ -15,7 +15,6 @@ import errno
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,12 +33,15 @@ from data_sets.augment import CropAndFlip, augmentation
 from data_sets.events import (
     HIGHEST,
     convert_events,
-    convert_file,
     event_cache,
+    found_recordings,
+    frames_of_file,
     input_of,
     read_frames,
+    scaled,
     set_damaged_frames_aside,
 )
+from data_sets.recordings import READERS, holds_frames
 from data_sets.splits import fold_rows, held_out_rows
 from data_sets.static import read_image
 from quantization import codes_of, pixels_of
@@ -67,6 +69,7 @@ class ImageSet(Dataset):
     seed: int = 0
     step: float | None = None  # of event frames: what one of their 8-bit codes stands for
     clipped: float = 0.0  # share of the non-zero training values that lie above the highest code
+    sensor: tuple[int, int] | None = None  # of the user's own events: height and width of frames
     rows: Tensor | None = None  # of the images and labels that are in the set; None: all
     classes: Sequence[str] | None = None  # the labels' names
     held_out: "ImageSet | None" = None  # other images, to choose the best checkpoint by
@@ -111,6 +114,8 @@ def seed_of(*entropy: int) -> int:
 def request_of(settings: Settings) -> Request:
     data, caches = settings.data_path, settings.cache_path or os.environ.get(CACHE_PATH)
     about, T = settings.data_set, settings.time_window
+    if about.recordings is not None:
+        about = replace(about, recordings=found_recordings(about.recordings, Path(data)))
     return Request(settings.data, about, Path(data), Path(caches or data), T)
 
 
@@ -155,7 +160,7 @@ def load_data_sets(
     test_set = ImageSet(test, test_labels, step=step, rows=test_rows, classes=samples.classes)
     if held_out is not None:
         held_out = ImageSet(train, train_labels, step=step, rows=held_out)
-    how = transform, settings.seed, step, clipped, rows, samples.classes, held_out
+    how = transform, settings.seed, step, clipped, samples.sensor, rows, samples.classes, held_out
     return ImageSet(train, train_labels, *how), test_set
 
 
@@ -169,14 +174,42 @@ def _read(request: Request) -> Samples:
     samples = first_process_first(read)
     parts = ((images, torch.as_tensor(labels)) for images, labels in samples[:2])
     samples = Samples(*parts, *samples[2:])
+    for part, (images, labels) in zip(("training", "test"), samples[:2], strict=True):
+        _check_images(request, part, images, labels, checked=samples.input is not None)
     known = request.about.num_classes or len(samples.classes)
-    highest = max(int(labels.max()) for _, labels in samples[:2])
-    if highest >= known:
-        raise UserError(
-            f"{request.name} has {known} classes, {request.data} a label {highest}: remove the "
-            "cache there"
-        )
+    labels = torch.cat([labels for _, labels in samples[:2]])
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label < known:
+            raise UserError(
+                f"{request.name} has {known} classes, {request.data} a label {label}: remove the "
+                "cache there"
+            )
     return samples
+
+
+def _check_images(
+    request: Request, part: str, images: Tensor, labels: Tensor, checked: bool
+) -> None:
+    """Raise UserError where a data set's function gives what networks would not read alike: they
+    read images of 8 bits and frames in codes of 8 bits, from 0 on. `checked`: frames whose values
+    are known to be fit for that."""
+    here = f"{request.name}: its {part} images"
+    shape = request.about.input_shape(request.time_window)
+    if tuple(images.shape[1:]) != shape or len(images) != len(labels) or not len(labels):
+        raise UserError(
+            f"{here} are {tuple(images.shape)} with {len(labels)} labels; wanted are "
+            f"{('N', *shape)} and N labels, N at least 1".replace("'", "")
+        )
+    if not request.about.events:
+        if images.dtype != torch.uint8:
+            raise UserError(
+                f"{here} are {images.dtype}: give 8 bits (torch.uint8), 0 black and 255 white"
+            )
+    elif not checked and images.dtype != torch.uint8:
+        for frames in images.split(256):
+            values = frames.numpy()  # which compares unsigned numbers of 16 bits too
+            if not (values.min() >= 0 and values.max() <= np.finfo(np.float32).max):
+                raise UserError(f"{here} hold negative, infinite or undefined numbers (NaN)")
 
 
 def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageSet]:
@@ -360,7 +393,7 @@ def set_epoch(loader: DeviceLoader | DataLoader, epoch: int, first_batch: int = 
 
 def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
     """A file as the network that was trained with these settings has those of its data set: uint8
-    (C, H, W) of an image, counts (T, 2, H, W) of events as frames (.npz) or as they are (.bin).
+    (C, H, W) of an image, counts (T, 2, H, W) of events as frames (.npz) or as they were recorded.
 
     An image of another size is scaled and cropped in the middle. Raises UserError for a file that
     is missing, damaged or of another kind.
@@ -372,15 +405,12 @@ def read_sample(path: str | Path, settings: Settings) -> np.ndarray:
         raise UserError(f"{path} {what}")
     if not data_set.events:
         return read_image(path, data_set.image_size, gray=data_set.in_channels == 1)
-    T, suffix = settings.time_window, path.suffix.lower()
-    if suffix not in (".npz", ".bin"):
-        raise UserError(f"{path} is no file of events: .bin of the camera, or .npz of {T} frames")
-    with tempfile.TemporaryDirectory() as folder:
-        frames = path
-        if suffix == ".bin":
-            frames = Path(folder) / "frames.npz"
-            convert_file(path, frames, T, data_set.recordings.sensor)
-        return read_frames(frames, T, data_set.image_size).astype(np.float32)
+    T, suffix, kind = settings.time_window, path.suffix.lower(), data_set.recordings
+    if suffix == ".npz" and (holds_frames(path) or not kind.own):
+        return read_frames(path, T, data_set.image_size).astype(np.float32)
+    if suffix not in READERS:
+        raise UserError(f"{path} is no file of events ({', '.join(READERS)}) or of {T} frames")
+    return scaled(frames_of_file(path, T, kind), data_set.image_size).astype(np.float32)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -399,22 +429,23 @@ def prepare(argv: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="prepare")
     command = commands.add_parser("prepare", allow_abbrev=False)
     add_option(command, "data").required = True
-    for name in ("data_path", "cache_path", "time_window", "image_size"):
+    for name in ("data_path", "cache_path", "time_window", "image_size", "sensor", "split_by"):
         add_option(command, name)
     skip = "leave damaged files of events out"
     command.add_argument("--skip_damaged", action="store_true", help=skip)
     given = vars(parser.parse_args(argv))
     del given["command"]
     skip, about = given.pop("skip_damaged"), DATA_SETS[given["data"]]
-    if refusal := OPTIONS["image_size"].refusal(given):
-        raise UserError(f"--image_size {refusal}")
+    for name in ("image_size", "sensor", "split_by"):
+        if given.get(name) is not None and (refusal := OPTIONS[name].refusal(given)):
+            raise UserError(f"--{name} {refusal}")
     if skip and about.recordings is None:
         raise UserError("--skip_damaged goes with raw events")
     settings = Settings.of(**given)
     check_settings(settings)
     request, skipped = request_of(settings), []
     with preparing(request):
-        if about.recordings and not event_cache(request).exists():
+        if about.recordings and (about.recordings.own or not event_cache(request).exists()):
             skipped = convert_events(request, skip)
         if skip:
             skipped += set_damaged_frames_aside(request)
@@ -426,6 +457,8 @@ def prepare(argv: Sequence[str] | None = None) -> None:
         f"{settings.data}: {len(train)} training and {len(test)} test samples of {classes} "
         f"classes, {tuple(images.shape[1:])} {str(images.dtype).removeprefix('torch.')} each"
     )
+    if train.sensor is not None:
+        print("camera: {}x{} pixels".format(*train.sensor))
     if (text := input_text(train)) is not None:
         print(text)
 

@@ -3,6 +3,7 @@
 Every mistake in the arguments is found here, before data or networks are touched.
 """
 
+import copy
 import json
 import math
 import os
@@ -23,10 +24,10 @@ from checkpoints import (
     check_network,
     class_names,
     load_checkpoint,
+    same_classes,
     use_own_network,
 )
 from data_sets import DATA_SETS
-from data_sets.static import classes_of_folder
 from distiller import BETA_SCHEDULES, Distiller, LossFunction, cross_entropy
 from models import SpikingNetwork
 from models.graph import graph_of
@@ -37,6 +38,7 @@ from runtime.files import check_writable, digest, must_be_file
 from settings import (
     MS_RESNETS,
     OPTIONS,
+    SENSOR_SIDES,
     TYPES,
     Settings,
     as_text,
@@ -46,6 +48,7 @@ from settings import (
     complete,
     own_network,
     parse_image_size,
+    parse_size,
 )
 
 TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
@@ -70,7 +73,7 @@ def parse_settings(
     given |= {name: tuple(x) for name, x in given.items() if isinstance(x, list)}
     training = given.get("eval_only") is None
     settings = _training_settings(given) if training else _evaluation_settings(given)
-    check_settings(settings)
+    check_settings(settings, trained=not training)
     if training and settings.arch is not None:
         check_network(settings)
     if settings.device not in ("auto", "cpu") and not torch.cuda.is_available():
@@ -81,6 +84,8 @@ def parse_settings(
         _refuse_batches(settings, world_size)
         if settings.teacher_path is not None:
             _check_teacher(settings, teacher or load_checkpoint(settings.teacher_path).settings)
+        if settings.init_from is not None:
+            _check_start(settings, load_checkpoint(settings.init_from))
         if not settings.save_path:  # the default needs the teacher
             settings = replace(settings, save_path=f"./checkpoints/{run_name(settings)}")
         check_writable(settings.save_path)
@@ -120,6 +125,11 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         raise UserError(f"--augment auto is made for colour images: {data} has none")
     if values["resume"] and values["overwrite"]:
         raise UserError("--resume goes on, --overwrite starts anew: leave one of the two out")
+    if values["init_from"] is not None and values["init_from_teacher"]:
+        raise UserError(
+            "--init_from_teacher starts from the weights of --teacher_path, --init_from from "
+            "another checkpoint's: leave one of the two out"
+        )
     if values["time_windows"] is not None:
         values["time_windows"] = tuple(sorted(values["time_windows"]))
     _say_what_config_keeps(taken, given, values)
@@ -127,7 +137,11 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         size = parse_image_size(values["image_size"])
         own = size == DATA_SETS[data].image_size
         values["image_size"] = None if own else "{}x{}".format(*size)
-    classes = tuple(classes_of_folder(values["data_path"])) if data == "folder" else None
+    if values["sensor"] is not None:
+        size = parse_size(values["sensor"], "sensor", SENSOR_SIDES)
+        values["sensor"] = "{}x{}".format(*size)
+    find = DATA_SETS[data].classes_of
+    classes = None if find is None else tuple(find(values["data_path"]))
     found = None
     if own_network(values["arch"]) is not None:
         values["arch"], found = use_own_network(values["arch"])
@@ -265,16 +279,18 @@ def _warn(text: str) -> None:
 
 
 def run_name(settings: Settings) -> str:
-    """Name of the default save path: what each option has there, of which most are no defaults. A
-    folder of images is told by its name, a teacher's file by its digest."""
+    """Name of the default save path: what each option has there, of which most are no defaults.
+    Data of one's own are told by their folder's name, a teacher's file by its digest."""
     values = asdict(settings)
-    of_folder = settings.data == "folder"
-    values["data_path"] = Path(settings.data_path).resolve().name if of_folder else None
+    own = DATA_SETS[settings.data].classes_of is not None
+    values["data_path"] = Path(settings.data_path).resolve().name if own else None
     if settings.arch_digest is not None:
         values["arch"] = settings.network_name
     if settings.teacher_path is not None:
         start = "from-" * settings.init_from_teacher
         values["teacher_path"] = f"{start}teacher{digest(settings.teacher_path)[:6]}"
+    if settings.init_from is not None:
+        values["init_from"] = f"init{digest(settings.init_from)[:6]}"
     parts = []
     for name, about in OPTIONS.items():
         value, (place, form) = values[name], about.name or (50, None)
@@ -347,7 +363,7 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
             f"--teacher_path {settings.teacher_path} is a {teacher.network_name}, and this run "
             f"trains a {settings.network_name}: a teacher and its students need the same"
         )
-    for name in ("data", "model_depth", "width", "image_size", "fold", *of_neuron):
+    for name in ("data", "model_depth", "width", "image_size", "split_by", "fold", *of_neuron):
         theirs, ours = getattr(teacher, name), getattr(settings, name)
         if theirs != ours:
             raise UserError(
@@ -357,15 +373,61 @@ def _check_teacher(settings: Settings, teacher: Settings) -> None:
     check_classes(teacher, settings.data_path, settings.teacher_path)
 
 
+def _check_start(settings: Settings, start: Checkpoint) -> None:
+    """Raises UserError for a checkpoint of --init_from that this network cannot start from."""
+    here, theirs = f"--init_from {settings.init_from}", start.settings
+    widths = theirs.bits, theirs.bn_bits
+    if theirs.bits is not None and widths != (settings.bits, settings.bn_bits):
+        raise UserError(
+            f"{here} is a network of {theirs.bits} bits, {theirs.bn_bits} in batch norm: those of "
+            "the same widths start from it, and any from one of full precision"
+        )
+    for name in ("network_name", "width", "leak", "threshold", "reset"):
+        if (x := getattr(theirs, name)) != (ours := getattr(settings, name)):
+            what = "" if name == "network_name" else f"{name} "
+            raise UserError(
+                f"{here} is of {what}{x}, this network of {what}{ours}: a network starts from one "
+                "of the same"
+            )
+    if theirs.data == settings.data and theirs.fold != settings.fold:
+        fold = _with("fold", theirs.fold)
+        raise UserError(f"{here} was trained {fold}: on test images of this run")
+    with torch.device("meta"):
+        network = build_network(settings).state_dict()
+    for name, x in start.model.items():
+        if x.shape != network[name].shape and not name.startswith("linear."):
+            there, ours = (" x ".join(map(str, y.shape)) for y in (x, network[name]))
+            raise UserError(
+                f"{here} does not fit images of {about_images(settings)}, it was trained on "
+                f"{about_images(theirs)}: {name} is {there} there, and {ours} here"
+            )
+
+
+def about_images(settings: Settings) -> str:
+    data_set = settings.data_set
+    return "{} of {}x{} in {} channels".format(
+        settings.data, *data_set.image_size, data_set.in_channels
+    )
+
+
+def start_from_checkpoint(network: SpikingNetwork, settings: Settings) -> None:
+    """Give a fresh network the weights of --init_from; a classifier of other classes stays."""
+    start = load_network(settings.init_from)
+    if not same_classes(settings, load_checkpoint(settings.init_from, weights=False).settings):
+        start.linear = copy.deepcopy(network.linear)
+    network.start_from(start)
+
+
 def _with(name: str, value: Any) -> str:
     return f"without --{name}" if value is None else f"with --{name} {value}"
 
 
 def check_classes(trained: Settings, data_path: str | Path, path: str | Path) -> None:
     """Raises UserError where the folder has other classes than the checkpoint at `path`."""
-    if trained.data != "folder":
+    find = DATA_SETS[trained.data].classes_of
+    if find is None:
         return
-    here = classes_of_folder(data_path)
+    here = find(data_path)
     for name in sorted(set(here) ^ set(trained.classes)):
         raise UserError(
             f"{path} was trained on {len(trained.classes)} classes, {data_path} has {len(here)}: "

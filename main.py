@@ -49,6 +49,7 @@ from load_settings import (
     build_scheduler,
     load_network,
     parse_settings,
+    start_from_checkpoint,
     time_window_of,
 )
 from models import SpikingNetwork
@@ -144,6 +145,8 @@ def build_networks(
     teacher = None if taught_by is None else load_network(taught_by).to(device)
     if settings.init_from_teacher:
         network.start_from(teacher)
+    elif settings.init_from is not None:
+        start_from_checkpoint(network, settings)
     network.to(device)
     if world_size() == 1:
         return network, network, teacher

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, NamedTuple, get_args
 
 from data_sets import DATA_SETS, DataSet
+from data_sets.recordings import LARGEST_SENSOR, SPLITS
 from distiller import (
     ALPHA,
     BETA,
@@ -35,6 +36,7 @@ SHARED_GPU = "cuda-shared"
 MS_RESNETS = {f"resnet{depth}": depth for depth in BLOCKS}  # --arch says the same as --model_depth
 OWN_NETWORK = "FILE.py:CLASS"
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
+SENSOR_SIDES = 1, LARGEST_SENSOR
 Values = Mapping[str, Any]  # settings by name
 
 
@@ -51,7 +53,6 @@ def needs(name: str, *of_these: Any) -> Callable[[Values], str | None]:
 
 
 quantized, distilled = needs("paper_setting", "student", "qamd"), needs("paper_setting", "qamd")
-not_cl = needs("loss", "CLK", "CLM")
 
 
 def of_ms_resnet(values: Values) -> str | None:
@@ -65,13 +66,23 @@ def has_teacher(values: Values) -> str | None:
 
 
 def compares_membranes(values: Values) -> str | None:
-    return distilled(values) or not_cl(values)
+    """A loss of one's own that nobody has named here, of a checkpoint, does too."""
+    refusal, loss = distilled(values), values["loss"]
+    if refusal is None and MEMBRANE_LOSSES.get(loss, True) is None:
+        return f"has no meaning with --loss {loss}: leave it out"
+    return refusal
 
 
 def static_images(values: Values) -> str | None:
     if not DATA_SETS[values["data"]].events:
         return None
     return f"has no meaning with the events of {values['data']}, frames of one T: leave it out"
+
+
+def of_events(values: Values) -> str | None:
+    if DATA_SETS[values["data"]].events:
+        return None
+    return f"has no meaning with the images of {values['data']}: leave it out"
 
 
 def any_size(values: Values) -> str | None:
@@ -179,8 +190,17 @@ class Settings:
     image_size: str | None = of_data(  # None: the data set's own
         f"height and width, or one side, {IMAGE_SIDES[0]} to {IMAGE_SIDES[1]} pixels, of data that "
         "have several",
-        traits="added", shown="folder 64, ncaltech101 48, nmnist 34, digits-dvs 24",
+        traits="added", shown="folder 64, nmnist 34, digits-dvs 24, other events 48",
         where=any_size, metavar="HxW", name=(10, "{}")
+    )
+    sensor: str | None = of_data(
+        f"height and width, or one side, up to {LARGEST_SENSOR} pixels, of the camera that "
+        "recorded `events`",
+        None, "added", shown="measured", where=needs("data", "events"), metavar="HxW"
+    )
+    split_by: str = of_data(
+        "frames are T parts of a recording, of as many events (`number`) or as much time (`time`)",
+        "number", "added", choices=SPLITS, where=of_events
     )
     val_share: float = of_data(
         "share of the training images, of each class, {limits}, that is not trained on: the best "
@@ -199,7 +219,7 @@ class Settings:
         None, "fit added", shown="resnet18", metavar="NETWORK", name=(7, "{}")
     )
     model_depth: int | None = of_network(
-        "layers of the MS-ResNet: another way to say `--arch resnet18` or `resnet34`",
+        "layers of the MS-ResNet, `18` or `34`: another way to say `--arch resnet18` or `resnet34`",
         lambda values: MS_RESNETS.get(values["arch"] or "resnet18"), "fit", shown="18",
         choices=BLOCKS, where=of_ms_resnet, name=(7, "depth{}")
     )
@@ -248,6 +268,12 @@ class Settings:
     surrogate_width: float = of_network(
         "width a of the surrogate, {limits}: each has the area 1 and at θ the height 1/(2a)",
         DEFAULT_NEURON.width, "added", limits=(0.001, 1000), metavar="A"
+    )
+
+    init_from: str | None = of_network(
+        "start from the weights of this checkpoint, of the same network, instead of from scratch; "
+        "where its data or its classes are others, from all but the classifier's",
+        None, "added", metavar="CKPT", name=(51, "{}")
     )
 
     init_from_teacher: bool = of_distillation(
@@ -410,7 +436,8 @@ class Settings:
     @classmethod
     def of(cls, data: str, paper_setting: str = "original", **given: Any) -> "Settings":
         """Settings with the default of every other option, not checked."""
-        return cls(**complete({"data": data, "paper_setting": paper_setting} | given))
+        found = {name: given[name] for name in given.keys() - OPTIONS.keys()}
+        return cls(**complete({"data": data, "paper_setting": paper_setting} | given), **found)
 
     @property
     def trained_at(self) -> tuple[int, ...]:
@@ -435,6 +462,11 @@ class Settings:
             data_set = replace(data_set, image_size=parse_image_size(self.image_size))
         if self.classes is not None:
             data_set = replace(data_set, num_classes=len(self.classes))
+        if data_set.recordings is not None:
+            found = data_set.recordings._replace(split_by=self.split_by)
+            if self.sensor is not None:
+                found = found._replace(sensor=parse_size(self.sensor, "sensor", SENSOR_SIDES))
+            data_set = replace(data_set, recordings=found)
         return data_set
 
 
@@ -550,10 +582,12 @@ def as_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises UserError where a setting cannot have its value, alone or beside others."""
+def check_settings(settings: Settings, trained: bool = False) -> None:
+    """Raises UserError where a setting cannot have its value, alone or beside others. A network
+    that is `trained` already may have had a loss of one's own, which is not known here."""
     for name, value in vars(settings).items():
-        check_value(name, value)
+        if not (trained and name == "loss" and isinstance(value, str) and value.isidentifier()):
+            check_value(name, value)
     if settings.warmup >= settings.epochs:
         raise UserError(
             f"--warmup {settings.warmup} leaves nothing of --epochs {settings.epochs}: it must be "
@@ -566,6 +600,8 @@ def check_settings(settings: Settings) -> None:
         raise UserError(f"--arch {settings.arch} does not fit the digest of its file")
     if settings.image_size is not None:
         parse_image_size(settings.image_size)
+    if settings.sensor is not None:
+        parse_size(settings.sensor, "sensor", SENSOR_SIDES)
     if settings.time_windows is not None:
         windows, given = settings.time_windows, as_text(settings.time_windows)
         if len(windows) < 2 or list(windows) != sorted(set(windows)):
@@ -603,7 +639,7 @@ def describes_a_network(settings: Settings) -> bool:
             return False
     classes, step = settings.classes, settings.input_step
     return (
-        (classes is None) == (settings.data != "folder")
+        (classes is None) == (DATA_SETS[settings.data].classes_of is None)
         and all(type(name) is str for name in classes or ())
         and len(classes or "ab") >= 2
         and (step is None or (DATA_SETS[settings.data].events and 0 < step < math.inf))
@@ -611,13 +647,17 @@ def describes_a_network(settings: Settings) -> bool:
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
+    return parse_size(text, "image_size", IMAGE_SIDES)
+
+
+def parse_size(text: str, option: str, limits: tuple[int, int]) -> tuple[int, int]:
     """(height, width) of "HxW", or of one number for both."""
-    low, high = IMAGE_SIDES
+    low, high = limits
     sides = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text, re.ASCII)
     size = sides and (int(sides[1]), int(sides[2] or sides[1]))
     if not size or not all(low <= side <= high for side in size):
         raise UserError(
-            f"--image_size must be HxW or one number, {low} to {high} pixels each, got {text!r}"
+            f"--{option} must be HxW or one number, {low} to {high} pixels each, got {text!r}"
         )
     return size
 

@@ -12,12 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
 
+from runtime.command import similar_path
 from runtime.errors import UserError
 from runtime.files import file_lock
 from runtime.processes import is_main_process
@@ -28,7 +30,7 @@ class DataSet:
     """A data set: how it is read, what a network must know of it, its recipe's defaults."""
 
     read: Callable[["Request"], "Samples"]
-    num_classes: int  # 0: as many as there are folders
+    num_classes: int  # 0: as many as `classes_of` finds
     in_channels: int
     image_size: tuple[int, int]  # pixels, height and width
     time_window: int = 4
@@ -37,6 +39,8 @@ class DataSet:
     any_size: bool = False  # --image_size may say another one
     augmented: bool = True  # --augment has a meaning
     recordings: "Recordings | None" = None  # what frames of events are made of
+    # Of the user's own data: the classes in the folder of the data.
+    classes_of: Callable[[str | Path], list[str]] | None = None
 
     @property
     def image_step(self) -> float:
@@ -66,6 +70,8 @@ class Input(NamedTuple):
     clipped: float  # share of the non-zero training values that lie above the highest code
 
 
+# Folders of frames of a user's recordings, and what lies in them: beside classes they are none.
+MADE = re.compile(r"frames_T\d+_by_[^/]*(/.*)?")
 Labelled = tuple[Tensor, Sequence[int]]
 
 
@@ -78,6 +84,7 @@ class Samples(NamedTuple):
     classes: list[str]  # the labels' names
     whole: Labelled | None = None  # all samples, where they have an order or an array of their own
     input: Input | None = None  # of events; None: the one that fits the training frames
+    sensor: tuple[int, int] | None = None  # of the user's own events: height and width of frames
 
 
 class Archive(NamedTuple):
@@ -104,15 +111,20 @@ class Archive(NamedTuple):
 
 
 class Recordings(NamedTuple):
-    """Events CLASS/*.bin of five bytes each, below one folder or two."""
+    """Recordings CLASS/* of events, below one folder or two."""
 
     folder: str
-    sensor: tuple[int, int]  # height and width of the camera, pixels
+    sensor: tuple[int, int] | None  # height and width of the camera, pixels; None: measured
     # The folders of classes, of all files or of the training and of the test files, and what each
-    # is unpacked from; None: made here.
+    # is unpacked from; None: `make` makes it.
     parts: dict[str, Archive | None]
     one_in: int = 0  # of a class's files is for the test, where all are in one part
     classes: tuple[str, ...] = ()  # that every part has; of none, those that are found
+    endings: tuple[str, ...] = (".bin",)
+    # Of the data set's folder, that of what is made of it, and the missing part.
+    make: Callable[[Path, Path, Path], None] | None = None
+    own: bool = False  # the user's: parts and classes are those that are found
+    split_by: str = "number"  # into frames, as SpikingJelly does: recordings.frames_of
 
     def test_share(self, files: int) -> int:
         """How many of a class's files are for the test."""
@@ -121,7 +133,8 @@ class Recordings(NamedTuple):
     def frames(self, root: Path) -> dict[str, Path]:
         """The folder of classes of each part's frames, below the folder of all frames: where there
         are two, in lower case, as SpikingJelly names them."""
-        return {part: root / part.lower() if len(self.parts) > 1 else root for part in self.parts}
+        two = len(self.parts) > 1
+        return {part: root / Path(part).name.lower() if two else root for part in self.parts}
 
 
 @contextmanager
@@ -199,6 +212,32 @@ def files_below(root: Path) -> tuple[list[str], Counter[str]]:
                 else:
                     other["broken links" if path.is_symlink() else "pipes or devices"] += 1
     return sorted(files), +other
+
+
+def classes_below(data: str, root: Path, parts: Sequence[str]) -> list[str]:
+    """The classes of a user's own data: the names of the folders in each part, in code-point order.
+    Raises UserError where the parts have different ones, or less than two."""
+    expected = f"--data {data} expects " + " and ".join(f"{root / x}/CLASS/*" for x in parts)
+    names = {}
+    for part in parts:
+        try:
+            folders = [x.name for x in (root / part).iterdir() if x.is_dir()]
+        except OSError as error:
+            meant = similar_path(root, folder=True) if not root.exists() else ""
+            raise UserError(
+                f"{expected}: cannot read {root / part} ({error.strerror}){meant}"
+            ) from None
+        names[part] = sorted(x for x in folders if not (x.startswith(".") or MADE.fullmatch(x)))
+    for part, other in permutations(parts, 2):
+        missing = sorted(set(names[other]) - set(names[part]))
+        if missing:
+            raise UserError(
+                f"{root / part} lacks {len(missing)} of the classes of {root / other}: "
+                f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
+            )
+    if len(names[parts[0]]) < 2:
+        raise UserError(f"{expected} with two classes or more, found {len(names[parts[0]])}")
+    return names[parts[0]]
 
 
 def files_of_classes(

@@ -11,8 +11,14 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_sets.cache import Source, packed
-from data_sets.sources import Archive, Request, Samples, files_of_classes, getting
-from runtime.command import similar_path
+from data_sets.sources import (
+    Archive,
+    Request,
+    Samples,
+    classes_below,
+    files_of_classes,
+    getting,
+)
 from runtime.errors import UserError
 
 
@@ -205,29 +211,8 @@ def folder(request: Request) -> Samples:
 
 
 def classes_of_folder(data_path: str | Path) -> list[str]:
-    """The classes of --data folder: the names of the folders in train/, in code-point order."""
-    root = Path(data_path)
-    expected = f"--data folder expects {root}/train/CLASS/* and {root}/val/CLASS/*"
-    names = {}
-    for part in ("train", "val"):
-        try:
-            folders = [x.name for x in (root / part).iterdir() if x.is_dir()]
-        except OSError as error:
-            meant = similar_path(root, folder=True) if not root.exists() else ""
-            raise UserError(
-                f"{expected}: cannot read {root / part} ({error.strerror}){meant}"
-            ) from None
-        names[part] = sorted(name for name in folders if not name.startswith("."))
-    for part, other in (("train", "val"), ("val", "train")):
-        missing = sorted(set(names[other]) - set(names[part]))
-        if missing:
-            raise UserError(
-                f"{root / part} lacks {len(missing)} of the classes of {root / other}: "
-                f"{', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}"
-            )
-    if len(names["train"]) < 2:
-        raise UserError(f"{expected} with two classes or more, found {len(names['train'])}")
-    return names["train"]
+    """The classes of --data folder."""
+    return classes_below("folder", Path(data_path), ("train", "val"))
 
 
 def _find_images(root: Path, classes: list[str]) -> Source:

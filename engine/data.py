@@ -95,7 +95,15 @@ def settings_for(settings: Settings, train_set: ImageSet, teacher: Checkpoint | 
     step = train_set.step
     if step not in (None, DATA_SETS[settings.data].image_step):
         settings = replace(settings, input_step=step)
+    if train_set.sensor is not None:
+        settings = replace(settings, sensor="{}x{}".format(*train_set.sensor))
     if teacher is not None:
+        if teacher.settings.sensor != settings.sensor:
+            raise UserError(
+                f"--teacher_path {settings.teacher_path} was trained on frames of a camera of "
+                f"{teacher.settings.sensor} pixels, these are of {settings.sensor}: give "
+                f"--sensor {teacher.settings.sensor}"
+            )
         refuse_another_fold(teacher, settings.teacher_path, settings, train_set)
         _refuse_another_step(teacher.settings, settings)
     return settings

@@ -54,7 +54,7 @@ def dry_run(
         found["largest_memory_of_gpu"] = torch.cuda.get_device_properties(device).total_memory
     if is_main_process():
         print(expectation_text(found), flush=True)
-    return found | {"input_step": settings.input_step}
+    return found | {"input_step": settings.input_step, "sensor": settings.sensor}
 
 
 class FirstBatches:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from checkpoints import Checkpoint
+from checkpoints import Checkpoint, load_checkpoint, same_classes
 from data_loader import ImageSet
 from display import percent, significant
 from distiller import teacher_steps
@@ -114,6 +114,11 @@ def header(
     lines = {"device": name, "data": data, "batch": batch, "network": network, "bits": bits}
     if teacher is not None:
         lines["teacher"] = about_teacher(settings, teacher)
+    if settings.init_from is not None:
+        start = load_checkpoint(settings.init_from, weights=False)
+        but = "" if same_classes(settings, start.settings) else ", all but the classifier"
+        lines["start"] = f"{settings.init_from}: {percent(start.accuracy)} on "
+        lines["start"] += f"{start.settings.data} (epoch {start.epoch}){but}"
     lines["files"] = settings.save_path + " (a dry run writes nothing)" * settings.dry_run
     if run.steps_done:
         lines["resume"] = going_on(run)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints import are_rows, load_checkpoint
+from data_sets import DATA_SETS
 from display import kind_of
 from engine.run_folder import best_row, checkpoints_of, is_locked, read_metrics
 from load_settings import read_settings
@@ -18,7 +19,7 @@ from runtime.errors import UserError
 from settings import MAY_CHANGE, PAPER_SETTINGS, Settings, as_text
 
 # What two runs may differ in and still be the same but for the seed. The teacher is looked up.
-NOT_COMPARED = (MAY_CHANGE - {"epochs"}) | {"seed", "input_step", "classes"}
+NOT_COMPARED = (MAY_CHANGE - {"epochs"}) | {"seed", "input_step", "sensor", "classes"}
 # What has another meaning, or default, in another paper setting.
 OF_ITS_KIND = {"bits", "bn_bits", "loss", "alpha", "beta", "tau", "beta_schedule", "clip_grad"}
 SHORT = {"time_window": "T", "model_depth": "depth", "batch_size": "batch", "data_path": "of"}
@@ -145,7 +146,7 @@ def _of_text(metrics: Path) -> tuple[Settings, Any, None]:
 def compared(settings: Settings) -> dict[str, Any]:
     """The settings of a run without its seed and without what changes nothing of its training."""
     shown = {name: x for name, x in asdict(settings).items() if name not in NOT_COMPARED}
-    if settings.data == "folder":  # one's own images are told apart by the name of their folder
+    if DATA_SETS[settings.data].classes_of is not None:  # one's own are told apart by their folder
         shown["data_path"] = Path(settings.data_path).name
     return shown
 

@@ -188,11 +188,12 @@ def expected(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     if job["teacher"] is None:
         return of_teacher(options)
     theirs = (*job["teacher"], "--save_path", str(folder / "run"))
-    found = of_teacher(theirs)  # it finds the step of the data, which the two must share
+    found = of_teacher(theirs)  # it finds of the data what the two must share
     if "error" in found:
         return found
     path = folder / "teacher.pth"
-    settings = replace(parse_settings(theirs), input_step=found["input_step"])
+    of_data = {name: found[name] for name in ("input_step", "sensor")}
+    settings = replace(parse_settings(theirs), **of_data)
     untrained = {"settings": asdict(settings), "model": build_network(settings).state_dict()}
     torch.save(untrained | {"epoch": 0, "accuracy": 0.0}, path)
     return dry_run((*options, "--teacher_path", str(path)))

@@ -8,6 +8,8 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
+from data_sets import DATA_SETS
+from distiller import MEMBRANE_LOSSES
 from engine.run_folder import checkpoints_of
 from load_settings import parse_settings
 from runtime.errors import UserError
@@ -15,9 +17,10 @@ from settings import OPTIONS, TYPES, Settings, build_parser, complete, is_flag
 
 METHODS = {  # a run's name in a study: options of main.py
     "student": ("--paper_setting", "student"),
-    "CL": ("--paper_setting", "qamd", "--loss", "CL"),
-    "CLM": ("--paper_setting", "qamd", "--loss", "CLM"),
-    "CLK": ("--paper_setting", "qamd", "--loss", "CLK"),
+    **{
+        loss: ("--paper_setting", "qamd", "--loss", loss)
+        for loss in dict.fromkeys(["CL", "CLM", "CLK", *MEMBRANE_LOSSES])
+    },
 }
 STARTS = {"scratch": (), "teacher": ("--init_from_teacher",)}
 TEACHER = "teacher"
@@ -66,7 +69,8 @@ class Planned:
     def name(self) -> str:
         """Of its folder: for a person, and with digits of the identity for the program."""
         settings, code = self.settings, hashlib.sha256("|".join(self.identity).encode())
-        folder = Path(os.path.abspath(settings.data_path)).name if settings.data == "folder" else ""
+        own = DATA_SETS[settings.data].classes_of is not None
+        folder = Path(os.path.abspath(settings.data_path)).name if own else ""
         parts = [settings.data, folder, f"T{settings.time_window}"]
         parts += [f"{settings.bits}bit" if settings.bits else "", self.method]
         parts += ["" if self.method == TEACHER else self.start, f"seed{settings.seed}"]

@@ -125,17 +125,16 @@ class SpikingNetwork(nn.Module):
                 quantizer.start_from(module.weight)
 
     @torch.no_grad()
-    def start_from(self, teacher: "SpikingNetwork") -> None:
-        """Copy a full-precision network's weights and batch norms; a quantized network starts its
-        steps anew."""
-        self.load_state_dict(teacher.state_dict(), strict=False)
+    def start_from(self, other: "SpikingNetwork") -> None:
+        """Copy another network's weights and batch norms. A quantized network that starts from one
+        of full precision starts its steps anew."""
+        self.load_state_dict(other.state_dict(), strict=False)
+        if type(other.stem.conv) is type(self.stem.conv):
+            return
         self.start_steps_from_weights()
         for source, conv, bn in convolutions(self):
-            quantizer = getattr(self.get_submodule(conv.name), "quantizer", None)
-            if quantizer is None:
-                continue
-            # The teacher's statistics are of real values, ours of integer accumulators.
-            scale = quantizer.used_step().flatten()
+            # The other's statistics are of real values, ours of integer accumulators.
+            scale = self.get_submodule(conv.name).quantizer.used_step().flatten()
             match self.get_submodule(source.name):
                 case ImageQuantizer(step=step):
                     scale = scale * step

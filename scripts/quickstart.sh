@@ -7,7 +7,7 @@ set -euo pipefail
 own="--save_path --paper_setting"
 source "$(dirname "$0")/environment.sh"
 out=runs/quickstart bits=2 seed=1234
-options=(--data digits --model_depth 18 --width 8 --seed "$seed" --workers 0)
+options=(--data digits --width 8 --seed "$seed" --workers 0)
 
 # Where the options are right, what is there of before moves to a numbered folder.
 python -m engine.run_folder "$out" "${options[@]}" --paper_setting original "$@"

@@ -67,9 +67,11 @@ def grid_of(chip: Chip, axes: Mapping[str, Sequence[float]]) -> ChipGrid:
     for name, axis in values.items():
         for value in axis:
             check_option(OPTIONS[name], value)
+    for value in values["cell_bits"]:
+        chip.technology.check_cell_bits(value)
     dimensions = np.ix_(*(np.array(axis, dtype=np.float64) for axis in values.values()))
-    same = {name: getattr(chip, name) for name in OPTIONS}
-    return ChipGrid(**same | dict(zip(AXES, dimensions, strict=True)))
+    fixed = {name: getattr(chip, name) for name in OPTIONS if name not in AXES}
+    return ChipGrid(**dict(zip(AXES, dimensions, strict=True)), **fixed)
 
 
 def sweep(

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from math import prod
@@ -381,6 +382,8 @@ class Watcher:
             membrane = bool(kept or (gives.layers - reads.layers and x.shape == y.shape))
         is_fed_back = False
         if not membrane:
+            if spikes:
+                self._refuse_encoder(frame, x, y)
             if x_is_whole or x.shape != y.shape:
                 return
             is_fed_back = name in gives.populations
@@ -436,6 +439,32 @@ class Watcher:
         known = [z for z in given if z.untyped_storage()._cdata in before]
         before |= {z.untyped_storage()._cdata for z in gave}
         return known
+
+    def _refuse_encoder(self, frame: _Frame, x: Tensor, y: Tensor) -> None:
+        """Refuses what makes different timesteps of a single image, and not by chance."""
+        steps = self.time_steps
+        shapes = [(steps, *x.shape), (*x.shape[:1], steps, *x.shape[1:])]
+        if tuple(y.shape) not in shapes:
+            return
+        axis = shapes.index(tuple(y.shape))
+        args, kwargs = frame.call
+        with self._unwatched(), _left_as_it_was(frame.module):
+            torch.manual_seed(SEED + 1)
+            is_random = not torch.equal(_first(frame.module.forward(*args, **kwargs)), y)
+        if not is_random and (y != y.narrow(axis, 0, 1)).any():
+            raise UserError(
+                f"module {frame.name} gives spikes of {steps} timesteps for one, and "
+                "nothing says whether it has a membrane: give the sample as it encodes it, or run "
+                "a neuron that is a torch module at every timestep"
+            )
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def _remembers(self, frame: _Frame, y: Tensor) -> bool:
         """Whether what a module returns for one timestep depends on the timesteps before it: those
@@ -493,19 +522,19 @@ class Watcher:
 
         size = min(1 + x.abs().max().item(), torch.finfo(x.dtype).max / 2e5)
         noise = torch.randn(x.shape, generator=self._random).to(x)
-        self._paused = True
-        try:
+        with self._unwatched():
             for z in (x, torch.full_like(x, 100 * size), 100 * size * noise):
                 yield run, z, 1e5 * size
-        finally:
-            self._paused = False
 
     def _fired(self, neuron: Neuron, y: Tensor) -> Tensor:
         """What the neuron would give at its lowest, at its highest, or at random."""
         if self._pass != "random":
             values = y.double()
-            extreme = values.abs().max().item()
-            if extreme <= MOST_FIRED * neuron.unit and not (extreme / neuron.unit) % 1:
+            seen, extreme = copy(neuron.levels), values.abs().max().item()
+            seen.add(y)
+            unit = seen.step()
+            if unit is not None and extreme <= MOST_FIRED * unit:
+                neuron.levels, neuron.unit = seen, unit
                 neuron.low = min(neuron.low, values.min().item())
                 neuron.high = max(neuron.high, values.max().item())
             if neuron.low == neuron.high == 0:

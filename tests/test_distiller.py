@@ -23,7 +23,8 @@ from kernels import integer_codes
 from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import estimate_statistics
-from models.neuron import DEFAULT_NEURON, LIF
+from models.layers import Layers
+from models.neuron import DEFAULT_NEURON, LIF, Neuron, neuron_of
 from quantization import MembraneQuantizer
 
 THRESHOLD = DEFAULT_NEURON.threshold
@@ -230,12 +231,13 @@ def naive_loss(teacher, student, frames, labels, T_S, T_T, loss, of_logits, alph
     """(student's gradients by name, loss), in plain loops; `frames`: the image of each timestep, as
     many as the longer of both T."""
     weights = {name: p.detach().clone().requires_grad_() for name, p in student.named_parameters()}
+    neuron = neuron_of(student)
     z_student, u_student = reference.ms_resnet(
-        reference.Quantized(weights, T_S, bits=4, bn_bits=8), 18, frames[:T_S]
+        reference.Quantized(weights, T_S, 4, 8, neuron), 18, frames[:T_S]
     )
     frozen = {name: x.detach() for name, x in teacher.state_dict().items()}
-    z_teacher, _ = reference.ms_resnet(Evaluated(frozen, T_T), 18, frames[:of_logits])
-    _, u_teacher = reference.ms_resnet(Evaluated(frozen, len(frames)), 18, frames)
+    z_teacher, _ = reference.ms_resnet(Evaluated(frozen, T_T, neuron), 18, frames[:of_logits])
+    _, u_teacher = reference.ms_resnet(Evaluated(frozen, len(frames), neuron), 18, frames)
     steps = [student.get_submodule(name).quantizer.used_step() for name in IN_FORWARD_ORDER]
     B, total, beyond = len(labels), 0, 0
     for b in range(B):
@@ -248,7 +250,8 @@ def naive_loss(teacher, student, frames, labels, T_S, T_T, loss, of_logits, alph
             for b in range(B):
                 one, other = ours[t, b].flatten(), theirs[t, b].flatten()
                 if loss == "CLK":
-                    threshold = one.new_full((len(one),), THRESHOLD).logsumexp(0, keepdim=True)
+                    threshold = one.new_full((len(one),), neuron.threshold)
+                    threshold = threshold.logsumexp(0, keepdim=True)
                     term = naive_kl(torch.cat([one, threshold]), torch.cat([other, threshold]))
                 else:
                     term = ((one - other) ** 2).mean() if loss == "CLM" else 0
@@ -258,10 +261,10 @@ def naive_loss(teacher, student, frames, labels, T_S, T_T, loss, of_logits, alph
     return {name: x.grad for name, x in weights.items()}, total.detach()
 
 
-def with_statistics(T: int, images: torch.Tensor) -> MSResNet:
+def with_statistics(T: int, images: torch.Tensor, neuron: Neuron = DEFAULT_NEURON) -> MSResNet:
     """A teacher whose running statistics are those of the images."""
     torch.manual_seed(0)
-    teacher = MSResNet(18, 4, T, images.shape[-3], 4).double()
+    teacher = MSResNet(18, 4, T, images.shape[-3], 4, Layers(neuron=neuron)).double()
     estimate_statistics(teacher, [images], (T,))
     return teacher
 
@@ -278,11 +281,32 @@ def with_statistics(T: int, images: torch.Tensor) -> MSResNet:
     ],
 )
 def test_a_teacher_of_another_t_gives_the_loss_of_plain_loops(loss, T_S, T_T, logits, of_logits):
+    assert_loss_of_plain_loops(loss, T_S, T_T, logits, of_logits, DEFAULT_NEURON)
+
+
+@pytest.mark.parametrize("loss", ["CLK", "CLM"])
+def test_networks_of_another_neuron_have_the_loss_of_plain_loops(loss):
+    neuron = Neuron(leak=0.5, threshold=0.75, reset="soft", surrogate="triangle")
+    assert_loss_of_plain_loops(loss, 3, 3, "own", 3, neuron)
+
+
+def test_spikes_that_differ_are_counted_at_the_networks_threshold():
+    neuron = Neuron(threshold=0.75)
+    x = torch.rand(4, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    teacher = with_statistics(2, x, neuron).eval()
+    student = QuanMSResNet(18, 4, 2, 1, 4, bits=4, neuron=neuron).double().eval()
+    found = distance_to_teacher(teacher, student, [(x, None)])["differing_spikes"]
+    pairs = zip(student(x, membranes=True)[1], teacher(x, membranes=True)[1], strict=True)
+    expected = [((s > 0.75) != (u > 0.75)).double().mean(dim=(1, 2, 3, 4)) for s, u in pairs]
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-6, atol=0)
+
+
+def assert_loss_of_plain_loops(loss, T_S, T_T, logits, of_logits, neuron) -> None:
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(3, 1, 8, 8, generator=generator, dtype=torch.float64)
     labels = torch.tensor([0, 1, 3])
-    teacher, student = with_statistics(T_T, images), QuanMSResNet(18, 4, T_S, 1, 4, bits=4)
-    student.double()
+    teacher = with_statistics(T_T, images, neuron)
+    student = QuanMSResNet(18, 4, T_S, 1, 4, bits=4, neuron=neuron).double()
     with torch.no_grad():  # the range of each layer's codes is its own
         for number, name in enumerate(IN_FORWARD_ORDER):
             student.get_submodule(name).quantizer.step *= 0.65 + number / 30

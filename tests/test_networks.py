@@ -151,6 +151,19 @@ def test_it_does_so_with_every_neuron_that_is_exact_in_integers(neuron, bits, de
     assert 0.01 < torch.cat([s.flatten() for s in spikes]).float().mean() < 0.9
 
 
+def test_a_membrane_just_above_a_threshold_between_two_integers_fires_in_both():
+    neuron = Neuron(threshold=0.5 - GRID / 4)
+    network = QuanMSResNet(18, 5, T, 2, 4, bits=4, neuron=neuron)
+    lif = network.lif
+    with torch.no_grad():
+        lif.quantizer.step.fill_(0.25)
+    current = torch.tensor([0.25, 0.5, 0.75]).view(3, 1, 1, 1)
+    spikes: list[torch.Tensor] = []
+    IntegerNetwork(network)._lif(lif, spikes, (current / GRID).long(), 1)
+    assert spikes[0].flatten().tolist() == [False, True, True]
+    assert torch.equal(lif(current, 1).bool(), spikes[0])
+
+
 @pytest.mark.parametrize(
     ("neuron", "reason"),
     [

@@ -51,7 +51,10 @@ def test_the_options_become_the_neuron_of_every_layer_and_the_thresholds_of_all_
         assert {layer.neuron for layer in network.modules() if isinstance(layer, LIF)} == {NEURON}
         assert network.stem.bn.weight.unique().item() == 0.75
         assert network.blocks[0].bn2.weight.unique().item() == pytest.approx(0.15)
-    quantizer = build_network(settings).lif.quantizer
+    network = build_network(settings)
+    quantizer = network.lif.quantizer
+    stream = network.blocks[2].shortcut.stream.step.item()
+    assert stream == pytest.approx(2 * 0.75 * math.sqrt(2 / math.pi / 7))  # LSQ's start
     assert (quantizer.high * quantizer.used_step()).item() == pytest.approx(1.5, rel=0.01)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.integer_network import round_shift
-from models.neuron import DEFAULT_NEURON, LIF
+from models.neuron import DEFAULT_NEURON, LIF, Neuron
 from models.quantized_layers import QuanConv2d, QuanLinear
 from quantization import (
     BatchNormQuantizer,
@@ -18,6 +18,7 @@ from quantization import (
     MembraneQuantizer,
     StreamQuantizer,
     WeightQuantizer,
+    membrane_step_grid,
     signed_range,
     symmetric_range,
 )
@@ -97,9 +98,13 @@ def test_each_output_channel_of_a_weight_has_its_own_step_and_gradient():
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_a_layer_can_fire_at_every_width_whatever_its_step_has_become(bits):
+@pytest.mark.parametrize(
+    "neuron", [DEFAULT_NEURON, Neuron(1 / 64, 0.01), Neuron(0.3, 0.3), Neuron(1.0, 4.0, "soft")]
+)
+def test_a_layer_can_fire_at_every_width_whatever_its_step_has_become(neuron, bits):
     for step in (None, 0.0, -1.0, 1e-9, 5.0):
-        lif = LIF(DEFAULT_NEURON, MembraneQuantizer(bits, THRESHOLD))
+        grid = membrane_step_grid(neuron.leak)
+        lif = LIF(neuron, MembraneQuantizer(bits, neuron.threshold, step_grid=grid))
         if step is not None:
             with torch.no_grad():
                 lif.quantizer.step.fill_(step)
@@ -121,13 +126,16 @@ def test_a_weight_step_that_crossed_zero_leaves_weights_that_learn(bits, step):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_largest_membrane_code_starts_at_twice_the_threshold_and_stays_above_it(bits):
-    quantizer = MembraneQuantizer(bits, THRESHOLD)
+@pytest.mark.parametrize("threshold", [0.3, THRESHOLD, 4.0])
+def test_the_largest_membrane_code_starts_at_twice_the_threshold_and_stays_above_it(
+    threshold, bits
+):
+    quantizer = MembraneQuantizer(bits, threshold)
     largest = quantizer.high * quantizer.used_step()
-    assert largest.item() == pytest.approx(2 * THRESHOLD, rel=0.01)  # steps lie on a grid
+    assert largest.item() == pytest.approx(2 * threshold, rel=0.05)  # steps lie on a grid
     with torch.no_grad():
         quantizer.step.fill_(0.0)
-    assert quantizer.high * quantizer.used_step() >= 1.25 * THRESHOLD
+    assert quantizer.high * quantizer.used_step() >= 1.25 * threshold
 
 
 def test_a_step_below_its_smallest_value_still_learns():

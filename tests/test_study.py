@@ -34,6 +34,7 @@ OTHER_VALUES = (  # than the defaults
     "val_share=0.1 model_depth=34 width=2 time_window=2 bits=3 bn_bits=9 alpha=2 beta=7 tau=2 "
     "beta_schedule=constant epochs=99 batch_size=32 accumulate=2 lr=0.2 warmup=1 weight_decay=0 "
     "clip_grad=2 label_smoothing=0.1 augment=none seed=8 device=cpu amp= compile= deterministic= "
+    "arch=vgg9 leak=0.5 threshold=0.7 reset=soft surrogate=atan surrogate_width=0.7 "
     "teacher_epochs=3 teacher_lr=0.3 teacher_seed=5"
 )
 FORMATS = ["CIFAR10", "ncaltech101"]
@@ -99,6 +100,7 @@ def test_no_two_runs_share_a_folder_whatever_they_differ_in(tmp_path):
     others = dict(word.partition("=")[::2] for word in OTHER_VALUES.split())
     others["data_path"] = str(tmp_path)
     taken = {x for x in OPTIONS if x not in OWN} - {"data", "image_size", "fold", "teacher_logits"}
+    taken -= {"init_from"}  # a file
     assert taken - set(others) == {"cache_path", "workers", "save_every", "check_numerics"}
     base = {"seed": "1", "bits": "4"}
     studies = [base] + [base | {name: value} for name, value in others.items()]

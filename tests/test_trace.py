@@ -1000,6 +1000,56 @@ def test_fractions_of_an_integer_firing_neuron_are_its_counts():
     assert traced.layers[1].spike_rate == pytest.approx(ones)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.3])
+def test_a_neuron_gives_as_many_bits_as_it_can_fire_whatever_a_spike_is_worth(scale):
+    class Bursts(nn.Module):
+        """Fires up to 15 times a timestep, which the sample does not show; (T, N, ...)."""
+
+        def forward(self, x):
+            mem, spikes = 0, []
+            for current in x:
+                mem = mem + 4 * current
+                spikes.append(mem.round().clamp(0, 15) * scale)
+                mem = mem - spikes[-1] / scale
+            return torch.stack(spikes)
+
+    net = Between(node=Bursts)
+    read = (inputs(net, images())["conv2"] / scale).round()
+    found = trace(net).layers[1]
+    assert set(read.tolist()) >= {1, 2}
+    assert read.max() < 8
+    assert found.input_bits == 4
+    assert found.spike_rate == pytest.approx(ones(read, 4))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("kind", ["neuron", "noise", "threshold"])
+def test_an_encoder_that_may_have_a_membrane_is_refused(kind, axis):
+    class Encoder(nn.Module):
+        """Of one image those of T timesteps."""
+
+        def forward(self, x):
+            if kind == "noise":
+                return (torch.rand(T, *x.shape) < x).float().movedim(0, axis)
+            mem, spikes = 0, []
+            for _ in range(T):
+                mem, fired = fire(mem, x) if kind == "neuron" else (0, (x > 0.5).float())
+                spikes.append(fired)
+            return torch.stack(spikes, axis)
+
+    class Encoded(Between):
+        def forward(self, x):
+            return super().forward(self.encoder(x).movedim(axis, 0))
+
+    net = Encoded()
+    net.encoder = Encoder()
+    if kind == "neuron":
+        with pytest.raises(UserError, match="module encoder gives spikes of 4 timesteps for one"):
+            trace(net, images()[0])
+    else:
+        assert trace(net, images()[0]).lif == ((8, 8, 8), (8, 8, 8))
+
+
 def test_a_surrogate_that_all_neurons_share_is_none_of_them():
     fire = Surrogate()
 

@@ -1,0 +1,154 @@
+"""--init_from: fine-tuning, from a network of other classes too."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main
+from checkpoints import load_checkpoint
+from runtime.errors import UserError
+
+OPTIONS = ["--width", "4", "--time_window", "2", "--workers", "0", "--batch_size", "64"]
+
+
+def run(*options: object) -> int:
+    return main.main([*map(str, (*options, *OPTIONS))])
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A network of ten digits, of 16x16 grey pixels."""
+    folder = tmp_path_factory.mktemp("digits")
+    options = "--data digits --arch vgg9 --paper_setting original --epochs 1"
+    assert run(*options.split(), "--save_path", folder) == 0
+    return folder / "original-last.pth"
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """Three classes of one's own, in colour."""
+    root, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for part in ("train", "val"):
+        for label, name in enumerate(("red", "green", "blue")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(6):
+                image = random.integers(0, 100, (16, 16, 3))
+                image[..., label] += 120
+                path = root / part / name / f"{number}.png"
+                Image.fromarray(image.astype(np.uint8)).save(path)
+    return root
+
+
+ON_DIGITS = ["--data", "digits", "--arch", "vgg9", "--epochs", "1", "--lr", "0"]
+
+
+def test_a_network_of_the_same_classes_is_copied_with_its_classifier(teacher, tmp_path, capsys):
+    start = "--paper_setting", "original", "--init_from", teacher, "--save_path", tmp_path
+    assert run(*ON_DIGITS, *start, "--seed", 5) == 0
+    said = capsys.readouterr().out
+    assert f"start     {teacher}: " in said
+    assert "all but the classifier" not in said
+    theirs, ours = load_checkpoint(teacher), load_checkpoint(tmp_path / "original-last.pth")
+    assert ours.settings.init_from == str(teacher)
+    for name, x in ours.model.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(x, theirs.model[name]), name
+
+
+def test_a_student_and_its_fine_tuning_keep_what_was_learned(teacher, tmp_path):
+    student = "--paper_setting", "student", "--bits", 8
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert run(*ON_DIGITS, *student, "--init_from", teacher, "--save_path", first) == 0
+    path = first / "student-last.pth"
+    assert run(*ON_DIGITS, *student, "--init_from", path, "--save_path", second) == 0
+    weights, taught = load_checkpoint(path).model, load_checkpoint(teacher).model
+    for name, x in load_checkpoint(second / "student-last.pth").model.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(x, weights[name]), name  # steps too
+            assert name not in taught or torch.equal(x, taught[name]), name
+
+
+def test_other_classes_get_a_classifier_of_their_own(teacher, colours, tmp_path, capsys):
+    three = tmp_path / "three"
+    shape = "--data", "folder", "--data_path", colours, "--image_size", 16, "--arch", "vgg9"
+    options = *shape, "--paper_setting", "original", "--epochs", 1, "--lr", 0, "--batch_size", 6
+    assert run(*options, "--save_path", three) == 0
+    four = tmp_path / "four"
+    for part in ("train", "val"):
+        for number in range(4):
+            (four / part / f"class{number}").mkdir(parents=True)
+            picture = colours / part / "red" / f"{number}.png"
+            for copy in range(3):
+                target = four / part / f"class{number}" / f"{copy}.png"
+                target.write_bytes(picture.read_bytes())
+    options = [four if x is colours else x for x in options]
+    start = "--init_from", three / "original-last.pth", "--save_path", tmp_path / "fine"
+    capsys.readouterr()
+    assert run(*options, *start) == 0
+    assert "all but the classifier" in capsys.readouterr().out
+    theirs = load_checkpoint(three / "original-last.pth").model
+    ours = load_checkpoint(tmp_path / "fine" / "original-last.pth").model
+    assert ours["linear.weight"].shape[0] == 4
+    assert theirs["linear.weight"].shape[0] == 3
+    for name, x in ours.items():
+        if name.endswith(("conv.weight", "bn.weight", "bn.bias")):
+            assert torch.equal(x, theirs[name]), name
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_own_weights(teacher, tmp_path, monkeypatch):
+    options = [*ON_DIGITS[:-4], "--paper_setting", "original", "--init_from", teacher]
+    options += ["--epochs", 2]
+    assert run(*options, "--save_path", tmp_path / "a") == 0
+
+    def stop(*_: object) -> None:
+        raise UserError("stopped before the first evaluation")
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(main, "evaluate_epoch", stop)
+        assert run(*options, "--save_path", tmp_path / "b") == 2
+    assert run(*options, "--save_path", tmp_path / "b", "--resume") == 0
+    a, b = (load_checkpoint(tmp_path / x / "original-last.pth") for x in "ab")
+    assert a.epoch == b.epoch == 2
+    assert all(torch.equal(x, b.model[name]) for name, x in a.model.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--arch vgg16", "is of VGG-9, this network of VGG-16: a network starts from one of the"),
+        ("--arch vgg9 --width 8", "is of width 4, this network of width 8"),
+        ("--arch vgg9 --leak 0.5", "is of leak 0.25, this network of leak 0.5"),
+        ("--arch vgg9 --fold 1", "was trained without --fold: on test images of this run"),
+        (
+            "--arch vgg9 --data digits-dvs",
+            "does not fit images of digits-dvs of 24x24 in 2 channels, it was trained on digits of "
+            "16x16 in 1 channels: stem.conv.weight is 4 x 1 x 3 x 3 there, and 4 x 2 x 3 x 3 here",
+        ),
+        (
+            "--arch vgg9 --paper_setting student --bits 4 --teacher_path T --init_from_teacher",
+            "leave one of the two out",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_one_line(options, said, teacher, tmp_path, capsys):
+    words = [teacher if word == "T" else word for word in options.split()]
+    given = "--data", "digits", "--paper_setting", "original", "--init_from", teacher
+    code = main.main([*map(str, (*given, "--width", "4", *words, "--save_path", tmp_path / "run"))])
+    error = capsys.readouterr().err
+    assert code == 2
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_quantized_network_starts_those_of_the_same_widths_alone(teacher, tmp_path, capsys):
+    student = "--paper_setting", "student", "--init_from", teacher, "--save_path", tmp_path / "a"
+    assert run(*ON_DIGITS, *student, "--bits", 4) == 0
+    start = "--init_from", tmp_path / "a" / "student-last.pth", "--save_path", tmp_path / "b"
+    for others in (
+        ["original"],
+        ["student", "--bits", 3],
+        ["student", "--bits", 4, "--bn_bits", 9],
+    ):
+        assert run(*ON_DIGITS, "--paper_setting", *others, *start) == 2
+        assert "is a network of 4 bits, 8 in batch norm" in capsys.readouterr().err
