@@ -429,9 +429,9 @@ def baseline_file(tmp_path) -> Path:
 def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert main(f"report --layers {layer_file} --out {out} --xbar_size 128".split()) == 0
-    assert {path.name for path in out.iterdir()} == {
-        f"report.{suffix}" for suffix in ("csv", "html", "json", "md")
-    }
+    files = {f"report.{suffix}" for suffix in ("csv", "html", "json", "md")}
+    assert {path.name for path in out.iterdir()} == files | {"layers.json"}
+    assert load_layer_list(out / "layers.json") == load_layer_list(layer_file)
 
     report = json.loads((out / "report.json").read_text())
     expected = estimate(load_layer_list(layer_file), Chip(xbar_size=128))
