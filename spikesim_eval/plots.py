@@ -69,10 +69,12 @@ def report_plots(report: Mapping[str, Any]) -> dict[str, str]:
     return {heading: svg(figure) for heading, figure in plots.items()}
 
 
-def label_ticks(axis: Axis, names: Sequence[str], **options: Any) -> None:
+def label_ticks(
+    axis: Axis, names: Sequence[str], longest: int = LONGEST_LABEL, **options: Any
+) -> None:
     """A name a place from 0; of more than fit beside one another, every second, third …"""
     places = range(0, len(names), -(-len(names) // MOST_LABELS))
-    axis.set_ticks(places, [plain(cut(names[i], LONGEST_LABEL)) for i in places], **options)
+    axis.set_ticks(places, [plain(cut(names[i], longest)) for i in places], **options)
 
 
 def draw_stacked(
@@ -152,7 +154,7 @@ def swings(rows: Sequence[Mapping[str, Any]], published: Mapping[str, float]) ->
         panel.axvline(value, color="black", linewidth=0.8, linestyle="--")
         panel.set(xscale="log", xlabel=f"{RATIO_NAMES[name]}, times better")
         log_ticks(panel.xaxis, min(*ends, at, value), max(*ends, at, value))
-    label_ticks(panels[0].yaxis, [row["change"] for row in changed], fontsize=8)
+    label_ticks(panels[0].yaxis, [row["change"] for row in changed], longest=40, fontsize=8)
     panels[0].invert_yaxis()
     return figure
 

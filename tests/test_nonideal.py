@@ -123,7 +123,15 @@ def test_an_adc_is_off_by_at_most_half_a_step_per_partial_sum(adc_bits, columns)
 
 @COLUMNS
 def test_no_spikes_in_gives_zero_out_whatever_the_crossbar(columns):
-    crossbar = Chip(8, 2, columns, adc_bits=3, on_off_ratio=5, sigma=0.2, wire_ohm=10)
+    crossbar = Chip(
+        xbar_size=8,
+        cell_bits=2,
+        columns=columns,
+        adc_bits=3,
+        on_off_ratio=5,
+        sigma=0.2,
+        wire_ohm=10,
+    )
     layer, _, x = random_layer(crossbar)
     assert torch.equal(layer(torch.zeros_like(x)), torch.zeros(3, 5, 7, 7, dtype=x.dtype))
 
