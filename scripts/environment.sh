@@ -20,6 +20,7 @@ if [[ ! -x .venv/bin/python || "$(cat .venv/installed 2>/dev/null)" != "$wanted"
     echo "installing the tested versions into .venv (about 5 GB, a few minutes) ..."
     if ! { "${PYTHON:-python3}" -m venv .venv && .venv/bin/python -m pip install --quiet \
         --disable-pip-version-check -r requirements.txt pytest pytest-xdist hypothesis ruff \
+        onnx onnxruntime nir nirtorch snntorch norse safetensors \
         -c scripts/tested_versions.txt; }; then
         echo "the installation has failed: the next start tries again" >&2
         exit 2
