@@ -126,6 +126,8 @@ def check(words: list[str], complete: bool) -> None:
     elif program == "python" and arguments[0] == "-m":
         parser = parser_of(arguments[1])
         arguments = arguments[2:]
+    elif program == "python" and Path(arguments[0]).is_file():
+        return  # the page shows it, and has a test of its own
     elif program == "python" and arguments[0].endswith(".py"):
         assert (REPOSITORY / arguments[0]).is_file(), f"{arguments[0]} does not exist"
         parser = parser_of(arguments[0].removesuffix(".py").replace("/", "."))
