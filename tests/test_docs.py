@@ -241,6 +241,8 @@ def test_every_path_is_one_of_the_repository_or_of_what_its_commands_make(page):
 def test_every_command_is_one_that_its_own_parser_accepts(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what the reader has trained is not looked at
     for language, block in prose_and_blocks(page)[1]:
+        if language == "python" and (name := re.match(r"# (\w+\.py)\n", block)):
+            Path(name[1]).write_text(block)  # as the reader has done
         if language in ("", "bash"):
             for line in block.replace("\\\n", " ").splitlines():
                 for words in commands_of(line):
