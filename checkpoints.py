@@ -337,7 +337,7 @@ def _settings_from(saved: dict, not_ours: str) -> Settings:
         raise UserError(f"{not_ours}: its settings are not this version's")
     settings = Settings(**saved)
     try:
-        check_settings(settings)
+        check_settings(settings, trained=True)
     except UserError as error:
         raise UserError(f"{not_ours}: {error}") from None
     if not describes_a_network(settings):

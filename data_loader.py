@@ -174,14 +174,42 @@ def _read(request: Request) -> Samples:
     samples = first_process_first(read)
     parts = ((images, torch.as_tensor(labels)) for images, labels in samples[:2])
     samples = Samples(*parts, *samples[2:])
+    for part, (images, labels) in zip(("training", "test"), samples[:2], strict=True):
+        _check_images(request, part, images, labels, checked=samples.input is not None)
     known = request.about.num_classes or len(samples.classes)
-    highest = max(int(labels.max()) for _, labels in samples[:2])
-    if highest >= known:
-        raise UserError(
-            f"{request.name} has {known} classes, {request.data} a label {highest}: remove the "
-            "cache there"
-        )
+    labels = torch.cat([labels for _, labels in samples[:2]])
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label < known:
+            raise UserError(
+                f"{request.name} has {known} classes, {request.data} a label {label}: remove the "
+                "cache there"
+            )
     return samples
+
+
+def _check_images(
+    request: Request, part: str, images: Tensor, labels: Tensor, checked: bool
+) -> None:
+    """Raise UserError where a data set's function gives what networks would not read alike: they
+    read images of 8 bits and frames in codes of 8 bits, from 0 on. `checked`: frames whose values
+    are known to be fit for that."""
+    here = f"{request.name}: its {part} images"
+    shape = request.about.input_shape(request.time_window)
+    if tuple(images.shape[1:]) != shape or len(images) != len(labels) or not len(labels):
+        raise UserError(
+            f"{here} are {tuple(images.shape)} with {len(labels)} labels; wanted are "
+            f"{('N', *shape)} and N labels, N at least 1".replace("'", "")
+        )
+    if not request.about.events:
+        if images.dtype != torch.uint8:
+            raise UserError(
+                f"{here} are {images.dtype}: give 8 bits (torch.uint8), 0 black and 255 white"
+            )
+    elif not checked and images.dtype != torch.uint8:
+        for frames in images.split(256):
+            values = frames.numpy()  # which compares unsigned numbers of 16 bits too
+            if not (values.min() >= 0 and values.max() <= np.finfo(np.float32).max):
+                raise UserError(f"{here} hold negative, infinite or undefined numbers (NaN)")
 
 
 def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageSet]:

@@ -105,7 +105,9 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
     return u_teacher.clamp_(low, high)
 
 
-# (membranes of the student, of the teacher within its reach, the neuron's threshold) -> a scalar
+# Of --loss: (a layer's membranes of the student, those of the teacher within its reach, both
+# (T, B, C, H, W), the neuron's threshold) -> a scalar. One of one's own goes in here, and its
+# default weight in BETA (docs/extend.md).
 MEMBRANE_LOSSES = {
     "CLK": membrane_kl,
     "CLM": lambda student, teacher, threshold: membrane_mse(student, teacher),

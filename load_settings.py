@@ -73,7 +73,7 @@ def parse_settings(
     given |= {name: tuple(x) for name, x in given.items() if isinstance(x, list)}
     training = given.get("eval_only") is None
     settings = _training_settings(given) if training else _evaluation_settings(given)
-    check_settings(settings)
+    check_settings(settings, trained=not training)
     if training and settings.arch is not None:
         check_network(settings)
     if settings.device not in ("auto", "cpu") and not torch.cuda.is_available():

@@ -53,7 +53,6 @@ def needs(name: str, *of_these: Any) -> Callable[[Values], str | None]:
 
 
 quantized, distilled = needs("paper_setting", "student", "qamd"), needs("paper_setting", "qamd")
-not_cl = needs("loss", "CLK", "CLM")
 
 
 def of_ms_resnet(values: Values) -> str | None:
@@ -67,7 +66,11 @@ def has_teacher(values: Values) -> str | None:
 
 
 def compares_membranes(values: Values) -> str | None:
-    return distilled(values) or not_cl(values)
+    """A loss of one's own that nobody has named here, of a checkpoint, does too."""
+    refusal, loss = distilled(values), values["loss"]
+    if refusal is None and MEMBRANE_LOSSES.get(loss, True) is None:
+        return f"has no meaning with --loss {loss}: leave it out"
+    return refusal
 
 
 def static_images(values: Values) -> str | None:
@@ -216,7 +219,7 @@ class Settings:
         None, "fit added", shown="resnet18", metavar="NETWORK", name=(7, "{}")
     )
     model_depth: int | None = of_network(
-        "layers of the MS-ResNet: another way to say `--arch resnet18` or `resnet34`",
+        "layers of the MS-ResNet, `18` or `34`: another way to say `--arch resnet18` or `resnet34`",
         lambda values: MS_RESNETS.get(values["arch"] or "resnet18"), "fit", shown="18",
         choices=BLOCKS, where=of_ms_resnet, name=(7, "depth{}")
     )
@@ -579,10 +582,12 @@ def as_text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def check_settings(settings: Settings) -> None:
-    """Raises UserError where a setting cannot have its value, alone or beside others."""
+def check_settings(settings: Settings, trained: bool = False) -> None:
+    """Raises UserError where a setting cannot have its value, alone or beside others. A network
+    that is `trained` already may have had a loss of one's own, which is not known here."""
     for name, value in vars(settings).items():
-        check_value(name, value)
+        if not (trained and name == "loss" and isinstance(value, str) and value.isidentifier()):
+            check_value(name, value)
     if settings.warmup >= settings.epochs:
         raise UserError(
             f"--warmup {settings.warmup} leaves nothing of --epochs {settings.epochs}: it must be "

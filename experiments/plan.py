@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from data_sets import DATA_SETS
+from distiller import MEMBRANE_LOSSES
 from engine.run_folder import checkpoints_of
 from load_settings import parse_settings
 from runtime.errors import UserError
@@ -16,9 +17,10 @@ from settings import OPTIONS, TYPES, Settings, build_parser, complete, is_flag
 
 METHODS = {  # a run's name in a study: options of main.py
     "student": ("--paper_setting", "student"),
-    "CL": ("--paper_setting", "qamd", "--loss", "CL"),
-    "CLM": ("--paper_setting", "qamd", "--loss", "CLM"),
-    "CLK": ("--paper_setting", "qamd", "--loss", "CLK"),
+    **{
+        loss: ("--paper_setting", "qamd", "--loss", loss)
+        for loss in dict.fromkeys(["CL", "CLM", "CLK", *MEMBRANE_LOSSES])
+    },
 }
 STARTS = {"scratch": (), "teacher": ("--init_from_teacher",)}
 TEACHER = "teacher"

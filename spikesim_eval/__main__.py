@@ -373,6 +373,8 @@ def run_compare(args: argparse.Namespace) -> None:
 def run_sweep(args: argparse.Namespace) -> None:
     options = given(args)
     axes = {name: as_list(options.pop(name)) for name in AXES if name in options}
+    if "cell_bits" in axes:  # of a technology whose cells hold no others
+        options["cell_bits"] = axes["cell_bits"][0]
     paths = [*args.checkpoint, *args.layers]
     if not paths:
         raise UserError("sweep needs --checkpoint or --layers")

@@ -208,8 +208,7 @@ class Chip:
                 f"xbar_size must be a multiple of columns_per_adc, {self.columns_per_adc}, got "
                 f"{self.xbar_size}"
             )
-        if self.technology.cells_leak and self.cell_bits != 1:
-            raise UserError(f"an SRAM cell has 1 bit: cell_bits must be 1, got {self.cell_bits}")
+        self.technology.check_cell_bits(self.cell_bits)
         if self.costs == "published" and self.technology is not DEFAULT:
             raise UserError(
                 f"costs published are those of {DEFAULT} as it is: leave --technology and --set out"
@@ -335,13 +334,16 @@ def options_of(technology: Technology) -> dict[str, Any]:
 
 def chips(**options: Any) -> Iterator[Chip]:
     """Every chip of a grid: chips(xbar_size=[64, 128], adc_bits=[4, 5], columns="offset"). A list
-    says several values of an option, technologies by name; what is not given is the technology's,
-    or the default's. Raises UserError."""
+    says several values of an option, technologies by name or as `load_technology` gives them; what
+    is not given is the technology's, or the default's. Raises UserError."""
     axes = [x if isinstance(x, list | tuple) else [x] for x in options.values()]
     for values in product(*axes):
         said = dict(zip(options, values, strict=True))
-        if "technology" in said:
-            said = options_of(load_technology(said.pop("technology"))) | said
+        technology = said.get("technology", DEFAULT)
+        if isinstance(technology, str):
+            technology = said["technology"] = load_technology(technology)
+        if isinstance(technology, Technology):
+            said = options_of(technology) | said
         yield Chip(**said)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from display import percent, room_for_names, short_names
 from runtime.errors import UserError
 
-from .chip import CHOICES, OPTIONS, Chip, ChipGrid, check_option
+from .chip import OPTIONS, Chip, ChipGrid, check_option
 from .estimate import as_charged, layer_costs, totals
 from .layer_list import MAX_BITS, Subject, check_int
 from .render import QUANTITIES, csv_text, shown
@@ -67,8 +67,10 @@ def grid_of(chip: Chip, axes: Mapping[str, Sequence[float]]) -> ChipGrid:
     for name, axis in values.items():
         for value in axis:
             check_option(OPTIONS[name], value)
+    for value in values["cell_bits"]:
+        chip.technology.check_cell_bits(value)
     dimensions = np.ix_(*(np.array(axis, dtype=np.float64) for axis in values.values()))
-    fixed = {name: getattr(chip, name) for name in (*CHOICES, "skip")}
+    fixed = {name: getattr(chip, name) for name in OPTIONS if name not in AXES}
     return ChipGrid(**dict(zip(AXES, dimensions, strict=True)), **fixed)
 
 

@@ -67,6 +67,7 @@ KEYS = {  # section.key -> unit and meaning; what ends in _pj or _um2 is charged
     "leakage.hp_mw": ("mW", "1 um^2 of high performance logic"),
 }
 POSITIVE = ("process.node_nm", "cell.bits", "cell.on_ohm", "cell.area_um2", "adc.bits")
+LARGEST = 1e15  # in whatever unit: beyond it nothing is built
 CHOICES = {"cell.kind": CELLS, "adc.kind": ADCS}
 CHIP = {  # options of a chip that a technology may have defaults for: their units
     "xbar_size": "cells",
@@ -128,6 +129,11 @@ class Technology:
         """SRAM cells are transistors, and leak as all others do."""
         return self["cell.kind"] == "SRAM"
 
+    def check_cell_bits(self, bits: int) -> None:
+        """Raise UserError where its cells cannot hold so many bits."""
+        if self.cells_leak and bits != 1:
+            raise UserError(f"an SRAM cell has 1 bit: cell_bits must be 1, got {show(bits)}")
+
     def with_values(self, said: Mapping[str, Any]) -> "Technology":
         """The same with other values, "section.key" -> number. Raises UserError."""
         changed = {}
@@ -170,12 +176,12 @@ def load_technology(name: str) -> Technology:
     file = str(name)
     sources, said = data.pop("sources", {}), {}
     title, like = data.pop("name", path.stem), data.pop("like", None)
-    if not isinstance(sources, dict):
-        raise UserError(f"{file}: sources must be a table, [sources]")
+    if not isinstance(sources, dict) or not all(isinstance(x, str) for x in sources.values()):
+        raise UserError(f"{file}: sources must be a table of texts, [sources]")
     if like is not None:
-        if like not in presets() or like == path.stem:
+        if like not in presets():
             raise UserError(
-                f"{file}: like must be another preset ({', '.join(presets())}), got {show(like)}"
+                f"{file}: like must be a preset ({', '.join(presets())}), got {show(like)}"
             )
         said = dict(load_technology(like).entries)
     for section, entries in data.items():
@@ -199,7 +205,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no text, a number of 5000 digits
         raise UserError(f"{str(path)!r} is no TOML file: {error}") from None
 
 
@@ -227,13 +233,11 @@ def check_value(key: str, value: object, file: str) -> None:
         return
     if key not in KEYS:  # an option of a chip, which checks it itself
         return
-    number = type(value) in (int, float) and (key == "cell.on_off_ratio" or value < math.inf)
+    number = type(value) in (int, float) and (key == "cell.on_off_ratio" or value < LARGEST)
     if not number or not value >= 0 or (value == 0 and key in POSITIVE):
         least = "above 0" if key in POSITIVE else "of at least 0"
-        raise UserError(
-            f"{file}: {key} is {show(value)}: give a number {least}"
-            + (f", in {UNITS[key]}" if UNITS[key] else "")
-        )
+        unit = f", in {UNITS[key]}" if UNITS[key] else ""
+        raise UserError(f"{file}: {key} is {show(value)}: give a number {least}{unit}")
 
 
 def read_entry(key: str, entry: object, sources: Mapping[str, str], file: str) -> Entry:
@@ -253,7 +257,7 @@ def read_entry(key: str, entry: object, sources: Mapping[str, str], file: str) -
     if not isinstance(source, str) or source not in sources:
         said = "no source" if source is None else f"the source {show(source)}"
         raise UserError(f"{file}: {key} has {said}: name one of [sources] ({', '.join(sources)})")
-    return Entry(entry["value"], str(sources[source]), str(entry.get("scaled", "")))
+    return Entry(entry["value"], sources[source], str(entry.get("scaled", "")))
 
 
 DEFAULT = load_technology("spikesim-65nm")

@@ -8,6 +8,7 @@ import re
 import shutil
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -25,6 +26,7 @@ import stand_in_data
 from data_loader import DeviceLoader, ImageSet, Share, evaluation_loader, set_epoch, training_loader
 from data_sets import DATA_SETS, DataSet, static
 from data_sets.augment import CropAndFlip, augmentation
+from data_sets.sources import Samples
 from loading import data_sets_of, one_by_one
 from runtime.errors import UserError
 from runtime.processes import first_process_first
@@ -674,6 +676,45 @@ def test_a_data_set_of_one_s_own_is_the_function_and_the_line_of_the_docs(
     (tmp_path / "shapes.npz").unlink()
     assert data_loader.main(["prepare", *where]) == 2
     assert f"cannot prepare shapes in {tmp_path}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("events", "change", "words"),
+    [
+        (False, lambda x: x.float() / 255, "its training images are torch.float32: give 8 bits"),
+        (False, lambda x: x.long(), "are torch.int64"),
+        (False, lambda x: x > 9, "are torch.bool"),
+        (False, lambda x: x[:, 0], "are (8, 6, 6) with 8 labels; wanted are (N, 1, 6, 6)"),
+        (False, lambda x: x[1:], "with 8 labels"),
+        (False, lambda x: x[:0], "are (0, 1, 6, 6)"),
+        (True, lambda x: x.long() - 1, "hold negative, infinite or undefined numbers"),
+        (True, lambda x: x / torch.zeros(()), "hold negative, infinite or undefined numbers"),
+        (True, lambda x: x * torch.tensor(float("inf")), "hold negative, infinite or undefined"),
+        (True, lambda x: x.double() * 1e40, "hold negative, infinite or undefined"),
+        (True, lambda x: x[:, :1], "are (8, 1, 2, 6, 6) with 8 labels; wanted are (N, 2, 2, 6, 6)"),
+        (True, lambda x: x.double() / 255, None),
+        (True, lambda x: x.to(torch.uint16), None),
+        (True, lambda x: x > 9, None),
+    ],
+)
+@pytest.mark.parametrize("part", ["training", "test"])
+def test_a_data_set_of_one_s_own_gives_what_all_networks_read_alike(
+    part, events, change, words, tmp_path, monkeypatch
+):
+    shape = (8, 2, 2, 6, 6) if events else (8, 1, 6, 6)
+    images = torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator())
+    images[:, ..., 0, 0] = 0
+    labels = torch.arange(8) % 2
+    fit, other = (images, labels), (change(images), labels)
+    given = (other, fit) if part == "training" else (fit, other)
+    about = DataSet(lambda _: Samples(*given, ["a", "b"]), 2, 2 if events else 1, (6, 6))
+    monkeypatch.setitem(DATA_SETS, "own", replace(about, events=events, augmented=False))
+    if words is None:
+        data_sets_of("own", tmp_path, 2)
+        return
+    with pytest.raises(UserError) as error:
+        data_sets_of("own", tmp_path, 2)
+    assert words.replace("training", part) in str(error.value)
 
 
 def prepare_twice(rank: int, rendezvous: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,7 @@ class Tiny(SpikingNetwork):
         x = self.pool(self.lif(x, time_window, watch))
         return self.last(self.bn(self.conv(x)), time_window, watch)
 """
+PAGE = Path(__file__).parent.parent / "docs" / "extend.md"
 OPTIONS = ["--data", "digits", "--width", "4", "--epochs", "1", "--time_window", "2"]
 OPTIONS += ["--workers", "0", "--batch_size", "128"]
 
@@ -53,13 +56,16 @@ def train(setting: str, arch: str, folder, *more: object) -> int:
     return run(*OPTIONS, "--paper_setting", setting, "--arch", arch, "--save_path", folder, *more)
 
 
-def test_it_is_trained_distilled_evaluated_in_integers_and_reported(file, tmp_path, capsys):
-    arch = f"{file}:Tiny"
+def test_it_is_trained_distilled_evaluated_in_integers_and_reported(tmp_path, capsys):
+    file = tmp_path / "nets.py"
+    code = re.search(r"```python\n(# nets\.py\n.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    file.write_text(code)
+    arch = f"{file}:Small"
     teacher, clk = tmp_path / "teacher" / "original-best.pth", tmp_path / "clk" / "qamd-best.pth"
     assert train("original", arch, teacher.parent) == 0
     taught = "--bits", 4, "--teacher_path", teacher, "--init_from_teacher"
     assert train("qamd", arch, clk.parent, *taught) == 0
-    assert "Quan-Tiny, width 4" in capsys.readouterr().out
+    assert "Quan-Small, width 4" in capsys.readouterr().out
     OWN.clear()  # another process: the file is found by the checkpoint alone
     assert run("--eval_only", clk, "--integer", "--json") == 0
     integers = json.loads(capsys.readouterr().out)["integers"]
@@ -67,10 +73,10 @@ def test_it_is_trained_distilled_evaluated_in_integers_and_reported(file, tmp_pa
     report = "report", "--checkpoint", clk, "--baseline", teacher, "--out", tmp_path / "report"
     assert spikesim([*map(str, report)]) == 0
     layers = json.loads((tmp_path / "report" / "report.json").read_text())["layers"]
-    assert [layer["name"] for layer in layers] == ["stem.conv", "conv", "linear"]
+    assert [layer["name"] for layer in layers] == ["stem.conv", "conv2", "conv3", "linear"]
 
     assert train("qamd", arch, clk.parent, *taught, "--resume", "--epochs", 2) == 0
-    file.write_text(TINY + "\n")
+    file.write_text(code + "\n")
     OWN.clear()
     assert train("qamd", arch, clk.parent, *taught, "--resume", "--epochs", 2) == 2
     assert "another file of --arch" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip, chips, options_of
 from spikesim_eval.estimate import estimate
-from spikesim_eval.layer_list import LayerList
+from spikesim_eval.layer_list import LayerList, Subject
+from spikesim_eval.sweep import sweep
 from spikesim_eval.technology import DEFAULT, FOLDER, KEYS, UNITS, load_technology, presets
 from test_spikesim import one_error_line
 
@@ -123,6 +125,12 @@ def test_a_file_of_ones_own_changes_what_it_says(tmp_path, capsys):
 
 ADC = '[adc]\nenergy_pj = { value = 1, unit = "pJ", source = "mine" }\n'
 MISTAKES = {
+    ADC.replace("1,", "9" * 400 + ","): ["adc.energy_pj is 9999", "give a number"],
+    ADC.replace("1,", "9" * 5000 + ","): ["no TOML file"],
+    ADC.replace("1,", "1e999,"): ["adc.energy_pj is inf", "give a number"],
+    ADC.replace("1,", "[" * 5000): ["no TOML file"],
+    "yours = 1\n": ["sources must be a table of texts"],
+    "[adc.energy_pj.value]\nvalue = 1\n": ["adc.energy_pj has the unit ''"],
     ADC.replace("1,", "-1,"): ["adc.energy_pj is -1", "at least 0, in pJ"],
     ADC.replace("1,", "nan,"): ["adc.energy_pj is nan", "at least 0"],
     ADC.replace("1,", "true,"): ["adc.energy_pj is True", "give a number"],
@@ -152,6 +160,41 @@ def test_a_mistake_in_a_file_is_one_line_with_file_key_and_remedy(mistake, tmp_p
     assert "own.toml" in error
     assert all(words in error for words in MISTAKES[mistake]), error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_sweep_prices_the_chips_of_a_technology_as_the_estimate_does(name):
+    axes = {"adc_bits": [5, 6], "pe_per_tile": [8]}
+    grid = list(chips(technology=name, **axes))
+    columns = sweep([Subject("net", NETWORK)], grid[0], axes)
+    for key in ("energy_pj", "edap_pj_ns_um2"):
+        expected = [estimate(NETWORK, chip).total[key] for chip in grid]
+        assert columns[key].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_sweep_over_cells_that_sram_has_not_is_refused(tmp_path, capsys):
+    layers = tmp_path / "net.json"
+    layers.write_text(LAYERS)
+    line = f"sweep --layers {layers} --technology spikesim-65nm-sram --out {tmp_path / 'out'}"
+    for cells in ("1,4", "4"):
+        assert main(f"{line} --cell_bits {cells}".split()) == 2
+        assert "an SRAM cell has 1 bit: cell_bits must be 1, got 4" in capsys.readouterr().err
+
+
+def test_figures_are_in_proportion_to_what_the_parts_cost():
+    """Ten times every energy and three times every area; leakage is by area."""
+    chip = Chip(noc="mesh")
+    times = {"energy_pj": 10, "area_um2": 3, "lstp_mw": 0}
+    said = {x: DEFAULT[x] * times[x.split(".")[1]] for x in KEYS if x.split(".")[1] in times}
+    still = DEFAULT.with_values({"leakage.lstp_mw": 0})
+    one = estimate(NETWORK, replace(chip, technology=still)).total
+    many = estimate(NETWORK, replace(chip, technology=DEFAULT.with_values(said))).total
+    assert many["energy_pj"] == pytest.approx(10 * one["energy_pj"])
+    assert many["area_um2"] == pytest.approx(3 * one["area_um2"])
+    assert many["delay_ns"] == one["delay_ns"]
+    said["leakage.lstp_mw"] = DEFAULT["leakage.lstp_mw"]
+    leaking = estimate(NETWORK, replace(chip, technology=DEFAULT.with_values(said))).total
+    assert leaking["leakage_mw"] == pytest.approx(3 * estimate(NETWORK, chip).total["leakage_mw"])
 
 
 def test_what_a_file_does_not_say_is_named(tmp_path):
