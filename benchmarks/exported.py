@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 functions = ways(made, torch.rand(number, 1, 16, 16))
                 calls = {way: several(call) for way, call in functions.items()}
                 times, repeated = in_turn(calls, args.rounds, CPU)
-                yield f"{name}, {number} image{'s' * (number > 1)} a call ({repeated} rounds repeated)"
+                images = f"{number} image{'s' * (number > 1)}"
+                yield f"{name}, {images} a call ({repeated} rounds repeated)"
                 rows = [
                     [
                         way,
