@@ -6,7 +6,6 @@ fields of `Settings`. Nothing here touches a file.
 
 import argparse
 import math
-import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -30,6 +29,7 @@ from models.MS_ResNet import BLOCKS
 from models.neuron import DEFAULT_NEURON, RESETS, SURROGATES, Neuron
 from runtime.command import HelpFormatter, Parser, wrong_choice
 from runtime.errors import UserError
+from runtime.processes import usable_cores
 
 PAPER_SETTINGS = ("original", "student", "qamd")
 SHARED_GPU = "cuda-shared"
@@ -405,8 +405,8 @@ class Settings:
         False, "resume alone only added"
     )
     workers: int = of_running(
-        "loaders of each process", min(4, os.cpu_count() or 1), "resume own",
-        shown="4, or a machine's fewer cores", limits=(0, 256)
+        "loaders of each process", min(4, usable_cores()), "resume own",
+        shown="4, or the fewer cores that it may use", limits=(0, 256)
     )
     device: str = of_running(
         f"`cpu`, `cuda`, `auto`: a GPU where there is one, or `{SHARED_GPU}`: more processes than "

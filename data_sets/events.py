@@ -370,7 +370,7 @@ def convert_events(request: Request, skip_damaged: bool = False) -> list[str]:
                 convert_file(targets[target], target, T, kind)
             except DamagedError as error:
                 if not skip_damaged:
-                    raise
+                    raise _with_remedy(error) from None
                 target.unlink(missing_ok=True)
                 skipped.append(str(error))
                 if kind.own:
@@ -420,9 +420,9 @@ def _measured(recordings: list[Path], skip_damaged: bool) -> tuple[int, int]:
                 raise DamagedError(
                     f"{path} is damaged: it has an event in row {seen[0] - 1}, column {seen[1] - 1}"
                 )
-        except DamagedError:
+        except DamagedError as error:
             if not skip_damaged:
-                raise
+                raise _with_remedy(error) from None
             return 0, 0
         return tuple(map(max, zip(seen, events.sensor or seen, strict=True)))
 
@@ -430,6 +430,12 @@ def _measured(recordings: list[Path], skip_damaged: bool) -> tuple[int, int]:
     for height, width in in_threads(size, recordings, "measuring the camera"):
         H, W = max(H, height), max(W, width)
     return H, W
+
+
+def _with_remedy(error: DamagedError) -> DamagedError:
+    return DamagedError(
+        f"{error}: remove it, or leave it out with data_loader.py prepare --skip_damaged"
+    )
 
 
 def _aside(frames: Path) -> Path:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from runtime.command import similar_path
 from runtime.errors import UserError
 from runtime.files import file_lock
-from runtime.processes import is_main_process
+from runtime.processes import is_main_process, usable_cores
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Input(NamedTuple):
     clipped: float  # share of the non-zero training values that lie above the highest code
 
 
-# Folders of frames of a user's recordings, and what lies in them: beside classes they are none.
-MADE = re.compile(r"frames_T\d+_by_[^/]*(/.*)?")
+# Folders of frames of a user's recordings, which are no classes, and what was set aside in them.
+MADE = re.compile(r"frames_T\d+_by_.*|.*\.npz\.damaged")
 Labelled = tuple[Tensor, Sequence[int]]
 
 
@@ -275,7 +275,7 @@ def in_threads(function: Callable[[Any], Any], items: Sequence, what: str) -> It
 
     Threads are enough: decompressing and decoding let go of Python's lock.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     with (
         ThreadPoolExecutor(cores) as pool,
         tqdm(total=len(items), desc=what, leave=False, disable=None) as bar,

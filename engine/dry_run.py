@@ -1,6 +1,5 @@
 """--dry_run: how long a training will take and how much memory, from a few of its steps."""
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -15,6 +14,11 @@ from engine.evaluate import evaluate
 from engine.log import aligned, count, duration
 from engine.run import Run
 from runtime.processes import is_main_process
+
+try:
+    import resource
+except ImportError:  # Windows: the memory stays unknown
+    resource = None
 
 TIMED = 2  # batches, after those in which all warms up
 
@@ -47,8 +51,9 @@ def dry_run(
         "seconds_an_epoch": epoch,
         "seconds_a_step": few.seconds(),
         "seconds_an_evaluation": evaluation,
-        "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
+    if resource is not None:
+        found["memory"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if device.type == "cuda":
         found["memory_of_gpu"] = torch.cuda.max_memory_reserved(device)
         found["largest_memory_of_gpu"] = torch.cuda.get_device_properties(device).total_memory
@@ -85,10 +90,10 @@ class FirstBatches:
 
 def expectation_text(found: dict[str, float]) -> str:
     size = {name: f"{x / 1e9:.3g} GB" for name, x in found.items() if "memory" in name}
-    memory = size["memory"]
+    memory = size.get("memory")
     if "memory_of_gpu" in size:
-        of_gpu = f"{size['memory_of_gpu']} of the GPU's {size['largest_memory_of_gpu']}"
-        memory = f"{of_gpu}, main memory {memory}"
+        of_main = f", main memory {memory}" if memory else ""
+        memory = f"{size['memory_of_gpu']} of the GPU's {size['largest_memory_of_gpu']}{of_main}"
     lines = [
         (
             "time",
@@ -97,6 +102,8 @@ def expectation_text(found: dict[str, float]) -> str:
             f"({1000 * found['seconds_a_step']:.3g} ms a step, "
             f"{duration(found['seconds_an_evaluation'])} an evaluation)",
         ),
-        ("memory", f"about {memory}, in each process, its loaders not counted"),
     ]
+    if memory:
+        about = f"about {memory}, in each process, its loaders not counted"
+        lines.append(("memory", about))
     return aligned(lines)

@@ -6,15 +6,12 @@ python -m engine.run_folder FOLDER renames it to the first of FOLDER.1, FOLDER.2
 """
 
 import csv
-import fcntl
-import io
 import itertools
 import os
 import shutil
-import struct
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from checkpoints import load_checkpoint
 from load_settings import parse_settings
 from runtime.command import run_command
 from runtime.errors import UserError
-from runtime.files import check_writable
+from runtime.files import check_writable, is_locked_open, lock_open
 from settings import PAPER_SETTINGS, Settings
 
 PROGRAM = Path(__file__).resolve().parent.parent
@@ -154,21 +151,20 @@ def move_aside(folder: Path, settings: Settings | None = None) -> None:
         raise UserError(f"cannot write {real} ({error.strerror})") from None
 
 
-def lock(folder: Path, warn: bool = False) -> io.IOBase:
-    """A file that this process holds until it is closed or the process ends, however it ends.
+def lock(folder: Path, warn: bool = False) -> ExitStack:
+    """What this process holds until it is closed or the process ends, however it ends.
 
-    A record lock: a loader's workers do not inherit it, and it also works over NFS. Raises
-    UserError where another process has it; says so, with `warn`, where there are no locks.
+    Raises UserError where another process has it; says so, with `warn`, where there are no locks.
     """
-    path = folder / ".lock"
+    path, held = folder / ".lock", ExitStack()
     refusal = UserError(
         f"another run is writing into {folder}: wait for its end, or choose another --save_path"
     )
-    file = path.open("a")
+    file = held.enter_context(path.open("a"))
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
+        held.callback(lock_open(file))
+    except BlockingIOError:
+        held.close()
         raise refusal from None
     except OSError as error:  # a file system without locks
         if warn:
@@ -179,22 +175,18 @@ def lock(folder: Path, warn: bool = False) -> io.IOBase:
             )
     # Between opening and locking it another run may have moved the folder and taken its place.
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        file.close()
+        held.close()
         raise refusal
-    return file
+    return held
 
 
 def is_locked(folder: Path) -> bool:
     """Whether another process writes a run into `folder`, asked without disturbing it. False where
     nobody can tell: the file system has no locks, or the run is of a version without them."""
-    flock = "hhqqi"  # of Linux: type, whence, start, length, process
-    question = struct.pack(flock, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        with (folder / ".lock").open("rb") as file:
-            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+        return is_locked_open(folder / ".lock")
     except OSError:
         return False
-    return struct.unpack(flock, answer)[0] != fcntl.F_UNLCK
 
 
 def deciding(row: dict[str, Any]) -> str:

@@ -214,7 +214,7 @@ of_teacher = cache(dry_run)  # who has many students
 def end_with(parent: int) -> None:
     """Be told to end when the study that started this process is gone, however it went."""
     PR_SET_PDEATHSIG = 1
-    with suppress(OSError, AttributeError):  # not Linux
+    with suppress(OSError, AttributeError, TypeError):  # not Linux, or Windows
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)

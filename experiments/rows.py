@@ -1,18 +1,17 @@
 """rows.csv of a study: a line a finished run, which says all that tells it from another."""
 
 import csv
-import fcntl
 import io
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments.plan import METHODS, STARTS, TEACHER, Planned, options_text, teacher_text
 from runtime.errors import UserError
+from runtime.files import writing_alone
 
 ROWS = "rows.csv"
 KEYS = ("data", "time_window", "bits", "method", "start", "seed", "fold")
@@ -119,20 +118,19 @@ def append(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
         try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # another study may write here too
-            there = set(map(identity_of, read_rows(path)))
-            size = len(_whole_lines(path).encode())  # what was cut off in the middle goes
-            if size == 0:
-                writer.writeheader()
-            writer.writerows(row for row in rows if identity_of(row) not in there)
-            try:
-                _write(file, text.getvalue().encode(), size)
-            except OSError:
-                os.ftruncate(file, size)
-                raise
+            with writing_alone(file, path):  # another study may write here too
+                there = set(map(identity_of, read_rows(path)))
+                size = len(_whole_lines(path).encode())  # what was cut off in the middle goes
+                if size == 0:
+                    writer.writeheader()
+                writer.writerows(row for row in rows if identity_of(row) not in there)
+                try:
+                    _write(file, text.getvalue().encode(), size)
+                except OSError:
+                    os.ftruncate(file, size)
+                    raise
         finally:
             os.close(file)
     except OSError as error:
@@ -141,7 +139,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 def _write(file: int, content: bytes, at: int) -> None:
     os.ftruncate(file, at)
+    os.lseek(file, at, os.SEEK_SET)
     while content:
-        written = os.pwrite(file, content, at)
-        content, at = content[written:], at + written
+        content = content[os.write(file, content) :]
     os.fsync(file)

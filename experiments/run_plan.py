@@ -19,13 +19,14 @@ from engine.run_folder import is_locked, move_aside, read_metrics, trained_in
 from experiments.plan import Planned, is_taught
 from runtime.errors import Stopped, UserError
 from runtime.files import write_whole
+from runtime.processes import usable_cores
 
 HERE = Path(__file__).resolve().parent.parent
 RUN, FOUND, LOG = "run.json", "measured.json", "log.txt"
 POLL = 0.1  # seconds
 STARTING = 5.0  # seconds of a run besides training: imports, data
 MEASURING = 4  # times an evaluation: the network, then two with all membranes
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOPS = [getattr(signal, x) for x in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, x)]
 # Options that do not change how long a step or an evaluation takes.
 TIMELESS = {"seed", "fold", "epochs", "lr", "warmup", "weight_decay", "clip_grad", "alpha", "beta"}
 TIMELESS |= {"tau", "beta_schedule", "label_smoothing", "init_from_teacher", "bn_bits"}
@@ -51,8 +52,7 @@ def places(parallel: int | None, gpus: int | None) -> list[dict[str, str]]:
     """An environment for each process that runs at a time. Raises UserError where there are fewer
     GPUs."""
     number = gpus or parallel or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (cores or 1) // number)))
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // number)))
     common = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     common["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.getenv("PYTHONPATH")])])
     if gpus is None:

@@ -1,16 +1,24 @@
 """Files that are whole or not there, locks, and what can be written where."""
 
 import errno
-import fcntl
 import hashlib
 import os
 import stat
+import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
+
+from filelock import FileLock, Timeout  # torch depends on it
 
 from runtime.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # no Unix: the locks below are filelock's
+    fcntl = None
 
 
 def temporary(path: Path) -> Path:
@@ -53,7 +61,7 @@ def check_writable(folder: str | Path, option: str = "--save_path") -> None:
         while not os.path.lexists(existing):
             existing = existing.parent
         longest = max(len(os.fsencode(part)) for part in Path(folder).absolute().parts)
-        if longest > os.pathconf(existing, "PC_NAME_MAX"):
+        if hasattr(os, "pathconf") and longest > os.pathconf(existing, "PC_NAME_MAX"):
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         with tempfile.TemporaryFile(dir=existing):
             pass
@@ -117,12 +125,25 @@ def file_lock(target: Path) -> Iterator[None]:
     has none that says that it waits, and removes its file without letting two processes in.)
     """
     path = target.with_name(f".{target.name}.lock")
+    waiting = f"waiting for the process that makes {target} ..."
+    if fcntl is None:
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            print(waiting, flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+        return
     while True:
         with path.open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print(f"waiting for the process that makes {target} ...", flush=True)
+                print(waiting, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
                 continue  # its owner has finished and removed it
@@ -131,3 +152,58 @@ def file_lock(target: Path) -> Iterator[None]:
             finally:
                 path.unlink()
             return
+
+
+def lock_open(file: IO) -> Callable[[], None]:
+    """Lock an open file for this process, until what is returned closes it or the process ends,
+    however it ends.
+
+    A record lock: a loader's workers do not inherit it, and it also works over NFS. Raises
+    BlockingIOError where another process has it, other OSErrors on a file system without locks.
+    """
+    if fcntl is None:
+        lock = _beside(file.name)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise BlockingIOError(errno.EAGAIN, "another process has it") from None
+        return lambda: (file.close(), lock.release())
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError:  # what some systems say
+        raise BlockingIOError(errno.EAGAIN, "another process has it") from None
+    return file.close
+
+
+def is_locked_open(path: Path) -> bool:
+    """Whether another process has locked the file by `lock_open`, asked without disturbing it.
+    Raises OSError where there is no file, or no locks."""
+    with path.open("rb") as file:
+        if fcntl is None:
+            try:
+                with _beside(path).acquire(timeout=0):
+                    return False
+            except Timeout:
+                return True
+        flock = "hhqqi"  # of Linux: type, whence, start, length, process
+        question = struct.pack(flock, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    return struct.unpack(flock, answer)[0] != fcntl.F_UNLCK
+
+
+@contextmanager
+def writing_alone(file: int, path: Path) -> Iterator[None]:
+    """Wait until no other process is in here with the open file; it is unlocked when it is closed.
+    On a file system without locks there is none."""
+    if fcntl is None:
+        with _beside(path):
+            yield
+        return
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+
+
+def _beside(path: str | Path) -> FileLock:
+    """A lock that is a file of its own: on Windows one that is locked cannot be read."""
+    return FileLock(f"{path}.held")

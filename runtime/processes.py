@@ -19,7 +19,8 @@ from torch.distributed.rendezvous import rendezvous
 from runtime.errors import UserError
 from runtime.launcher import is_launched, launcher_variable
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # end a run, but not its loaders
+# End a run, but not its loaders. Windows has no SIGUSR1.
+SIGNALS = tuple(getattr(signal, x) for x in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, x))
 # With another process that says nothing, or a loader. One that dies is noticed at once; a
 # checkpoint may take its time on a slow disk.
 PATIENCE = timedelta(minutes=10)
@@ -36,6 +37,13 @@ def world_size() -> int:
 def rank() -> int:
     """The number of this process; before they have met, the launcher's."""
     return dist.get_rank() if dist.is_initialized() else launcher_variable("RANK")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: a cluster or a container may leave it few of a machine's."""
+    if hasattr(os, "sched_getaffinity"):  # of Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_main_process() -> bool:

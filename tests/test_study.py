@@ -101,6 +101,7 @@ def test_no_two_runs_share_a_folder_whatever_they_differ_in(tmp_path):
     others["data_path"] = str(tmp_path)
     taken = {x for x in OPTIONS if x not in OWN} - {"data", "image_size", "fold", "teacher_logits"}
     taken -= {"init_from"}  # a file
+    taken -= {"sensor", "split_by"}  # of events
     assert taken - set(others) == {"cache_path", "workers", "save_every", "check_numerics"}
     base = {"seed": "1", "bits": "4"}
     studies = [base] + [base | {name: value} for name, value in others.items()]
