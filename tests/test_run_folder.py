@@ -44,7 +44,8 @@ def no_epoch(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(main, "train_epoch", stop)
         assert main.main([*STUDENT, "--save_path", str(folder)]) == 130
-    assert {path.name for path in folder.iterdir()} == FILES - {"student-best.pth", "student-best.md"}
+    of_an_epoch = {"student-best.pth", "student-best.md"}
+    assert {path.name for path in folder.iterdir()} == FILES - of_an_epoch
     return folder
 
 
