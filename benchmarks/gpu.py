@@ -122,13 +122,16 @@ def check(stage: Stage) -> bool:
     code = stage.run(
         *("-m", "pytest", "-v", "-ra", "--tb=short", "--color=no", "--durations=10"),
         *("-m", "device", "--device", stage.device.type, "--measured", str(measured)),
-        *("-n", "1" if stage.dry_run else str(WORKERS), "--dist", "worksteal"),
+        *side_by_side(stage),
         *(("-k", SOME_TESTS) if stage.dry_run else ()),
         *(f"tests/test_{name}.py" for name in tests),
     )
     log = (stage.out / "check.log").read_text()
-    line = r"^\[gw\d+\] \[ *\d+%\] (PASSED|FAILED|ERROR|SKIPPED) (tests/.+?) *$"
+    words = "(PASSED|FAILED|ERROR|SKIPPED)"
+    line = rf"^\[gw\d+\] \[ *\d+%\] {words} (tests/.+?) *$"
     outcome = {name: x for x, name in re.findall(line, log, re.MULTILINE)}
+    alone = rf"^(tests/.+?) {words}(?: \(.*)? +\[ *\d+%\]$"  # in one process
+    outcome |= dict(re.findall(alone, log, re.MULTILINE))
     counts = Counter(outcome.values())
     parts = [table(("passed", "failed", "skipped"), [_counts(counts)])]
     parts += [f"- {x}: {name}" for name, x in outcome.items() if x in ("FAILED", "ERROR")]
@@ -136,6 +139,14 @@ def check(stage: Stage) -> bool:
         parts.append("The time was up: the tests that are not in the log did not run.")
     stage.write(*parts, "Numbers beside pass and fail: check_measured.csv")
     return code == 0
+
+
+def side_by_side(stage: Stage) -> list[str]:
+    """pytest's options for several processes, where there is pytest-xdist."""
+    there = [sys.executable, "-c", "import xdist"]
+    if subprocess.run(there, env=stage.environment, capture_output=True).returncode:
+        return []
+    return ["-n", "1" if stage.dry_run else str(WORKERS), "--dist", "worksteal"]
 
 
 def _counts(counts: Counter) -> tuple[int, int, int]:

@@ -90,9 +90,11 @@ class IntegerNetwork:
             "batch_norm": lambda bn: partial(self._batch_norm, bn),
             "stream": lambda quantizer: partial(self._requantize, quantizer),
             "lif": lambda lif: partial(self._lif, lif, spikes),
+            # A GPU knows no maximum of int64.
+            "pool": lambda pool: lambda x: type(pool).forward(pool, x.double()).long(),
         }
-        layers = ((module, integers.get(kind)) for _, module, kind in layers_of(net))
-        functions = {module: compute(module) for module, compute in layers if compute is not None}
+        layers = ((module, kind) for _, module, kind in layers_of(net) if kind in integers)
+        functions = {module: integers[kind](module) for module, kind in layers}
         with computed_by(net, functions):
             counts = net.last_spikes(net.fold_time(images), None, frames=images.dim() == 5)
         counts = counts.unflatten(0, (net.time_window, -1))

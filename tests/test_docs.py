@@ -126,6 +126,8 @@ def check(words: list[str], complete: bool) -> None:
     elif program == "python" and arguments[0] == "-m":
         parser = parser_of(arguments[1])
         arguments = arguments[2:]
+    elif program == "python" and Path(arguments[0]).is_file():
+        return  # the page shows it, and has a test of its own
     elif program == "python" and arguments[0].endswith(".py"):
         assert (REPOSITORY / arguments[0]).is_file(), f"{arguments[0]} does not exist"
         parser = parser_of(arguments[0].removesuffix(".py").replace("/", "."))
@@ -241,6 +243,8 @@ def test_every_path_is_one_of_the_repository_or_of_what_its_commands_make(page):
 def test_every_command_is_one_that_its_own_parser_accepts(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what the reader has trained is not looked at
     for language, block in prose_and_blocks(page)[1]:
+        if language == "python" and (name := re.match(r"# (\w+\.py)\n", block)):
+            Path(name[1]).write_text(block)  # as the reader has done
         if language in ("", "bash"):
             for line in block.replace("\\\n", " ").splitlines():
                 for words in commands_of(line):
