@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -253,7 +254,12 @@ def add_gradients(
     return means
 
 
+def command() -> NoReturn:
+    """What an installed `md-snn` runs."""
+    leave(main())
+
+
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) == interrupt_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    leave(main())
+    command()
