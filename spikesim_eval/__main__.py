@@ -34,7 +34,7 @@ from .layer_list import (
     load_layer_list,
     read_json,
 )
-from .plots import compare_plot, svg, sweep_plot
+from .plots import accuracy_plot, compare_plot, svg, sweep_plot
 from .presets import technology_rows, technology_tables
 from .published import estimate_published
 from .render import Section, csv_text, markdown, page
@@ -264,6 +264,8 @@ def chip_of(args: argparse.Namespace) -> Chip:
     if options.get("adc_bits", 0) is None:
         raise UserError("an ideal ADC has no price: adc_bits must be a number")
     if options.get("adc_bits") == "auto":
+        if options.get("layer_adc_bits"):
+            raise UserError("--adc_bits auto finds the layers' bits: leave --layer_adc_bits out")
         if not args.on_chip:
             raise UserError("--adc_bits auto simulates the networks: add --on_chip")
         options["adc_bits"] = OPTIONS["adc_bits"].default
@@ -280,12 +282,12 @@ def simulated(
     check_simulation(subjects, args)
     for subject in subjects:  # what cannot be priced is not simulated
         estimate(subject.network, chip, getattr(args, "area_mm2", None))
-    from .nonideal import fewest_adc_bits, on_chip
+    from .nonideal import on_chip, smallest_adcs
 
     draws = args.seed, args.trials
     tested = [subject for subject in subjects if subject.tested is not None]
     if given(args).get("adc_bits") == "auto":
-        chip = replace(chip, adc_bits=fewest_adc_bits(tested, chip, args.max_drop, *draws))
+        chip = smallest_adcs(tested, chip, args.max_drop, *draws)
     found = []
     for subject in subjects:
         if subject.tested is not None:
@@ -335,7 +337,7 @@ def run_report(args: argparse.Namespace) -> None:
     (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
     baseline = baselines[0] if baselines else None
     report = build_report(subject, chip, baseline, args.area_mm2)
-    write_report(args.out, report)
+    write_report(args.out, report, subject.network)
     print(totals_text(report))
     print(f"as a page, with plots: {Path(args.out) / 'report.html'}")
 
@@ -393,9 +395,15 @@ def run_sweep(args: argparse.Namespace) -> None:
     try:
         columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes, draws)
         front = shown_front(columns)
-        figure = sweep_plot(columns, front, {subject.name: subject.kind for subject in subjects})
-        pictures = {"sweep.svg": svg(figure)} | picture_files(figure, "sweep")
-        contents = {"sweep.csv": sweep_csv(columns)} | pictures
+        kinds = {subject.name: subject.kind for subject in subjects}
+        figure = sweep_plot(columns, front, kinds)
+        plots = {"All points": svg(figure)}
+        contents = {"sweep.csv": sweep_csv(columns), "sweep.svg": plots["All points"]}
+        contents |= picture_files(figure, "sweep")
+        if columns["pareto"].any():
+            figure = accuracy_plot(columns, kinds)
+            plots["Accuracy on the chip over EDAP"] = svg(figure)
+            contents |= picture_files(figure, "accuracy")
     except MemoryError:
         raise UserError("the grid does not fit into memory: leave values out") from None
     first = front_text(columns, points)
@@ -405,7 +413,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     table, names = front_table(columns, front)
     section = Section("Chips", [*first, *names, *last], *table)
     sections = [section, Section("Assumptions", assumptions(chip))]
-    contents["sweep.html"] = page("Sweep", sections, {"All points": pictures["sweep.svg"]})
+    contents["sweep.html"] = page("Sweep", sections, plots)
     write_files(args.out, contents)
     print("\n".join([*first, *text_table(*table), *names, *last]))
 
