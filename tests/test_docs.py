@@ -53,7 +53,7 @@ ENDINGS = (".py", ".sh", ".md", ".csv", ".json", ".html", ".txt", ".pth", ".npz"
 ENDINGS += (".png", ".pdf", ".svg", ".log")
 OTHERS_OPTIONS = {"--signal", "--signals_to_handle"}  # of Slurm, of torchrun after torch 2.6
 # What a page may start besides this project's programs and scripts.
-TOOLS = {"cp", "git", "mkdir", "source", "tensorboard"}
+TOOLS = {"cp", "git", "mkdir", "pip", "source", "tensorboard"}
 SCRIPTS_PARSER = {"benchmarks/gpu.sh": "benchmarks.gpu", "scripts/edap_report.sh": "spikesim_eval"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(REPOSITORY)))
