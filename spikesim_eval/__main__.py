@@ -35,7 +35,7 @@ from .layer_list import (
     read_json,
 )
 from .plots import accuracy_plot, compare_plot, svg, sweep_plot
-from .presets import technology_rows, technology_tables
+from .presets import technology_rows, technology_tables, value_table
 from .published import estimate_published
 from .render import Section, csv_text, markdown, page
 from .report import assumptions, build_report, totals_text, write_report
@@ -190,8 +190,9 @@ def build_parser() -> Parser:
     priced = known.add_mutually_exclusive_group()
     priced.add_argument("--checkpoint", help="of a network that is priced on each")
     priced.add_argument("--layers", help="layer list of such a network")
-    known.add_argument("--data_path", help="data root: spike rates are measured")
-    known.add_argument("--out", help="folder for technologies.csv and .md")
+    known.add_argument("--on_chip", action="store_true", help="and its accuracy on each chip")
+    known.add_argument("--data_path", help="data root: rates and accuracy are measured")
+    known.add_argument("--out", help="folder for technologies.csv and .md, with all values")
     known.set_defaults(full_precision_bits=None, preset="default")
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
@@ -423,12 +424,15 @@ def run_technologies(args: argparse.Namespace) -> None:
     check_sources(args, [args.checkpoint] if args.checkpoint else [])
     subject = None
     if args.checkpoint or args.layers:
-        subject = listed(args.layers) if args.layers else traced(args.checkpoint, args)
-    rows = technology_rows(technologies, subject and subject.network)
+        subject = listed(args.layers) if args.layers else traced(args.checkpoint, args, Chip())
+    if args.on_chip:
+        check_simulation([subject] if subject else [], args)
+    rows = technology_rows(technologies, subject, args.on_chip)
     tables = technology_tables(rows)
-    titles = ["Technologies", *([subject.name] if subject else [])]
     if args.out is not None:
-        sections = [Section(title, [], *table) for title, table in zip(titles, tables, strict=True)]
+        titles = ["What they are", *([subject.name] if subject else []), "Values"]
+        shown = zip(titles, [*tables, value_table(technologies)], strict=True)
+        sections = [Section(title, [], *table) for title, table in shown]
         contents = {
             "technologies.csv": csv_text(rows[0], (row.values() for row in rows)),
             "technologies.md": markdown("Technologies", sections),
