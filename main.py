@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ from engine.compile import Gradients, ReplayedGradients, compile_for
 from engine.data import Batches, DataSets, batches_of, first_images, load_same_data, settings_for
 from engine.dry_run import dry_run
 from engine.eval_only import eval_only, result_text
-from engine.evaluate import evaluate
+from engine.evaluate import Evaluation, evaluate
 from engine.log import Log, ProgressBar, ending, figure, header, speed
 from engine.metrics import EpochSums, first_bad_gradient, watch_numbers
 from engine.run import Run, parameters_of
@@ -119,7 +120,7 @@ def train(
         if settings.dry_run:
             few_steps = partial(train_epoch, run, gradients, scheduler=scheduler, device=device)
             return dry_run(run, batches, device, gradients, few_steps)
-        log = Log(settings, run.rows) if is_main_process() else None
+        log = Log(run) if is_main_process() else None
         for epoch in range(run.epoch, settings.epochs + 1):
             set_epoch(batches.train, epoch, run.step)
             if isinstance(loss_function, Distiller):
@@ -128,10 +129,10 @@ def train(
             row |= train_epoch(run, gradients, batches.train, scheduler, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
                 estimate_statistics(network, images_of_statistics, settings.trained_at)
-            found, silent = evaluate_epoch(network, batches, device, settings.amp)
+            found, tested = evaluate_epoch(network, batches, device, settings.amp)
             run.epoch_is_done(row | found)
             if log is not None:
-                log.write(run.rows, silent)
+                log.write(tested.spikes, tested.silent)
         if log is not None:
             print(ending(run), flush=True)
     return None
@@ -198,16 +199,16 @@ def train_epoch(
 
 def evaluate_epoch(
     network: SpikingNetwork, batches: Batches, device: torch.device, amp: bool
-) -> tuple[dict[str, float], list[str]]:
-    """What an epoch's row holds of the test images and of those that are held out; the layers that
-    never fired."""
+) -> tuple[dict[str, float], Evaluation]:
+    """What an epoch's row holds of the test images and of those that are held out; all that was
+    found of the test images."""
     tested = evaluate(network, batches.test, device, amp)
     row = {"test_accuracy": tested.accuracy, "test_loss": tested.loss}
     row["spike_rate"] = tested.spike_rate
     if batches.held_out is not None:
         held_out = evaluate(network, batches.held_out, device, amp)
         row |= {"val_accuracy": held_out.accuracy, "val_loss": held_out.loss}
-    return row, tested.silent
+    return row, tested
 
 
 def gradients_of(
@@ -253,7 +254,12 @@ def add_gradients(
     return means
 
 
+def command() -> NoReturn:
+    """What an installed `md-snn` runs."""
+    leave(main())
+
+
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) == interrupt_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    leave(main())
+    command()

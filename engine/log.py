@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from checkpoints import Checkpoint, load_checkpoint, same_classes
 from data_loader import ImageSet
 from display import percent, significant
 from distiller import teacher_steps
+from engine.model_card import is_of, model_card, path_of
 from engine.run import Run, disk_errors
 from engine.run_folder import EVENTS, PROGRAM, best_row, deciding
+from runtime.files import write_whole
 from runtime.processes import is_main_process, world_size
 from settings import MAY_CHANGE, Settings, as_text
 
@@ -237,24 +240,27 @@ class ProgressBar(tqdm):
 
 
 class Log:
-    """What a run leaves beside its checkpoints: settings.json, metrics.csv, TensorBoard events.
+    """What a run leaves beside its checkpoints: settings.json, metrics.csv, TensorBoard events, and
+    the best one's model card.
 
     A resumed run writes them anew, from the rows of its checkpoint: nothing is there twice, and
     nothing of an epoch that was lost.
     """
 
-    def __init__(self, settings: Settings, rows: list[dict[str, Any]]):
-        self.settings, self.folder = settings, Path(settings.save_path)
+    def __init__(self, run: Run):
+        self.run, self.settings, self.folder = run, run.settings, Path(run.settings.save_path)
         self.metrics, self.events = self.folder / "metrics.csv", self.folder / EVENTS
+        self.about = about_run(self.settings)
         with disk_errors(self.folder, self.settings):
-            about = json.dumps(about_run(settings), indent=2) + "\n"
-            (self.folder / "settings.json").write_text(about)
+            (self.folder / "settings.json").write_text(json.dumps(self.about, indent=2) + "\n")
             with self.metrics.open("w", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writeheader()
             self.events.write_bytes(b"")
             self.record(wall_time=time.time(), file_version="brain.Event:2")
-            for row in rows:
+            for row in run.rows:
                 self.append(row)
+            if run.rows and run.best.exists() and not is_of(path_of(run), best_row(run.rows)):
+                self.write_card({}, {})
 
     def append(self, row: dict[str, Any]) -> None:
         """Add an epoch to metrics.csv and to the curves."""
@@ -282,11 +288,18 @@ class Log:
         with self.events.open("ab") as file:
             RecordWriter(file).write(Event(**event).SerializeToString())
 
-    def write(self, rows: Sequence[dict[str, Any]], silent: list[str]) -> None:
-        """Log the last of `rows` and print it; `silent` are the layers that never fired in its
-        evaluation."""
+    def write_card(self, about: dict[str, Any], spikes: dict[str, Tensor]) -> None:
+        card = model_card(self.run, best_row(self.run.rows), about, spikes)
+        write_whole(path_of(self.run), card.encode())
+
+    def write(self, spikes: dict[str, Tensor], silent: list[str]) -> None:
+        """Log the run's last epoch and print it; `spikes` are those of its evaluation, and `silent`
+        the layers that had none."""
+        rows = self.run.rows
         with disk_errors(self.folder, self.settings):
             self.append(rows[-1])
+            if best_row(rows) is rows[-1]:
+                self.write_card(self.about, spikes)
         print(epoch_line(rows, self.settings.epochs), flush=True)
         if silent:
             print(

@@ -99,8 +99,8 @@ class Plain(nn.Module):
 def torch_file(description: Description) -> bytes:
     """The contents of a file of `torch.export`: the program, for any number of images."""
     sample = torch.zeros(2, *description.input_shape)
-    shapes = ({0: torch.export.Dim("batch", min=1)},)
-    program = torch.export.export(Plain(description), (sample,), dynamic_shapes=shapes)
+    how = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "strict": False}
+    program = torch.export.export(Plain(description), (sample,), **how)
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={"about.json": json.dumps(description.about)})
     return buffer.getvalue()

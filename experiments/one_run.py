@@ -137,7 +137,7 @@ def over_images(
     for node in graph:
         source = graph[node.reads[0]] if node.kind == "conv" else node
         if node.kind == "conv" and source.kind == "pool":
-            rates[node.name] = measured[node.name]
+            rates[node.name] = measured[node.name]["spike_rate"]
         elif node.kind == "conv" and source.kind == "lif":
             fired, neurons = seen.spikes[source.name]
             rates[node.name] = (fired.sum() / neurons.sum()).item()
@@ -152,7 +152,8 @@ def over_images(
 def costs(network: SpikingNetwork, rates: dict[str, float]) -> dict[str, float]:
     """Energy, delay and area as the published tool charges them, so that rows of a study stay
     comparable, at these rates of spikes."""
-    total = estimate(describe(network, rates), Chip(**PRESETS["published"])).total
+    measured = {name: {"spike_rate": rate} for name, rate in rates.items()}
+    total = estimate(describe(network, measured), Chip(**PRESETS["published"])).total
     return {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
 
 

@@ -135,6 +135,10 @@ def table(
 
         return row(f"{RATIO_NAMES[key]}, × better", cell)
 
+    def adc_bits(run: Run) -> str:
+        bits = [layer["adc_bits"] for layer in run.report["layers"]]
+        return f"{min(bits)}" if min(bits) == max(bits) else f"{min(bits)} to {max(bits)}"
+
     best_of = {run.label: best_row(run.metrics) for run in runs}
     best_epochs = [row("best epoch", lambda run: str(best_of[run.label]["epoch"]))]
     return [
@@ -151,6 +155,7 @@ def table(
         row("membrane KL to teacher", membrane_kl),
         share("differing spikes", lambda run: distance(run, "differing_spikes")),
         share("spike rate", lambda run: run.metrics[run.checkpoint.epoch - 1]["spike_rate"]),
+        row("ADC bits", adc_bits),
         *map(total, FILE_UNITS),
         *map(ratio, ("energy", "delay", "area", "edap", "tops_per_watt", "tops_per_mm2")),
     ]
@@ -165,7 +170,8 @@ def write_table(
     title = (
         f"{settings.data}, {settings.network_name}, width {settings.width}, "
         f"T = {settings.time_window}, seed {settings.seed}; "
-        f"the teacher on the chip: {chip_bits(runs)}-bit fixed point"
+        f"the teacher on the chip: {chip_bits(runs)}-bit fixed point; times better: than the "
+        "teacher on the student's own chip"
     )
     teacher = (
         f"MD-SNN was taught by the teacher of its best epoch ({taught.epoch}, "

@@ -29,6 +29,13 @@ KINDS = {  # of the layers whose names are in a graph
     ImageQuantizer: "codes",
 }
 ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
+SOURCES = {  # of values, in words (`source_of`)
+    "image": "the image",
+    "lif": "spikes",
+    "stream": "a stream's codes",
+    "sums": "the real values behind a batch norm",
+}
+READS = {"lif": "sums", "stream": "sums", "pool": "lif"}  # see `source_of`
 UNCHANGED = {"contiguous", "clone", "detach"}  # the same values
 
 
@@ -76,6 +83,8 @@ class _Value(Tensor):
             if name in UNCHANGED:
                 return cls.at(first.graph, first.number, first.shape)
             if name in ADDITIONS and [x.shape for x in others] == [first.shape]:
+                for number in numbers:
+                    check_source("an addition", "sums", source_of(first.graph, number))
                 return cls.of(first.graph, "add", "", numbers, first.shape)
             if name == "cat" and len(set(numbers)) == 1:
                 shape = len(values) * len(first), *first.shape[1:]
@@ -146,9 +155,9 @@ def graph_of(network: nn.Module) -> list[Node]:
                 unscaled.add(len(graph))
             how = module.kernel_size, module.stride, module.padding
             plane = [outputs(size, *of_side) for size, *of_side in zip(plane, *how, strict=True)]
-        elif kind == "pool":
-            if source_of(graph, x.number) != "lif":
-                raise ValueError(f"{name} pools what are no spikes")
+        elif kind in READS:
+            check_source(name, READS[kind], source_of(graph, x.number))
+        if kind == "pool":
             how = map(_pair, (module.kernel_size, module.stride, module.padding))
             sides = zip(plane, *how, strict=True)
             plane = [outputs(size, *of_side, module.ceil_mode) for size, *of_side in sides]
@@ -196,6 +205,12 @@ def source_of(graph: list[Node], number: int) -> str:
 def check_channels(name: str, expected: int, found: int) -> None:
     if expected != found:
         raise ValueError(f"{name} is for {expected} channels, and reads {found}")
+
+
+def check_source(name: str, expected: str, source: str) -> None:
+    """Raises ValueError for values of another kind: in integers they would be others."""
+    if source != expected:
+        raise ValueError(f"{name} reads {SOURCES[source]}, and should read {SOURCES[expected]}")
 
 
 def check_input(name: str, conv: nn.Module, source: str) -> None:

@@ -20,9 +20,10 @@ python main.py "${options[@]}" --paper_setting qamd --bits "$bits" --loss CLK --
     --teacher_path "$teacher" --save_path "$out/mdsnn" "$@"
 
 baseline=$out/teacher/original-last.pth # of the last epoch, as the students
+# Each student on the chip of the smallest ADCs that serve it, with the teacher on the same one.
 python -m spikesim_eval report --checkpoint "$baseline" --out "$out/teacher/edap" > /dev/null
 for run in student/student mdsnn/qamd; do
     python -m spikesim_eval report --checkpoint "$out/$run-last.pth" --baseline "$baseline" \
-        --on_chip --out "$out/${run%/*}/edap" > /dev/null
+        --on_chip --adc_bits auto --out "$out/${run%/*}/edap" > /dev/null
 done
 python -m experiments.quickstart_table "$out"

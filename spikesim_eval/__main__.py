@@ -34,8 +34,8 @@ from .layer_list import (
     load_layer_list,
     read_json,
 )
-from .plots import compare_plot, svg, sweep_plot
-from .presets import technology_rows, technology_tables
+from .plots import accuracy_plot, compare_plot, svg, sweep_plot
+from .presets import technology_rows, technology_tables, value_table
 from .published import estimate_published
 from .render import Section, csv_text, markdown, page
 from .report import assumptions, build_report, totals_text, write_report
@@ -190,8 +190,9 @@ def build_parser() -> Parser:
     priced = known.add_mutually_exclusive_group()
     priced.add_argument("--checkpoint", help="of a network that is priced on each")
     priced.add_argument("--layers", help="layer list of such a network")
-    known.add_argument("--data_path", help="data root: spike rates are measured")
-    known.add_argument("--out", help="folder for technologies.csv and .md")
+    known.add_argument("--on_chip", action="store_true", help="and its accuracy on each chip")
+    known.add_argument("--data_path", help="data root: rates and accuracy are measured")
+    known.add_argument("--out", help="folder for technologies.csv and .md, with all values")
     known.set_defaults(full_precision_bits=None, preset="default")
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
@@ -264,6 +265,8 @@ def chip_of(args: argparse.Namespace) -> Chip:
     if options.get("adc_bits", 0) is None:
         raise UserError("an ideal ADC has no price: adc_bits must be a number")
     if options.get("adc_bits") == "auto":
+        if options.get("layer_adc_bits"):
+            raise UserError("--adc_bits auto finds the layers' bits: leave --layer_adc_bits out")
         if not args.on_chip:
             raise UserError("--adc_bits auto simulates the networks: add --on_chip")
         options["adc_bits"] = OPTIONS["adc_bits"].default
@@ -280,12 +283,12 @@ def simulated(
     check_simulation(subjects, args)
     for subject in subjects:  # what cannot be priced is not simulated
         estimate(subject.network, chip, getattr(args, "area_mm2", None))
-    from .nonideal import fewest_adc_bits, on_chip
+    from .nonideal import on_chip, smallest_adcs
 
     draws = args.seed, args.trials
     tested = [subject for subject in subjects if subject.tested is not None]
     if given(args).get("adc_bits") == "auto":
-        chip = replace(chip, adc_bits=fewest_adc_bits(tested, chip, args.max_drop, *draws))
+        chip = smallest_adcs(tested, chip, args.max_drop, *draws)
     found = []
     for subject in subjects:
         if subject.tested is not None:
@@ -335,7 +338,7 @@ def run_report(args: argparse.Namespace) -> None:
     (subject, *baselines), chip = simulated([x for x in (subject, baseline) if x], chip, args)
     baseline = baselines[0] if baselines else None
     report = build_report(subject, chip, baseline, args.area_mm2)
-    write_report(args.out, report)
+    write_report(args.out, report, subject.network)
     print(totals_text(report))
     print(f"as a page, with plots: {Path(args.out) / 'report.html'}")
 
@@ -393,9 +396,15 @@ def run_sweep(args: argparse.Namespace) -> None:
     try:
         columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes, draws)
         front = shown_front(columns)
-        figure = sweep_plot(columns, front, {subject.name: subject.kind for subject in subjects})
-        pictures = {"sweep.svg": svg(figure)} | picture_files(figure, "sweep")
-        contents = {"sweep.csv": sweep_csv(columns)} | pictures
+        kinds = {subject.name: subject.kind for subject in subjects}
+        figure = sweep_plot(columns, front, kinds)
+        plots = {"All points": svg(figure)}
+        contents = {"sweep.csv": sweep_csv(columns), "sweep.svg": plots["All points"]}
+        contents |= picture_files(figure, "sweep")
+        if columns["pareto"].any():
+            figure = accuracy_plot(columns, kinds)
+            plots["Accuracy on the chip over EDAP"] = svg(figure)
+            contents |= picture_files(figure, "accuracy")
     except MemoryError:
         raise UserError("the grid does not fit into memory: leave values out") from None
     first = front_text(columns, points)
@@ -405,7 +414,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     table, names = front_table(columns, front)
     section = Section("Chips", [*first, *names, *last], *table)
     sections = [section, Section("Assumptions", assumptions(chip))]
-    contents["sweep.html"] = page("Sweep", sections, {"All points": pictures["sweep.svg"]})
+    contents["sweep.html"] = page("Sweep", sections, plots)
     write_files(args.out, contents)
     print("\n".join([*first, *text_table(*table), *names, *last]))
 
@@ -415,12 +424,15 @@ def run_technologies(args: argparse.Namespace) -> None:
     check_sources(args, [args.checkpoint] if args.checkpoint else [])
     subject = None
     if args.checkpoint or args.layers:
-        subject = listed(args.layers) if args.layers else traced(args.checkpoint, args)
-    rows = technology_rows(technologies, subject and subject.network)
+        subject = listed(args.layers) if args.layers else traced(args.checkpoint, args, Chip())
+    if args.on_chip:
+        check_simulation([subject] if subject else [], args)
+    rows = technology_rows(technologies, subject, args.on_chip)
     tables = technology_tables(rows)
-    titles = ["Technologies", *([subject.name] if subject else [])]
     if args.out is not None:
-        sections = [Section(title, [], *table) for title, table in zip(titles, tables, strict=True)]
+        titles = ["What they are", *([subject.name] if subject else []), "Values"]
+        shown = zip(titles, [*tables, value_table(technologies)], strict=True)
+        sections = [Section(title, [], *table) for title, table in shown]
         contents = {
             "technologies.csv": csv_text(rows[0], (row.values() for row in rows)),
             "technologies.md": markdown("Technologies", sections),

@@ -6,7 +6,7 @@ how a layer lies on it is `place_layer`.
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from itertools import product
 from statistics import NormalDist
 from typing import Any
@@ -54,6 +54,8 @@ def check_option(about: Field, value: object) -> None:
                 f"{about.name} must be {about.default}, or some of {','.join(several)}, got "
                 f"{show(value)}"
             )
+    if about.name == "layer_adc_bits":
+        bits_by_layer(value)
     if choices and value not in choices:
         raise UserError(f"{about.name} must be one of {choices}, got {show(value)}")
     is_ideal = about.name == "adc_bits" and value is None
@@ -65,6 +67,23 @@ def check_option(about: Field, value: object) -> None:
             raise UserError(f"{error} ({reason})" if reason else str(error)) from None
 
 
+def bits_by_layer(text: str) -> dict[str, int]:
+    """What `layer_adc_bits` says: bits by the names of layers. Raises UserError."""
+    found: dict[str, int] = {}
+    if text == "":
+        return found
+    for entry in text.split(",") if isinstance(text, str) else [""]:
+        name, _, bits = entry.rpartition("=")
+        if not name or name in found or not (bits.isdecimal() and 1 <= int(bits) <= MOST_ADC_BITS):
+            raise UserError(
+                f"layer_adc_bits must be as stem.conv=6,linear=8, each layer once with 1 to "
+                f"{MOST_ADC_BITS} bits, got {show(text)}"
+            )
+        found[name] = int(bits)
+    return found
+
+
+MOST_ADC_BITS = 16
 MOST_TRIALS = 10**6
 
 
@@ -76,6 +95,8 @@ def check_draws(seed: int, trials: int) -> None:
 
 PRICE, SIMULATION = {"part": "price"}, {"part": "simulation"}
 NOTHING = "nothing"  # is skipped
+# What published costs know nothing of, as it must be with them.
+AS_PUBLISHED = {"skip": NOTHING, "noc": "free", "layer_adc_bits": ""}
 
 
 @dataclass(frozen=True)
@@ -119,7 +140,10 @@ class Chip:
         **PRICE,
     )
     adc_bits: int | None = option(  # None: an ideal ADC, which neither rounds nor clips
-        5, "bits of an ADC", (1, 16), "the figures are those of a 4-bit ADC, scaled"
+        5, "bits of an ADC", (1, MOST_ADC_BITS), "the figures are those of a 4-bit ADC, scaled"
+    )
+    layer_adc_bits: str = option(
+        "", "bits of the ADCs of single layers, as stem.conv=6,linear=8; adc_bits of all others"
     )
     adc_of: str = choice(
         "an ADC reads a column of one crossbar, or the sum of the columns in line in a PE",
@@ -213,10 +237,10 @@ class Chip:
             raise UserError(
                 f"costs published are those of {DEFAULT} as it is: leave --technology and --set out"
             )
-        if self.costs == "published" and (self.skip, self.noc) != (NOTHING, "free"):
-            raise UserError(
-                "skip and noc go with counted costs: --costs published knows of neither"
-            )
+        if self.costs == "published":
+            for name, value in AS_PUBLISHED.items():
+                if getattr(self, name) != value:
+                    raise UserError(f"{name} goes with counted costs, not with --costs published")
 
     def options(self, part: str) -> dict[str, Any]:
         """What is said of the chip where it is priced ("price") or simulated ("simulation")."""
@@ -227,6 +251,11 @@ class Chip:
         }
         as_text = {name for name, x in said.items() if x is self.technology or x == math.inf}
         return {name: str(x) if name in as_text else x for name, x in said.items()}
+
+    def of_layer(self, name: str) -> "Chip":
+        """The same chip with the ADCs of this layer."""
+        bits = bits_by_layer(self.layer_adc_bits).get(name) if self.layer_adc_bits else None
+        return self if bits is None else replace(self, adc_bits=bits, layer_adc_bits="")
 
     def skips(self, what: str) -> bool:
         """Whether silent "rows", "patches" or "tiles" are skipped."""
@@ -315,7 +344,6 @@ PRESETS = {
     # that know signs, and PE cycles charged as in the published tool.
     "published": {"columns": "offset", "adc_of": "pe", "adc_bits": 4, "costs": "published"},
 }
-AS_PUBLISHED = {"skip": NOTHING, "noc": "free"}  # what published costs know nothing of
 OPTIONS = {x.name: x for x in fields(Chip)}
 CHOICES = {x.name: x.metadata["choices"] for x in fields(Chip) if x.metadata["choices"]}
 SKIPPED = OPTIONS["skip"].metadata["several"]

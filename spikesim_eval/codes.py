@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layer_list import Layer
-
 MOST_LEVELS = 2**15  # different values; more of them are real numbers
 MOST_COUNT = 10_000  # in units of a step that nobody has told
 ROUNDING = 2.4e-7  # of float32 values: two units in the last place of the largest
@@ -133,21 +131,21 @@ class Rows:
     """Counts what the rows of a layer's crossbars carry: ones, and silence (silence.py).
 
     Args:
-        layer: `bits` of each of its inputs are fed.
-        stride, padding: of its convolution.
+        kernel: its sides, or side, of a convolution with this stride and padding.
+        bits: of an input that are fed.
         sizes: (xbar_size, crossbars_per_pe, PEs in line that a tile reads) of the tiles to count.
     """
 
     def __init__(
         self,
-        layer: Layer,
+        kernel: int | tuple[int, int],
         bits: int,
         stride: tuple[int, int],
         padding: tuple[int, int],
         sizes: Iterable[tuple[int, int, int]] = (),
     ):
         self.bits = bits
-        self.how = {"kernel_size": layer.kernel, "stride": stride, "padding": padding}
+        self.how = {"kernel_size": kernel, "stride": stride, "padding": padding}
         self.ones = self.read = 0.0
         self.cycles = self.silent = 0
         self.tiles = dict.fromkeys(sizes, (0, 0))

@@ -115,7 +115,7 @@ class CrossbarLayer:
         padding: tuple[int, int] = (0, 0),
         generator: torch.Generator | None = None,
     ):
-        self.chip, self.stride, self.padding = chip, stride, padding
+        self.chip, self.stride, self.padding = chip.of_layer(layer.name), stride, padding
         self.input_bits, self.signed_input = network.input_bits(layer), network.reads_stream(layer)
         # Sums of whole numbers below 2^24 are exact in float32, which is faster.
         is_small = network.accumulator_bits(layer) <= 25  # with the sign
@@ -142,6 +142,8 @@ class CrossbarLayer:
         self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(self.slices)).double()
 
         self.counts = Counts()
+        # How often each sum was read, in cell steps; kept where a tensor is put here.
+        self.sums: Tensor | None = None
         self.largest_sum = 0.0
         self.squared_error = self.squared_output = 0.0
 
@@ -172,12 +174,24 @@ class CrossbarLayer:
     @property
     def adc_step(self) -> float:
         """What one code of the ADC stands for, in cell steps."""
+        return self.adc_step_of(self.chip.adc_bits)
+
+    def adc_step_of(self, bits: int) -> float:
+        """The same of an ADC of so many bits."""
         chip = self.chip
         if chip.adc_range == "unit":
             return 1.0
         added = min(chip.crossbars_per_pe, self.stack) if chip.adc_of == "pe" else 1
         full = added * self.rows * (self.levels + self.off_conductance)
-        return max(1.0, full / (2**chip.adc_bits - 1))
+        return max(1.0, full / (2**bits - 1))
+
+    def adc_error(self, bits: int) -> float:
+        """What ADCs of so many bits would have made of the `sums` that were read: the mean square
+        of what they add, relative to that of the sums."""
+        sums, step = torch.arange(len(self.sums)).double(), self.adc_step_of(bits)
+        read = (sums / step).round().clamp(max=2**bits - 1) * step
+        squares = (self.sums * sums.square()).sum().item()
+        return (self.sums * (read - sums).square()).sum().item() / squares if squares else 0.0
 
     def _skipped(self, active: Tensor, size: torch.Size) -> int:
         """Conversions of a column that are skipped (`Chip.skip`), of all crossbars or PEs in line
@@ -214,6 +228,11 @@ class CrossbarLayer:
                 sums = torch.stack([of_pe.sum(dim=0) for of_pe in in_pes])
             largest = sums.max().item()
             self.largest_sum = max(self.largest_sum, largest)
+            if self.sums is not None:
+                found = torch.bincount(sums.round().long().clamp_min(0).flatten())
+                more = F.pad(self.sums, (0, max(0, len(found) - len(self.sums))))
+                more[: len(found)] += found
+                self.sums = more
             self.counts.conversions += sums.numel() - skipped * cells.shape[-1]
             if self.chip.adc_bits is not None:
                 step, largest_code = self.adc_step, 2**self.chip.adc_bits - 1

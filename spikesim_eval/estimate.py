@@ -18,7 +18,7 @@ import numpy as np
 from runtime.errors import UserError
 
 from . import published
-from .chip import Chip, Placement, Value, ceil_div, larger, place_layer
+from .chip import Chip, Placement, Value, bits_by_layer, ceil_div, larger, place_layer
 from .constants import REFERENCE
 from .layer_list import Layer, LayerList, show
 from .mesh import mesh_energy
@@ -154,12 +154,12 @@ def layer_costs(
     silence = {layer.name: silence_of(layer, places[layer.name], chip) for layer in network.layers}
     row_clocks, energies = {}, {}
     for layer in network.layers:
-        name, placement = layer.name, places[layer.name]
-        per_cycle = cycle_energy(network, layer, placement, chip, silence[name])
+        name, placement, own = layer.name, places[layer.name], chip.of_layer(layer.name)
+        per_cycle = cycle_energy(network, layer, placement, own, silence[name])
         energies[name] = {component: cycles[name] * pj for component, pj in per_cycle.items()}
         energies[name] |= state_energy(network, layer, chip)
         in_turn = ceil_div(layer.out_size[1], copies[name])
-        row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, chip, silence[name])
+        row_clocks[name] = in_turn * pixel_clocks(network, layer, placement, own, silence[name])
     if chip.noc == "mesh":
         pes = {name: places[name].pes * copies[name] for name in places}
         for name, moved in mesh_energy(network, pes, chip).items():
@@ -197,7 +197,7 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
     for layer in network.layers:
         placement = places[layer.name]
         silence = silence_of(layer, placement, chip)
-        clocks = pixel_clocks(network, layer, placement, chip, silence)
+        clocks = pixel_clocks(network, layer, placement, chip.of_layer(layer.name), silence)
         busy[layer.name] = network.time_steps_of(layer) * rows_of(layer) * clocks
     widths = {layer.name: layer.out_size[1] for layer in network.layers}
 
@@ -206,8 +206,8 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
         return {x: ceil_div(width, min(fitting[x], width)) for x, width in widths.items()}
 
     def area(of: Mapping[str, int]) -> float:
-        tiles = chip.tiles_of(places[x].pes * of[x] for x in places)
-        return fsum(chip_area(network, tiles, chip).values())
+        pes = {name: places[name].pes * of[name] for name in places}
+        return fsum(chip_area(network, pes, chip).values())
 
     def is_possible(interval: float) -> bool:
         return interval >= max(busy.values()) * (1 - 1e-12) and area(copies(interval)) <= area_um2
@@ -266,12 +266,18 @@ def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[s
     return area_of(pes, chip) | memory_area(network, layer, chip)
 
 
-def chip_area(network: LayerList, tiles: Value, chip: Chip) -> dict[str, Value]:
-    """Area by component, um^2: tiles, input buffers of all layers, membrane memory of all LIFs."""
+def chip_area(network: LayerList, pes: Mapping[str, Value], chip: Chip) -> dict[str, Value]:
+    """Area by component, um^2, of a chip with so many PEs of each layer: tiles, input buffers of
+    all layers, membrane memory of all LIFs."""
     membrane_bits = sum(prod(shape) for shape in network.lif) * kept_state(network)
     memories = [memory_area(network, layer, chip) for layer in network.layers]
     a = chip.technology.area["memory_bit"]
-    return area_of(tiles * chip.pe_per_tile, chip) | {
+    of_tiles = area_of(chip.tiles_of(pes.values()) * chip.pe_per_tile, chip)
+    for name in bits_by_layer(chip.layer_adc_bits):  # of the rest, idle PEs too, it is the chip's
+        if name in pes:
+            own, others = (area_of(pes[name], x)["adc"] for x in (chip.of_layer(name), chip))
+            of_tiles["adc"] = of_tiles["adc"] + own - others
+    return of_tiles | {
         **{name: fsum(memory[name] for memory in memories) for name in memories[0]},
         "membrane": membrane_bits * a,
         "stream": stream_bits(network) * a,
@@ -307,9 +313,9 @@ def totals(
     The delay is that of one image alone, leakage included; frames a second and power are those of
     a chip that is given image after image, as soon as its busiest layer is free.
     """
-    of_layers = [cost.placement.pes * cost.copies for cost in costs.values()]
-    pes, tiles = sum(of_layers), chip.tiles_of(of_layers)
-    area_by_component = chip_area(network, tiles, chip)
+    of_layers = {name: cost.placement.pes * cost.copies for name, cost in costs.items()}
+    pes, tiles = sum(of_layers.values()), chip.tiles_of(of_layers.values())
+    area_by_component = chip_area(network, of_layers, chip)
     area_um2 = add(area_by_component.values())
     delay = interval = 0.0
     for cost in costs.values():
@@ -376,7 +382,8 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
     """One layer of the report."""
     placement, accumulator_bits = cost.placement, network.accumulator_bits(layer)
     pes = placement.pes * cost.copies
-    area = layer_area(network, layer, pes, chip)
+    own = chip.of_layer(layer.name)
+    area = layer_area(network, layer, pes, own)
     return {
         "name": layer.name,
         "kernel": layer.kernel,
@@ -394,6 +401,7 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
         "accumulator_bits": accumulator_bits,
         "bn_bits": layer.bn_bits,
         "product_bits": layer.bn_bits and layer.bn_bits + accumulator_bits,
+        "adc_bits": own.adc_bits,
         "slices": placement.slices,
         "copies": cost.copies,
         "crossbars": placement.crossbars * cost.copies,

@@ -16,7 +16,7 @@ from runtime.errors import UserError
 
 from .codes import code_bits, share_of_ones
 from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_int
-from .watch import BY_HAND, Neuron, Read, Watcher, by, made_by_hand
+from .watch import BY_HAND, Neuron, Read, Watcher, by, geometry, made_by_hand
 
 MOST_TEXT = 300  # characters of a message
 
@@ -240,15 +240,22 @@ class _Description:
             out_size=out_size,
             input_bits=bits,
             spike_rate=rate,
+            silent_patches=None if rate is None or bits > 1 else read.silence(),
+            static=self._runs_once(read) and not read.origin.layers,
             runs=runs,
             **geometry(module),
             **common,
         )
 
+    def _runs_once(self, read: Read) -> bool:
+        """Whether it runs for a sample and not for each of its timesteps."""
+        return read.rows % (self.samples * self.time_steps) != 0
+
     def _runs(self, name: str, read: Read) -> tuple[int, bool]:
         """(how often it runs for one sample, whether that is all, and not of every timestep)
 
-        In front of the first spikes, what runs once serves every timestep, and is charged at each.
+        In front of the first spikes what runs once serves every timestep. That of the image is
+        static; other layers are charged at each.
         """
         total, rest = divmod(read.rows, self.samples)
         if rest or not total:
@@ -330,18 +337,6 @@ class _Description:
         if not (origin.image and (low, high) == (0, 1)):
             bits = max(bits, widest)
         return bits, share_of_ones(read.levels, step, bits)
-
-
-def geometry(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Stride and padding of a convolution; nothing where they do not say alone what it reads."""
-    if not isinstance(module, nn.Conv2d) or module.dilation != (1, 1):
-        return {}
-    kernel, padding = module.kernel_size, module.padding
-    if isinstance(padding, str):
-        padding = tuple((k - 1) // 2 if padding == "same" else 0 for k in kernel)
-    if any(p >= k for p, k in zip(padding, kernel, strict=True)):
-        return {}
-    return {"stride": module.stride, "padding": padding}
 
 
 def trace_network(network: nn.Module, sample: Tensor, bits: int, time_steps: int) -> LayerList:

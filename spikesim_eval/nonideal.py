@@ -78,15 +78,23 @@ def _place(
 
 
 def on_chip(
-    subject: Subject, chip: Chip, seed: int = 0, trials: int = 1, name: str = "on the chip"
+    subject: Subject,
+    chip: Chip,
+    seed: int = 0,
+    trials: int = 1,
+    name: str = "on the chip",
+    keep_sums: bool = False,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
     """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
-    chip of which nothing is random all are the same, and one is enough."""
+    chip of which nothing is random all are the same, and one is enough. `keep_sums`: the layers
+    count what their ADCs read."""
     network, batches = subject.tested
     accuracies, runs = [], []
     for trial in range(trials if chip.is_random else 1):
         draw = seed * MOST_TRIALS + trial
         placed, layers = on_crossbars(network, subject.network, chip, draw)
+        for layer in layers.values() if keep_sums else ():
+            layer.sums = torch.zeros(0, dtype=torch.int64)
         what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
         tested = evaluate(placed, batches, torch.device("cpu"), name=what)
         accuracies.append(tested.accuracy)
@@ -94,26 +102,69 @@ def on_chip(
     return accuracies, runs
 
 
-def fewest_adc_bits(
+def smallest_adcs(
     subjects: Sequence[Subject], chip: Chip, max_drop: float, seed: int = 0, trials: int = 1
-) -> int:
-    """The resolution of the smallest ADCs with which each of the networks loses at most `max_drop`
-    points of its own accuracy on the chip. Raises UserError where none is enough."""
+) -> Chip:
+    """The chip with the smallest ADCs with which each of the networks loses at most `max_drop`
+    points of its own accuracy: first the fewest bits that are the same everywhere, then fewer layer
+    by layer.
+
+    Single bits are taken from single layers in the order of what that adds to the layer's sums (see
+    `CrossbarLayer.adc_error`, of the sums that ADCs of the same bits read) for the conversions'
+    energy that it saves; how many of them, bisection says, with the networks simulated at each.
+    Raises UserError where no resolution is enough.
+    """
+
+    def is_enough(chip: Chip, subject: Subject, name: str) -> bool:
+        accuracies, _ = on_chip(subject, chip, seed, trials, name)
+        return 100 * (subject.accuracy - statistics.mean(accuracies)) <= max_drop + 1e-9
+
     low, high = OPTIONS["adc_bits"].metadata["limits"]
-    bits = low
+    bits, chip = low, replace(chip, layer_adc_bits="")
     for subject in subjects:
-        while True:
-            with_bits = replace(chip, adc_bits=bits)
-            accuracies, _ = on_chip(subject, with_bits, seed, trials, f"ADCs of {bits} bits")
-            if 100 * (subject.accuracy - statistics.mean(accuracies)) <= max_drop + 1e-9:
-                break
+        while not is_enough(replace(chip, adc_bits=bits), subject, f"ADCs of {bits} bits"):
             if bits == high:
                 raise UserError(
                     f"--adc_bits auto: with ADCs of any resolution {subject.name} loses more than "
                     f"{max_drop:g} points: raise --max_drop, or change what else is not ideal"
                 )
             bits += 1
-    return bits
+    chip = replace(chip, adc_bits=bits)
+    if chip.costs == "published":
+        return chip
+    steps = fewer_bits(subjects, chip, seed)
+
+    def after(count: int) -> Chip:
+        of_layers = dict(steps[:count])
+        said = ",".join(f"{name}={bits}" for name, bits in of_layers.items())
+        return replace(chip, layer_adc_bits=said)
+
+    enough, too_many = 0, len(steps) + 1
+    while enough + 1 < too_many:
+        count = (enough + too_many) // 2
+        name = f"ADCs with {count} bits less"
+        good = all(is_enough(after(count), subject, name) for subject in subjects)
+        enough, too_many = (count, too_many) if good else (enough, count)
+    return after(enough)
+
+
+def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple[str, int]]:
+    """(layer, its ADCs' bits) in the order in which single bits are taken from single layers."""
+    runs = [on_chip(x, chip, seed, name="sums", keep_sums=True)[1][0] for x in subjects]
+    found = []
+    for name in dict.fromkeys(name for run in runs for name in run):
+        layers = [run[name] for run in runs if name in run]
+        conversions = sum(layer.counts.conversions / layer.counts.images for layer in layers)
+        added, ratio = max(layer.adc_error(chip.adc_bits) for layer in layers), 0.0
+        for bits in range(chip.adc_bits - 1, 0, -1):
+            before, added = added, max(layer.adc_error(bits) for layer in layers)
+            saved = (
+                replace(chip, adc_bits=bits + 1).adc_scale - replace(chip, adc_bits=bits).adc_scale
+            )
+            # Never less than that of the bit before, which is taken first.
+            ratio = max(ratio, (added - before) / max(1.0, conversions * saved))
+            found.append((ratio, -bits, name))
+    return [(name, -bits) for _, bits, name in sorted(found)]
 
 
 def nonideal_report(

@@ -3,7 +3,7 @@
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -69,10 +69,12 @@ def report_plots(report: Mapping[str, Any]) -> dict[str, str]:
     return {heading: svg(figure) for heading, figure in plots.items()}
 
 
-def label_ticks(axis: Axis, names: Sequence[str], **options: Any) -> None:
+def label_ticks(
+    axis: Axis, names: Sequence[str], longest: int = LONGEST_LABEL, **options: Any
+) -> None:
     """A name a place from 0; of more than fit beside one another, every second, third …"""
     places = range(0, len(names), -(-len(names) // MOST_LABELS))
-    axis.set_ticks(places, [plain(cut(names[i], LONGEST_LABEL)) for i in places], **options)
+    axis.set_ticks(places, [plain(cut(names[i], longest)) for i in places], **options)
 
 
 def draw_stacked(
@@ -152,7 +154,7 @@ def swings(rows: Sequence[Mapping[str, Any]], published: Mapping[str, float]) ->
         panel.axvline(value, color="black", linewidth=0.8, linestyle="--")
         panel.set(xscale="log", xlabel=f"{RATIO_NAMES[name]}, times better")
         log_ticks(panel.xaxis, min(*ends, at, value), max(*ends, at, value))
-    label_ticks(panels[0].yaxis, [row["change"] for row in changed], fontsize=8)
+    label_ticks(panels[0].yaxis, [row["change"] for row in changed], longest=40, fontsize=8)
     panels[0].invert_yaxis()
     return figure
 
@@ -196,17 +198,7 @@ def sweep_plot(
         for key in ("area_um2", "edp_pj_ns")
         for one, unit in [unit_of(key, np.median(columns[key]))]
     )
-    networks = list(kinds)
-    names = dict(zip(networks, short_names(networks, LONGEST_LABEL), strict=True))
-    keys = zip(*(columns[key].tolist() for key in ("network", "bits", "time_steps")), strict=True)
-    found: dict[tuple, int] = {}
-    index = np.array([found.setdefault(key, len(found)) for key in keys])
-    looks = styles([kinds[network] or network for network, *_ in found])
-    for (network, bits, steps), i in found.items():
-        here, colour = index == i, looks[i]["color"]
-        label = plain(f"{names[network]}, {bits} bits, T = {steps}")
-        # Networks that cost the same lie on one another: those drawn first are larger.
-        size = 6 + 24 * (1 - (i + 1) / len(found))
+    for here, colour, label, size in points_by_network(columns, kinds):
         panel.scatter(area[here], edp[here], s=size, color=colour, rasterized=True)
         panel.scatter([], [], s=24, color=colour, label=label)
     circled, label = np.flatnonzero(columns["pareto"]), "Pareto front"
@@ -225,6 +217,45 @@ def sweep_plot(
     legend_beside(panel)
     points = np.column_stack([area, edp])
     number_points(figure, panel, points[front], points[circled])
+    return figure
+
+
+def points_by_network(
+    columns: Mapping[str, np.ndarray], kinds: Mapping[str, str | None]
+) -> Iterator[tuple[np.ndarray, str, str, float]]:
+    """(which points are its, colour, label, size of a point) of each network, width and T.
+    Networks that cost the same lie on one another: those drawn first are larger."""
+    names = dict(zip(kinds, short_names(list(kinds), LONGEST_LABEL), strict=True))
+    keys = zip(*(columns[key].tolist() for key in ("network", "bits", "time_steps")), strict=True)
+    found: dict[tuple, int] = {}
+    index = np.array([found.setdefault(key, len(found)) for key in keys])
+    looks = styles([kinds[network] or network for network, *_ in found])
+    for (network, bits, steps), i in found.items():
+        label = plain(f"{names[network]}, {bits} bits, T = {steps}")
+        yield index == i, looks[i]["color"], label, 6 + 24 * (1 - (i + 1) / len(found))
+
+
+def accuracy_plot(columns: Mapping[str, np.ndarray], kinds: Mapping[str, str | None]) -> Figure:
+    """Accuracy on the chip over EDAP, of the chips on which it is known: a line is the best that a
+    network reaches with so much EDAP, dashed is what it has off the chip."""
+    figure, panel = new_figure(WIDTH, 5)
+    known = ~np.isnan(columns["chip_accuracy"])
+    values = columns["edap_pj_ns_um2"]
+    one, unit = unit_of("edap_pj_ns_um2", np.median(values[known]))
+    edap, accuracy = values / one, 100 * columns["chip_accuracy"]
+    for points, colour, label, size in points_by_network(columns, kinds):
+        here = np.flatnonzero(points & known)
+        if not len(here):
+            continue
+        order = here[np.argsort(edap[here], kind="stable")]
+        best = np.maximum.accumulate(accuracy[order])
+        panel.scatter(edap[here], accuracy[here], s=size, color=colour, rasterized=True)
+        panel.plot(edap[order], best, color=colour, drawstyle="steps-post", label=label)
+        panel.axhline(100 * columns["accuracy"][here[0]], color=colour, linestyle="--", linewidth=1)
+    what = "accuracy on the chip, %"
+    panel.set(xscale="log", xlabel=f"{QUANTITIES['edap_pj_ns_um2'][0]}, {unit}", ylabel=what)
+    log_ticks(panel.xaxis, edap[known].min(), edap[known].max())
+    legend_beside(panel)
     return figure
 
 

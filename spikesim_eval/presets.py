@@ -3,22 +3,23 @@
 from collections.abc import Sequence
 from typing import Any
 
-from display import short_names
+from display import percent, short_names
 
 from .chip import Chip, options_of
 from .compare import Table
 from .estimate import estimate
-from .layer_list import LayerList
+from .layer_list import Subject
 from .render import QUANTITIES, shown
-from .technology import Technology
+from .technology import KEYS, Technology
 
 COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2", "power_mw", "tops_per_watt")
 
 
 def technology_rows(
-    technologies: Sequence[Technology], network: LayerList | None = None
+    technologies: Sequence[Technology], subject: Subject | None = None, simulate: bool = False
 ) -> list[dict[str, Any]]:
-    """A row a technology: what it and its chip are, and what `network`, if any, costs there."""
+    """A row a technology: what it and its chip are, what a network, if any, costs there, and with
+    `simulate` its accuracy there."""
     rows = []
     for technology in technologies:
         chip = Chip(**options_of(technology))
@@ -38,10 +39,17 @@ def technology_rows(
             "columns_per_adc_count": chip.columns_per_adc,
             "clk_mhz": chip.clk_mhz,
         }
-        if network is not None:
-            total = estimate(network, chip).total
+        if subject is not None:
+            total = estimate(subject.network, chip).total
             row |= {key: total[key] for key in (*COSTS, "frames_per_second", "tops_per_mm2")}
         rows.append(row)
+    if simulate:
+        from .nonideal import on_chip  # torch is needed here, and not for layer lists
+
+        for technology, row in zip(technologies, rows, strict=True):
+            chip = Chip(**options_of(technology))
+            (accuracy,), _ = on_chip(subject, chip, name=technology.name)
+            row["chip_accuracy_share"] = accuracy
     return rows
 
 
@@ -67,5 +75,17 @@ def technology_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
             [name, *(shown(key, row[key], digits=3) for key in COSTS)]
             for name, row in zip(names, rows, strict=True)
         ]
-        found.append((["on its chip", *(QUANTITIES[key][0] for key in COSTS)], costs))
+        header = ["on its chip", *(QUANTITIES[key][0] for key in COSTS)]
+        if "chip_accuracy_share" in rows[0]:
+            header.append("accuracy")
+            for line, row in zip(costs, rows, strict=True):
+                line.append(percent(row["chip_accuracy_share"], 2))
+        found.append((header, costs))
     return found
+
+
+def value_table(technologies: Sequence[Technology]) -> Table:
+    """Every value of all of them, side by side."""
+    header = ["value", "unit", *short_names([x.name for x in technologies])]
+    rows = [[key, unit, *(f"{x[key]}" for x in technologies)] for key, (unit, _) in KEYS.items()]
+    return header, rows

@@ -34,6 +34,8 @@ RATIO_NAMES = {
 def shown(key: str, value: float, digits: int = 4) -> str:
     """A figure with the unit a person would choose: "11.18 µJ" for "energy_pj" and 11179416."""
     _, unit, one = QUANTITIES[key]
+    if key == "frames_per_second" and value < 1:  # 0.8 /s, and not 800 m/s
+        return f"{value:.{digits}g} {unit}"
     return engineering(value * one, unit, digits)
 
 

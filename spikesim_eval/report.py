@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from math import fsum
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
     "accumulator_bits": ("accumulator_bits", "accumulator bits"),
     "bn_bits": ("bn_scale_bits", "scale bits"),
     "product_bits": ("bn_product_bits", "product bits"),
+    "adc_bits": ("adc_bits", "ADC bits"),
     "slices": ("slices_cells_per_weight", None),
     "channel_groups": ("channel_groups", None),
     "runs": ("runs_per_timestep", None),
@@ -324,6 +326,9 @@ def totals_table(report: Mapping[str, Any], names: list[str]) -> tuple[list[str]
         rows.append(["accuracy on the chip", *(on_chip_text(report[key]) for key in keys)])
     for key, label in (("pes", "PEs"), ("tiles", "tiles")):
         rows.append([label, *(f"{total[key]:,}" for total in totals)])
+    if report["chip"]["layer_adc_bits"]:
+        bits = [row["adc_bits"] for row in report["layers"]]
+        rows.append(["ADC bits, by layer", f"{min(bits)} to {max(bits)}"])
     for key, (label, *_) in QUANTITIES.items():
         cells = [label, *(shown(key, total[key]) for total in totals)]
         if baseline and key in RATIOS:
@@ -447,13 +452,15 @@ def totals_text(report: Mapping[str, Any]) -> str:
     return "\n".join([*text_table(header, rows), *notes])
 
 
-def write_report(folder: str | Path, report: Mapping[str, Any]) -> None:
-    """Write report.json, .csv, .md and .html into `folder`; raises as `write_files`."""
+def write_report(folder: str | Path, report: Mapping[str, Any], network: LayerList) -> None:
+    """Write report.json, .csv, .md and .html into `folder`, and the network that was estimated as
+    layers.json; raises as `write_files`."""
     found = sections(report)
     write_files(
         folder,
         {
             "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
+            "layers.json": json.dumps(asdict(network), indent=2, allow_nan=False) + "\n",
             "report.csv": layers_csv(report),
             "report.md": markdown(TITLE, found),
             "report.html": page(TITLE, found, report_plots(report)),

@@ -90,7 +90,7 @@ class Entry(NamedTuple):
     scaled: str = ""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Technology:
     """`name` is its file's, `entries` all its values by "section.key"."""
 
@@ -100,6 +100,9 @@ class Technology:
 
     def __str__(self) -> str:
         return self.name
+
+    def __repr__(self) -> str:
+        return f"<technology {self.name}>"
 
     def __getitem__(self, key: str) -> Any:
         return self.entries[key].value

@@ -164,7 +164,7 @@ def counting_rows(
             how = (1, 1), (0, 0)
             if not layer.linear:
                 how = layer.stride, layer.padding
-            counts[layer.name] = Rows(layer, description.input_bits(layer), *how, sizes)
+            counts[layer.name] = Rows(layer.kernel, description.input_bits(layer), *how, sizes)
             hook = partial(count, layer)
             module = network.get_submodule(layer.name)
             handles.append(module.register_forward_pre_hook(lambda _, x, hook=hook: hook(x)))

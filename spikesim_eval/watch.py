@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from models.neuron import LIF
 from runtime.errors import UserError
 
-from .codes import Levels
+from .codes import Levels, Rows
 
 LAYERS = (nn.Conv2d, nn.Linear, nn.Conv1d)
 PRODUCTS = re.compile(  # names of aten functions that compute sums of products
@@ -129,9 +129,14 @@ class Read:
     outputs: int = 0  # values that it gave
     calls: int = 0
     met: int = 0  # calls of which the origin is known
+    patches: Rows | None = None  # of a convolution: which of them have nothing but zeros
     origin: Origin = Origin()
     levels: Levels = field(default_factory=Levels)  # with the sample's spikes
     possible: Levels = field(default_factory=Levels)  # with whatever the neurons could fire
+
+    def silence(self) -> float | None:
+        """Share of its patches that are silent; None where nobody has looked."""
+        return None if self.patches is None else self.patches.found()["silent_patches"]
 
 
 @dataclass
@@ -335,6 +340,17 @@ class Watcher:
             sizes = ((1,) * (2 - planes) + tuple(z.shape[-planes:]) for z in (x, y))
             read.sizes.add(tuple(sizes))
             read.rows += prod(x.shape[: -planes - 1])
+            self._measure_silence(read, x)
+
+    def _measure_silence(self, read: Read, x: Tensor) -> None:
+        where = geometry(read.module)
+        if where:
+            if read.patches is None:
+                kernel = read.module.kernel_size
+                read.patches = Rows(kernel, 1, where["stride"], where["padding"])
+            read.patches.add(
+                (x != 0).long().flatten(0, -4) if x.dim() > 3 else (x != 0).long()[None]
+            )
 
     def _check_output(self, result: object) -> None:
         for x in _tensors(result):
@@ -584,6 +600,18 @@ class Watcher:
                 "modules that the estimate would miss: make its matrix the weight of one"
             )
         inner.products += 1
+
+
+def geometry(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Stride and padding of a convolution; nothing where they do not say alone what it reads."""
+    if not isinstance(module, nn.Conv2d) or module.dilation != (1, 1):
+        return {}
+    kernel, padding = module.kernel_size, module.padding
+    if isinstance(padding, str):
+        padding = tuple((k - 1) // 2 if padding == "same" else 0 for k in kernel)
+    if any(p >= k for p, k in zip(padding, kernel, strict=True)):
+        return {}
+    return {"stride": module.stride, "padding": padding}
 
 
 def made_by_hand(origin: Origin) -> str:

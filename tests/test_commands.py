@@ -102,9 +102,8 @@ def test_all_six_published_commands_train_evaluate_and_write_their_files(publish
 def report_of(checkpoint: str | Path, out: Path, *options: str) -> dict:
     arguments = ["report", "--checkpoint", str(checkpoint), "--out", str(out), *options]
     assert spikesim_eval(arguments) == 0
-    assert {path.name for path in out.iterdir()} == {
-        f"report.{kind}" for kind in ("json", "csv", "md", "html")
-    }
+    files = {f"report.{kind}" for kind in ("json", "csv", "md", "html")}
+    assert {path.name for path in out.iterdir()} == files | {"layers.json"}
     return json.loads((out / "report.json").read_text())
 
 

@@ -58,6 +58,16 @@ def digits() -> Tensor:
     return torch.stack([image for image, _ in test_set])
 
 
+def one_of_ones_own() -> type[SpikingNetwork]:
+    """The network of docs/extend.md, which is none of this repository's."""
+    page = (REPOSITORY / "docs" / "extend.md").read_text()
+    names: dict[str, Any] = {}
+    exec(
+        re.search(r"^```python\n(.*?class Small.*?)^```$", page, re.MULTILINE | re.DOTALL)[1], names
+    )
+    return names["Small"]
+
+
 def frames(number: int) -> Tensor:
     """Codes of events, (number, T, 2, 16, 16)."""
     generator = torch.Generator().manual_seed(1)
@@ -77,7 +87,8 @@ def network(
     if bits is not None:
         layers = quantized_layers(bits, image_step=1.0 if events else 1 / 255, neuron=neuron)
     how = {"width": 8 if arch == "resnet18" else 4, "layers": layers, "image_size": (16, 16)}
-    made = NETWORKS[arch][1](10, T, 2 if events else 1, **how)
+    make = one_of_ones_own() if arch == "Small" else NETWORKS[arch][1]
+    made = make(10, T, 2 if events else 1, **how)
     for module in made.modules():
         if isinstance(module, BatchNorm):
             nn.init.normal_(module.bias, std=0.1)
@@ -108,7 +119,7 @@ TEACHER_AND_STUDENT = [(None,), (2,)]
 EVERY = [*TEACHER_AND_STUDENT, (None, SOFT), (8, SOFT), (4, DEFAULT_NEURON, True)]
 EVERY += [(None, DEFAULT_NEURON, True)]
 VGG = [(None, DEFAULT_NEURON, False, "vgg9"), (2, DEFAULT_NEURON, False, "vgg9")]
-EVERY += [*VGG, (4, DEFAULT_NEURON, False, "vgg16")]
+EVERY += [*VGG, (4, DEFAULT_NEURON, False, "vgg16"), (3, SOFT, False, "Small")]
 
 
 def check(read: Callable, content: Any, which: tuple) -> None:
@@ -426,6 +437,7 @@ def test_another_t_and_random_images_where_no_data_are_at_hand(tmp_path, monkeyp
     assert exports("qamd", "integers", "--time_window", "2") == 0
     assert "(32 random images)" in capfd.readouterr().out
     assert read_integers.load("made.integers")["time_window"] == 2
+    pytest.importorskip("safetensors")
     assert "--time_window" in refused(capfd, exports("qamd", "safetensors", "--time_window", "2"))
 
 

@@ -102,5 +102,5 @@ def test_a_chain_by_hand():
 
 
 def test_published_costs_know_no_mesh():
-    with pytest.raises(UserError, match="published knows of neither"):
+    with pytest.raises(UserError, match="noc goes with counted costs"):
         Chip(costs="published", noc="mesh")

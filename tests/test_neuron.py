@@ -182,6 +182,22 @@ def test_bfloat16_inputs_are_integrated_in_float32(device):
     assert torch.equal(membrane[1, 0], exact)
 
 
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_bfloat16_inputs_give_the_gradients_of_float32_rounded(surrogate, bits, device):
+    neuron, found = Neuron(0.5, 0.75, "soft", surrogate), []
+    x = currents(device).detach().bfloat16()
+    for dtype in (torch.bfloat16, torch.float32):
+        layer = LIF(neuron, None if bits is None else MembraneQuantizer(bits, 0.75)).to(device)
+        given = x.to(dtype, copy=True).requires_grad_()
+        spikes, membrane = run(layer, given)
+        weight = torch.linspace(-1, 1, spikes.numel(), device=device).view_as(spikes).bfloat16()
+        torch.sum(spikes * weight).backward()
+        found.append((spikes.float(), membrane, given.grad.bfloat16()))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_spikes_are_counted_per_layer_and_only_while_asked(device):
     layers = torch.nn.ModuleDict({"a": LIF()})
     x = torch.tensor([[1.0, 0.0], [1.0, 0.0]], device=device)

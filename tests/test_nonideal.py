@@ -1,7 +1,9 @@
 """Crossbars: exact where they are ideal, and the right distance away where they are not."""
 
+import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ import torch.nn.functional as F
 
 from models import QuanMSResNet
 from runtime.errors import UserError
+from spikesim_eval import nonideal
+from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
-from spikesim_eval.crossbar import CrossbarLayer, ladder, slices_of
-from spikesim_eval.layer_list import Layer, LayerList
-from spikesim_eval.nonideal import on_crossbars
+from spikesim_eval.crossbar import Counts, CrossbarLayer, ladder, slices_of
+from spikesim_eval.layer_list import Layer, LayerList, Subject
+from spikesim_eval.nonideal import nonideal_report, on_crossbars
 from spikesim_eval.trace import describe
 
 COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
@@ -119,7 +123,15 @@ def test_an_adc_is_off_by_at_most_half_a_step_per_partial_sum(adc_bits, columns)
 
 @COLUMNS
 def test_no_spikes_in_gives_zero_out_whatever_the_crossbar(columns):
-    crossbar = Chip(8, 2, columns, adc_bits=3, on_off_ratio=5, sigma=0.2, wire_ohm=10)
+    crossbar = Chip(
+        xbar_size=8,
+        cell_bits=2,
+        columns=columns,
+        adc_bits=3,
+        on_off_ratio=5,
+        sigma=0.2,
+        wire_ohm=10,
+    )
     layer, _, x = random_layer(crossbar)
     assert torch.equal(layer(torch.zeros_like(x)), torch.zeros(3, 5, 7, 7, dtype=x.dtype))
 
@@ -269,3 +281,55 @@ def test_negative_conductances_set_to_0_raise_the_mean_as_the_formula_says(sigma
     codes = torch.full((256, 256, 3, 3), 7)
     layer = on_chip(codes, 4, Chip(sigma=sigma))
     assert layer.cells[0].double().mean() / 7 - 1 == pytest.approx(bias, abs=5 * sigma / 768)
+
+
+# The smallest ADCs.
+
+
+def test_auto_finds_adcs_layer_by_layer_that_serve_and_cost_less(trained, tmp_path, capsys):
+    line = f"report --checkpoint {trained['qamd']} --on_chip --adc_bits auto --max_drop 2"
+    assert main([*line.split(), "--out", str(tmp_path / "auto")]) == 0
+    assert "ADC bits, by layer" in capsys.readouterr().out
+    found = json.loads((tmp_path / "auto" / "report.json").read_text())
+    (accuracy,) = found["chip_accuracies"]
+    assert 100 * (found["accuracy"] - accuracy) <= 2 + 1e-9
+    uniform = found["chip"]["adc_bits"]
+    bits = {row["name"]: row["adc_bits"] for row in found["layers"]}
+    assert max(bits.values()) <= uniform
+    assert min(bits.values()) < uniform
+    # One bit less everywhere would not do, and what is said makes the same chip again.
+    chip = Chip(adc_bits=uniform, layer_adc_bits=found["chip"]["layer_adc_bits"])
+    again = nonideal_report(str(trained["qamd"]), None, chip)
+    assert again["accuracies"] == [accuracy]
+    if uniform > 1:
+        fewer = nonideal_report(str(trained["qamd"]), None, Chip(adc_bits=uniform - 1))
+        assert 100 * (found["accuracy"] - fewer["accuracy_mean"]) > 2
+    same = f"report --checkpoint {trained['qamd']} --adc_bits {uniform} --out {tmp_path / 'same'}"
+    assert main(same.split()) == 0
+    everywhere = json.loads((tmp_path / "same" / "report.json").read_text())
+    for key in ("energy_pj", "area_um2", "delay_ns"):
+        assert found["total"][key] <= everywhere["total"][key]
+    assert found["total"]["energy_pj"] < everywhere["total"]["energy_pj"]
+
+
+def test_bits_are_taken_one_by_one_and_harmless_ones_first():
+    layer = SimpleNamespace(counts=Counts(images=1, conversions=100))
+    errors = {"a": (0, 0, 0.5, 0.9), "b": (0, 0.1, 0.2, 0.3)}  # of 4, 3, 2 and 1 bits
+    layers = {
+        name: SimpleNamespace(counts=layer.counts, adc_error=lambda bits, x=x: x[4 - bits])
+        for name, x in errors.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nonideal, "on_chip", lambda *_, **__: ([], [layers]))
+        steps = nonideal.fewer_bits([Subject("", None)], Chip(adc_bits=4), 0)
+    # a to 3 for nothing; saved are 1/2, 1/4 and 1/8 of 100 conversions of 4 bits
+    assert steps[0] == ("a", 3)
+    for name in "ab":
+        assert [bits for layer, bits in steps if layer == name] == [3, 2, 1]
+    assert steps.index(("b", 3)) < steps.index(("a", 2))
+
+
+def test_auto_leaves_no_room_for_layers_said_by_hand(trained, tmp_path, capsys):
+    line = f"report --checkpoint {trained['qamd']} --on_chip --adc_bits auto"
+    assert main([*line.split(), "--layer_adc_bits", "linear=3", "--out", str(tmp_path)]) == 2
+    assert "leave --layer_adc_bits out" in capsys.readouterr().err

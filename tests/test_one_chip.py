@@ -1,6 +1,7 @@
 """The chip that is priced is the chip that is simulated: what the engine counts while it runs is
 what the estimate charges, layer by layer."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -213,3 +214,77 @@ def test_memory_is_accessed_as_often_as_the_integer_network_does(static):
         layer.out_channels * description.outputs(layer) for layer in description.layers[:-1]
     )
     assert normalized == integers.sums / IMAGES
+
+
+@st.composite
+def layer_bits(draw):
+    return {name: draw(st.integers(1, 12)) for name in draw(st.sets(st.sampled_from(NAMES)))}
+
+
+NAMES = ("stem.conv", "blocks.0.conv1", "blocks.2.shortcut.conv", "linear")
+
+
+@settings(deadline=None, max_examples=30)
+@given(layer_bits(), st.integers(1, 12), st.sampled_from(["shared", "own"]))
+def test_a_layers_own_adcs_cost_what_they_cost_on_a_chip_of_such(of_layers, bits, tiles):
+    network = describe(network_and_images(True, 4, 2)[0])
+    said = ",".join(f"{name}={bits}" for name, bits in of_layers.items())
+    chip = Chip(adc_bits=bits, tiles=tiles)
+    found = estimate(network, replace(chip, layer_adc_bits=said))
+    everywhere = {
+        b: estimate(network, replace(chip, adc_bits=b)) for b in {bits, *of_layers.values()}
+    }
+    adc = everywhere[bits].area_by_component["adc"]
+    for i, row in enumerate(found.layers):
+        own = everywhere[of_layers.get(row["name"], bits)].layers[i]
+        for key in ("adc_bits", "energy_pj", "area_um2", "busy_ns", "conversions"):
+            assert row[key] == pytest.approx(own[key]), (row["name"], key)
+        adc += own["area_by_component"]["adc"]
+        adc -= everywhere[bits].layers[i]["area_by_component"]["adc"]
+    assert found.area_by_component["adc"] == pytest.approx(adc)
+    assert estimate(network, replace(chip, layer_adc_bits=said), 5000).total["area_um2"] < 5e9
+
+
+@torch.no_grad()
+def test_layers_are_simulated_with_their_own_adcs():
+    network, _ = network_and_images(True, 4, 2)
+    chip = Chip(adc_bits=7, layer_adc_bits="blocks.0.conv1=2,linear=9")
+    _, layers = on_crossbars(network, describe(network), chip, seed=0)
+    found = {name: layer.chip.adc_bits for name, layer in layers.items()}
+    assert found.pop("blocks.0.conv1") == 2
+    assert found.pop("linear") == 9
+    assert set(found.values()) == {7}
+
+
+@torch.no_grad()
+def test_the_error_of_smaller_adcs_is_that_of_sums_one_by_one():
+    network, images = network_and_images(True, 4, 2)
+    for how in ("unit", "full"):
+        chip = Chip(xbar_size=16, adc_bits=6, adc_range=how)
+        placed, layers = on_crossbars(network, describe(network), chip, seed=0)
+        layer, seen = layers["blocks.2.conv1"], []
+        layer.sums = torch.zeros(0, dtype=torch.int64)
+        read = layer._read
+
+        def keep(active, size, layer=layer, read=read, seen=seen):
+            seen.extend((cells.mT @ active).flatten() for cells in layer.cells)
+            return read(active, size)
+
+        layer._read = keep
+        placed(images)
+        for bits in (1, 2, 4, 6):
+            top = 2**bits - 1
+            step = 1.0 if how == "unit" else max(1.0, layer.rows * 7 / top)
+            squares = error = 0.0
+            for value in torch.cat(seen).tolist():
+                squares += value**2
+                error += (min(top, round(value / step)) * step - value) ** 2
+            assert layer.adc_error(bits) == pytest.approx(error / squares)
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "a=", "a=0", "a=17", "a=3,a=3", "=3", "a=3,", "a=-1", 5, None]
+)
+def test_adcs_of_layers_that_make_no_sense_are_refused(text):
+    with pytest.raises(UserError, match=r"layer_adc_bits must be as stem\.conv=6,linear=8"):
+        Chip(layer_adc_bits=text)

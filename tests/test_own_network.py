@@ -129,17 +129,25 @@ BROKEN = {
     "self.last(self.conv(x)": ("self.last(self.bn(self.conv(x))", "conv needs a batch norm"),
     "self.pool(x)\n        self.lif(x, time_window, watch)": (
         "self.pool(self.lif(x, time_window, watch))",
-        "pool pools what are no spikes",
+        "pool reads the real values behind a batch norm, and should read spikes",
     ),
     "x = x\n": ("x = self.pool(self.lif(x, time_window, watch))\n", "conv reads no spikes"),
-    "self.conv(x + x)": ("self.conv(x)", "conv reads no spikes"),
+    "self.conv(x + x)": ("self.conv(x)", "an addition reads spikes, and should read"),
+    "x, s = self.lif(x, time_window, watch), x\n        x = self.pool(x) + self.pool(x)": (
+        "x = self.pool(self.lif(x, time_window, watch))",
+        "pool is used twice",
+    ),
+    "x = self.lif(x, time_window, watch) + x": (
+        "x = self.pool(self.lif(x, time_window, watch))",
+        "an addition reads spikes, and should read the real values behind a batch norm",
+    ),
     "layers.conv(channels, 3": (
         "layers.conv(channels, 2 * channels",
         "bn is for 8 channels, and reads 3",
     ),
     "return 7": ("return 2 * channels", "spikes of 8 channels, and `build` returned 7"),
     "layers.nothing(": ("layers.conv(", "line 11: AttributeError: 'Layers' object"),
-    "self.conv(self.last(x, time_window, watch))": ("self.conv(x)", "last is used twice"),
+    "self.conv(self.last(x, time_window, watch))": ("self.conv(x)", "last reads spikes, and"),
 }
 
 

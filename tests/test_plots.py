@@ -299,3 +299,23 @@ def test_networks_of_a_sweep_have_the_colours_of_their_kinds_and_only_they_are_n
         if dots.get_label() in labels and dots.get_label() != "Pareto front"
     }
     assert colours == {"a": COLOURS["MD-SNN"].lower(), "b": COLOURS["student"].lower()}
+
+
+def test_accuracy_over_edap_shows_the_best_that_so_much_edap_reaches(cloud):
+    kinds = {"runs/a/qamd-best.pth": "CLK", "runs/b/qamd-best.pth": "student"}
+    unknown = cloud["chip_accuracy"].copy()
+    unknown[::7] = np.nan
+    figure = plots.accuracy_plot(cloud | {"chip_accuracy": unknown}, kinds)
+    (panel,) = figure.axes
+    lines = {x.get_label()[0]: x for x in panel.get_lines() if not x.get_label().startswith("_")}
+    assert set(lines) == {"a", "b"}
+    for name, line in lines.items():
+        here = (cloud["network"] == f"runs/{name}/qamd-best.pth") & ~np.isnan(unknown)
+        edap, best = line.get_xdata(), line.get_ydata()
+        assert len(edap) == here.sum()
+        assert (np.diff(edap) >= 0).all()
+        order = np.argsort(cloud["edap_pj_ns_um2"][here], kind="stable")
+        running = 0.0
+        for i, accuracy in enumerate(unknown[here][order]):
+            running = max(running, 100 * accuracy)
+            assert best[i] == pytest.approx(running)

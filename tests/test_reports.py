@@ -666,3 +666,15 @@ def test_a_grid_beyond_a_million_points_needs_force(files, tmp_path, capsys):
     line += f" --pe_per_tile {many} --xbar_size 8,16,24,32"
     assert main(line.split()) == 2
     assert "--force" in capsys.readouterr().err
+
+
+def test_a_report_of_the_layer_list_that_a_report_wrote_is_the_same(trained, tmp_path):
+    options = "--skip rows,patches,tiles --noc mesh"
+    for source, out in (
+        (f"--checkpoint {trained['qamd']}", "a"),
+        (f"--layers {tmp_path}/a/layers.json", "b"),
+    ):
+        assert main(f"report {source} {options} --out {tmp_path / out}".split()) == 0
+    first, again = (json.loads((tmp_path / x / "report.json").read_text()) for x in "ab")
+    assert first["total"] == again["total"]
+    assert first["layers"] == again["layers"]

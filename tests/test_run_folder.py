@@ -22,7 +22,7 @@ TINY = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", 
 TINY += ["--epochs", "1"]
 STUDENT = [*TINY, "--paper_setting", "student", "--bits", "4"]
 ORIGINAL = [*TINY, "--paper_setting", "original"]
-FILES = {"student-last.pth", "student-best.pth", "metrics.csv", "settings.json"}
+FILES = {"student-last.pth", "student-best.pth", "student-best.md", "metrics.csv", "settings.json"}
 FILES |= {".lock", run_folder.EVENTS}
 
 
@@ -44,7 +44,8 @@ def no_epoch(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(main, "train_epoch", stop)
         assert main.main([*STUDENT, "--save_path", str(folder)]) == 130
-    assert {path.name for path in folder.iterdir()} == FILES - {"student-best.pth"}
+    of_an_epoch = {"student-best.pth", "student-best.md"}
+    assert {path.name for path in folder.iterdir()} == FILES - of_an_epoch
     return folder
 
 

@@ -344,7 +344,7 @@ def test_the_best_epoch_is_that_of_the_validation_accuracy_where_there_is_one(tr
         {"epoch": 1, "test_accuracy": 0.5, "val_accuracy": 0.9, "spike_rate": 0.2},
         {"epoch": 2, "test_accuracy": 0.75, "val_accuracy": 0.8, "spike_rate": 0.2},
     ]
-    report = {"total": dict.fromkeys(quickstart_table.FILE_UNITS, 1.0)}
+    report = {"total": dict.fromkeys(quickstart_table.FILE_UNITS, 1.0), "layers": [{"adc_bits": 5}]}
     checkpoint = load_checkpoint(trained["original"])
     run = quickstart_table.Run("teacher", {}, checkpoint, metrics, report)
     assert ["accuracy, best epoch", "50.00 % (epoch 1)"] in quickstart_table.table([run], {})

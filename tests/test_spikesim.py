@@ -429,9 +429,9 @@ def baseline_file(tmp_path) -> Path:
 def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert main(f"report --layers {layer_file} --out {out} --xbar_size 128".split()) == 0
-    assert {path.name for path in out.iterdir()} == {
-        f"report.{suffix}" for suffix in ("csv", "html", "json", "md")
-    }
+    files = {f"report.{suffix}" for suffix in ("csv", "html", "json", "md")}
+    assert {path.name for path in out.iterdir()} == files | {"layers.json"}
+    assert load_layer_list(out / "layers.json") == load_layer_list(layer_file)
 
     report = json.loads((out / "report.json").read_text())
     expected = estimate(load_layer_list(layer_file), Chip(xbar_size=128))
@@ -496,6 +496,7 @@ def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_p
         "costs": "published",
         "skip": "rows,tiles",
         "noc": "mesh",
+        "layer_adc_bits": "stem=7,fc=3",
     }
     priced = {x.name for x in fields(Chip) if x.metadata["part"] != "simulation"}
     assert options.keys() == priced - {"technology"}  # of test_technology.py
@@ -503,9 +504,9 @@ def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_p
     for costs in ("counted", "published"):
         chip = options | {"costs": costs}
         if costs == "published":
-            chip |= {"skip": "nothing", "noc": "free"}
-        said = " ".join(f"--{name} {value}" for name, value in chip.items())
-        assert main(f"{line} {said}".split()) == 0
+            chip |= {"skip": "nothing", "noc": "free", "layer_adc_bits": ""}
+        said = [f"--{name}={value}" for name, value in chip.items()]
+        assert main([*line.split(), *said]) == 0
         report = json.loads((tmp_path / "report.json").read_text())
         assert report["total"] == estimate(network, Chip(**chip)).total
         assert report["chip"] == chip | {"technology": "spikesim-65nm"}

@@ -14,8 +14,10 @@ from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip, chips, options_of
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import LayerList, Subject
+from spikesim_eval.nonideal import on_chip
 from spikesim_eval.sweep import sweep
 from spikesim_eval.technology import DEFAULT, FOLDER, KEYS, UNITS, load_technology, presets
+from spikesim_eval.trace import trace_checkpoint
 from test_spikesim import one_error_line
 
 ROOT = Path(__file__).parent.parent
@@ -252,7 +254,24 @@ def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, cap
         assert float(row["energy_pj"]) == total["energy_pj"]
         assert float(row["area_um2"]) == total["area_um2"]
         assert printed.count(f"\n{row['technology']} ") == 2
-    assert (out / "technologies.md").read_text().count("isaac-32nm") == 2
+    page = (out / "technologies.md").read_text()
+    assert page.count("isaac-32nm") == 3
+    for key, (unit, _) in KEYS.items():
+        assert f"| {key} | {unit} | {load_technology(presets()[0])[key]} |" in page
+
+
+def test_a_network_is_simulated_on_the_chip_of_each_technology(tmp_path, capsys):
+    checkpoint, out = ROOT / "tests/data/student-last.pth", tmp_path / "out"
+    names = ["isaac-32nm", "spikesim-65nm"]
+    line = f"technologies {' '.join(names)} --checkpoint {checkpoint} --on_chip --out {out}"
+    assert main(line.split()) == 0
+    rows = list(csv.DictReader((out / "technologies.csv").open()))
+    subject = trace_checkpoint(str(checkpoint), None)
+    for name, row in zip(names, rows, strict=True):
+        (chip,) = chips(technology=name)
+        assert [float(row["chip_accuracy_share"])] == on_chip(subject, chip)[0]
+    assert main(f"technologies {names[0]} --on_chip".split()) == 2
+    assert "--on_chip runs checkpoints" in capsys.readouterr().err
 
 
 def test_the_page_has_what_the_command_against_the_field_prints():

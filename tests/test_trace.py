@@ -23,7 +23,7 @@ from spikesim_eval.chip import Chip
 from spikesim_eval.codes import Levels, common_step
 from spikesim_eval.estimate import estimate
 from spikesim_eval.module import trace_network
-from spikesim_eval.trace import describe
+from spikesim_eval.trace import counting_rows, describe
 from test_spikesim import one_error_line
 
 T, N = 4, 2
@@ -1160,10 +1160,51 @@ def test_a_network_of_our_own_is_described_as_any_module_is(events):
     net.input_shape = (T, 2, 16, 16) if events else (2, 16, 16)
     x = torch.rand(1, *net.input_shape)
     net(x)
-    found, own = trace(net, x, bits=32), describe(net).always_running()
+    with counting_rows(net, describe(net)) as counted:
+        net(x)
+    found, own = trace(net, x, bits=32), describe(net, counted())
     assert own.lif == found.lif
+    assert found.layers[0].static is not events
     for theirs, ours in zip(found.layers, own.layers, strict=True):
-        assert replace(ours, spike_rate=theirs.spike_rate, bn_bits=None) == theirs
+        unlike = {"spike_rate": theirs.spike_rate, "bn_bits": None}
+        if ours.linear:
+            unlike["silent_patches"] = None
+        assert replace(ours, **unlike) == theirs
+        assert ours.linear or (ours.silent_patches is None) == (ours.input_bits > 1)
+
+
+def test_a_layer_that_an_image_runs_through_once_is_static_and_no_other():
+    class Once(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.stem, self.deeper = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+            self.lif = lif()
+            multi_step(self)
+
+        def forward(self, x):
+            return self.lif(self.deeper(self.stem(x)).expand(T, -1, -1, -1, -1)).mean((0, 3, 4))
+
+    found = layers_of(Once(), images()[0])
+    assert found["stem"].static
+    assert not found["deeper"].static
+    assert found["deeper"].runs == 1
+    priced = estimate(trace(Once(), images()[0]), Chip())
+    assert priced.energy_by_component["kept_sums"] > 0
+
+
+def test_silent_patches_of_spikes_are_counted():
+    net = Between(conv2=layer.Conv2d(8, 8, 2, stride=3, padding=1))
+    x = images() * (torch.arange(8) > 4)
+    read = inputs(net, x)["conv2"].reshape(-1, 8, 8, 8)
+    silent = total = 0
+    for image in read:
+        for y in range(-1, 8, 3):
+            for column in range(-1, 8, 3):
+                patch = image[:, max(0, y) : y + 2, max(0, column) : column + 2]
+                silent, total = silent + (not patch.any()), total + 1
+    assert 0 < silent < total
+    assert layers_of(net, x)["conv2"].silent_patches == pytest.approx(silent / total)
 
 
 # Codes.
