@@ -451,6 +451,7 @@ def test_another_t_and_random_images_where_no_data_are_at_hand(tmp_path, monkeyp
     assert exports("qamd", "integers", "--time_window", "2") == 0
     assert "(32 random images)" in capfd.readouterr().out
     assert read_integers.load("made.integers")["time_window"] == 2
+    pytest.importorskip("safetensors")
     assert "--time_window" in refused(capfd, exports("qamd", "safetensors", "--time_window", "2"))
 
 
