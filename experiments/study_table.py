@@ -19,7 +19,7 @@ from experiments.rows import ROWS, Row, read_rows
 from experiments.table import cell, latex, markdown, mean_and_error, mean_cells, mean_columns
 from runtime.errors import UserError
 from runtime.files import write_files
-from settings import OPTIONS, complete
+from settings import MS_RESNETS, OPTIONS, complete
 from spikesim_eval.render import csv_text
 
 two_digits, signed = "{:.2f}".format, "{:+.2f}".format
@@ -196,12 +196,19 @@ def _students(groups: Sequence[Group]) -> list[Group]:
 
 
 def _all_values(groups: Sequence[Group], name: str) -> set[str]:
-    found = (values_of(group.about["settings"]).get(name) for group in groups)
+    found = (_value(group.about, name) for group in groups)
     return {value for value in found if value is not None}
 
 
+def _value(row: Row, name: str) -> str | None:
+    values = values_of(row["settings"])
+    if name == "arch" and name not in values:
+        return f"resnet{values['model_depth']}"  # stored as its depth
+    return values.get(name)
+
+
 def shown_value(row: Row, name: str) -> str:
-    text = values_of(row["settings"]).get(name, "")
+    text = _value(row, name) or ""
     try:
         return f"{float(text):g}"
     except ValueError:
@@ -297,7 +304,7 @@ def _common_options(groups: Sequence[Group]) -> str:
     given = {name for group in groups for name in _given(group.about)}
     depths = sorted(_all_values(groups, "model_depth"), key=int)
     words = [f"MS-ResNet-{'/'.join(depths)}"] * bool(depths)
-    words.append(" and ".join(sorted(_all_values(groups, "arch"))))
+    words += sorted(_all_values(groups, "arch") - {*MS_RESNETS})
     for name in dict.fromkeys(
         ["width", "epochs", *sorted(given - {"arch", "model_depth", "time_windows"})]
     ):
@@ -309,7 +316,7 @@ def _common_options(groups: Sequence[Group]) -> str:
     teachers = {group.about["teacher_options"] for group in _students(groups)}
     if len(teachers) == 1 and teachers != {""}:
         words.append(f"teachers with {' '.join(teachers)}")
-    return ", ".join(filter(None, words))
+    return ", ".join(words)
 
 
 def table_csv(groups: Sequence[Group]) -> str:

@@ -488,6 +488,15 @@ def test_what_was_given_several_values_is_a_column_and_one_value_a_word_above():
     assert study_table.notes_of(groups, header)[0] == "MS-ResNet-18, width 8, epochs 15."
 
 
+def test_networks_are_told_apart_by_a_column():
+    vgg = {"given": {"arch": "vgg9"}, "options": "arch=vgg9 width=8 epochs=15"}
+    groups = study_table.groups_of([row("CLK", 0, 0.5), row("CLK", 0, 0.6, **vgg)])
+    header, *lines = study_table.cells_of(groups)
+    column = header.index("arch")
+    assert [line[column] for line in lines] == ["resnet18", "vgg9"]
+    assert "MS-ResNet-18, vgg9, width 8" in study_table.notes_of(groups, header)[0]
+
+
 def test_rows_are_whole_lines_and_half_a_line_is_dropped(tmp_path):
     path = tmp_path / "new" / "rows.csv"
     rows.append(path, [row("student", 0, 0.5), row("CLK", 0, 0.5, hardware='a "b", c')])
