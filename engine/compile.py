@@ -36,7 +36,9 @@ def compile_regions(work: Callable[[], object], every_size: bool = True) -> str 
     """
     # The neuron's constants are numbers, not inputs; each T and each flag has a kernel of its own.
     torch._dynamo.config.specialize_float = True
-    torch._dynamo.config.recompile_limit = 256
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, 256)  # the second is its name in torch 2.6
     with suppress(AttributeError):  # torch before 2.10
         # Triton's own division is off by the last bit, and membranes lie on ties: halves of a step.
         torch._inductor.config.eager_numerics.division_rounding = True

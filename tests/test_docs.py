@@ -51,9 +51,9 @@ PAGES = [path for path in FILES if path.suffix == ".md"]
 SOURCES = [path for path in FILES if path.suffix in (".py", ".sh", ".toml", ".txt")]
 ENDINGS = (".py", ".sh", ".md", ".csv", ".json", ".html", ".txt", ".pth", ".npz", ".zip", ".toml")
 ENDINGS += (".png", ".pdf", ".svg", ".log")
-OTHERS_OPTIONS = {"--signal"}  # of Slurm
+OTHERS_OPTIONS = {"--signal", "--signals_to_handle"}  # of Slurm, of torchrun after torch 2.6
 # What a page may start besides this project's programs and scripts.
-TOOLS = {"cp", "git", "mkdir", "source", "tensorboard"}
+TOOLS = {"cp", "git", "mkdir", "pip", "source", "tensorboard"}
 SCRIPTS_PARSER = {"benchmarks/gpu.sh": "benchmarks.gpu", "scripts/edap_report.sh": "spikesim_eval"}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda x: str(x.relative_to(REPOSITORY)))
@@ -123,6 +123,10 @@ def check(words: list[str], complete: bool) -> None:
         return
     if program == "torchrun":
         parser = get_args_parser()
+        if arguments[:1] == ["--signals_to_handle"] and "--signals_to_handle" not in (
+            parser._option_string_actions
+        ):
+            return  # of a newer torch
     elif program == "python" and arguments[0] == "-m":
         parser = parser_of(arguments[1])
         arguments = arguments[2:]
