@@ -121,11 +121,12 @@ def images_for(
     return (codes / 255 if highest == 256 else codes.float()), f"{len(codes)} random images"
 
 
-def check_out(path: Path) -> None:
-    """Raises UserError, before any work, where the file cannot be written."""
-    if os.path.lexists(path):
-        raise UserError(f"{path} is already there: choose another --out")
-    check_writable(path.parent, "--out")
+def check_out(to: str, out: Path) -> None:
+    """Raises UserError, before any work, where the files cannot be written."""
+    for path in (out, out.with_name(f"{out.name}.md")) if to == "nir" else (out,):
+        if os.path.lexists(path):
+            raise UserError(f"{path} is already there: choose another --out")
+    check_writable(out.parent, "--out")
 
 
 def export(args: Any) -> None:
@@ -135,7 +136,7 @@ def export(args: Any) -> None:
         raise UserError(
             f"--to {args.to} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
         )
-    check_out(out)
+    check_out(args.to, out)
     if args.time_window is not None and args.to == "safetensors":
         raise UserError("--time_window: weights know of no T: leave it out")
     checkpoint = load_checkpoint(args.checkpoint)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from math import fsum
 
 from display import significant
-from spikesim_eval.chip import Chip, chips
+from spikesim_eval.chip import CHOICES, Chip, chips
 from spikesim_eval.estimate import Estimate, estimate
 from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.render import shown
 from spikesim_eval.technology import presets
 
+ADC_LAWS = CHOICES["adc_law"]
 CONVERSION = ("adc", "mux")
 KEYS = {"pJ": "energy_pj", "um^2": "area_um2", "TOPS/W": "tops_per_watt", "mW": "leakage_mw"}
 
@@ -190,6 +191,25 @@ def published() -> tuple[Published, ...]:
     )
 
 
+def adc_growth() -> str:
+    """What four bits more cost an ADC, by our laws and by others'."""
+
+    def sar_pj(bits: int) -> float:
+        """NeuroSim's, at 65 nm, without what the column's current takes."""
+        return (3.7506 * bits + 25.844) * (bits + 1) * 1e-3
+
+    laws = {
+        law: [Chip(adc_law=law, adc_bits=bits).adc_scale for bits in (4, 8)] for law in ADC_LAWS
+    }
+    laws = {law: significant(eight / four) for law, (four, eight) in laws.items()}
+    return (
+        f"An 8-bit conversion over a 4-bit one: {laws['doubling']} by `--adc_law doubling`, "
+        f"{laws['linear']} by `linear`; {significant(sar_pj(8) / sar_pj(4))} by NeuroSim's formula "
+        f"of successive approximation at 65 nm (SarADC.cpp), {significant(1.67 / 0.79)} by what "
+        "Accelergy makes of ISAAC's ADC (isaac_adc.csv)."
+    )
+
+
 def lines() -> Iterator[str]:
     for about in published():
         found = estimate(about.network, about.chip)
@@ -203,6 +223,8 @@ def lines() -> Iterator[str]:
         for name in presets()
     )
     yield f"VGG-8 on every preset, TOPS/W: {', '.join(efficiencies)}; NeuroSim says 25.7."
+    yield ""
+    yield adc_growth()
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from torch import Tensor
 
 MOST_LEVELS = 2**15  # different values; more of them are real numbers
 MOST_COUNT = 10_000  # in units of a step that nobody has told
-ROUNDING = 2e-6  # of float32 values, relative
+ROUNDING = 2.4e-7  # of float32 values: two units in the last place of the largest
 
 
 class Levels:
     """The different values seen, and how often; `values` is None of real numbers.
 
-    `rounding` is the relative error that they may have.
+    `rounding` is the error that they may have, as a share of the largest.
     """
 
     def __init__(self):
@@ -26,7 +26,7 @@ class Levels:
 
     def add(self, x: Tensor) -> None:
         if x.is_floating_point():
-            self.rounding = max(self.rounding, 4 * torch.finfo(x.dtype).eps)
+            self.rounding = max(self.rounding, torch.finfo(x.dtype).eps)
         x = x.detach().flatten().double().cpu()
         start = x[: 4 * MOST_LEVELS]  # the whole is sorted only where that is worth it
         if self.values is None or len(start.unique()) > MOST_LEVELS:
@@ -69,14 +69,23 @@ def common_step(
         if _are_multiples(sizes, step):
             return step
     largest = sizes[-1].item()
-    step = sizes[0].item()
-    for multiple in sizes[sizes > rounding * largest].tolist():
-        size = multiple
-        while size > rounding * largest:
-            step, size = size, abs(step - round(step / size) * size)
+    least = rounding * largest  # error of a value; it grows with every division
+    step, error = sizes[0].item(), least
+    for multiple in sizes.tolist():
+        size, of_size = multiple, least
+        while size > of_size:
+            times = round(step / size)
+            step, error, size, of_size = (
+                size,
+                of_size,
+                abs(step - times * size),
+                error + times * of_size,
+            )
         if step * MOST_COUNT < largest:
             return None
-        step = multiple / round(multiple / step)  # known best by the largest
+        count = round(multiple / step)
+        if count:  # the step is known best by the largest of its multiples
+            step, error = multiple / count, least / count
     step = largest / round(largest / step)
     return step if _are_multiples(sizes, step) else None
 

@@ -117,7 +117,7 @@ def own(*which: object) -> Found:
 
 TEACHER_AND_STUDENT = [(None,), (2,)]
 EVERY = [*TEACHER_AND_STUDENT, (None, SOFT), (8, SOFT), (4, DEFAULT_NEURON, True)]
-EVERY += [(None, DEFAULT_NEURON, True)]
+EVERY += [(None, DEFAULT_NEURON, True), (4, Neuron(threshold=0.3))]
 VGG = [(None, DEFAULT_NEURON, False, "vgg9"), (2, DEFAULT_NEURON, False, "vgg9")]
 EVERY += [*VGG, (4, DEFAULT_NEURON, False, "vgg16"), (3, SOFT, False, "Small")]
 
@@ -148,6 +148,17 @@ def test_a_reader_in_numpy_fires_every_spike_and_has_every_bit_of_the_logits(whi
 def test_the_reader_in_numpy_needs_nothing_else():
     text = (REPOSITORY / "exchange" / "read_integers.py").read_text()
     assert {*re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)} == {"json", "numpy"}
+
+
+@needs_onnx
+def test_onnxruntime_fires_every_spike_of_a_leak_that_integers_have_not():
+    from exchange.onnx_file import onnx_file
+
+    which = 4, Neuron(leak=0.3)
+    found = read_back.by_onnxruntime(
+        onnx_file(described(network(*which))), images_of(*which), network(*which)
+    )
+    assert not any(differing(found, own(*which)).values())
 
 
 @needs_onnx
@@ -413,7 +424,10 @@ def test_nothing_is_overwritten_and_nothing_left_where_it_cannot_be_written(
     assert (tmp_path / "made.integers").read_text() == "mine"
     assert "cannot write" in refused(capfd, exports("qamd", "torch", "--out", "made.integers/x"))
     assert "full-precision" in refused(capfd, exports("original", "integers", "--out", "new"))
-    assert [path.name for path in tmp_path.iterdir()] == ["made.integers"]
+    (tmp_path / "made.nir.md").write_text("mine too")
+    monkeypatch.setattr(exchange, "find_spec", lambda name: True)
+    assert "made.nir.md is already there" in refused(capfd, exports("original", "nir"))
+    assert {path.name for path in tmp_path.iterdir()} == {"made.integers", "made.nir.md"}
 
 
 def test_a_file_that_is_read_otherwise_is_not_left(tmp_path, monkeypatch, capfd):

@@ -1220,7 +1220,7 @@ def test_averages_of_n_spikes_are_multiples_of_one_over_n(counts, n):
 
 @pytest.mark.parametrize(
     ("dtype", "noise", "most"),
-    [(torch.float32, 6e-8, 500), (torch.half, 0, 100), (torch.bfloat16, 0, 9)],
+    [(torch.float32, 6e-8, 1000), (torch.half, 0, 100), (torch.bfloat16, 0, 9)],
 )
 def test_rounding_does_not_hide_a_step(dtype, noise, most):
     generator = torch.Generator().manual_seed(0)
@@ -1231,6 +1231,12 @@ def test_rounding_does_not_hide_a_step(dtype, noise, most):
         levels.add(values.to(dtype) * (counts != 0))
         most_codes = (levels.values / levels.step()).abs().max().item()
         assert most_codes == pytest.approx(counts.abs().max().item(), abs=1e-6)
+
+
+def test_two_multiples_far_from_0_have_the_step_of_their_difference():
+    values = torch.tensor([30, 31, 33, 34, 35, 36]).float() / 9 / 4
+    values[2] += 6e-8
+    assert common_step(values.double()) == pytest.approx(1 / 36, rel=1e-4)
 
 
 def test_half_precision_reads_the_same_codes():
