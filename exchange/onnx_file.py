@@ -21,13 +21,14 @@ def onnx_file(description: Description) -> bytes:
     builder = _Builder(description)
     for operation in description.operations:
         builder.add(operation)
+    read = {name for node in builder.nodes for name in node.input}
     shape, classes = description.input_shape, description.operations[-1].shape[0]
     graph = helper.make_graph(
         builder.nodes,
         "MD-SNN",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", *shape])],
         [helper.make_tensor_value_info("logits", TensorProto.DOUBLE, ["batch", classes])],
-        builder.constants,
+        [x for x in builder.constants if x.name in read],  # of others onnxruntime would tell
     )
     opset = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opset, ir_version=IR, producer_name="MD-SNN")

@@ -244,6 +244,20 @@ def coarse_digits() -> Tensor:
 
 
 @needs_onnx
+@pytest.mark.parametrize("which", [(2,), (8, SOFT)])
+@pytest.mark.parametrize("time_window", [1, T])
+def test_an_onnx_file_holds_no_constant_that_nothing_reads(which, time_window):
+    import onnx
+
+    from exchange.onnx_file import onnx_file
+
+    with network(*which).running_for(time_window):
+        graph = onnx.load_from_string(onnx_file(described(network(*which)))).graph
+    read = {name for node in graph.node for name in node.input}
+    assert {x.name for x in graph.initializer} < read
+
+
+@needs_onnx
 def test_onnxruntime_fires_no_membrane_at_the_threshold():
     from exchange.onnx_file import onnx_file
 
