@@ -404,7 +404,8 @@ def layer_sections(report: Mapping[str, Any]) -> list[Section]:
         if row["silent_patches"] is not None:
             cells["silent_patches"] = f"{100 * row['silent_patches']:.1f}"
         cells |= {key: shown(key, row[key]) for key in ("energy_pj", "area_um2")}
-        cells |= {key: shown("delay_ns", row[key]) for key in ("start_ns", "delay_ns", "finish_ns")}
+        times = ("start_ns", "delay_ns", "finish_ns", "busy_ns")
+        cells |= {key: shown("delay_ns", row[key]) for key in times}
         rows.append([cells[key] for key in headings])
     path = f"Critical path: {' → '.join(report['critical_path'])}."
     found = [Section("Layers", [path], list(headings.values()), rows)]
