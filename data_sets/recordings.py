@@ -184,17 +184,27 @@ def _npy(path: Path) -> tuple:
 
 
 def _text(path: Path) -> tuple:
-    lines = path.read_text("utf-8-sig").splitlines()
-    rows = [x for x in lines if x.strip() and not x.lstrip().startswith("#")]
-    delimiter = "," if rows and "," in rows[0] else None
-    names = [x.strip().strip('"').lower() for x in (rows[0] if rows else "").split(delimiter)]
-    order = range(4)
-    if set(NAMES) <= set(names):
-        order, rows = [names.index(name) for name in NAMES], rows[1:]
-    elif rows and len(names) != 4:
-        raise ValueError(f"its first line has {len(names)} columns, not t, x, y and p")
+    lines = [x.strip() for x in path.read_text("utf-8-sig").splitlines() if x.strip()]
+    rows = [x for x in lines if not x.startswith("#")]
     if not rows:
         raise ValueError("it holds no events")
+    delimiter = "," if "," in rows[0] else None
+
+    def columns(line: str) -> list[str]:
+        return [x.strip(' ",').lower() for x in line.lstrip("# ").split(delimiter)]
+
+    number, order = len(columns(rows[0])), None
+    for line in lines[: lines.index(rows[0]) + 1]:  # NumPy's savetxt writes names as a comment
+        names = columns(line)
+        if set(NAMES) <= set(names) and len(names) == number:
+            order = [names.index(name) for name in NAMES]
+    if set(NAMES) <= set(columns(rows[0])):
+        rows = rows[1:]
+    elif order is None and number != 4:
+        raise ValueError(f"its first line has {number} columns, not t, x, y and p")
+    if not rows:
+        raise ValueError("it holds no events")
+    order = order or range(4)
     return *np.loadtxt(rows, delimiter=delimiter, ndmin=2, usecols=order).T, None
 
 

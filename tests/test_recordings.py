@@ -102,6 +102,7 @@ KINDS = {
     "spaces.txt": "# a comment\n" + table(EVENTS),
     "commas.csv": table(EVENTS, ","),
     "named.csv": "x, y, t, p\n" + table(EVENTS[:, [1, 2, 0, 3]], ", "),
+    "savetxt.txt": "# recorded today: t x y p\n# y x t p\n" + table(EVENTS[:, [2, 1, 0, 3]]),
     "more columns.csv": "n,t,x,y,p\n" + table(np.c_[EVENTS[:, 0], EVENTS], ","),
     "seconds.txt": "".join(f"{t / 1e6:.6f} {x} {y} {p}\n" for t, x, y, p in EVENTS.tolist()),
     "cd.dat": dat(EVENTS),
