@@ -83,10 +83,15 @@ class _Value(Tensor):
             numbers = tuple(x.number for x in values)
             if name in UNCHANGED:
                 return cls.at(first.graph, first.number, first.shape)
-            if name in ADDITIONS and [x.shape for x in others] == [first.shape]:
+            plain = not kwargs  # alpha=2 adds twice of it
+            if name in ADDITIONS and plain and [x.shape for x in others] == [first.shape]:
                 for number in numbers:
                     check_source("an addition", "sums", source_of(first.graph, number))
-                return cls.of(first.graph, "add", "", numbers, first.shape)
+                total = cls.of(first.graph, "add", "", numbers, first.shape)
+                if name not in ("add_", "__iadd__"):
+                    return total
+                first.number = total.number  # whatever else this tensor is called
+                return first
             if name == "cat" and len(set(numbers)) == 1:
                 shape = len(values) * len(first), *first.shape[1:]
                 return cls.of(first.graph, "repeat", "", numbers[:1], shape)

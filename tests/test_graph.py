@@ -152,3 +152,25 @@ def test_a_network_is_itself_again_also_where_its_graph_is_refused():
         graph_of(network)
     network.blocks[3].conv1 = conv
     assert torch.equal(network(images), expected)
+
+
+class InPlace(SpikingNetwork):
+    """A sum that is taken in place is what all names of the tensor stand for."""
+
+    def build(self, channels, image_size, layers):
+        self.lif, self.last = layers.lif(), layers.lif()
+        self.conv = layers.conv(channels, channels, 3)
+        self.bn = layers.batch_norm(channels, layers.threshold)
+        return channels
+
+    def spikes(self, x, time_window, watch):
+        total = x.clone()
+        same = total
+        total += self.bn(self.conv(self.lif(x, time_window, watch)))
+        return self.last(same, time_window, watch)
+
+
+def test_what_is_added_in_place_is_seen_by_all_names_of_it():
+    graph = graph_of(InPlace(3, T, in_channels=1, width=2))
+    assert [node.kind for node in graph][-2:] == ["add", "lif"]
+    assert graph[graph[-1].reads[0]].kind == "add"

@@ -148,6 +148,10 @@ BROKEN = {
     "return 7": ("return 2 * channels", "spikes of 8 channels, and `build` returned 7"),
     "layers.nothing(": ("layers.conv(", "line 11: AttributeError: 'Layers' object"),
     "self.conv(self.last(x, time_window, watch))": ("self.conv(x)", "last reads spikes, and"),
+    "y = self.bn(self.conv(x))\n        return self.last(y.add(y, alpha=2), time_window, watch)": (
+        "return self.last(self.bn(self.conv(x)), time_window, watch)",
+        "it calls add",
+    ),
     # Nobody would be told of these: they train, and mean something else.
     "self.lif(x, time_window)": ("self.lif(x, time_window, watch)", "lif is not given `watch`"),
     "self.lif(x, 2, watch)": (
