@@ -24,8 +24,8 @@ from torch import Tensor
 
 from distiller import MEMBRANE_LOSSES
 from models import NETWORKS, SpikingNetwork
-from models.graph import graph_of
-from models.layers import Layers
+from models.graph import graph_of, layers_of
+from models.layers import Layers, Stream
 from models.quantized_layers import quantized_layers
 from runtime.command import similar_path
 from runtime.errors import UserError
@@ -133,6 +133,14 @@ def check_network(settings: Settings) -> None:
             network = build_network(one)
         try:
             graph_of(network)
+            for name, module, kind in layers_of(network):
+                is_plain = type(module) is Stream or (
+                    kind in ("conv", "batch_norm", "lif")
+                    and getattr(module, "quantizer", None) is None
+                )
+                other_neuron = getattr(module, "neuron", settings.neuron) != settings.neuron
+                if (one.paper_setting == "student" and is_plain) or other_neuron:
+                    raise ValueError(f"{name} is not made by `layers`, and no option reaches it")
         except Exception as error:  # see above
             raise _unfit(settings, error) from None
 

@@ -392,11 +392,17 @@ def _check_start(settings: Settings, start: Checkpoint) -> None:
     if theirs.data == settings.data and theirs.fold != settings.fold:
         fold = _with("fold", theirs.fold)
         raise UserError(f"{here} was trained {fold}: on test images of this run")
+    of_their_kind = {name: getattr(theirs, name) for name in ("paper_setting", "bits", "bn_bits")}
     with torch.device("meta"):
-        network = build_network(settings).state_dict()
-    for name, x in start.model.items():
-        if x.shape != network[name].shape and not name.startswith("linear."):
-            there, ours = (" x ".join(map(str, y.shape)) for y in (x, network[name]))
+        network = build_network(replace(settings, **of_their_kind)).state_dict()
+    stays = not same_classes(settings, theirs)  # the classifier, see start_from_checkpoint
+    shapes = [
+        {name: " x ".join(map(str, x.shape)) for name, x in model.items()}
+        for model in (start.model, network)
+    ]
+    for name in shapes[0] | shapes[1]:
+        there, ours = (x.get(name, "missing") for x in shapes)
+        if there != ours and not (stays and name.startswith("linear.")):
             raise UserError(
                 f"{here} does not fit images of {about_images(settings)}, it was trained on "
                 f"{about_images(theirs)}: {name} is {there} there, and {ours} here"

@@ -153,12 +153,10 @@ def numbers_of_batch_norm(bn: BatchNorm) -> dict[str, Any]:
 
 def numbers_of_pool(pool: nn.MaxPool2d, reads: tuple, gives: tuple) -> dict[str, Any]:
     """Padding adds zeros, which are no spikes; with ceil_mode the last windows reach beyond."""
-    kernel, stride, padding, dilation = (
+    kernel, stride, padding = (
         (x, x) if isinstance(x, int) else tuple(x)
-        for x in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+        for x in (pool.kernel_size, pool.stride, pool.padding)
     )
-    if dilation != (1, 1):
-        raise UserError("the network cannot be exported: a pool has dilation")
     behind = (
         max(0, (gives[i] - 1) * stride[i] + kernel[i] - reads[i] - padding[i]) for i in (0, 1)
     )

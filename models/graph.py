@@ -16,7 +16,7 @@ from torch.nn.modules.utils import _pair
 
 from models.batch_norm import BatchNorm
 from models.layers import Conv2d, Stream
-from models.neuron import LIF
+from models.neuron import LIF, Watch
 from quantization import ImageQuantizer, StreamQuantizer
 
 KINDS = {  # of the layers whose names are in a graph
@@ -36,6 +36,7 @@ SOURCES = {  # of values, in words (`source_of`)
     "sums": "the real values behind a batch norm",
 }
 READS = {"lif": "sums", "stream": "sums", "pool": "lif"}  # see `source_of`
+SOME_T = 89  # timesteps while a graph is read: no network has this number by chance
 UNCHANGED = {"contiguous", "clone", "detach"}  # the same values
 
 
@@ -136,7 +137,11 @@ def graph_of(network: nn.Module) -> list[Node]:
     unscaled: set[int] = set()  # what must go into a batch norm
     kinds = {module: (kind, name) for name, module, kind in layers_of(network)}
 
-    def apply(module: nn.Module, x: Tensor, *_: object) -> Tensor:
+    def watched(membranes: Tensor) -> None:
+        """Stands for whoever wants to see membranes."""
+
+    # Of a batch norm, what is behind x is its number of repeats.
+    def apply(module: nn.Module, x: Tensor, time_window: int = 0, watch: Watch | None = None):
         kind, name = kinds[module]
         if any(node.name == name for node in graph):
             raise ValueError(f"{name} is used twice: a layer has one place in a network")
@@ -157,6 +162,12 @@ def graph_of(network: nn.Module) -> list[Node]:
             plane = [outputs(size, *of_side) for size, *of_side in zip(plane, *how, strict=True)]
         elif kind in READS:
             check_source(name, READS[kind], source_of(graph, x.number))
+        if kind == "lif" and time_window != SOME_T:
+            raise ValueError(f"{name} is not given the time_window of `spikes`")
+        if kind == "lif" and watch is not watched:
+            raise ValueError(f"{name} is not given `watch`: nobody could see its membranes")
+        if kind == "pool" and _pair(module.dilation) != (1, 1):
+            raise ValueError(f"{name} has a dilation, which no chip here knows")
         if kind == "pool":
             how = map(_pair, (module.kernel_size, module.stride, module.padding))
             sides = zip(plane, *how, strict=True)
@@ -167,11 +178,10 @@ def graph_of(network: nn.Module) -> list[Node]:
 
     shape = network.input_shape or (network.stem.conv.in_channels, 32, 32)
     functions = {module: partial(apply, module) for module in kinds}
-    timesteps = shape[0] if len(shape) == 4 else 2
-    with network.running_for(timesteps), computed_by(network, functions):
+    with network.running_for(SOME_T), computed_by(network, functions):
         frames = len(shape) == 4  # (T, C, H, W), the timesteps already in the batch
-        image = _Value.of(graph, "image", "", (), shape if frames else (1, *shape))
-        last = network.last_spikes(image, None, frames)
+        image = _Value.of(graph, "image", "", (), (SOME_T if frames else 1, *shape[-3:]))
+        last = network.last_spikes(image, watched, frames)
     if not isinstance(last, _Value) or source_of(graph, last.number) != "lif":
         raise ValueError("the last layer of a network must be a LIF layer")
     if last.shape[1] != network.linear.in_features:

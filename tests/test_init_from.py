@@ -152,3 +152,50 @@ def test_a_quantized_network_starts_those_of_the_same_widths_alone(teacher, tmp_
     ):
         assert run(*ON_DIGITS, "--paper_setting", *others, *start) == 2
         assert "is a network of 4 bits, 8 in batch norm" in capsys.readouterr().err
+
+
+def test_what_a_network_has_at_another_size_alone_is_one_line(tmp_path, capsys):
+    """A network of one's own may have other layers for other images: none may stay at random."""
+    file = tmp_path / "nets.py"
+    file.write_text(
+        """
+from torch import nn
+
+from models import SpikingNetwork
+
+
+class BySize(SpikingNetwork):
+    def build(self, channels, image_size, layers):
+        self.lifs = nn.ModuleList([layers.lif() for _ in range(image_size[0] // 12)])
+        convs = [layers.conv(channels, channels, 3) for _ in self.lifs[1:]]
+        self.convs = nn.ModuleList(convs)
+        self.bns = nn.ModuleList([layers.batch_norm(channels, 0.5) for _ in convs])
+        return channels
+
+    def spikes(self, x, time_window, watch):
+        x = self.lifs[0](x, time_window, watch)
+        for conv, bn, lif in zip(self.convs, self.bns, self.lifs[1:], strict=True):
+            x = lif(bn(conv(x)), time_window, watch)
+        return x
+"""
+    )
+    pictures = tmp_path / "pictures"
+    for number, path in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (pictures / path).mkdir(parents=True)
+        for copy in range(4):
+            Image.new("RGB", (30, 30), (60 * number, 90, 0)).save(pictures / path / f"{copy}.png")
+    data = "--data", "folder", "--data_path", pictures, "--epochs", 1, "--batch_size", 4
+    network = "--arch", f"{file}:BySize", "--paper_setting", "original"
+    starts = {}
+    for side in (24, 36):
+        assert run(*data, *network, "--image_size", side, "--save_path", tmp_path / str(side)) == 0
+        starts[side] = tmp_path / str(side) / "original-last.pth"
+    for side, other in ((24, 36), (36, 24)):
+        start = "--image_size", side, "--init_from", starts[other], "--save_path", tmp_path / "run"
+        capsys.readouterr()
+        assert run(*data, *network, *start) == 2
+        error = capsys.readouterr().err
+        assert "convs.1.weight is " in error
+        assert "missing" in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "run").exists()

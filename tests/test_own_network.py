@@ -148,6 +148,19 @@ BROKEN = {
     "return 7": ("return 2 * channels", "spikes of 8 channels, and `build` returned 7"),
     "layers.nothing(": ("layers.conv(", "line 11: AttributeError: 'Layers' object"),
     "self.conv(self.last(x, time_window, watch))": ("self.conv(x)", "last reads spikes, and"),
+    # Nobody would be told of these: they train, and mean something else.
+    "self.lif(x, time_window)": ("self.lif(x, time_window, watch)", "lif is not given `watch`"),
+    "self.lif(x, 2, watch)": (
+        "self.lif(x, time_window, watch)",
+        "lif is not given the time_window",
+    ),
+    "nn.MaxPool2d(2, dilation=3)": ("nn.MaxPool2d(2)", "pool has a dilation"),
+    "__import__('models.layers').layers.Conv2d(": ("layers.conv(", "conv is not made by `layers`"),
+    "__import__('models.neuron').neuron.LIF()": ("layers.lif()", "last is not made by `layers`"),
+    "__import__('models.batch_norm').batch_norm.BatchNorm(": (
+        "layers.batch_norm(",
+        "bn is not made by `layers`",
+    ),
 }
 
 
