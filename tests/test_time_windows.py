@@ -173,8 +173,8 @@ def several(trained, tmp_path_factory):
     seen: list[int] = []
 
     def watch(layer: torch.nn.Module, inputs: tuple) -> None:
-        x, T = inputs[:2]
         if isinstance(layer, LIF) and layer.training and layer.quantizer is not None:
+            x, T = inputs[:2]
             seen.extend([T] if x.shape[-1] == 16 and not x.is_meta else [])
 
     watching = torch.nn.modules.module.register_module_forward_pre_hook(watch)
