@@ -176,7 +176,7 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "kept_sums": "#9696F0",
     "leakage": "#4B1E00",
     "stream": "#C3FFC3",
-    "router": "#661100",
+    "router": "#9944CC",
 }
 COMPONENT_NAMES = {  # where the key is not the word
     "adc": "ADC",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import in_turn, parser_of, quartiles, ratios, report, table, with_spread
+from display import percent
 from exchange.description import described
 from exchange.onnx_file import onnx_file
 from exchange.plain import torch_file
@@ -90,10 +91,10 @@ def shares(made: SpikingNetwork, image: Tensor) -> list[list[str]]:
         made(image)
     events = {event.key: event for event in profile.key_averages()}
     whole = sum(event.self_cpu_time_total for event in events.values())
-    rows = [[name, f"{seconds[kind] / seconds[type(made)]:.0%}"] for name, kind in PARTS.items()]
+    rows = [[name, percent(seconds[kind] / seconds[type(made)], 0)] for name, kind in PARTS.items()]
     packing = events.get("onednn::qconv_prepack")
     if packing is not None:
-        rows.insert(3, ["of these, packing weights", f"{packing.cpu_time_total / whole:.0%}"])
+        rows.insert(3, ["of these, packing weights", percent(packing.cpu_time_total / whole, 0)])
     return rows
 
 

@@ -6,10 +6,12 @@
 # FOLDER=… says where; what lies there already is used, and stays.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [[ ${1-} == --help || ${1-} == -h ]]; then
-    sed -n '2,6s/^# //p' "$0"
-    exit
-fi
+for argument in "$@"; do
+    if [[ $argument == --help || $argument == -h ]]; then
+        sed -n '2,6s/^# //p' "$0"
+        exit
+    fi
+done
 which=(oldest newest)
 if [[ ${1-} == oldest || ${1-} == newest ]]; then which=("$1"); shift; fi
 folder=${FOLDER:-$(mktemp -d)}

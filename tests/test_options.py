@@ -301,10 +301,11 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "warmup": "1", "weight_decay": "1", "clip_grad": "3", "label_smoothing": "0.5",
         "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": "",
         "init_from_teacher": "", "teacher_logits": "student",
-        "time_windows": "1 4",
+        "time_windows": "1 4", "surrogate": "atan", "surrogate_width": "1",
+        "init_from": str(trained["original"]),
     }  # fmt: skip
     of_teacher = {"data", "paper_setting", "model_depth", "width", "time_window", "image_size"}
-    of_teacher |= {"fold"}
+    of_teacher |= {"fold", "arch", "leak", "threshold", "reset", "sensor", "split_by"}
     assert changes.keys() | of_teacher | MAY_CHANGE == OPTIONS.keys()
     names = {parse_settings(teacher).save_path}
     for name, value in changes.items():
