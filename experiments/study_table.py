@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from data_sets import DATA_SETS
 from display import COLOURS, legend_below, new_figure, picture_files, plain, significant, styles
 from experiments.plan import METHODS, STARTS, TEACHER
 from experiments.rows import ROWS, Row, read_rows
@@ -201,10 +202,16 @@ def _all_values(groups: Sequence[Group], name: str) -> set[str]:
 
 
 def _value(row: Row, name: str) -> str | None:
-    values = values_of(row["settings"])
-    if name == "arch" and name not in values:
-        return f"resnet{values['model_depth']}"  # stored as its depth
-    return values.get(name)
+    values, about = values_of(row["settings"]), OPTIONS[name]
+    if name in values or not about.has("added"):
+        return values.get(name)
+    # Defaults that `plan.telling` leaves out, and what is stored in another way.
+    if name == "arch":
+        return f"resnet{values['model_depth']}"
+    if name == "image_size":
+        return "{}x{}".format(*DATA_SETS[values["data"]].image_size)
+    default = about.constant_default
+    return None if default is None or about.refusal(values) else str(default)
 
 
 def shown_value(row: Row, name: str) -> str:

@@ -497,6 +497,26 @@ def test_networks_are_told_apart_by_a_column():
     assert "MS-ResNet-18, vgg9, width 8" in study_table.notes_of(groups, header)[0]
 
 
+@pytest.mark.parametrize(
+    ("name", "default", "other"),
+    [
+        ("reset", "hard", "soft"),
+        ("leak", "0.25", "0.5"),
+        ("surrogate", "rect", "atan"),
+        ("augment", "basic", "none"),
+        ("image_size", "64x64", "32x32"),
+    ],
+)
+def test_a_default_beside_another_value_is_told_in_a_column(name, default, other):
+    """The settings of a row leave it out: rows must not look alike for that."""
+    one = row("CLK", 0, 0.5, given={"data": "folder"})
+    another = row("CLK", 0, 0.6, given={"data": "folder", name: other}, options=f"{name}={other}")
+    groups = study_table.groups_of([one, another])
+    header, *lines = study_table.cells_of(groups)
+    column = header.index(name)
+    assert {line[column] for line in lines} == {default, other}
+
+
 def test_rows_are_whole_lines_and_half_a_line_is_dropped(tmp_path):
     path = tmp_path / "new" / "rows.csv"
     rows.append(path, [row("student", 0, 0.5), row("CLK", 0, 0.5, hardware='a "b", c')])
