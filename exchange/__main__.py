@@ -60,19 +60,21 @@ def build_parser() -> Parser:
     return parser
 
 
-def about_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What every file says of its network: no paths, which are of one machine."""
+def about_of(checkpoint: Checkpoint, time_window: int) -> dict[str, Any]:
+    """What every file says of its network: no paths, which are of one machine; of another T than
+    the trained one no accuracy, which nobody has measured."""
     settings = {
         name: value
         for name, value in vars(checkpoint.settings).items()
         if name not in OPTIONS
         or (OPTIONS[name].group != "running" and OPTIONS[name].metavar not in ("FOLDER", "CKPT"))
     }
+    is_trained = time_window == checkpoint.settings.time_window
     return {
-        "settings": settings,
+        "settings": settings | {"time_window": time_window},
         "class_names": class_names(checkpoint),
         "epoch": checkpoint.epoch,
-        "accuracy": checkpoint.accuracy,
+        "accuracy": checkpoint.accuracy if is_trained else None,
     }
 
 
@@ -81,7 +83,7 @@ def files_of(
 ) -> dict[str, bytes | str]:
     """The file by its name, and what has to stand beside it. Raises UserError for a network that
     the format cannot hold."""
-    about = about_of(checkpoint)
+    about = about_of(checkpoint, network.time_window)
     # Imported here: each needs packages that the others do not.
     if to == "safetensors":
         from .safetensors_file import safetensors_file

@@ -464,7 +464,9 @@ def test_another_t_and_random_images_where_no_data_are_at_hand(tmp_path, monkeyp
     monkeypatch.setattr(exchange, "evaluation_data", lambda *_: None)
     assert exports("qamd", "integers", "--time_window", "2") == 0
     assert "(32 random images)" in capfd.readouterr().out
-    assert read_integers.load("made.integers")["time_window"] == 2
+    made = read_integers.load("made.integers")
+    assert made["time_window"] == made["about"]["settings"]["time_window"] == 2
+    assert made["about"]["accuracy"] is None  # 4 timesteps had another
     pytest.importorskip("safetensors")
     assert "--time_window" in refused(capfd, exports("qamd", "safetensors", "--time_window", "2"))
 
