@@ -449,6 +449,13 @@ class Settings:
         return Neuron(self.leak, self.threshold, self.reset, self.surrogate, self.surrogate_width)
 
     @property
+    def told_arch(self) -> str | None:
+        """`arch`; a class of one's own by its file's digest, wherever the file lies."""
+        if self.arch_digest is None:
+            return self.arch
+        return f"{self.network_name}@{self.arch_digest[:8]}"
+
+    @property
     def network_name(self) -> str:
         """What a reader calls the network."""
         known = self.arch or f"resnet{self.model_depth}"

@@ -146,6 +146,7 @@ def _of_text(metrics: Path) -> tuple[Settings, Any, None]:
 def compared(settings: Settings) -> dict[str, Any]:
     """The settings of a run without its seed and without what changes nothing of its training."""
     shown = {name: x for name, x in asdict(settings).items() if name not in NOT_COMPARED}
+    shown |= {"arch": settings.told_arch, "arch_digest": None}
     if DATA_SETS[settings.data].classes_of is not None:  # one's own are told apart by their folder
         shown["data_path"] = Path(settings.data_path).name
     return shown

@@ -125,9 +125,8 @@ def told(settings: Settings) -> dict[str, object]:
     """The settings in TELLING. Data are told by their path from the current folder, as the study's
     own results are."""
     values = {name: value for name, value in asdict(settings).items() if name in TELLING}
-    if settings.arch_digest is not None:  # a class of one's own, wherever its file lies
-        values["arch"] = f"{settings.network_name}@{settings.arch_digest[:8]}"
-    return values | {"data_path": os.path.relpath(settings.data_path)}
+    told_path = os.path.relpath(settings.data_path)
+    return values | {"arch": settings.told_arch, "data_path": told_path}
 
 
 def options_text(settings: Settings) -> str:

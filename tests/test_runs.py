@@ -17,8 +17,9 @@ from conftest import REPOSITORY
 from display import COLOURS
 from engine.run_folder import is_locked, read_metrics
 from experiments import curves, runs
-from experiments.found_runs import find_runs
+from experiments.found_runs import compared, find_runs, names_of
 from runtime.files import digest
+from settings import Settings, complete
 from spikesim_eval.__main__ import main as spikesim_eval
 
 
@@ -344,3 +345,13 @@ def test_curves_of_runs_without_an_epoch_are_refused_in_one_line(copied, tmp_pat
         capfd.readouterr()
         assert runs.main(["curves", str(folder), "--out", str(tmp_path / name)]) == 2
         assert capfd.readouterr().err.splitlines()[-1].startswith("experiments.runs: error: ")
+
+
+def test_a_network_of_one_s_own_is_told_by_its_file_wherever_that_lies():
+    given = complete({"data": "digits", "paper_setting": "original", "arch": "nets.py:Tiny"})
+    here, there, other = (
+        Settings(**given | {"arch": f"/{folder}/nets.py:Tiny"}, arch_digest=2 * digest)
+        for folder, digest in (("here", "a" * 32), ("there", "a" * 32), ("there", "b" * 32))
+    )
+    assert compared(here) == compared(there) != compared(other)
+    assert names_of([here, other]) == ["teacher, arch Tiny@aaaaaaaa", "teacher, arch Tiny@bbbbbbbb"]
