@@ -94,6 +94,16 @@ def chip_bits(runs: list[Run]) -> int:
     return runs[0].report["network"]["weight_bits"]
 
 
+def on_chip(run: Run) -> float | None:
+    accuracies = run.report.get("chip_accuracies")
+    return accuracies and statistics.mean(accuracies)
+
+
+def adc_bits(run: Run) -> str:
+    bits = [layer["adc_bits"] for layer in run.report["layers"]]
+    return f"{min(bits)}" if min(bits) == max(bits) else f"{min(bits)} to {max(bits)}"
+
+
 def table(
     runs: list[Run], distances: dict[str, dict[str, Tensor]], for_programs: bool = False
 ) -> list[list[str]]:
@@ -115,10 +125,6 @@ def table(
         measured = distances.get(run.label)
         return None if measured is None else measured[key].mean().item()
 
-    def on_chip(run: Run) -> float | None:
-        accuracies = run.report.get("chip_accuracies")
-        return accuracies and statistics.mean(accuracies)
-
     def membrane_kl(run: Run) -> str:
         value = distance(run, "membrane_kl")
         return "-" if value is None else f"{value:.4f}"
@@ -134,10 +140,6 @@ def table(
             return f"{run.report['ratio'][key]:.2f}" if "ratio" in run.report else "1.00"
 
         return row(f"{RATIO_NAMES[key]}, × better", cell)
-
-    def adc_bits(run: Run) -> str:
-        bits = [layer["adc_bits"] for layer in run.report["layers"]]
-        return f"{min(bits)}" if min(bits) == max(bits) else f"{min(bits)} to {max(bits)}"
 
     best_of = {run.label: best_row(run.metrics) for run in runs}
     best_epochs = [row("best epoch", lambda run: str(best_of[run.label]["epoch"]))]

@@ -130,6 +130,10 @@ def layers_of(network: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
                 yield name, module, kind
 
 
+def watched(membranes: Tensor) -> None:
+    """Stands for whoever wants to see membranes."""
+
+
 @torch.no_grad()
 def graph_of(network: nn.Module) -> list[Node]:
     """The operations of a `SpikingNetwork`, in the order of its forward pass, the image first; the
@@ -141,9 +145,6 @@ def graph_of(network: nn.Module) -> list[Node]:
     graph: list[Node] = []
     unscaled: set[int] = set()  # what must go into a batch norm
     kinds = {module: (kind, name) for name, module, kind in layers_of(network)}
-
-    def watched(membranes: Tensor) -> None:
-        """Stands for whoever wants to see membranes."""
 
     # Of a batch norm, what is behind x is its number of repeats.
     def apply(module: nn.Module, x: Tensor, time_window: int = 0, watch: Watch | None = None):
@@ -187,6 +188,15 @@ def graph_of(network: nn.Module) -> list[Node]:
         frames = len(shape) == 4  # (T, C, H, W), the timesteps already in the batch
         image = _Value.of(graph, "image", "", (), (SOME_T if frames else 1, *shape[-3:]))
         last = network.last_spikes(image, watched, frames)
+    check_last(network, graph, last)
+    for node in graph:
+        for number in unscaled & set(node.reads if node.kind != "batch_norm" else ()):
+            raise ValueError(f"{graph[number].name} needs a batch norm right behind it")
+    return graph[: last.number + 1]
+
+
+def check_last(network: nn.Module, graph: list[Node], last: object) -> None:
+    """Refuses a network whose classifier reads anything but the spikes that it was made for."""
     if not isinstance(last, _Value) or source_of(graph, last.number) != "lif":
         raise ValueError("the last layer of a network must be a LIF layer")
     if last.shape[1] != network.linear.in_features:
@@ -194,10 +204,6 @@ def graph_of(network: nn.Module) -> list[Node]:
             f"`spikes` gives spikes of {last.shape[1]} channels, and `build` returned "
             f"{network.linear.in_features}"
         )
-    for node in graph:
-        for number in unscaled & set(node.reads if node.kind != "batch_norm" else ()):
-            raise ValueError(f"{graph[number].name} needs a batch norm right behind it")
-    return graph[: last.number + 1]
 
 
 def outputs(size: int, kernel: int, stride: int, padding: int, ceil: bool = False) -> int:

@@ -140,6 +140,17 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     return defaults | PRESETS[getattr(args, "preset", "default")] | said
 
 
+def add_technologies(known: Parser) -> None:
+    known.add_argument("technologies", nargs="*", help="presets or files (default: every preset)")
+    priced = known.add_mutually_exclusive_group()
+    priced.add_argument("--checkpoint", help="of a network that is priced on each")
+    priced.add_argument("--layers", help="layer list of such a network")
+    known.add_argument("--on_chip", action="store_true", help="and its accuracy on each chip")
+    known.add_argument("--data_path", help="data root: rates and accuracy are measured")
+    known.add_argument("--out", help="folder for technologies.csv and .md, with all values")
+    known.set_defaults(full_precision_bits=None, preset="default")
+
+
 def build_parser() -> Parser:
     parser = Parser(prog="spikesim_eval", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -185,15 +196,7 @@ def build_parser() -> Parser:
     grid.add_argument("--force", action="store_true", help="even above a million points")
     add_chip_options(grid, "price", "simulation", lists=True)
 
-    known = add("technologies", run_technologies, "what chips are made of, and cost")
-    known.add_argument("technologies", nargs="*", help="presets or files (default: every preset)")
-    priced = known.add_mutually_exclusive_group()
-    priced.add_argument("--checkpoint", help="of a network that is priced on each")
-    priced.add_argument("--layers", help="layer list of such a network")
-    known.add_argument("--on_chip", action="store_true", help="and its accuracy on each chip")
-    known.add_argument("--data_path", help="data root: rates and accuracy are measured")
-    known.add_argument("--out", help="folder for technologies.csv and .md, with all values")
-    known.set_defaults(full_precision_bits=None, preset="default")
+    add_technologies(add("technologies", run_technologies, "what chips are made of, and cost"))
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
     nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")

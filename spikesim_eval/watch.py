@@ -156,6 +156,13 @@ class Neuron:
     unit: float | None = 1.0
     levels: Levels = field(default_factory=Levels)
 
+    def add(self, spikes: Tensor) -> None:
+        self.levels.add(spikes)
+        low, high = spikes.double().aminmax()
+        self.low, self.high = min(self.low, low.item()), max(self.high, high.item())
+        self.unit = self.levels.step()
+        self.spikes &= self.unit is not None
+
 
 @dataclass
 class _Frame:
@@ -368,8 +375,7 @@ class Watcher:
         reads, gives = reduce(Origin.join, given, Origin()), self._origins.of(y)
         if reads.is_constant:
             return  # a weight's quantizer
-        values = y.double()
-        x_is_whole, largest = _is_whole(x), values.abs().max().item()
+        x_is_whole, largest = _is_whole(x), y.double().abs().max().item()
         spikes = _are_spikes(y)
         membrane = name in self._known
         if not membrane:
@@ -414,11 +420,7 @@ class Watcher:
         frame.has_neuron = membrane and not is_fed_back
         frame.activations = [] if frame.has_neuron else [name]
         if spikes:
-            neuron.levels.add(y)
-            neuron.low = min(neuron.low, values.min().item())
-            neuron.high = max(neuron.high, values.max().item())
-            neuron.unit = neuron.levels.step()
-            neuron.spikes &= neuron.unit is not None
+            neuron.add(y)
             self._origins.start(y, Origin(layers=gives.layers, populations=frozenset({name})))
 
     def _beside(self, frame: _Frame, x: Tensor, y: Tensor, result: object) -> list[Tensor]:
