@@ -9,15 +9,14 @@ import io
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
-import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from benchmarks.timing import in_turn, parser_of, quartiles, ratios, report, table, with_spread
 from display import percent
 from exchange.description import described
-from exchange.onnx_file import onnx_file
 from exchange.plain import torch_file
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm
@@ -48,6 +47,10 @@ def network(bits: int | None) -> SpikingNetwork:
 
 def ways(made: SpikingNetwork, images: Tensor) -> dict[str, Callable[[], object]]:
     """Ways to get the same logits, the network's own first."""
+    import onnxruntime  # here: who only asks for --help may not have it
+
+    from exchange.onnx_file import onnx_file
+
     description = described(made)
     program = torch.export.load(io.BytesIO(torch_file(description))).module()
     options = onnxruntime.SessionOptions()
@@ -100,7 +103,11 @@ def shares(made: SpikingNetwork, image: Tensor) -> list[list[str]]:
 
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parser_of(__doc__, rounds=15).parse_args(arguments)
+    parser = parser_of(__doc__, rounds=15)
+    args = parser.parse_args(arguments)
+    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        parser.error(f"needs {' and '.join(missing)}: pip install {' '.join(missing)}")
     torch.set_num_threads(1)
 
     def parts():
