@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 
 from models.batch_norm import BatchNorm
 from models.graph import Node, graph_of
@@ -153,10 +154,7 @@ def numbers_of_batch_norm(bn: BatchNorm) -> dict[str, Any]:
 
 def numbers_of_pool(pool: nn.MaxPool2d, reads: tuple, gives: tuple) -> dict[str, Any]:
     """Padding adds zeros, which are no spikes; with ceil_mode the last windows reach beyond."""
-    kernel, stride, padding = (
-        (x, x) if isinstance(x, int) else tuple(x)
-        for x in (pool.kernel_size, pool.stride, pool.padding)
-    )
+    kernel, stride, padding = map(_pair, (pool.kernel_size, pool.stride, pool.padding))
     behind = (
         max(0, (gives[i] - 1) * stride[i] + kernel[i] - reads[i] - padding[i]) for i in (0, 1)
     )

@@ -20,9 +20,8 @@ def technology_rows(
 ) -> list[dict[str, Any]]:
     """A row a technology: what it and its chip are, what a network, if any, costs there, and with
     `simulate` its accuracy there."""
-    rows = []
-    for technology in technologies:
-        chip = Chip(**options_of(technology))
+    rows, own_chips = [], [Chip(**options_of(technology)) for technology in technologies]
+    for technology, chip in zip(technologies, own_chips, strict=True):
         row = {
             "technology": technology.name,
             "title": technology.title,
@@ -46,8 +45,7 @@ def technology_rows(
     if simulate:
         from .nonideal import on_chip  # torch is needed here, and not for layer lists
 
-        for technology, row in zip(technologies, rows, strict=True):
-            chip = Chip(**options_of(technology))
+        for technology, chip, row in zip(technologies, own_chips, rows, strict=True):
             (accuracy,), _ = on_chip(subject, chip, name=technology.name)
             row["chip_accuracy_share"] = accuracy
     return rows
