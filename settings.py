@@ -505,6 +505,12 @@ class Settings:
         return Chip(technology=load_technology(self.crossbar), **said)
 
     @property
+    def chip_text(self) -> str:
+        """The chip that it is trained for, but for its technology, in a few words."""
+        side, sigma = self.xbar_size, f", sigma {self.sigma:g}" * bool(self.sigma)
+        return f"crossbars of {side} x {side}, ADCs of {self.adc_bits} bits{sigma}"
+
+    @property
     def told_arch(self) -> str | None:
         """`arch`; a class of one's own by its file's digest, wherever the file lies."""
         if self.arch_digest is None:

@@ -11,9 +11,10 @@ from math import prod
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models import SpikingNetwork
+from runtime.errors import UserError
 
 from .chip import Chip
 from .crossbar import CrossbarLayer
@@ -56,27 +57,34 @@ class LayerOnChip:
         codes = codes.round().int()
         if not layer.linear:
             how = layer.stride, layer.padding
-            return CrossbarLayer(codes, layer, description, self.chip, *how, generator).read(x)
+            return CrossbarLayer(codes, layer, description, self.chip, *how, generator)(x)
         positions = description.time_steps * prod(layer.in_size)
         counts = (x * positions).round()[..., None, None]
         placed = CrossbarLayer(
             codes[..., None, None], layer, description, self.chip, generator=generator
         )
-        return placed.read(counts).flatten(1) / positions
+        return placed(counts).flatten(1) / positions
 
 
-def put_on_chip(network: SpikingNetwork, chip: Chip) -> torch.Generator:
+def put_on_chip(network: SpikingNetwork, chip: Chip) -> None:
     """Let a chip compute the sums of all layers of a quantized network, in training as in
-    evaluation; returns the generator of its cells' draws in training."""
+    evaluation. Raises UserError for a weight that does not fit into a crossbar row, and where a GPU
+    would have to."""
+    if next(network.parameters()).device.type != "cpu":
+        raise UserError("--crossbar: crossbars are simulated on a CPU: add --device cpu")
     generator, description = torch.Generator(), describe(network)
     for index, layer in enumerate(description.layers):
+        chip.check_fits(f"layer {layer.name}", description.weight_bits_of(layer))
         module = network.get_submodule(layer.name)
         module.crossbars = LayerOnChip(network, description, index, chip, generator)
-    return generator
 
 
-def seed_of_step(seed: int, step: int) -> int:
-    """Of the cells' draws in a training step, counted from 0 over all epochs: of nothing else, so
-    that they are the same in all processes, and in a resumed run."""
-    # NumPy promises that a bit generator's raw numbers stay the same in all its versions.
-    return int(np.random.PCG64([seed, CELLS, step]).random_raw())
+def draw_cells(network: SpikingNetwork, seed: int, step: int) -> None:
+    """Let the cells' draws depend on the seed and the number of the training step alone, counted
+    from 0 over all epochs: they are the same in all processes, and in a resumed run. Of a network
+    on no chip nothing happens."""
+    crossbars = getattr(network.linear, "crossbars", None)
+    if crossbars is not None:
+        # NumPy promises that a bit generator's raw numbers stay the same in all its versions.
+        drawn = np.random.PCG64([seed, CELLS, step]).random_raw()
+        crossbars.generator.manual_seed(int(drawn))
