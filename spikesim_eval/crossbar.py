@@ -4,9 +4,8 @@ engine NICE).
 Integer weights become columns of c-bit cells, inputs drive rows bit by bit, and every crossbar's
 column is read by its own ADC:
 
-    weight code -> differential or offset columns -> c-bit slices -> conductances with an off-state
-    and Gaussian variation -> wire resistance -> partial sum of at most `xbar_size` rows -> ADC
-    -> shift-add over slices, input bits and crossbars -> digital correction
+    weight code -> conductances of cells (cells.py) -> wire resistance -> partial sum of at most
+    `xbar_size` rows -> ADC -> shift-add over slices, input bits and crossbars -> digital correction
 
 and the rest of the network, the LIF neurons' state included, is the digital one. How a layer lies
 on the chip is what the estimate prices (`place_layer`), and `Counts` says what it did: as many
@@ -22,18 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cells import Cells
 from .chip import Chip, place_layer
 from .codes import count_silent
 from .layer_list import Layer, LayerList
 from .silence import pes_together
 
 LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
-
-
-def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
-    """Base-2^c digits of non-negative integers: (..., slices), least significant first."""
-    digits = [(codes >> shift) & (2**cell_bits - 1) for shift in range(0, bits, cell_bits)]
-    return torch.stack(digits, dim=-1)
 
 
 def ladder(conductance: Tensor, wire: float) -> Tensor:
@@ -124,22 +118,13 @@ class CrossbarLayer:
         self.rows = min(chip.xbar_size, self.in_channels)
         self.groups = math.ceil(self.in_channels / self.rows)
         weight_bits = network.weight_bits_of(layer)
-        chip.check_fits(f"layer {layer.name}", weight_bits)
+        self.how = Cells(weight_bits, chip, f"layer {layer.name}")
+        self.levels, self.off_conductance = self.how.levels, self.how.off_conductance
         placement = place_layer(network, layer, chip)
         self.stack, self.slices = placement.stack, placement.slices
         self.together = pes_together(placement, chip)
-
-        bits, codes = chip.stored_bits(weight_bits), codes.long()
-        if chip.columns == "differential":
-            self.offset, stored = 0, [codes.clamp_min(0), (-codes).clamp_min(0)]
-        else:
-            self.offset = 2 ** (weight_bits - 1) - 1
-            stored = [codes + self.offset]
-        self.cell_bits = min(chip.cell_bits, bits)
-        self.levels = 2**self.cell_bits - 1  # the highest; the lowest is 0
-        self.off_conductance = self.levels / (chip.on_off_ratio - 1)  # in cell steps
-        self.cells = [self._cells(x, bits, generator) for x in stored]
-        self.slice_weights = 2.0 ** (self.cell_bits * torch.arange(self.slices)).double()
+        self.cells = list(map(self._wired, self.how.conductances(codes, generator)))
+        self.slice_weights = self.how.slice_weights
 
         self.counts = Counts()
         # How often each sum was read, in cell steps; kept where a tensor is put here.
@@ -147,15 +132,9 @@ class CrossbarLayer:
         self.largest_sum = 0.0
         self.squared_error = self.squared_output = 0.0
 
-    def _cells(self, codes: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
-        """Conductances (k²·groups, rows, O·slices) in cell steps, as the ADCs see them."""
+    def _wired(self, cells: Tensor) -> Tensor:
+        """Conductances (k, k, I, O·slices) as (k²·groups, rows, O·slices), as the ADCs see them."""
         chip = self.chip
-        digits = slices_of(codes, bits, self.cell_bits)  # (O, I, k, k, slices)
-        digits = digits.permute(2, 3, 1, 0, 4).flatten(3)  # (k, k, I, O·slices)
-        cells = digits.float() + self.off_conductance
-        if chip.sigma:
-            noise = torch.randn(cells.shape, generator=generator)
-            cells = (cells * (1 + chip.sigma * noise)).clamp_min(0)
         cells = self._in_crossbars(cells.flatten(0, 1))
         if chip.wire_ohm:
             highest = (2**chip.cell_bits - 1) / chip.on_ohm  # of the cell's own levels
@@ -247,7 +226,7 @@ class CrossbarLayer:
         if self.chip.columns == "offset":
             # every stored weight is Q too large, and every active cell leaks its off-state
             leak = self.off_conductance * self.slice_weights.sum().item()
-            result = result - (self.offset + leak) * active.sum(dim=(0, 1))
+            result = result - (self.how.offset + leak) * active.sum(dim=(0, 1))
         return result
 
     def __call__(self, x: Tensor) -> Tensor:

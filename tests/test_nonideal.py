@@ -15,8 +15,9 @@ from models import QuanMSResNet
 from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
+from spikesim_eval.cells import slices_of
 from spikesim_eval.chip import Chip
-from spikesim_eval.crossbar import Counts, CrossbarLayer, ladder, slices_of
+from spikesim_eval.crossbar import Counts, CrossbarLayer, ladder
 from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.nonideal import nonideal_report, on_crossbars
 from spikesim_eval.trace import describe
