@@ -51,6 +51,14 @@ def choice(text: str, *choices: str, **more: Any) -> Any:
     return option(choices[0], text, choices=choices, **more)
 
 
+def about_option(about: Field) -> str:
+    """What an option means, with its limits, for a help text."""
+    text, limits = about.metadata["text"], about.metadata["limits"]
+    if about.metadata["reason"]:
+        text += ", {:g} to {:g}".format(*limits)
+    return text
+
+
 def check_option(about: Field, value: object) -> None:
     """Raise UserError, with the reason, for a value that an option of a chip cannot have."""
     limits, reason, choices = map(about.metadata.get, ("limits", "reason", "choices"))

@@ -41,9 +41,14 @@ def on_crossbars(
         if only is not None and layer.name not in only:
             continue
         module = network.get_submodule(layer.name)
-        generator = torch.Generator().manual_seed(seed * len(description.layers) + index)
+        generator = generator_of(index, description, seed)
         layers[layer.name] = _place(module, layer, description, chip, generator)
     return network, layers
+
+
+def generator_of(index: int, description: LayerList, seed: int) -> torch.Generator:
+    """Draws the cells of the layer of this index."""
+    return torch.Generator().manual_seed(seed * len(description.layers) + index)
 
 
 def _place(
