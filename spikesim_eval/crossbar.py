@@ -156,6 +156,12 @@ class CrossbarLayer:
         """What one code of the ADC stands for, in cell steps."""
         return self.adc_step_of(self.chip.adc_bits)
 
+    @property
+    def adc_reach(self) -> float | None:
+        """The largest sum that the ADC does not clip, in cell steps; None of an ideal one."""
+        bits = self.chip.adc_bits
+        return None if bits is None else self.adc_step * (2**bits - 1)
+
     def adc_step_of(self, bits: int) -> float:
         """The same of an ADC of so many bits."""
         chip = self.chip
