@@ -94,7 +94,7 @@ class CrossbarLayer:
             residual stream are in two's complement.
         chip: the options.
         stride, padding: of the convolution.
-        generator: for the cells' variation.
+        generator: for the cells' variation, and then for the noise of reads.
 
     Raises UserError for a weight that does not fit into a crossbar row.
     """
@@ -123,6 +123,7 @@ class CrossbarLayer:
         placement = place_layer(network, layer, chip)
         self.stack, self.slices = placement.stack, placement.slices
         self.together = pes_together(placement, chip)
+        self.generator = generator
         self.cells = list(map(self._wired, self.how.conductances(codes, generator)))
         self.slice_weights = self.how.slice_weights
 
@@ -192,6 +193,14 @@ class CrossbarLayer:
             skipped.append(found[chip.adc_of == "pe"])
         return max(skipped)
 
+    def _noisy(self, sums: Tensor, cells: Tensor, active: Tensor) -> Tensor:
+        """Sums of columns with read noise: of each cell, conversion and plane of input bits drawn
+        anew, and independent; a sum of normal numbers is one of their summed variance, and is drawn
+        as one. No current flows backwards."""
+        deviation = self.chip.read_noise * (cells.square().mT @ active).sqrt_()
+        noise = torch.randn(sums.shape, generator=self.generator)
+        return (sums + deviation * noise).clamp_min_(0)
+
     def _read(self, active: Tensor, size: torch.Size) -> Tensor:
         """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns), which come
         from planes of this size."""
@@ -202,6 +211,8 @@ class CrossbarLayer:
         for cells, sign in zip(self.cells, (1, -1), strict=False):
             self.counts.driven_cells += ones * cells.shape[-1]
             sums = cells.mT @ active
+            if self.chip.read_noise:
+                sums = self._noisy(sums, cells, active)
             if self.chip.adc_of == "pe":
                 in_pes = sums.split(self.chip.crossbars_per_pe)
                 sums = torch.stack([of_pe.sum(dim=0) for of_pe in in_pes])

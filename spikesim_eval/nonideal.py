@@ -202,8 +202,7 @@ def nonideal_report(
 
     digital = accuracy(network, "digital")
     # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
-    ideal = replace(chip, adc_bits=None, sigma=0.0, wire_ohm=0.0)
-    placed, needed = on_crossbars(network, description, ideal, seed)
+    placed, needed = on_crossbars(network, description, chip.ideal, seed)
     accuracy(placed, "ADC range")
     subject = Subject(path, description, tested=(network, batches))
     accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars")
