@@ -170,7 +170,10 @@ class Distiller:
         self.student = student
         self.network = student.module if isinstance(student, DistributedDataParallel) else student
         self.loss, self.membrane_loss = loss, MEMBRANE_LOSSES[loss]
-        self.neurons = list(self.network.neurons().values())
+        self.teacher_layer = {  # of each of the student's: that of the same name
+            layer: self.teacher.get_submodule(name)
+            for name, layer in self.network.neurons().items()
+        }
         self.teacher_logits = teacher_logits
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
         self.beta_schedule = BETA_SCHEDULES[beta_schedule]
@@ -190,17 +193,15 @@ class Distiller:
         self.teacher.time_window, of_logits = teacher_steps(
             T, self.teacher_time_window, self.loss, self.teacher_logits, events
         )
-        membranes: list[Tensor] = []
+        u_of_teacher: dict[LIF, Tensor] = {}
         by_layer: list[Tensor] = []
-        neurons = iter(self.neurons)
 
-        def keep(u_teacher: Tensor) -> None:
+        def keep(layer: LIF, u: Tensor) -> None:
             # A view would keep the memory of all timesteps.
-            membranes.append(u_teacher if len(u_teacher) == T else u_teacher[:T].clone())
+            u_of_teacher[layer] = u if len(u) == T else u[:T].clone()
 
-        def compare(u_student: Tensor) -> None:
-            layer = next(neurons)
-            u_teacher = within_reach(membranes.pop(0), layer)
+        def compare(layer: LIF, u_student: Tensor) -> None:
+            u_teacher = within_reach(u_of_teacher.pop(self.teacher_layer[layer]), layer)
             by_layer.append(self.membrane_loss(u_student, u_teacher, layer.neuron.threshold))
 
         # The teacher first: then a layer's membranes, the largest tensors of the step, are gone

@@ -27,7 +27,8 @@ PREDICTED_AT_ONCE = 256  # images, so that many fit into the memory
 
 
 def _initialize(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d):
+    # Without data there is nothing to draw, and torch would load its compiler for that: a second.
+    if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
@@ -100,16 +101,17 @@ class SpikingNetwork(nn.Module):
         """Logits (B, num_classes) of static images (B, C, H, W) or frames (B, T, C, H, W).
 
         With `membranes`, also the membrane potentials of every LIF layer in forward order, each
-        (T, B, C, H, W); a function is given each as soon as it is there, and nothing is kept. The
-        logits are those of the first `logit_steps` timesteps, of all where None.
+        (T, B, C, H, W); a function is given each layer with its own as soon as they are there, and
+        nothing is kept. The logits are those of the first `logit_steps` timesteps, of all where
+        None.
         Raises ValueError where frames have another T than the network.
         """
-        kept: list[Tensor] = []
-        watch = kept.append if membranes is True else membranes or None
+        kept: dict[LIF, Tensor] = {}
+        watch = kept.__setitem__ if membranes is True else membranes or None
         spikes = self.last_spikes(self.fold_time(images), watch, frames=images.dim() == 5)
         spikes = unfold_time(spikes, self.time_window)
         logits = self.linear(spikes[:logit_steps].mean(dim=(0, 3, 4)))
-        return (logits, kept) if membranes is True else logits
+        return (logits, list(kept.values())) if membranes is True else logits
 
     def neurons(self) -> dict[str, LIF]:
         """The LIF layers by name, in the order in which they run."""

@@ -27,7 +27,8 @@ import kernels
 from kernels import as_rows, from_rows
 from quantization import MembraneQuantizer
 
-Watch = Callable[[Tensor], None]  # is given a layer's membrane potentials (T, B, C, H, W)
+# Is given a LIF layer and its membrane potentials (T, B, C, H, W).
+Watch = Callable[["LIF", Tensor], None]
 
 RESETS = ("hard", "soft")
 # ∂s/∂u of v = u - threshold and a width a. All have the area 1 and the height 1/(2a) at v = 0, so
@@ -152,8 +153,8 @@ class LIF(nn.Module):
     def forward(self, x: Tensor, time_window: int, watch: Watch | None = None) -> Tensor:
         """Spikes (T·B, C, H, W) of the input currents x (T·B, C, H, W), in the dtype of x.
 
-        `watch` is given the membrane potentials (T, B, C, H, W), float32 or wider; gradients flow
-        through them too.
+        `watch` is given this layer and its membrane potentials (T, B, C, H, W), float32 or wider;
+        gradients flow through them too.
         """
         step = code_range = None
         if self.quantizer is not None:
@@ -164,7 +165,7 @@ class LIF(nn.Module):
             x, step, code_range, self.neuron, time_window, watch is not None
         )
         if watch is not None:
-            watch(unfold_time(membrane, time_window))
+            watch(self, unfold_time(membrane, time_window))
         return spikes
 
 

@@ -4,9 +4,8 @@ engine NICE).
 Integer weights become columns of c-bit cells, inputs drive rows bit by bit, and every crossbar's
 column is read by its own ADC:
 
-    weight code -> differential or offset columns -> c-bit slices -> conductances with an off-state
-    and Gaussian variation -> wire resistance -> partial sum of at most `xbar_size` rows -> ADC
-    -> shift-add over slices, input bits and crossbars -> digital correction
+    weight code -> conductances of cells (cells.py) -> wire resistance -> partial sum of at most
+    `xbar_size` rows -> ADC -> shift-add over slices, input bits and crossbars -> digital correction
 
 and the rest of the network, the LIF neurons' state included, is the digital one. How a layer lies
 on the chip is what the estimate prices (`place_layer`), and `Counts` says what it did: as many
@@ -25,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .cells import Cells
 from .chip import Chip, place_layer
 from .codes import count_silent, driven_rows
 from .layer_list import Layer, LayerList
@@ -32,12 +32,6 @@ from .silence import pes_together
 
 LARGEST_WORKSPACE = 2**18  # partial sums held at once: about what a core's cache holds
 KEPT = ("errors", "largest", "sums")  # what a layer keeps of what it has computed, where asked
-
-
-def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
-    """Base-2^c digits of non-negative integers: (..., slices), least significant first."""
-    digits = [(codes >> shift) & (2**cell_bits - 1) for shift in range(0, bits, cell_bits)]
-    return torch.stack(digits, dim=-1)
 
 
 def ladder(conductance: Tensor, wire: float) -> Tensor:
@@ -153,7 +147,7 @@ class CrossbarLayer:
             residual stream are in two's complement.
         chip: the options.
         stride, padding: of the convolution.
-        generator: for the cells' variation.
+        generator: for the cells' variation, and then for the noise of reads.
         keep: which of KEPT to keep: "errors", how far the sums are off (`relative_error`);
             "largest", the largest sum of a column; "sums", how often each sum was read.
 
@@ -180,27 +174,19 @@ class CrossbarLayer:
         self.rows = min(chip.xbar_size, self.in_channels)
         self.groups = math.ceil(self.in_channels / self.rows)
         weight_bits = network.weight_bits_of(layer)
-        chip.check_fits(f"layer {layer.name}", weight_bits)
+        self.how = Cells(weight_bits, chip, f"layer {layer.name}")
+        self.levels, self.off_conductance = self.how.levels, self.how.off_conductance
         placement = place_layer(network, layer, chip)
         self.stack, self.slices = placement.stack, placement.slices
         self.together = pes_together(placement, chip)
-
-        bits, codes = chip.stored_bits(weight_bits), codes.long()
-        if chip.columns == "differential":
-            self.offset, stored = 0, [codes.clamp_min(0), (-codes).clamp_min(0)]
-        else:
-            self.offset = 2 ** (weight_bits - 1) - 1
-            stored = [codes + self.offset]
-        self.cell_bits = min(chip.cell_bits, bits)
-        self.levels = 2**self.cell_bits - 1  # the highest; the lowest is 0
-        self.off_conductance = self.levels / (chip.on_off_ratio - 1)  # in cell steps
-        self.cells = [self._cells(x, bits, generator) for x in stored]
+        self.generator = generator
+        self.cells = list(map(self._wired, self.how.conductances(codes, generator)))
+        self.slice_weights = self.how.slice_weights
 
         self.counts = Counts()
         self.sums = torch.zeros(1, dtype=torch.int64) if "sums" in keep else None
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
         self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
-        self.slice_weights = [2 ** (self.cell_bits * i) for i in range(self.slices)]
         self.columns = sum(cells.shape[-1] for cells in self.cells)  # side by side
         self._plan()
 
@@ -211,6 +197,7 @@ class CrossbarLayer:
         self.only_clips = (
             (self.sums is None and self.largest_sum is None)
             and self.adc_step == 1
+            and not self.chip.read_noise
             and all(torch.equal(x, x.round()) for x in in_line)
             and largest.max().item() < 2**24  # beyond, float32 rounds
         )
@@ -225,15 +212,9 @@ class CrossbarLayer:
                 cells = zip(places, crossbars.unbind(), strict=False)
                 self.readers.append(Readers(columns, tuple(cells)))
 
-    def _cells(self, codes: Tensor, bits: int, generator: torch.Generator | None) -> Tensor:
-        """Conductances (k²·groups, rows, O·slices) in cell steps, as the ADCs see them."""
+    def _wired(self, cells: Tensor) -> Tensor:
+        """Conductances (k, k, I, O·slices) as (k²·groups, rows, O·slices), as the ADCs see them."""
         chip = self.chip
-        digits = slices_of(codes, bits, self.cell_bits)  # (O, I, k, k, slices)
-        digits = digits.permute(2, 3, 1, 0, 4).flatten(3)  # (k, k, I, O·slices)
-        cells = digits.float() + self.off_conductance
-        if chip.sigma:
-            noise = torch.randn(cells.shape, generator=generator)
-            cells = (cells * (1 + chip.sigma * noise)).clamp_min(0)
         cells = self._in_crossbars(cells.flatten(0, 1))
         if chip.wire_ohm:
             highest = (2**chip.cell_bits - 1) / chip.on_ohm  # of the cell's own levels
@@ -337,7 +318,8 @@ class CrossbarLayer:
                 rows = fed[group * self.rows : (group + 1) * self.rows, in_y, in_x]
                 if not rows.numel():
                     continue
-                found = (cells[:, : len(rows)] @ rows.flatten(1)).unflatten(1, rows.shape[1:])
+                found = self._currents(cells[:, : len(rows)], rows.flatten(1))
+                found = found.unflatten(1, rows.shape[1:])
                 if len(reader.crossbars) == 1:
                     sums, inside = found, read[:, out_y, out_x]
                 else:
@@ -347,6 +329,18 @@ class CrossbarLayer:
             if sums is not None:
                 self._convert(sums, reader.columns, inside)
         return read
+
+    def _currents(self, cells: Tensor, rows: Tensor) -> Tensor:
+        """Sums of the columns of a crossbar (columns, reads), of cells (columns, rows) and what
+        rows are fed (rows, reads), with read noise: of each cell, conversion and plane of input
+        bits drawn anew, and independent; a sum of normal numbers is one of their summed variance,
+        and is drawn as one. No current flows backwards."""
+        sums = cells @ rows
+        if self.chip.read_noise:
+            deviation = (cells.square() @ rows).sqrt_().mul_(self.chip.read_noise)
+            noise = torch.randn(sums.shape, generator=self.generator)
+            sums = sums.add_(deviation.mul_(noise)).clamp_min_(0)
+        return sums
 
     def _convert(self, sums: Tensor, columns: Tensor | None, read: Tensor) -> None:
         """Add to `read` (all columns, ...) what ADCs make of the sums of these columns, or, where
@@ -391,13 +385,13 @@ class CrossbarLayer:
         read = read.unflatten(0, (len(self.cells), -1, self.slices))
         result = torch.zeros(read.shape[1], *read.shape[3:], dtype=dtype)
         for plane, sign in zip(read, (1, -1), strict=False):
-            for i, weight in enumerate(self.slice_weights):
+            for i, weight in enumerate(self.slice_weights.tolist()):
                 result.add_(plane[:, i], alpha=sign * weight)
         if self.chip.columns == "offset" and not self.only_clips:
             # every stored weight is Q too large, and every active cell leaks its off-state
-            leak = self.off_conductance * sum(self.slice_weights)
+            leak = self.off_conductance * self.slice_weights.sum().item()
             ones = self._ones(fed.sum(dim=0).permute(2, 0, 1)[:, None])
-            result = result - (self.offset + leak) * ones[:, 0].permute(1, 2, 0)
+            result = result - (self.how.offset + leak) * ones[:, 0].permute(1, 2, 0)
         return result
 
     def _ones(self, by_pixel: Tensor) -> Tensor:

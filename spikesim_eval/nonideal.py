@@ -43,9 +43,14 @@ def on_crossbars(
         if only is not None and layer.name not in only:
             continue
         module = network.get_submodule(layer.name)
-        generator = torch.Generator().manual_seed(seed * len(description.layers) + index)
+        generator = generator_of(index, description, seed)
         layers[layer.name] = _place(module, layer, description, chip, generator, keep)
     return network, layers
+
+
+def generator_of(index: int, description: LayerList, seed: int) -> torch.Generator:
+    """Draws the cells of the layer of this index."""
+    return torch.Generator().manual_seed(seed * len(description.layers) + index)
 
 
 def _place(
@@ -199,8 +204,7 @@ def nonideal_report(
 
     digital = accuracy(network, "digital")
     # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
-    ideal = replace(chip, adc_bits=None, sigma=0.0, wire_ohm=0.0)
-    placed, needed = on_crossbars(network, description, ideal, seed, keep=["largest"])
+    placed, needed = on_crossbars(network, description, chip.ideal, seed, keep=["largest"])
     accuracy(placed, "ADC range")
     subject = Subject(path, description, tested=(network, batches))
     accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars", keep=["errors"])

@@ -74,12 +74,12 @@ def test_compiled_kernels_know_every_reset_and_surrogate(device):
         found = []
         for neuron, bits in OTHER_NEURONS:
             quantizer = None if bits is None else MembraneQuantizer(bits, neuron.threshold)
-            layer, membranes = LIF(neuron, quantizer).double().to(device), []
+            layer, membranes = LIF(neuron, quantizer).double().to(device), {}
             generator = torch.Generator().manual_seed(0)
             x = torch.randn(4, 3, 4, 4, generator=generator, dtype=torch.float64).to(device)
-            spikes = layer(x.requires_grad_(), 2, membranes.append)
-            (spikes.sum() + membranes[0].square().sum()).backward()
-            found += [spikes, membranes[0], x.grad, *(p.grad for p in layer.parameters())]
+            spikes = layer(x.requires_grad_(), 2, membranes.__setitem__)
+            (spikes.sum() + membranes[layer].square().sum()).backward()
+            found += [spikes, membranes[layer], x.grad, *(p.grad for p in layer.parameters())]
         return found
 
     eager, compiled = run(), []

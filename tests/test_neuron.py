@@ -23,9 +23,9 @@ def currents(device: torch.device | str = "cpu", seed: int = 0, timesteps: int =
 
 def run(layer: LIF, x: torch.Tensor, timesteps: int = T) -> tuple[torch.Tensor, torch.Tensor]:
     """(spikes, membrane potentials), both (T, ...)"""
-    membranes: list[torch.Tensor] = []
-    spikes = layer(x, timesteps, membranes.append)
-    return spikes.unflatten(0, (timesteps, -1)), membranes[0]
+    membranes: dict[LIF, torch.Tensor] = {}
+    spikes = layer(x, timesteps, membranes.__setitem__)
+    return spikes.unflatten(0, (timesteps, -1)), membranes[layer]
 
 
 def test_the_definition_by_hand():
