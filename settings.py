@@ -98,7 +98,7 @@ def any_size(values: Values) -> str | None:
 
 
 def for_a_chip(values: Values) -> str | None:
-    return None if values["crossbar"] else "goes with --crossbar TECHNOLOGY"
+    return quantized(values) or (None if values["crossbar"] else "goes with --crossbar TECHNOLOGY")
 
 
 def if_distilled(default: Any) -> Callable[[Values], Any]:
@@ -173,7 +173,7 @@ def of_chip(name: str) -> Any:
     return option(
         "chip",
         about_option(about).replace("%%", "%"),
-        lambda values: chip_defaults(values["crossbar"])[name] if values["crossbar"] else None,
+        lambda values: None if for_a_chip(values) else chip_defaults(values["crossbar"])[name],
         "added",
         choices=about.metadata["choices"] or None,
         where=for_a_chip,
