@@ -30,6 +30,7 @@ from warm import Program
 MAIN = REPOSITORY / "main.py"
 # Five steps an epoch.
 DIGITS = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
+DIGITS += ["--time_window", "2"]
 STUDENT = [*DIGITS, "--paper_setting", "student", "--bits", "4", "--epochs", "2", "--deterministic"]
 
 
@@ -298,7 +299,7 @@ def test_more_epochs_and_other_ways_to_run_are_accepted(uninterrupted, tmp_path)
         (["--width", "2"], "--width 2 instead of 1"),
         (["--bits", "2", "--bn_bits", "4"], "--bits 2 instead of 4, --bn_bits 4 instead of 8"),
         (["--batch_size", "120"], "--batch_size 120 instead of 240"),
-        (["--time_window", "2"], "--time_window 2 instead of 4"),
+        (["--time_window", "3"], "--time_window 3 instead of 2"),
         (["--epochs", "1"], "has already trained for 2 epochs, more than --epochs 1"),
     ],
 )

@@ -266,8 +266,10 @@ def stopped(tmp_path_factory):
     """A study that was stopped, killed and went on; of two students one fails. Its folder, and
     the code, stdout and stderr of each start."""
     folder = tmp_path_factory.mktemp("stopped")
-    arguments = ["--data", "digits", "--methods", "student", "--seeds", "1", *TINY]
-    arguments += ["--batch_size", "120"]
+    stand_in_data.write_ncaltech101(folder / "data", 2, classes=2, per_class=20)
+    arguments = ["--data", "ncaltech101", "--methods", "student", "--seeds", "1", *TINY]
+    arguments += ["--data_path", "data", "--time_windows", "2", "--image_size", "16"]
+    arguments += ["--batch_size", "4"]
     # The second's weights are a million times larger after every step, soon infinite.
     arguments += ["--lr", "1e3", "--weight_decay", "0", "1e3"]
     arguments += ["--teacher_lr", "0.1", "--teacher_weight_decay", "1e-4"]
@@ -299,8 +301,11 @@ def test_a_study_that_was_stopped_goes_on_and_one_that_was_killed_leaves_no_proc
     assert said[0][2].endswith("stopped by SIGTERM: the same command goes on\n")
     found = read_csv(folder / "experiments/results/study/rows.csv")
     assert [(x["method"], x["options"]) for x in found] == [
-        ("teacher", "width=1 epochs=1 batch_size=120 device=cpu"),
-        ("student", "width=1 epochs=1 batch_size=120 lr=1000 weight_decay=0 device=cpu"),
+        ("teacher", "image_size=16x16 width=1 epochs=1 batch_size=4 device=cpu"),
+        (
+            "student",
+            "image_size=16x16 width=1 epochs=1 batch_size=4 lr=1000 weight_decay=0 device=cpu",
+        ),
     ]
 
 
@@ -311,7 +316,7 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(stopped):
     assert "weight_decay=1000" in line
     assert "not finite" in line or "NaN" in line or "infinite" in line
     assert out.count("  finished  ") == 2
-    assert "| digits | 4 | 4 | student | scratch |" in out
+    assert "| ncaltech101 | 2 | 4 | student | scratch |" in out
 
 
 def test_two_studies_in_one_file_are_rows_of_their_own(stopped, monkeypatch):
@@ -350,7 +355,8 @@ def test_slurm_runs_teachers_then_students_and_then_the_table(
     found = read_csv(folder / "experiments/results/jobs/rows.csv")
     assert [x["method"] for x in found] == ["teacher", "student"]
     assert (
-        "| digits | 4 | 3 | student |" in (folder / "experiments/results/jobs/table.md").read_text()
+        "| ncaltech101 | 2 | 3 | student |"
+        in (folder / "experiments/results/jobs/table.md").read_text()
     )
 
 
