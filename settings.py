@@ -98,7 +98,7 @@ def any_size(values: Values) -> str | None:
 
 
 def for_a_chip(values: Values) -> str | None:
-    return None if values["crossbar"] else "goes with --crossbar TECHNOLOGY"
+    return quantized(values) or (None if values["crossbar"] else "goes with --crossbar TECHNOLOGY")
 
 
 def if_distilled(default: Any) -> Callable[[Values], Any]:
@@ -173,7 +173,7 @@ def of_chip(name: str) -> Any:
     return option(
         "chip",
         about_option(about).replace("%%", "%"),
-        lambda values: chip_defaults(values["crossbar"])[name] if values["crossbar"] else None,
+        lambda values: None if for_a_chip(values) else chip_defaults(values["crossbar"])[name],
         "added",
         choices=about.metadata["choices"] or None,
         where=for_a_chip,
@@ -364,6 +364,12 @@ class Settings:
     adc_range: str | None = of_chip("adc_range")
     on_off_ratio: float | None = of_chip("on_off_ratio")
     sigma: float | None = of_chip("sigma")
+    level_conductances: str | None = of_chip("level_conductances")
+    programming: str | None = of_chip("programming")
+    after: str | None = of_chip("after")
+    stuck_on: float | None = of_chip("stuck_on")
+    stuck_off: float | None = of_chip("stuck_off")
+    read_noise: float | None = of_chip("read_noise")
 
     epochs: int = of_recipe(
         "passes over the training images", 100, "resume", limits=(1, 10**6), name=(21, None)

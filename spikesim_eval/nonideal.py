@@ -3,7 +3,7 @@
 import copy
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,9 +30,11 @@ def on_crossbars(
     chip: Chip,
     seed: int,
     only: Iterable[str] | None = None,
+    keep: Collection[str] = (),
 ) -> tuple[nn.Module, dict[str, CrossbarLayer]]:
     """A copy of a trained quantized network whose layers run on crossbars, and these layers by
-    name; with `only`, no others than those. `description` is the network's own layer list.
+    name; with `only`, no others than those. `description` is the network's own layer list, `keep`
+    what a `CrossbarLayer` is to keep.
     """
     network = copy.deepcopy(network).eval()
     layers: dict[str, CrossbarLayer] = {}
@@ -42,7 +44,7 @@ def on_crossbars(
             continue
         module = network.get_submodule(layer.name)
         generator = generator_of(index, description, seed)
-        layers[layer.name] = _place(module, layer, description, chip, generator)
+        layers[layer.name] = _place(module, layer, description, chip, generator, keep)
     return network, layers
 
 
@@ -57,6 +59,7 @@ def _place(
     description: LayerList,
     chip: Chip,
     generator: torch.Generator,
+    keep: Collection[str],
 ) -> CrossbarLayer:
     """Let crossbars compute what `module` computes."""
     codes, step = module.quantizer.codes(module.weight)
@@ -68,6 +71,7 @@ def _place(
         (1, 1) if layer.linear else module.stride,
         (0, 0) if layer.linear else module.padding,
         generator,
+        keep,
     )
     if not layer.linear:
         module.forward = placed
@@ -88,18 +92,16 @@ def on_chip(
     seed: int = 0,
     trials: int = 1,
     name: str = "on the chip",
-    keep_sums: bool = False,
+    keep: Collection[str] = (),
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
     """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
-    chip of which nothing is random all are the same, and one is enough. `keep_sums`: the layers
-    count what their ADCs read."""
+    chip of which nothing is random all are the same, and one is enough. `keep`: what a
+    `CrossbarLayer` is to keep."""
     network, batches = subject.tested
     accuracies, runs = [], []
     for trial in range(trials if chip.is_random else 1):
         draw = seed * MOST_TRIALS + trial
-        placed, layers = on_crossbars(network, subject.network, chip, draw)
-        for layer in layers.values() if keep_sums else ():
-            layer.sums = torch.zeros(0, dtype=torch.int64)
+        placed, layers = on_crossbars(network, subject.network, chip, draw, keep=keep)
         what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
         tested = evaluate(placed, batches, torch.device("cpu"), name=what)
         accuracies.append(tested.accuracy)
@@ -155,7 +157,7 @@ def smallest_adcs(
 
 def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple[str, int]]:
     """(layer, its ADCs' bits) in the order in which single bits are taken from single layers."""
-    runs = [on_chip(x, chip, seed, name="sums", keep_sums=True)[1][0] for x in subjects]
+    runs = [on_chip(x, chip, seed, name="sums", keep=["sums"])[1][0] for x in subjects]
     found = []
     for name in dict.fromkeys(name for run in runs for name in run):
         layers = [run[name] for run in runs if name in run]
@@ -223,11 +225,10 @@ def report_of(
         return evaluate(network, batches, torch.device("cpu"), name=name).accuracy
 
     # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
-    placed, needed = on_crossbars(network, description, chip.ideal, seed)
-    for layer in needed.values():
-        layer.sums = torch.zeros(0, dtype=torch.int64)
+    keep = ["largest", "sums"]
+    placed, needed = on_crossbars(network, description, chip.ideal, seed, keep=keep)
     accuracy(placed, "ADC range")
-    accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars")
+    accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars", keep=["errors"])
     rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
     for row in rows if each_layer else ():
         draw = seed * MOST_TRIALS
