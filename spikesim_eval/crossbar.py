@@ -30,7 +30,7 @@ from .codes import count_silent, driven_rows
 from .layer_list import Layer, LayerList
 from .silence import pes_together
 
-LARGEST_WORKSPACE = 2**18  # partial sums held at once: about what a core's cache holds
+LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
 KEPT = ("errors", "largest", "sums")  # what a layer keeps of what it has computed, where asked
 
 
@@ -74,6 +74,20 @@ def ladder(conductance: Tensor, wire: float) -> Tensor:
             right = right + solved[..., columns:]
         blocks, right_sides = block, right
     return wire * torch.linalg.solve(blocks, right_sides).mT
+
+
+def images_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (C, H, W, N) of which the last dimension lies together in memory: then what a
+    position of the kernel reads are whole rows. Torch is fast at transposing matrices only."""
+    rows = x.permute(0, 2, 3, 1).flatten(1).t().contiguous()
+    return rows.view(*x.shape[2:], x.shape[1], len(x)).permute(2, 0, 1, 3)
+
+
+def images_first(x: Tensor) -> Tensor:
+    """(C, H, W, N) as (N, C, H, W), channels last in memory."""
+    channels, *size, images = x.shape
+    rows = x.permute(1, 2, 0, 3).flatten(0, 2).t().contiguous()
+    return rows.view(images, *size, channels).permute(0, 3, 1, 2)
 
 
 def convert(sums: Tensor, step: float, bits: int | None) -> Tensor:
@@ -295,13 +309,17 @@ class CrossbarLayer:
             if sums is None:
                 continue
             if self.squared_error is not None:
-                off = sums if self.only_clips else sums - ideal[here]
+                off = sums if self.only_clips else sums - ideal[here].permute(1, 2, 3, 0)
                 self.squared_error += off.double().square().sum().item()
-            result[here] = ideal[here] + sums if self.only_clips else sums
+            sums = images_first(sums.to(x.dtype))
+            if self.only_clips:
+                result[here] += sums
+            else:
+                result[here] = sums
         return result
 
     def _sums(self, x: Tensor, size: tuple[int, int]) -> Tensor | None:
-        """Sums (N, O, H', W'), or, where ADCs only clip, how much less they are; None: nothing."""
+        """Sums (O, H', W', N), or, where ADCs only clip, how much less they are; None: nothing."""
         fed = x
         if self.input_bits > 1:
             codes = x.int()
@@ -309,9 +327,8 @@ class CrossbarLayer:
         self._count(fed, size)
         if not self.readers:
             return None
-        # Images last: then what a position of the kernel reads is rows.
-        fed = fed.permute(1, 2, 3, 0).float().contiguous()
-        return self._from_bits(self._from_slices(self._read(fed, size), fed)).permute(3, 0, 1, 2)
+        fed = images_last(fed.float())
+        return self._from_bits(self._from_slices(self._read(fed, size), fed))
 
     def _read(self, fed: Tensor, size: tuple[int, int]) -> Tensor:
         """What ADCs say of all columns together, or, where that is all that is off, how much less
@@ -364,7 +381,7 @@ class CrossbarLayer:
         clipped = (peaks > step * largest_code).nonzero()[:, 0]
         if self.only_clips:
             if len(clipped):
-                over = sums[clipped].sub_(largest_code).clamp_min_(0)
+                over = sums.index_select(0, clipped).sub_(largest_code).clamp_min_(0)
                 self.counts.clipped += _count_above(over, 0)
                 read.index_add_(0, columns[clipped], over, alpha=-1)
             return
@@ -373,9 +390,11 @@ class CrossbarLayer:
                 flat.div_(step)
             flat.round_()
             if len(clipped):
-                of_columns = flat[clipped]
-                self.counts.clipped += _count_above(of_columns, largest_code)
-                flat[clipped] = of_columns.clamp_(max=largest_code)
+                above = flat if 2 * len(clipped) > len(flat) else flat.index_select(0, clipped)
+                self.counts.clipped += _count_above(above, largest_code)
+                above.clamp_(max=largest_code)
+                if above is not flat:
+                    flat.index_copy_(0, clipped, above)
             if step != 1:
                 flat.mul_(step)
         read += sums
