@@ -209,8 +209,8 @@ def build_parser() -> Parser:
     good = "points of its own accuracy that a network may lose on a chip that counts as good"
     add_option(nonideal, "max_drop", 1.0, good, type=float)
     for command in (report, several, grid, nonideal):
-        add_option(command, "seed", 0, "of the draws of cells, with --sigma", type=int)
-        add_option(command, "trials", 5, "draws of the cells, with --sigma", type=int)
+        add_option(command, "seed", 0, "of what is random in cells", type=int)
+        add_option(command, "trials", 5, "chips that are drawn, where cells are random", type=int)
         command.add_argument("--data_path", help="data root: rates and accuracy are measured")
         command.add_argument("--out", required=True, help="folder for the results")
     return parser
