@@ -1,9 +1,9 @@
-"""python -m spikesim_eval report | compare | sweep | nonideal | technologies | compat: what a
-network costs on a chip of memristor crossbars.
+"""python -m spikesim_eval report | compare | sweep | nonideal | calibrate | technologies | compat:
+what a network costs on a chip of memristor crossbars.
 
 report estimates one network, compare several, sweep a grid of chips; nonideal runs a trained
-network on crossbars that are not ideal; technologies lists what chips are made of; compat prints
-the figures of the published SpikeSim tool.
+network on crossbars that are not ideal, calibrate also on calibrated ones; technologies lists what
+chips are made of; compat prints the figures of the published SpikeSim tool.
 A mistake of the user gives one line and exit code 2.
 """
 
@@ -201,7 +201,12 @@ def build_parser() -> Parser:
     add_chip_options(nonideal, "simulation")
     alone = "also every layer alone on such crossbars"
     nonideal.add_argument("--each_layer", action="store_true", help=alone)
-    for command in (report, several, grid, nonideal):
+    calibrated = add("calibrate", run_calibrate, "what calibrating such chips wins back")
+    calibrated.add_argument("--checkpoint", required=True, help="of a quantized network")
+    text = "training images that each chip is calibrated with"
+    add_option(calibrated, "images", 64, text, type=int)
+    add_chip_options(calibrated, "simulation")
+    for command in (report, several, grid, nonideal, calibrated):
         add_option(command, "seed", 0, "of the draws of cells, with --sigma", type=int)
         add_option(command, "trials", 5, "draws of the cells, with --sigma", type=int)
         command.add_argument("--data_path", help="data root: rates and accuracy are measured")
@@ -458,6 +463,17 @@ def run_nonideal(args: argparse.Namespace) -> None:
     sections = [Section(report["checkpoint"], lines), layers]
     write_files(args.out, contents | {"nonideal.html": page("On crossbars", sections, {})})
     print("\n".join(lines))
+
+
+def run_calibrate(args: argparse.Namespace) -> None:
+    from .calibration import calibration_lines, calibration_report
+
+    report = calibration_report(
+        *(args.checkpoint, args.data_path, Chip(**given(args))),
+        *(args.images, args.seed, args.trials),
+    )
+    write_files(args.out, {"calibration.json": json.dumps(report, indent=2) + "\n"})
+    print("\n".join(calibration_lines(report)))
 
 
 def work(argv: list[str] | None) -> None:

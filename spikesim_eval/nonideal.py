@@ -3,7 +3,7 @@
 import copy
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,15 +93,18 @@ def on_chip(
     trials: int = 1,
     name: str = "on the chip",
     keep: Collection[str] = (),
+    prepare: Callable[[nn.Module, Collection[CrossbarLayer]], None] | None = None,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
     """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
     chip of which nothing is random all are the same, and one is enough. `keep`: what a
-    `CrossbarLayer` is to keep."""
+    `CrossbarLayer` is to keep. `prepare` is done to each chip before."""
     network, batches = subject.tested
     accuracies, runs = [], []
     for trial in range(trials if chip.is_random else 1):
         draw = seed * MOST_TRIALS + trial
         placed, layers = on_crossbars(network, subject.network, chip, draw, keep=keep)
+        if prepare is not None:
+            prepare(placed, layers.values())
         what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
         tested = evaluate(placed, batches, torch.device("cpu"), name=what)
         accuracies.append(tested.accuracy)
