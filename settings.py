@@ -364,6 +364,12 @@ class Settings:
     adc_range: str | None = of_chip("adc_range")
     on_off_ratio: float | None = of_chip("on_off_ratio")
     sigma: float | None = of_chip("sigma")
+    level_conductances: str | None = of_chip("level_conductances")
+    programming: str | None = of_chip("programming")
+    after: str | None = of_chip("after")
+    stuck_on: float | None = of_chip("stuck_on")
+    stuck_off: float | None = of_chip("stuck_off")
+    read_noise: float | None = of_chip("read_noise")
 
     epochs: int = of_recipe(
         "passes over the training images", 100, "resume", limits=(1, 10**6), name=(21, None)

@@ -197,11 +197,18 @@ def build_parser() -> Parser:
     add_technologies(add("technologies", run_technologies, "what chips are made of, and cost"))
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
-    nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
+    of = "of a quantized network; more of the same data beside it"
+    nonideal.add_argument("--checkpoint", nargs="+", required=True, help=of)
     nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     add_chip_options(nonideal, "simulation")
     alone = "also every layer alone on such crossbars"
     nonideal.add_argument("--each_layer", action="store_true", help=alone)
+    strengths = "also at other values of an option of its cells, as sigma=0.05,0.1,0.2"
+    nonideal.add_argument("--over", help=strengths)
+    changes = "also on chips with one ADC bit more, one cell bit less, other columns, half the side"
+    nonideal.add_argument("--each_change", action="store_true", help=changes)
+    good = "points of its own accuracy that a network may lose on a chip that counts as good"
+    add_option(nonideal, "max_drop", 1.0, good, type=float)
     for command in (report, several, grid, nonideal):
         add_option(command, "seed", 0, "of the draws of cells, with --sigma", type=int)
         add_option(command, "trials", 5, "draws of the cells, with --sigma", type=int)
@@ -447,22 +454,24 @@ def run_technologies(args: argparse.Namespace) -> None:
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
-    from .nonideal import nonideal_lines, nonideal_report
+    chip, draws = Chip(**given(args)), (args.seed, args.trials, args.max_drop)
+    check_sources(args, args.checkpoint)
+    from .robustness import Draws, chips_csv, layers_csv, lines_of, page_of, reports
 
-    report = nonideal_report(
-        *(args.checkpoint, args.data_path, Chip(**given(args))),
-        *(args.seed, args.trials, args.each_layer, args.time_steps),
-    )
-    rows = report["layers"]
+    what = {"each_layer": args.each_layer, "over": args.over, "each_change": args.each_change}
+    found = reports(args.checkpoint, args.data_path, chip, Draws(*draws), args.time_steps, **what)
+    single = found[0] if len(found) == 1 else found
     contents = {
-        "nonideal.json": json.dumps(report, indent=2) + "\n",
-        "nonideal.csv": csv_text(rows[0], (row.values() for row in rows)),
+        "nonideal.json": json.dumps(single, indent=2) + "\n",
+        "nonideal.csv": layers_csv(found),
+        "chips.csv": chips_csv(found),
+        "nonideal.html": page_of(found),
     }
-    lines = nonideal_lines(report)
-    layers = Section("Layers", [], list(rows[0]), [list(row.values()) for row in rows])
-    sections = [Section(report["checkpoint"], lines), layers]
-    write_files(args.out, contents | {"nonideal.html": page("On crossbars", sections, {})})
-    print("\n".join(lines))
+    write_files(args.out, contents)
+    for report in found:
+        if len(found) > 1:
+            print(("" if report is found[0] else "\n") + f"{report['checkpoint']}:")
+        print("\n".join(lines_of(report)))
 
 
 def work(argv: list[str] | None) -> None:

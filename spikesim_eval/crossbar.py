@@ -30,7 +30,7 @@ from .codes import count_silent, driven_rows
 from .layer_list import Layer, LayerList
 from .silence import pes_together
 
-LARGEST_WORKSPACE = 2**18  # partial sums held at once: about what a core's cache holds
+LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
 KEPT = ("errors", "largest", "sums")  # what a layer keeps of what it has computed, where asked
 
 
@@ -74,6 +74,20 @@ def ladder(conductance: Tensor, wire: float) -> Tensor:
             right = right + solved[..., columns:]
         blocks, right_sides = block, right
     return wire * torch.linalg.solve(blocks, right_sides).mT
+
+
+def images_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (C, H, W, N) of which the last dimension lies together in memory: then what a
+    position of the kernel reads are whole rows. Torch is fast at transposing matrices only."""
+    rows = x.permute(0, 2, 3, 1).flatten(1).t().contiguous()
+    return rows.view(*x.shape[2:], x.shape[1], len(x)).permute(2, 0, 1, 3)
+
+
+def images_first(x: Tensor) -> Tensor:
+    """(C, H, W, N) as (N, C, H, W), channels last in memory."""
+    channels, *size, images = x.shape
+    rows = x.permute(1, 2, 0, 3).flatten(0, 2).t().contiguous()
+    return rows.view(images, *size, channels).permute(0, 3, 1, 2)
 
 
 def convert(sums: Tensor, step: float, bits: int | None) -> Tensor:
@@ -137,9 +151,10 @@ class CrossbarLayer:
     digital side takes for the integer sums.
 
     The definition is `_read` over all columns: of every crossbar the columns' sums, converted,
-    added up. Where cells are whole numbers of cell steps and ADCs have such steps too, nothing is
-    off but sums that ADCs clip. Then the layer is the convolution, and of the crossbars' columns
-    only those are computed that may be clipped, for what the clipping takes away.
+    added up. Where cells are as meant, and whole numbers of cell steps, and ADCs have such steps
+    too, nothing is off but sums that ADCs clip. Then the layer is the convolution, and of the
+    crossbars' columns only those are computed that may be clipped, for what the clipping takes
+    away.
 
     Args:
         codes: integer weights (O, I, k, k).
@@ -188,16 +203,18 @@ class CrossbarLayer:
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
         self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
         self.columns = sum(cells.shape[-1] for cells in self.cells)  # side by side
-        self._plan()
+        meant = (self._in_crossbars(x.flatten(0, 1)) for x in self.how.targets(codes))
+        self._plan(as_meant=all(map(torch.equal, self.cells, meant)))
 
-    def _plan(self) -> None:
-        """Which columns are read, together and one by one."""
+    def _plan(self, as_meant: bool) -> None:
+        """Which columns are read, together and one by one, where cells are or are not as meant."""
         in_line = torch.cat(self.cells, dim=-1).mT.contiguous().split(self.per_reading)
         largest = torch.stack([crossbars.sum(dim=(0, 2)) for crossbars in in_line])
         self.only_clips = (
             (self.sums is None and self.largest_sum is None)
             and self.adc_step == 1
             and not self.chip.read_noise
+            and as_meant
             and all(torch.equal(x, x.round()) for x in in_line)
             and largest.max().item() < 2**24  # beyond, float32 rounds
         )
@@ -239,6 +256,12 @@ class CrossbarLayer:
     def adc_step(self) -> float:
         """What one code of the ADC stands for, in cell steps."""
         return 1.0 if self.chip.adc_bits is None else self.adc_step_of(self.chip.adc_bits)
+
+    @property
+    def adc_reach(self) -> float | None:
+        """The largest sum that the ADC does not clip, in cell steps; None of an ideal one."""
+        bits = self.chip.adc_bits
+        return None if bits is None else self.adc_step * (2**bits - 1)
 
     def adc_step_of(self, bits: int) -> float:
         """The same of an ADC of so many bits."""
@@ -286,13 +309,17 @@ class CrossbarLayer:
             if sums is None:
                 continue
             if self.squared_error is not None:
-                off = sums if self.only_clips else sums - ideal[here]
+                off = sums if self.only_clips else sums - ideal[here].permute(1, 2, 3, 0)
                 self.squared_error += off.double().square().sum().item()
-            result[here] = ideal[here] + sums if self.only_clips else sums
+            sums = images_first(sums.to(x.dtype))
+            if self.only_clips:
+                result[here] += sums
+            else:
+                result[here] = sums
         return result
 
     def _sums(self, x: Tensor, size: tuple[int, int]) -> Tensor | None:
-        """Sums (N, O, H', W'), or, where ADCs only clip, how much less they are; None: nothing."""
+        """Sums (O, H', W', N), or, where ADCs only clip, how much less they are; None: nothing."""
         fed = x
         if self.input_bits > 1:
             codes = x.int()
@@ -300,9 +327,8 @@ class CrossbarLayer:
         self._count(fed, size)
         if not self.readers:
             return None
-        # Images last: then what a position of the kernel reads is rows.
-        fed = fed.permute(1, 2, 3, 0).float().contiguous()
-        return self._from_bits(self._from_slices(self._read(fed, size), fed)).permute(3, 0, 1, 2)
+        fed = images_last(fed.float())
+        return self._from_bits(self._from_slices(self._read(fed, size), fed))
 
     def _read(self, fed: Tensor, size: tuple[int, int]) -> Tensor:
         """What ADCs say of all columns together, or, where that is all that is off, how much less
@@ -355,7 +381,7 @@ class CrossbarLayer:
         clipped = (peaks > step * largest_code).nonzero()[:, 0]
         if self.only_clips:
             if len(clipped):
-                over = sums[clipped].sub_(largest_code).clamp_min_(0)
+                over = sums.index_select(0, clipped).sub_(largest_code).clamp_min_(0)
                 self.counts.clipped += _count_above(over, 0)
                 read.index_add_(0, columns[clipped], over, alpha=-1)
             return
@@ -364,9 +390,11 @@ class CrossbarLayer:
                 flat.div_(step)
             flat.round_()
             if len(clipped):
-                of_columns = flat[clipped]
-                self.counts.clipped += _count_above(of_columns, largest_code)
-                flat[clipped] = of_columns.clamp_(max=largest_code)
+                above = flat if 2 * len(clipped) > len(flat) else flat.index_select(0, clipped)
+                self.counts.clipped += _count_above(above, largest_code)
+                above.clamp_(max=largest_code)
+                if above is not flat:
+                    flat.index_copy_(0, clipped, above)
             if step != 1:
                 flat.mul_(step)
         read += sums
