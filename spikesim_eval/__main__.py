@@ -176,6 +176,7 @@ def build_parser() -> Parser:
 
     several = add("compare", run_compare, "networks against the first")
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
+    several.add_argument("--time_steps", type=int, help="T of all, where it is not the trained one")
     acceptable = f"points below the first that are acceptable, and {lost}"
     add_option(several, "max_drop", 1.0, acceptable, type=float)
     add_chip_options(several, "price", "simulation")
@@ -230,9 +231,13 @@ def is_layer_list(path: str) -> bool:
     return path.lower().endswith(".json")
 
 
-def subject_of(path: str, args: argparse.Namespace, chip: Chip) -> Subject:
+def subject_of(
+    path: str, args: argparse.Namespace, chip: Chip, time_steps: int | None = None
+) -> Subject:
     """A layer list where the name ends in .json, otherwise a checkpoint."""
-    return listed(path) if is_layer_list(path) else traced(path, args, chip)
+    if is_layer_list(path):
+        return listed(path, time_steps)
+    return traced(path, args, chip, time_steps)
 
 
 def listed(path: str, time_steps: int | None = None) -> Subject:
@@ -361,7 +366,7 @@ def run_compare(args: argparse.Namespace) -> None:
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
-    subjects = [subject_of(path, args, chip) for path in args.networks]
+    subjects = [subject_of(path, args, chip, args.time_steps) for path in args.networks]
     for subject in subjects[1:]:
         check_same_classes(subject, subjects[0])
     subjects, chip = simulated(subjects, chip, args)
