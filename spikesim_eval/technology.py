@@ -51,6 +51,10 @@ KEYS = {  # section.key -> unit and meaning; what ends in _pj or _um2 is charged
     "subtractor.area_um2": ("um^2", "subtractor, of a PE and one of a crossbar's ADCs"),
     "htree.energy_pj": ("pJ", "a sum moved through the H-tree"),
     "htree.area_um2": ("um^2", "H-tree, of a PE"),
+    "cell_write.energy_pj": ("pJ", "a cell programmed"),
+    "cell_write.row_ns": ("ns", "a row of a crossbar programmed"),
+    "dram.energy_pj": ("pJ", "a bit read from DRAM"),
+    "dram.bits_per_ns": ("bit/ns", "what DRAM gives at once"),
     "router.energy_pj": ("pJ", "a bit moved to a neighbouring tile"),
     "router.area_um2": ("um^2", "router of a tile"),
     "fetch.energy_pj": ("pJ", "a PE cycle of a group of PEs"),
@@ -66,7 +70,14 @@ KEYS = {  # section.key -> unit and meaning; what ends in _pj or _um2 is charged
     "leakage.lop_mw": ("mW", "1 um^2 of low operating power logic"),
     "leakage.hp_mw": ("mW", "1 um^2 of high performance logic"),
 }
-POSITIVE = ("process.node_nm", "cell.bits", "cell.on_ohm", "cell.area_um2", "adc.bits")
+POSITIVE = (
+    "process.node_nm",
+    "cell.bits",
+    "cell.on_ohm",
+    "cell.area_um2",
+    "adc.bits",
+    "dram.bits_per_ns",
+)
 LARGEST = 1e15  # in whatever unit: beyond it nothing is built
 CHOICES = {"cell.kind": CELLS, "adc.kind": ADCS}
 CHIP = {  # options of a chip that a technology may have defaults for: their units
