@@ -19,7 +19,7 @@ from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.render import shown
 from spikesim_eval.technology import presets
 
-ADC_LAWS = CHOICES["adc_law"]
+ADC_LAWS = CHOICES["adc_law"]  # with the technology's table last
 CONVERSION = ("adc", "mux")
 KEYS = {"pJ": "energy_pj", "um^2": "area_um2", "TOPS/W": "tops_per_watt", "mW": "leakage_mw"}
 
@@ -199,7 +199,8 @@ def adc_growth() -> str:
         return (3.7506 * bits + 25.844) * (bits + 1) * 1e-3
 
     laws = {
-        law: [Chip(adc_law=law, adc_bits=bits).adc_scale for bits in (4, 8)] for law in ADC_LAWS
+        law: [Chip(adc_law=law, adc_bits=bits).adc_scale("energy") for bits in (4, 8)]
+        for law in ADC_LAWS
     }
     laws = {law: significant(eight / four) for law, (four, eight) in laws.items()}
     return (

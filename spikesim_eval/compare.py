@@ -116,7 +116,10 @@ def other_assumptions(
     bits = 8 if chip.adc_bits == 4 else chip.adc_bits
     for adc_law in CHOICES["adc_law"]:
         if (bits, adc_law) != (chip.adc_bits, chip.adc_law):
-            other = replace(chip, adc_bits=bits, adc_law=adc_law)
+            try:
+                other = replace(chip, adc_bits=bits, adc_law=adc_law)
+            except UserError:  # the technology's table is none, or not of so many bits
+                continue
             yield f"--adc_bits {bits} --adc_law {adc_law}", (ours, baseline, other)
     for bits in FULL_PRECISION:
         if baseline.weight_bits in FULL_PRECISION and bits != baseline.weight_bits:

@@ -84,7 +84,7 @@ def cycle_energy(
     return {
         "crossbar": inputs * inside * rate * placement.columns * e["cell"]
         + inputs * layer.groups * inside * rate * placement.driven * e["driver"],
-        "adc": conversions * e["adc"] * chip.adc_scale,
+        "adc": conversions * e["adc"] * chip.adc_scale("energy"),
         "mux": conversions * e["mux"],
         "temp_buffer": conversions * e["temp_buffer"],
         "shift_add": conversions * accumulator * e["add_bit"],
@@ -311,7 +311,7 @@ def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
     cells = chip.crossbars_per_pe * a["cell"] * chip.xbar_size**2
     return {
         "crossbar": pes * (cells + chip.crossbars_per_pe * a["driver"] * chip.xbar_size),
-        "adc": adcs * a["adc"] * chip.adc_scale,
+        "adc": adcs * a["adc"] * chip.adc_scale("area"),
         "mux": adcs * a["mux"],
         "shift_add": adcs * (a["shift_add"] * counted),
         "subtractor": served * (chip.adcs * a["subtractor"]),

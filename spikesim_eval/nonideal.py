@@ -158,9 +158,8 @@ def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple
         added, ratio = max(layer.adc_error(chip.adc_bits) for layer in layers), 0.0
         for bits in range(chip.adc_bits - 1, 0, -1):
             before, added = added, max(layer.adc_error(bits) for layer in layers)
-            saved = (
-                replace(chip, adc_bits=bits + 1).adc_scale - replace(chip, adc_bits=bits).adc_scale
-            )
+            more, less = (replace(chip, adc_bits=x).adc_scale("energy") for x in (bits + 1, bits))
+            saved = more - less
             # Never less than that of the bit before, which is taken first.
             ratio = max(ratio, (added - before) / max(1.0, conversions * saved))
             found.append((ratio, -bits, name))

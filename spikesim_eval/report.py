@@ -83,6 +83,9 @@ ADC_LAW = {
     "doubling": "Energy and area of an ADC double with every bit above the technology's and halve "
     "with every bit below.",
     "linear": "Energy and area of an ADC are in proportion to its bits.",
+    "table": "Energy, area and, where it says them, clocks of an ADC grow as in the technology's "
+    "table by bits, in between in proportion in logarithms; one of fewer bits than the table's "
+    "first costs as much as that.",
 }
 COLUMN_KINDS = {
     "differential": "Positive and negative weights lie in crossbars of their own, of w - 1 bits, "

@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
 
@@ -70,6 +72,11 @@ KEYS = {  # section.key -> unit and meaning; what ends in _pj or _um2 is charged
     "leakage.lop_mw": ("mW", "1 um^2 of low operating power logic"),
     "leakage.hp_mw": ("mW", "1 um^2 of high performance logic"),
 }
+BY_BITS = {  # optional: how an ADC's figures grow, in proportion to those of its adc.bits
+    "adc.energy_by_bits": ("pJ", "a conversion, by the ADC's bits (--adc_law table)"),
+    "adc.area_by_bits": ("um^2", "an ADC, by its bits (--adc_law table)"),
+    "adc.clocks_by_bits": ("clocks", "a conversion, by the ADC's bits (--adc_law table)"),
+}
 POSITIVE = (
     "process.node_nm",
     "cell.bits",
@@ -92,7 +99,9 @@ CHIP = {  # options of a chip that a technology may have defaults for: their uni
     "clk_mhz": "MHz",
     "process": "",
 }
-UNITS = {key: unit for key, (unit, _) in KEYS.items()} | {f"chip.{x}": y for x, y in CHIP.items()}
+UNITS = {key: unit for key, (unit, _) in (KEYS | BY_BITS).items()} | {
+    f"chip.{x}": y for x, y in CHIP.items()
+}
 
 
 class Entry(NamedTuple):
@@ -143,6 +152,29 @@ class Technology:
         """SRAM cells are transistors, and leak as all others do."""
         return self["cell.kind"] == "SRAM"
 
+    def check_adc_bits(self, bits: int) -> None:
+        """Raise UserError where it does not say what an ADC of so many bits costs."""
+        tables = [self[key] for key in BY_BITS if key in self.entries]
+        if not tables:
+            raise UserError(f"{self} has no table of ADCs by bits: --adc_law doubling or linear")
+        most = min(max(map(int, table)) for table in tables)
+        if bits > most:
+            raise UserError(
+                f"adc_bits {bits}: {self} gives ADCs of at most {most} bits; --adc_law doubling or "
+                "linear says what larger ones cost"
+            )
+
+    def growth(self, key: str, bits: int | np.ndarray) -> float | np.ndarray:
+        """What an ADC of so many bits has of "energy", "area" or "clocks", relative to that of
+        adc.bits: by the table, in between in proportion in logarithms. Below the table's first it
+        has as much as that one, which can stand for it."""
+        table = self.entries.get(f"adc.{key}_by_bits")
+        if table is None:
+            return 1.0
+        logs = {int(x): math.log(y) for x, y in table.value.items()}
+        own = np.interp(self["adc.bits"], list(logs), list(logs.values()))
+        return np.exp(np.interp(bits, list(logs), list(logs.values())) - own)[()]
+
     def check_cell_bits(self, bits: int) -> None:
         """Raise UserError where its cells cannot hold so many bits."""
         if self.cells_leak and bits != 1:
@@ -161,7 +193,10 @@ class Technology:
         """Everything it says, one row a value."""
         for key, (value, source, scaled) in self.entries.items():
             table, name = key.split(".")
-            meaning = KEYS[key][1] if key in KEYS else f"--{name}"
+            known = KEYS | BY_BITS
+            meaning = known[key][1] if key in known else f"--{name}"
+            if key in BY_BITS:
+                value = ", ".join(f"{bits}: {x:g}" for bits, x in value.items())
             yield {
                 "table": table,
                 "name": name,
@@ -245,6 +280,9 @@ def check_value(key: str, value: object, file: str) -> None:
         if value not in CHOICES[key]:
             raise UserError(f"{file}: {key} must be one of {CHOICES[key]}, got {show(value)}")
         return
+    if key in BY_BITS:
+        check_table(key, value, file)
+        return
     if key not in KEYS:  # an option of a chip, which checks it itself
         return
     number = type(value) in (int, float) and (key == "cell.on_off_ratio" or value < LARGEST)
@@ -252,6 +290,18 @@ def check_value(key: str, value: object, file: str) -> None:
         least = "above 0" if key in POSITIVE else "of at least 0"
         unit = f", in {UNITS[key]}" if UNITS[key] else ""
         raise UserError(f"{file}: {key} is {show(value)}: give a number {least}{unit}")
+
+
+def check_table(key: str, value: object, file: str) -> None:
+    """Raise UserError for what is no table by bits."""
+    good = isinstance(value, dict) and len(value) > 1
+    good = good and all(x.isdecimal() and 0 < int(x) < 100 for x in value)
+    good = good and all(type(x) in (int, float) and 0 < x < LARGEST for x in value.values())
+    if not good or sorted(map(int, value)) != list(map(int, value)):
+        raise UserError(
+            f"{file}: {key} is {show(value)}: give numbers above 0 by two or more numbers of bits, "
+            "the smallest first, as { 4 = 0.8, 8 = 1.7 }"
+        )
 
 
 def read_entry(key: str, entry: object, sources: Mapping[str, str], file: str) -> Entry:
