@@ -60,6 +60,7 @@ from runtime.launcher import check_launcher, interrupt_at_once, launcher_variabl
 from runtime.processes import is_main_process, of_first_process, world_size
 from settings import Settings
 from spikesim_eval.trace import macs_of_image
+from spikesim_eval.training import draw_cells, put_on_chip
 
 READ_EVERY = 10  # steps: reading a number waits for the GPU
 
@@ -127,6 +128,7 @@ def train(
                 loss_function.set_epoch(epoch, settings.epochs)
             row = {"epoch": epoch, "lr": settings.lr * scheduler.lr_lambdas[0](steps * (epoch - 1))}
             row |= train_epoch(run, gradients, batches.train, scheduler, device)
+            draw_cells(network, settings.seed, run.steps_done)
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp):
                 estimate_statistics(network, images_of_statistics, settings.trained_at)
             found, tested = evaluate_epoch(network, batches, device, settings.amp)
@@ -149,6 +151,8 @@ def build_networks(
     elif settings.init_from is not None:
         start_from_checkpoint(network, settings)
     network.to(device)
+    if settings.chip is not None:
+        put_on_chip(network, settings.chip)
     if world_size() == 1:
         return network, network, teacher
     # Batch norm statistics are already the same on all processes: nothing to broadcast.
@@ -171,6 +175,7 @@ def train_epoch(
     with watching, ProgressBar(batches, epoch, len(batches), run.step) as bar:
         for images, labels in bar:
             images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+            draw_cells(run.network, settings.seed, run.steps_done)
             with run.network.running_for(time_window_of(settings, run.steps_done)):
                 means = gradients(images, labels)
             if settings.check_numerics:

@@ -10,7 +10,7 @@ import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, get_args
 
 from data_sets import DATA_SETS, DataSet
@@ -30,6 +30,9 @@ from models.neuron import DEFAULT_NEURON, RESETS, SURROGATES, Neuron
 from runtime.command import HelpFormatter, Parser, wrong_choice
 from runtime.errors import UserError
 from runtime.processes import usable_cores
+from spikesim_eval.chip import OPTIONS as CHIP_OPTIONS
+from spikesim_eval.chip import Chip, about_option, options_of
+from spikesim_eval.technology import load_technology
 
 PAPER_SETTINGS = ("original", "student", "qamd")
 SHARED_GPU = "cuda-shared"
@@ -94,6 +97,10 @@ def any_size(values: Values) -> str | None:
     return f"has no meaning with --data {values['data']}, whose images are {size}: leave it out"
 
 
+def for_a_chip(values: Values) -> str | None:
+    return quantized(values) or (None if values["crossbar"] else "goes with --crossbar TECHNOLOGY")
+
+
 def if_distilled(default: Any) -> Callable[[Values], Any]:
     return lambda values: default if values["paper_setting"] == "qamd" else None
 
@@ -154,8 +161,31 @@ class Option(NamedTuple):
 def option(group: str, text: str, default: Any = None, traits: str = "", **rest: Any) -> Any:
     """A field of Settings."""
     about = Option(group, text, default, traits, **rest)
-    how = {"default": default} if about.has("added") else {}
+    how = {"default": about.constant_default} if about.has("added") else {}
     return field(metadata={"option": about}, **how)
+
+
+def of_chip(name: str) -> Any:
+    """An option of the chip that a network is trained for, as `Chip` declares it; by default the
+    technology's. Chip checks its values."""
+    about = CHIP_OPTIONS[name]
+    shown = {"": "none", math.inf: "infinite"}.get(about.default, f"{about.default}")
+    return option(
+        "chip",
+        about_option(about).replace("%%", "%"),
+        lambda values: None if for_a_chip(values) else chip_defaults(values["crossbar"])[name],
+        "added",
+        choices=about.metadata["choices"] or None,
+        where=for_a_chip,
+        shown=f"{shown}, or the technology's",
+    )
+
+
+@cache
+def chip_defaults(technology: str) -> dict[str, Any]:
+    """The options of a chip of this technology. Raises UserError where there is none of its name,
+    and no file."""
+    return vars(Chip(**options_of(load_technology(technology))))
 
 
 of_task, of_data = partial(option, "what to train"), partial(option, "data")
@@ -317,6 +347,30 @@ class Settings:
         where=lambda values: distilled(values) or static_images(values)
     )
 
+    crossbar: str | None = option(
+        "chip",
+        "train for a chip of this technology, a preset's name or a TOML file: the layers' sums are "
+        "what its crossbars and ADCs make of them, in every step with cells drawn anew, and it is "
+        "tested on such a chip",
+        None, "added", where=quantized, metavar="TECHNOLOGY"
+    )
+    xbar_size: int | None = of_chip("xbar_size")
+    cell_bits: int | None = of_chip("cell_bits")
+    columns: str | None = of_chip("columns")
+    crossbars_per_pe: int | None = of_chip("crossbars_per_pe")
+    adc_bits: int | None = of_chip("adc_bits")
+    layer_adc_bits: str | None = of_chip("layer_adc_bits")
+    adc_of: str | None = of_chip("adc_of")
+    adc_range: str | None = of_chip("adc_range")
+    on_off_ratio: float | None = of_chip("on_off_ratio")
+    sigma: float | None = of_chip("sigma")
+    level_conductances: str | None = of_chip("level_conductances")
+    programming: str | None = of_chip("programming")
+    after: str | None = of_chip("after")
+    stuck_on: float | None = of_chip("stuck_on")
+    stuck_off: float | None = of_chip("stuck_off")
+    read_noise: float | None = of_chip("read_noise")
+
     epochs: int = of_recipe(
         "passes over the training images", 100, "resume", limits=(1, 10**6), name=(21, None)
     )
@@ -449,6 +503,20 @@ class Settings:
         return Neuron(self.leak, self.threshold, self.reset, self.surrogate, self.surrogate_width)
 
     @property
+    def chip(self) -> Chip | None:
+        """The chip that it is trained for. Raises UserError where there can be none."""
+        if self.crossbar is None:
+            return None
+        said = {name: getattr(self, name) for name in OF_CHIP}
+        return Chip(technology=load_technology(self.crossbar), **said)
+
+    @property
+    def chip_text(self) -> str:
+        """The chip that it is trained for, but for its technology, in a few words."""
+        side, sigma = self.xbar_size, f", sigma {self.sigma:g}" * bool(self.sigma)
+        return f"crossbars of {side} x {side}, ADCs of {self.adc_bits} bits{sigma}"
+
+    @property
     def told_arch(self) -> str | None:
         """`arch`; a class of one's own by its file's digest, wherever the file lies."""
         if self.arch_digest is None:
@@ -483,6 +551,7 @@ OPTIONS: dict[str, Option] = {
 TYPES: dict[str, tuple[type, ...]] = {  # get_args of a plain type is empty
     x.name: get_args(x.type) or (x.type,) for x in fields(Settings)
 }
+OF_CHIP = tuple(name for name in OPTIONS if name in CHIP_OPTIONS)
 # What may differ between a run and the one that goes on with it: how it runs, how long, and where
 # its files are.
 MAY_CHANGE = {name for name, x in OPTIONS.items() if x.has("resume")}
@@ -609,6 +678,8 @@ def check_settings(settings: Settings, trained: bool = False) -> None:
         parse_image_size(settings.image_size)
     if settings.sensor is not None:
         parse_size(settings.sensor, "sensor", SENSOR_SIDES)
+    if not trained:
+        _ = settings.chip  # it checks itself
     if settings.time_windows is not None:
         windows, given = settings.time_windows, as_text(settings.time_windows)
         if len(windows) < 2 or list(windows) != sorted(set(windows)):
@@ -639,6 +710,10 @@ def describes_a_network(settings: Settings) -> bool:
         if about.where is None:
             continue
         refused = about.refusal(values) is not None
+        if name in OF_CHIP:  # whether or not its technology's file is here
+            if refused != (values[name] is None):
+                return False
+            continue
         if about.default_with(values) is not None or (about.needed and not refused):
             if values[name] is None:
                 return False

@@ -45,8 +45,8 @@ def network(bits: int | None) -> SpikingNetwork:
     return made.eval()
 
 
-def ways(made: SpikingNetwork, images: Tensor) -> dict[str, Callable[[], object]]:
-    """Ways to get the same logits, the network's own first."""
+def ways(made: SpikingNetwork) -> dict[str, Callable[[Tensor], object]]:
+    """Ways to get the same logits of images, the network's own first."""
     import onnxruntime  # here: who only asks for --help may not have it
 
     from exchange.onnx_file import onnx_file
@@ -56,19 +56,17 @@ def ways(made: SpikingNetwork, images: Tensor) -> dict[str, Callable[[], object]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(onnx_file(description), options)
-    given = {"images": images.numpy()}
-    found = {"torch": lambda: made(images)}
+    found = {"torch": made}
     if not any(isinstance(module, QuanConv2d) for module in made.modules()):
-        fast = folded(made)
-        found["torch, folded"] = lambda: fast(images)
-    found["torch.export"] = lambda: program(images)
-    return found | {"onnxruntime": lambda: session.run(None, given)}
+        found["torch, folded"] = folded(made)
+    found["torch.export"] = program
+    return found | {"onnxruntime": lambda images: session.run(None, {"images": images.numpy()})}
 
 
-def several(function: Callable[[], object]) -> Callable[[], None]:
+def several(function: Callable[[Tensor], object], images: Tensor) -> Callable[[], None]:
     def call() -> None:
         for _ in range(CALLS):
-            function()
+            function(images)
 
     return call
 
@@ -112,10 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def parts():
         for name, bits in (("teacher", None), ("student", 4)):
-            made = network(bits)
+            functions = ways(network(bits))
             for number in (1, 64):
-                functions = ways(made, torch.rand(number, 1, 16, 16))
-                calls = {way: several(call) for way, call in functions.items()}
+                given = torch.rand(number, 1, 16, 16)
+                calls = {way: several(function, given) for way, function in functions.items()}
                 times, repeated = in_turn(calls, args.rounds, CPU)
                 images = f"{number} image{'s' * (number > 1)}"
                 yield f"{name}, {images} a call ({repeated} rounds repeated)"
@@ -129,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 ]
                 yield table(["", "ms", "× onnxruntime"], rows)
         yield "What torch spends the student's time on, one image a call:"
-        yield table(["", "share"], shares(made, torch.rand(1, 1, 16, 16)))
+        yield table(["", "share"], shares(functions["torch"], torch.rand(1, 1, 16, 16)))
 
     report("exported", arguments, CPU, parts(), args.out)
 

@@ -236,7 +236,8 @@ def result_text(found: dict[str, Any], settings: Settings) -> str:
         return "\n".join([*lines, *other_t])
     rate = f"spike rate {percent(found['spike_rate'], 2)}"
     of_fold = "" if found["fold"] is None else f" of fold {found['fold']}"
-    lines = [", ".join([_accuracy(found, of_fold), rate, *other_t])]
+    digital = [f"digital, but trained for a chip of {settings.crossbar}"] * bool(settings.crossbar)
+    lines = [", ".join([_accuracy(found, of_fold), rate, *digital, *other_t])]
     if "integers" in found:
         differ = "{differing_spikes} of {spikes} spikes differ".format_map(found["integers"])
         lines.append(f"integers alone: {_accuracy(found['integers'], of_fold)}, {differ}")

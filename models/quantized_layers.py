@@ -1,6 +1,7 @@
 """Quantized layers: weights, membranes, batch norms and inputs are integers times a scale (MD-SNN,
 arXiv 2512.04443; docs/choices.md has what the paper leaves open)."""
 
+from collections.abc import Callable
 from functools import cache, partial
 
 import torch
@@ -67,21 +68,46 @@ class _SpikeConvolution(torch.autograd.Function):
         return *grads[:2], None, None
 
 
+# What a chip makes of a layer's sums: (what the layer reads, its weight codes) -> sums, of the
+# shape of the ideal ones.
+Crossbars = Callable[[Tensor, Tensor], Tensor]
+
+
+class _OnCrossbars(torch.autograd.Function):
+    """The sums of crossbars with the gradient of the ideal ones (straight-through)."""
+
+    @staticmethod
+    def forward(ctx, ideal: Tensor, sums: Tensor) -> Tensor:
+        return torch.empty_like(ideal).copy_(sums)  # in the ideal ones' type and layout
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad, None
+
+
 class QuanConv2d(Conv2d):
     """Convolution of integers with integer weights, as a crossbar computes it.
 
     Its output is the integer accumulator: the batch norm that follows undoes the scales of inputs
     and weights anyway, so they enter only through the codes. Autocast is off, because bfloat16
-    rounds integers above 256. Of spikes, a CPU computes it in 8-bit integers.
+    rounds integers above 256. Of spikes, a CPU computes it in 8-bit integers. Where `crossbars` are
+    put there, what they give takes the place of the accumulator, and its gradient stays.
     """
 
     def __init__(self, *args, bits: int, of_spikes: bool = False):
         super().__init__(*args)
         self.quantizer = WeightQuantizer(bits, self.weight)
         self.of_spikes = of_spikes
+        self.crossbars: Crossbars | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         x, codes = x.to(self.weight.dtype), self.quantizer(self.weight)
+        sums = self.accumulate(x, codes)
+        if self.crossbars is None:
+            return sums
+        return _OnCrossbars.apply(sums, self.crossbars(x.detach(), codes.detach()))
+
+    def accumulate(self, x: Tensor, codes: Tensor) -> Tensor:
         fits = self.of_spikes and x.dtype == torch.float32 and x.device.type == "cpu"
         if fits and spikes_convolve_in_integers():
             return _SpikeConvolution.apply(x, codes, self.stride, self.padding)
@@ -90,16 +116,23 @@ class QuanConv2d(Conv2d):
 
 
 class QuanLinear(nn.Linear):
-    """Linear layer with quantized weights; scales and bias are applied digitally."""
+    """Linear layer with quantized weights; scales and bias are applied digitally. `crossbars` as in
+    QuanConv2d: of mean spikes they give the mean of their sums."""
 
     def __init__(self, *args, bits: int):
         super().__init__(*args)
         self.quantizer = WeightQuantizer(bits, self.weight)
+        self.crossbars: Crossbars | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.quantizer.positive_step(self.weight[0].numel())
+        x, codes = x.to(step.dtype), self.quantizer(self.weight)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(step.dtype), self.quantizer(self.weight) * step, self.bias)
+            y = F.linear(x, codes * step, self.bias)
+        if self.crossbars is None:
+            return y
+        sums = self.crossbars(x.detach(), codes.detach())
+        return _OnCrossbars.apply(y, sums * step.detach().T + self.bias.detach())
 
 
 def quantized_layers(

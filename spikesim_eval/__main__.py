@@ -22,7 +22,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import OPTIONS, PRESETS, Chip, check_draws, options_of
+from .chip import OPTIONS, PRESETS, Chip, about_option, check_draws, options_of
 from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
 from .estimate import estimate
 from .layer_list import (
@@ -101,10 +101,7 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         default, about = option.default, option.metadata
         if about["part"] not in ("both", *parts):
             continue
-        text, how = about["text"], {"type": type(default)}
-        if about["reason"]:
-            low, high = about["limits"]
-            text += f", {low:g} to {high:g}"
+        text, how = about_option(option), {"type": type(default)}
         if option.name == "technology":
             how = {"type": load_technology}
         elif about["choices"]:

@@ -1,16 +1,39 @@
 """What weights become in the cells of crossbars: integer codes in, conductances out.
 
     weight code -> differential or offset columns -> c-bit digits -> levels with an off-state
-    -> Gaussian variation
+    -> written with an error -> drifted -> stuck
 
-How they then lie in crossbars, and what wires do to them, is `crossbar`'s. Conductances are in
-units of one cell step, the difference between neighbouring levels of a cell.
+The order is the physical one, and aihwkit's (`BaseNoiseModel.apply_noise`): what is written is
+off first, that ages, with an exponent of drift that belongs to the target, and 1/f noise has added
+up by the time of reading. Writing does not reach a stuck cell, and it stays where it is, so stuck
+cells come last. Read noise is new at every read, and belongs to sums (`CrossbarLayer`).
+How cells lie in crossbars, and what wires do to them, is `crossbar`'s. Conductances are in units of
+one cell step, the mean difference between neighbouring levels of a cell.
+
+Laws, of g = target / highest conductance:
+
+- `sigma`: G (1 + sigma n), n standard normal.
+- `programming`: G + G_highest (c0 + c1 g + c2 g^2 + ...) n. PCM: Nandakumar et al. (ICECS 2019) and
+  Joshi et al. (Nature Communications 2020), figures as aihwkit has them (inference/noise/pcm.py);
+  RRAM: Wan et al. (Nature 2022), fitted by aihwkit (inference/noise/reram.py).
+- `after` t: G ((t + t0) / t0)^-|nu|, nu normal with mean and deviation that each are
+  a + b ln g, no less than c and no more than d (the same PCM).
+- 1/f noise by then, where a technology has it: G (1 + q n sqrt(ln((t + t0 + t_r) / 2 t_r))),
+  q = min(a g^b, c) of the written g (the same PCM).
+
+What would be negative is 0.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from .chip import Chip
+from .chip import Chip, seconds
+from .technology import coefficients
+
+SMALLEST = 1e-7  # of g, in its logarithm, as aihwkit has it
 
 
 def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
@@ -60,9 +83,64 @@ class Cells:
         return [self.programmed(x, generator) for x in self.digits(codes)]
 
     def programmed(self, digits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What cells of these levels, of any shape, conduct."""
-        cells, sigma = digits.float() + self.off_conductance, self.chip.sigma
-        if sigma:
+        """What cells conduct that were written to these levels, of any shape, and have aged."""
+        chip = self.chip
+        cells = target = self._targets(digits)
+        if chip.sigma:
             noise = torch.randn(cells.shape, generator=generator)
-            cells = (cells * (1 + sigma * noise)).clamp_min(0)
+            cells = (cells * (1 + chip.sigma * noise)).clamp_min(0)
+        if chip.programming:
+            law, share = coefficients(chip.programming), target / self.highest
+            deviation = self.highest * sum(c * share**power for power, c in enumerate(law))
+            noise = torch.randn(cells.shape, generator=generator)
+            cells = (cells + deviation * noise).clamp_min(0)
+        if chip.after:
+            cells = self._aged(cells, target, generator)
+        if chip.stuck_on or chip.stuck_off:
+            drawn = torch.rand(cells.shape, generator=generator)
+            cells = torch.where(drawn < chip.stuck_on, self.highest, cells)
+            off = (drawn >= chip.stuck_on) & (drawn < chip.stuck_on + chip.stuck_off)
+            cells = torch.where(off, self.off_conductance, cells)
         return cells
+
+    @property
+    def highest(self) -> float:
+        """Conductance of the highest level."""
+        return self.levels + self.off_conductance
+
+    def _targets(self, digits: Tensor) -> Tensor:
+        if not self.chip.level_conductances:
+            return digits.float() + self.off_conductance
+        table = torch.tensor(coefficients(self.chip.level_conductances), dtype=torch.float64)
+        place = digits.double() * (len(table) - 1) / self.levels
+        low = place.floor().long().clamp_max(len(table) - 2)
+        share = table[low] + (table[low + 1] - table[low]) * (place - low)
+        return (self.levels * share + self.off_conductance).float()
+
+    def _aged(self, cells: Tensor, target: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Cells as they are `after` they were written."""
+        technology = self.chip.technology
+        start = technology["device.drift_start_s"]
+        time = seconds(self.chip.after) + start
+        mean, deviation = (
+            logarithmic(technology.coefficients(key), target / self.highest)
+            for key in ("device.drift", "device.drift_deviation")
+        )
+        noise = torch.randn(cells.shape, generator=generator)
+        aged = cells * (time / start) ** -(mean + deviation * noise).abs()
+        if technology.has("flicker"):
+            a, b, most = technology.coefficients("device.flicker")
+            reading = technology["device.flicker_read_s"]
+            share = (a * (cells / self.highest) ** b).clamp_max(most)
+            share = share * math.sqrt(math.log((time + reading) / (2 * reading)))
+            noise = torch.randn(cells.shape, generator=generator)
+            aged = aged * (1 + share * noise)
+        return aged.clamp_min(0)
+
+
+def logarithmic(law: Sequence[float], share: Tensor) -> Tensor:
+    """a + b ln(share), no less than c and no more than d; or one number."""
+    if len(law) == 1:
+        return torch.full_like(share, law[0])
+    a, b, low, high = law
+    return (a + b * share.clamp_min(SMALLEST).log()).clamp(low, high)

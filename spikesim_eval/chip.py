@@ -5,6 +5,7 @@ how a layer lies on it is `place_layer`.
 """
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields, replace
 from itertools import product
@@ -17,7 +18,16 @@ from runtime.errors import UserError
 
 from .constants import REFERENCE
 from .layer_list import Layer, LayerList, check_int, check_number, show
-from .technology import DEFAULT, Technology, load_technology
+from .technology import (
+    COEFFICIENTS,
+    DEFAULT,
+    DEVICE,
+    MODELS,
+    OF_CELLS,
+    Technology,
+    check_coefficients,
+    load_technology,
+)
 
 Value = int | float | np.ndarray
 
@@ -41,6 +51,14 @@ def choice(text: str, *choices: str, **more: Any) -> Any:
     return option(choices[0], text, choices=choices, **more)
 
 
+def about_option(about: Field) -> str:
+    """What an option means, with its limits, for a help text."""
+    text, limits = about.metadata["text"], about.metadata["limits"]
+    if about.metadata["reason"]:
+        text += ", {:g} to {:g}".format(*limits)
+    return text
+
+
 def check_option(about: Field, value: object) -> None:
     """Raise UserError, with the reason, for a value that an option of a chip cannot have."""
     limits, reason, choices = map(about.metadata.get, ("limits", "reason", "choices"))
@@ -56,6 +74,15 @@ def check_option(about: Field, value: object) -> None:
             )
     if about.name == "layer_adc_bits":
         bits_by_layer(value)
+    if about.name == "after" and value != about.default:
+        seconds(value)
+    key = OF_CELLS.get(about.name)
+    if key in COEFFICIENTS and value != about.default:
+        found = check_coefficients(about.name, value, COEFFICIENTS[key])
+        if key == "cell.level_conductances" and (
+            sorted(found) != found or (found[0], found[-1]) != (0, 1)
+        ):
+            raise UserError(f"{about.name} must rise from 0 to 1, got {show(value)}")
     if choices and value not in choices:
         raise UserError(f"{about.name} must be one of {choices}, got {show(value)}")
     is_ideal = about.name == "adc_bits" and value is None
@@ -83,6 +110,20 @@ def bits_by_layer(text: str) -> dict[str, int]:
     return found
 
 
+def seconds(text: str) -> float:
+    """What a time such as 90s, 2.5h or 1y means. Raises UserError."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?) *(s|min|h|d|y)", str(text))
+    value = float(found[1]) * TIMES[found[2]] if found else math.nan
+    if not 0 < value <= LONGEST_S:
+        units = ", ".join(TIMES)
+        raise UserError(
+            f"after must be a time with its unit ({units}) of at most 100y, as 1h, got {show(text)}"
+        )
+    return value
+
+
+TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "y": 365.25 * 86400.0}
+LONGEST_S = 100 * TIMES["y"]
 MOST_ADC_BITS = 16
 MOST_TRIALS = 10**6
 
@@ -221,6 +262,36 @@ class Chip:
         (0.0, 10.0),
         **SIMULATION,
     )
+    level_conductances: str = option(
+        "",
+        "what levels of a cell that are written evenly add to its lowest, as shares of what the "
+        "highest adds: 0,0.2,1; others lie between",
+        **SIMULATION,
+    )
+    programming: str = option(
+        "",
+        "deviation of a cell's conductance that depends on its target g, as c0,c1,c2 of "
+        "c0 + c1 g + c2 g^2, all as shares of the highest level's",
+        **SIMULATION,
+    )
+    after: str = option(
+        "",
+        "how long after writing the chip is read, as 90s, 5min, 1h, 30d or 1y: cells have drifted "
+        "as the technology's do",
+        **SIMULATION,
+    )
+    stuck_on: float = option(
+        0.0, "share of cells that stay at their highest level", (0.0, 1.0), **SIMULATION
+    )
+    stuck_off: float = option(
+        0.0, "share of cells that stay at their lowest level", (0.0, 1.0), **SIMULATION
+    )
+    read_noise: float = option(
+        0.0,
+        "relative deviation of a cell's conductance from read to read",
+        (0.0, 10.0),
+        **SIMULATION,
+    )
     wire_ohm: float = option(  # less than 1e-6 is lost in rounding
         0.0, "resistance of a wire from cell to cell", (1e-6, 1e6), **SIMULATION
     )
@@ -234,6 +305,7 @@ class Chip:
                 f"{self.xbar_size}"
             )
         self.technology.check_cell_bits(self.cell_bits)
+        self._check_cells()
         if self.adc_law == "table":
             of_layers = bits_by_layer(self.layer_adc_bits).values()
             self.technology.check_adc_bits(max(self.adc_bits or 1, *of_layers, 1))
@@ -245,6 +317,20 @@ class Chip:
             for name, value in AS_PUBLISHED.items():
                 if getattr(self, name) != value:
                     raise UserError(f"{name} goes with counted costs, not with --costs published")
+
+    def _check_cells(self) -> None:
+        if self.stuck_on + self.stuck_off > 1:
+            raise UserError(
+                f"stuck_on and stuck_off are shares of the same cells: {self.stuck_on:g} and "
+                f"{self.stuck_off:g} are more than all"
+            )
+        if self.after and not self.technology.has("drift"):
+            missing = [x for x in MODELS["drift"] if x not in self.technology.entries]
+            raise UserError(
+                f"after: {self.technology} does not say how its cells drift, {missing[0]} "
+                f"({DEVICE[missing[0]][1]}) is missing: take a technology that does "
+                f"(technologies lists them), or --set {missing[0]}=..."
+            )
 
     def options(self, part: str) -> dict[str, Any]:
         """What is said of the chip where it is priced ("price") or simulated ("simulation")."""
@@ -284,7 +370,7 @@ class Chip:
         return (self.xbar_size / REFERENCE["reference_side"]) ** 2
 
     def adc_scale(self, what: str) -> Value:
-        """ "energy" or "area" of an ADC relative to the one that the technology's figures are of."""
+        """Energy or area (`what`) of an ADC relative to the one that the technology's are of."""
         if self.adc_law == "table":
             return self.technology.growth(what, self.adc_bits)
         if self.adc_law == "linear":
@@ -331,7 +417,16 @@ class Chip:
 
     @property
     def is_random(self) -> bool:
-        return self.sigma > 0
+        """Whether two chips of this kind differ, or two reads of one."""
+        drawn = (self.sigma, self.programming, self.after, self.stuck_on, self.stuck_off)
+        return any(drawn) or self.read_noise > 0
+
+    @property
+    def ideal(self) -> "Chip":
+        """The same but for all that varies, ages or rounds: its cells as meant, its ADCs ideal."""
+        off = ("sigma", "programming", "after", "stuck_on", "stuck_off", "read_noise", "wire_ohm")
+        said = {name: OPTIONS[name].default for name in (*off, "level_conductances")}
+        return replace(self, **said, adc_bits=None, layer_adc_bits="")
 
     @property
     def variation_bias(self) -> float:
@@ -339,7 +434,7 @@ class Chip:
 
         The mean of max(0, 1 + sigma·n), n standard normal, is Φ(1/sigma) + sigma·φ(1/sigma).
         """
-        if not self.is_random:
+        if not self.sigma:
             return 0.0
         normal, edge = NormalDist(), 1 / self.sigma
         return self.sigma * normal.pdf(edge) - normal.cdf(-edge)

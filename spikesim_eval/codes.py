@@ -127,6 +127,15 @@ def count_silent(
     return crossbars, pes
 
 
+def driven_rows(fed: Tensor, xbar_size: int, **how: Any) -> Tensor:
+    """Whether a row carries a one, of each crossbar in line: (crossbars, N, outputs), of what rows
+    are fed (N, channels, height, width); `how` is `unfold`'s."""
+    blocks = ceil(fed.shape[1] / xbar_size)
+    padded = F.pad(fed, (0, 0, 0, 0, 0, blocks * xbar_size - fed.shape[1]))
+    any_one = padded.unflatten(1, (blocks, xbar_size)).amax(dim=2).float()
+    return F.unfold(any_one, **how).bool().transpose(0, 1)
+
+
 class Rows:
     """Counts what the rows of a layer's crossbars carry: ones, and silence (silence.py).
 
@@ -164,23 +173,16 @@ class Rows:
         for bit in range(self.bits):
             fed = codes >> bit & 1
             self.ones += (fed.sum(dim=(0, 1)) * self._readers).sum().item()
-            patches = self._driven(fed, codes.shape[1])
+            patches = driven_rows(fed, codes.shape[1], **self.how)
             silent, _ = self._silent(patches, len(patches), 1)
             self.cycles += patches[0].numel()
             self.silent += silent // len(patches)
             for side in {side for side, *_ in self.tiles}:
-                driven = self._driven(fed, side)
+                driven = driven_rows(fed, side, **self.how)
                 for size in self.tiles:
                     if size[0] == side:
                         found = zip(self.tiles[size], self._silent(driven, *size[1:]), strict=True)
                         self.tiles[size] = tuple(map(sum, found))
-
-    def _driven(self, fed: Tensor, xbar_size: int) -> Tensor:
-        """Whether a row carries a one, of each crossbar in line: (crossbars, N, outputs)."""
-        blocks = -(-fed.shape[1] // xbar_size)
-        padded = F.pad(fed, (0, 0, 0, 0, 0, blocks * xbar_size - fed.shape[1]))
-        any_one = padded.unflatten(1, (blocks, xbar_size)).amax(dim=2).float()
-        return F.unfold(any_one, **self.how).bool().transpose(0, 1)
 
     def _silent(self, driven: Tensor, crossbars_per_pe: int, together: int) -> tuple[int, int]:
         inside = self._inside.repeat(len(driven) // len(self._inside), 1)[:, None]

@@ -15,7 +15,10 @@ step, the difference between neighbouring levels of a cell.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +26,12 @@ from torch import Tensor
 
 from .cells import Cells
 from .chip import Chip, place_layer
-from .codes import count_silent
+from .codes import count_silent, driven_rows
 from .layer_list import Layer, LayerList
 from .silence import pes_together
 
-LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
+LARGEST_WORKSPACE = 2**18  # partial sums held at once: about what a core's cache holds
+KEPT = ("errors", "largest", "sums")  # what a layer keeps of what it has computed, where asked
 
 
 def ladder(conductance: Tensor, wire: float) -> Tensor:
@@ -72,6 +76,50 @@ def ladder(conductance: Tensor, wire: float) -> Tensor:
     return wire * torch.linalg.solve(blocks, right_sides).mT
 
 
+def convert(sums: Tensor, step: float, bits: int | None) -> Tensor:
+    """What ADCs of so many bits, a code being `step`, make of the sums of columns; None: no ADC.
+
+    `CrossbarLayer._convert` does the same in place, and no more of it than the sums call for.
+    """
+    if bits is None:
+        return sums
+    return (sums / step).round().clamp(max=2**bits - 1) * step
+
+
+class Window(NamedTuple):
+    """The outputs whose patch has a position of the kernel inside of the plane, and the inputs that
+    they read there: slices along both sides."""
+
+    outputs: tuple[slice, slice]
+    inputs: tuple[slice, slice]
+
+
+@cache
+def window(
+    position: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    plane: tuple[int, int],
+    size: tuple[int, int],
+) -> Window:
+    """Of a position (y, x) of the kernel, from a plane to outputs of this size."""
+    outputs, inputs = [], []
+    for at, step, pad, read, written in zip(position, stride, padding, plane, size, strict=True):
+        first = max(0, math.ceil((pad - at) / step))
+        last = min(written - 1, (read - 1 + pad - at) // step)
+        start = first * step + at - pad
+        outputs.append(slice(first, max(first, last + 1)))
+        inputs.append(slice(start, max(start, last * step + at - pad + 1), step))
+    return Window(tuple(outputs), tuple(inputs))
+
+
+class Readers(NamedTuple):
+    """Columns that ADCs read of a crossbar, or of the crossbars in line in a PE together."""
+
+    columns: Tensor | None  # their numbers; None: all
+    crossbars: tuple[tuple[int, Tensor], ...]  # place in line, conductances (columns, rows)
+
+
 @dataclass
 class Counts:
     """What a layer's crossbars have done so far."""
@@ -88,13 +136,20 @@ class CrossbarLayer:
     """One convolution or linear layer on crossbars; called with integer inputs, it returns what the
     digital side takes for the integer sums.
 
+    The definition is `_read` over all columns: of every crossbar the columns' sums, converted,
+    added up. Where cells are whole numbers of cell steps and ADCs have such steps too, nothing is
+    off but sums that ADCs clip. Then the layer is the convolution, and of the crossbars' columns
+    only those are computed that may be clipped, for what the clipping takes away.
+
     Args:
         codes: integer weights (O, I, k, k).
         layer, network: what the layer list says of it. Inputs are fed bit by bit; those of the
             residual stream are in two's complement.
         chip: the options.
         stride, padding: of the convolution.
-        generator: for the cells' variation.
+        generator: for the cells' variation, and then for the noise of reads.
+        keep: which of KEPT to keep: "errors", how far the sums are off (`relative_error`);
+            "largest", the largest sum of a column; "sums", how often each sum was read.
 
     Raises UserError for a weight that does not fit into a crossbar row.
     """
@@ -108,6 +163,7 @@ class CrossbarLayer:
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
         generator: torch.Generator | None = None,
+        keep: Collection[str] = (),
     ):
         self.chip, self.stride, self.padding = chip.of_layer(layer.name), stride, padding
         self.input_bits, self.signed_input = network.input_bits(layer), network.reads_stream(layer)
@@ -123,14 +179,38 @@ class CrossbarLayer:
         placement = place_layer(network, layer, chip)
         self.stack, self.slices = placement.stack, placement.slices
         self.together = pes_together(placement, chip)
+        self.generator = generator
         self.cells = list(map(self._wired, self.how.conductances(codes, generator)))
         self.slice_weights = self.how.slice_weights
 
         self.counts = Counts()
-        # How often each sum was read, in cell steps; kept where a tensor is put here.
-        self.sums: Tensor | None = None
-        self.largest_sum = 0.0
-        self.squared_error = self.squared_output = 0.0
+        self.sums = torch.zeros(1, dtype=torch.int64) if "sums" in keep else None
+        self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
+        self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
+        self.columns = sum(cells.shape[-1] for cells in self.cells)  # side by side
+        self._plan()
+
+    def _plan(self) -> None:
+        """Which columns are read, together and one by one."""
+        in_line = torch.cat(self.cells, dim=-1).mT.contiguous().split(self.per_reading)
+        largest = torch.stack([crossbars.sum(dim=(0, 2)) for crossbars in in_line])
+        self.only_clips = (
+            (self.sums is None and self.largest_sum is None)
+            and self.adc_step == 1
+            and not self.chip.read_noise
+            and all(torch.equal(x, x.round()) for x in in_line)
+            and largest.max().item() < 2**24  # beyond, float32 rounds
+        )
+        self.readers: list[Readers] = []
+        for number, (crossbars, most) in enumerate(zip(in_line, largest, strict=True)):
+            columns = None
+            if self.only_clips:
+                columns = (most > self.largest_code).nonzero()[:, 0]
+                crossbars = crossbars[:, columns]
+            if columns is None or len(columns):
+                places = range(number * self.per_reading, self.stack)
+                cells = zip(places, crossbars.unbind(), strict=False)
+                self.readers.append(Readers(columns, tuple(cells)))
 
     def _wired(self, cells: Tensor) -> Tensor:
         """Conductances (k, k, I, O·slices) as (k²·groups, rows, O·slices), as the ADCs see them."""
@@ -151,36 +231,202 @@ class CrossbarLayer:
         return x.unflatten(1, (self.groups, self.rows)).transpose(0, 1).flatten(0, 1)
 
     @property
+    def per_reading(self) -> int:
+        """Crossbars in line that an ADC reads together."""
+        return min(self.chip.crossbars_per_pe, self.stack) if self.chip.adc_of == "pe" else 1
+
+    @property
     def adc_step(self) -> float:
         """What one code of the ADC stands for, in cell steps."""
-        return self.adc_step_of(self.chip.adc_bits)
+        return 1.0 if self.chip.adc_bits is None else self.adc_step_of(self.chip.adc_bits)
 
     def adc_step_of(self, bits: int) -> float:
         """The same of an ADC of so many bits."""
-        chip = self.chip
-        if chip.adc_range == "unit":
+        if self.chip.adc_range == "unit":
             return 1.0
-        added = min(chip.crossbars_per_pe, self.stack) if chip.adc_of == "pe" else 1
-        full = added * self.rows * (self.levels + self.off_conductance)
+        full = self.per_reading * self.rows * (self.levels + self.off_conductance)
         return max(1.0, full / (2**bits - 1))
+
+    @property
+    def largest_code(self) -> float:
+        return math.inf if self.chip.adc_bits is None else 2**self.chip.adc_bits - 1
 
     def adc_error(self, bits: int) -> float:
         """What ADCs of so many bits would have made of the `sums` that were read: the mean square
         of what they add, relative to that of the sums."""
-        sums, step = torch.arange(len(self.sums)).double(), self.adc_step_of(bits)
-        read = (sums / step).round().clamp(max=2**bits - 1) * step
+        sums = torch.arange(len(self.sums)).double()
+        read = convert(sums, self.adc_step_of(bits), bits)
         squares = (self.sums * sums.square()).sum().item()
         return (self.sums * (read - sums).square()).sum().item() / squares if squares else 0.0
 
-    def _skipped(self, active: Tensor, size: torch.Size) -> int:
-        """Conversions of a column that are skipped (`Chip.skip`), of all crossbars or PEs in line
-        and all columns of `active`, from planes of this size; silent ones would give 0."""
+    def __call__(self, x: Tensor) -> Tensor:
+        """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
+        self.counts.images += len(x)
+        size = tuple(
+            (side + 2 * pad - kernel) // step + 1
+            for side, pad, kernel, step in zip(
+                x.shape[2:], self.padding, self.kernel, self.stride, strict=True
+            )
+        )
+        ideal = result = None
+        if self.only_clips or self.squared_error is not None:
+            inputs = x.to(self.codes.dtype)
+            ideal = F.conv2d(inputs, self.codes, None, self.stride, self.padding)
+        if self.squared_error is not None:
+            self.squared_output += ideal.double().square().sum().item()
+        if self.only_clips:
+            result = ideal.to(x.dtype)
+        else:
+            shape = len(x), len(self.codes), *size
+            result = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        chunk = max(1, LARGEST_WORKSPACE // (self.columns * self.input_bits * math.prod(size)))
+        for start in range(0, len(x), chunk):
+            here = slice(start, start + chunk)
+            sums = self._sums(x[here], size)
+            if sums is None:
+                continue
+            if self.squared_error is not None:
+                off = sums if self.only_clips else sums - ideal[here]
+                self.squared_error += off.double().square().sum().item()
+            result[here] = ideal[here] + sums if self.only_clips else sums
+        return result
+
+    def _sums(self, x: Tensor, size: tuple[int, int]) -> Tensor | None:
+        """Sums (N, O, H', W'), or, where ADCs only clip, how much less they are; None: nothing."""
+        fed = x
+        if self.input_bits > 1:
+            codes = x.int()
+            fed = torch.cat([codes >> bit & 1 for bit in range(self.input_bits)])
+        self._count(fed, size)
+        if not self.readers:
+            return None
+        # Images last: then what a position of the kernel reads is rows.
+        fed = fed.permute(1, 2, 3, 0).float().contiguous()
+        return self._from_bits(self._from_slices(self._read(fed, size), fed)).permute(3, 0, 1, 2)
+
+    def _read(self, fed: Tensor, size: tuple[int, int]) -> Tensor:
+        """What ADCs say of all columns together, or, where that is all that is off, how much less
+        than the sums it is: (columns, H', W', images) of what rows are fed (I, H, W, images)."""
+        images, plane = fed.shape[-1], fed.shape[1:3]
+        read = torch.zeros(self.columns, *size, images)
+        for reader in self.readers:
+            sums = inside = None
+            for place, cells in reader.crossbars:
+                group, position = divmod(place, math.prod(self.kernel))
+                there = divmod(position, self.kernel[1])
+                (out_y, out_x), (in_y, in_x) = window(there, self.stride, self.padding, plane, size)
+                rows = fed[group * self.rows : (group + 1) * self.rows, in_y, in_x]
+                if not rows.numel():
+                    continue
+                found = self._currents(cells[:, : len(rows)], rows.flatten(1))
+                found = found.unflatten(1, rows.shape[1:])
+                if len(reader.crossbars) == 1:
+                    sums, inside = found, read[:, out_y, out_x]
+                else:
+                    if sums is None:
+                        sums, inside = torch.zeros(len(cells), *size, images), read
+                    sums[:, out_y, out_x] += found
+            if sums is not None:
+                self._convert(sums, reader.columns, inside)
+        return read
+
+    def _currents(self, cells: Tensor, rows: Tensor) -> Tensor:
+        """Sums of the columns of a crossbar (columns, reads), of cells (columns, rows) and what
+        rows are fed (rows, reads), with read noise: of each cell, conversion and plane of input
+        bits drawn anew, and independent; a sum of normal numbers is one of their summed variance,
+        and is drawn as one. No current flows backwards."""
+        sums = cells @ rows
+        if self.chip.read_noise:
+            deviation = (cells.square() @ rows).sqrt_().mul_(self.chip.read_noise)
+            noise = torch.randn(sums.shape, generator=self.generator)
+            sums = sums.add_(deviation.mul_(noise)).clamp_min_(0)
+        return sums
+
+    def _convert(self, sums: Tensor, columns: Tensor | None, read: Tensor) -> None:
+        """Add to `read` (all columns, ...) what ADCs make of the sums of these columns, or, where
+        they only clip, how much less it is. See `convert`; `sums` are overwritten."""
+        step, largest_code = self.adc_step, self.largest_code
+        flat = sums.flatten(1)
+        peaks = flat.amax(dim=1)
+        if self.largest_sum is not None:
+            self.largest_sum = max(self.largest_sum, peaks.max().item())
+        if self.sums is not None:
+            self._keep_sums(flat)
+        clipped = (peaks > step * largest_code).nonzero()[:, 0]
+        if self.only_clips:
+            if len(clipped):
+                over = sums[clipped].sub_(largest_code).clamp_min_(0)
+                self.counts.clipped += _count_above(over, 0)
+                read.index_add_(0, columns[clipped], over, alpha=-1)
+            return
+        if self.chip.adc_bits is not None:
+            if step != 1:
+                flat.div_(step)
+            flat.round_()
+            if len(clipped):
+                of_columns = flat[clipped]
+                self.counts.clipped += _count_above(of_columns, largest_code)
+                flat[clipped] = of_columns.clamp_(max=largest_code)
+            if step != 1:
+                flat.mul_(step)
+        read += sums
+
+    def _keep_sums(self, sums: Tensor) -> None:
+        self.sums[0] -= sums.numel()  # `_count` took them for zeros
+        found = torch.bincount(sums.round().long().clamp_min(0).flatten())
+        more = F.pad(self.sums, (0, max(0, len(found) - len(self.sums))))
+        more[: len(found)] += found
+        self.sums = more
+
+    def _from_slices(self, read: Tensor, fed: Tensor) -> Tensor:
+        """Sums (O, H', W', images) of what `_read` gives for what is fed."""
+        # beyond 24 bits float32 would round what shift-add keeps
+        dtype = self.codes.dtype if self.only_clips else torch.float64
+        read = read.unflatten(0, (len(self.cells), -1, self.slices))
+        result = torch.zeros(read.shape[1], *read.shape[3:], dtype=dtype)
+        for plane, sign in zip(read, (1, -1), strict=False):
+            for i, weight in enumerate(self.slice_weights.tolist()):
+                result.add_(plane[:, i], alpha=sign * weight)
+        if self.chip.columns == "offset" and not self.only_clips:
+            # every stored weight is Q too large, and every active cell leaks its off-state
+            leak = self.off_conductance * self.slice_weights.sum().item()
+            ones = self._ones(fed.sum(dim=0).permute(2, 0, 1)[:, None])
+            result = result - (self.how.offset + leak) * ones[:, 0].permute(1, 2, 0)
+        return result
+
+    def _ones(self, by_pixel: Tensor) -> Tensor:
+        """Ones of every patch, (images, 1, H', W'), of those of pixels (images, 1, H, W)."""
+        kernel = torch.ones(1, 1, *self.kernel, dtype=by_pixel.dtype)
+        return F.conv2d(by_pixel, kernel, None, self.stride, self.padding)
+
+    def _from_bits(self, by_bit: Tensor) -> Tensor:
+        """(..., input bits · images) as sums (..., images)."""
+        first, *others = by_bit.unflatten(-1, (self.input_bits, -1)).unbind(dim=-2)
+        for bit, more in enumerate(others, start=1):
+            is_sign = self.signed_input and bit == self.input_bits - 1
+            first = first.add(more, alpha=-(2**bit) if is_sign else 2**bit)
+        return first
+
+    def _count(self, fed: Tensor, size: tuple[int, int]) -> None:
+        """Count what is done where rows are fed (images, I, H, W)."""
+        cycles = len(fed) * math.prod(size)
+        readings = math.ceil(self.stack / self.per_reading)
+        ones = self._ones(fed.sum(dim=(0, 1), dtype=torch.float64)[None, None])
+        self.counts.cycles += cycles
+        self.counts.driven_cells += int(ones.sum()) * self.columns
+        self.counts.conversions += (readings * cycles - self._skipped(fed)) * self.columns
+        if self.sums is not None:  # what is read of outside of the plane is 0
+            self.sums[0] += readings * cycles * self.columns
+
+    def _skipped(self, fed: Tensor) -> int:
+        """Conversions of a column that are skipped (`Chip.skip`), of all crossbars or PEs in line;
+        silent ones would give 0."""
         chip, per_pe, skipped = self.chip, self.chip.crossbars_per_pe, [0]
         if not (chip.skips("patches") or chip.skips("tiles")):
             return 0
-        one = torch.ones(1, 1, *size, device=active.device)
-        inside = F.unfold(one, self.kernel, padding=self.padding, stride=self.stride)[0].bool()
-        driven = active.any(dim=1).unflatten(1, (-1, inside.shape[1]))
+        how = {"kernel_size": self.kernel, "stride": self.stride, "padding": self.padding}
+        driven = driven_rows(fed, self.rows, **how)
+        inside = F.unfold(torch.ones(1, 1, *fed.shape[2:]), **how)[0].bool()
         inside = inside.repeat(self.groups, 1)[:, None]
         if chip.skips("patches"):
             found = count_silent(driven, inside, self.stack, 1)
@@ -192,70 +438,6 @@ class CrossbarLayer:
             skipped.append(found[chip.adc_of == "pe"])
         return max(skipped)
 
-    def _read(self, active: Tensor, size: torch.Size) -> Tensor:
-        """(O, columns of active) of 0/1 row inputs `active` (k²·groups, rows, columns), which come
-        from planes of this size."""
-        result: Tensor | float = 0.0
-        self.counts.cycles += active.shape[-1]
-        skipped = self._skipped(active, size)
-        ones = int(torch.count_nonzero(active))
-        for cells, sign in zip(self.cells, (1, -1), strict=False):
-            self.counts.driven_cells += ones * cells.shape[-1]
-            sums = cells.mT @ active
-            if self.chip.adc_of == "pe":
-                in_pes = sums.split(self.chip.crossbars_per_pe)
-                sums = torch.stack([of_pe.sum(dim=0) for of_pe in in_pes])
-            largest = sums.max().item()
-            self.largest_sum = max(self.largest_sum, largest)
-            if self.sums is not None:
-                found = torch.bincount(sums.round().long().clamp_min(0).flatten())
-                more = F.pad(self.sums, (0, max(0, len(found) - len(self.sums))))
-                more[: len(found)] += found
-                self.sums = more
-            self.counts.conversions += sums.numel() - skipped * cells.shape[-1]
-            if self.chip.adc_bits is not None:
-                step, largest_code = self.adc_step, 2**self.chip.adc_bits - 1
-                sums = sums.div_(step).round_()
-                if largest > step * largest_code:
-                    self.counts.clipped += int(torch.count_nonzero(sums > largest_code))
-                    sums = sums.clamp_(max=largest_code)
-                sums = sums.mul_(step)
-            # beyond 24 bits float32 would round what shift-add keeps
-            by_slice = sums.sum(dim=0).double().unflatten(0, (-1, self.slices))
-            result = result + sign * torch.einsum("osl,s->ol", by_slice, self.slice_weights)
-        if self.chip.columns == "offset":
-            # every stored weight is Q too large, and every active cell leaks its off-state
-            leak = self.off_conductance * self.slice_weights.sum().item()
-            result = result - (self.how.offset + leak) * active.sum(dim=(0, 1))
-        return result
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
-        self.counts.images += len(x)
-        inputs = x.to(self.codes.dtype)
-        ideal = F.conv2d(inputs, self.codes, None, self.stride, self.padding).double()
-        per_image = self.cells[0].numel() // self.rows * ideal[0, 0].numel()
-        chunk = max(1, LARGEST_WORKSPACE // per_image)
-        sums = torch.cat([self._sums(part, ideal.shape[2:]) for part in x.split(chunk)])
-        self.squared_error += (sums - ideal).square().sum().item()
-        self.squared_output += ideal.square().sum().item()
-        return sums.to(x.dtype)
-
-    def _sums(self, x: Tensor, size: torch.Size) -> Tensor:
-        patches = F.unfold(x.float(), self.kernel, padding=self.padding, stride=self.stride)
-        patches = patches.unflatten(1, (self.in_channels, -1)).permute(2, 1, 0, 3).flatten(2)
-        patches = self._in_crossbars(patches)
-        plane = x.shape[-2:]
-        if self.input_bits == 1:
-            sums = self._read(patches, plane)
-        else:
-            codes, sums = patches.long(), 0.0
-            for bit in range(self.input_bits):
-                is_sign = self.signed_input and bit == self.input_bits - 1
-                value = -(2.0**bit) if is_sign else 2.0**bit
-                sums = sums + value * self._read(((codes >> bit) & 1).float(), plane)
-        return sums.unflatten(1, (len(x), -1)).permute(1, 0, 2).unflatten(2, size)
-
     @property
     def relative_error(self) -> float:
         """Root mean square of what the sums are off, relative to that of the sums."""
@@ -265,3 +447,8 @@ class CrossbarLayer:
     def unclipped_adc_bits(self) -> int:
         """ADC bits that, a code being one cell step, would have clipped none of these sums."""
         return max(1, math.ceil(self.largest_sum)).bit_length()
+
+
+def _count_above(x: Tensor, value: float) -> int:
+    """How many are larger. Ones of a float tensor are added up faster than true ones of a bool."""
+    return int(torch.gt(x, value, out=torch.empty_like(x)).sum())

@@ -3,7 +3,7 @@
 import copy
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from runtime.errors import UserError
 from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
 from .crossbar import CrossbarLayer
 from .layer_list import Layer, LayerList, Subject
+from .render import mean_and_deviation
 from .trace import describe, evaluation_data, network_at
 
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
@@ -30,9 +31,11 @@ def on_crossbars(
     chip: Chip,
     seed: int,
     only: Iterable[str] | None = None,
+    keep: Collection[str] = (),
 ) -> tuple[nn.Module, dict[str, CrossbarLayer]]:
     """A copy of a trained quantized network whose layers run on crossbars, and these layers by
-    name; with `only`, no others than those. `description` is the network's own layer list.
+    name; with `only`, no others than those. `description` is the network's own layer list, `keep`
+    what a `CrossbarLayer` is to keep.
     """
     network = copy.deepcopy(network).eval()
     layers: dict[str, CrossbarLayer] = {}
@@ -41,9 +44,14 @@ def on_crossbars(
         if only is not None and layer.name not in only:
             continue
         module = network.get_submodule(layer.name)
-        generator = torch.Generator().manual_seed(seed * len(description.layers) + index)
-        layers[layer.name] = _place(module, layer, description, chip, generator)
+        generator = generator_of(index, description, seed)
+        layers[layer.name] = _place(module, layer, description, chip, generator, keep)
     return network, layers
+
+
+def generator_of(index: int, description: LayerList, seed: int) -> torch.Generator:
+    """Draws the cells of the layer of this index."""
+    return torch.Generator().manual_seed(seed * len(description.layers) + index)
 
 
 def _place(
@@ -52,6 +60,7 @@ def _place(
     description: LayerList,
     chip: Chip,
     generator: torch.Generator,
+    keep: Collection[str],
 ) -> CrossbarLayer:
     """Let crossbars compute what `module` computes."""
     codes, step = module.quantizer.codes(module.weight)
@@ -63,6 +72,7 @@ def _place(
         (1, 1) if layer.linear else module.stride,
         (0, 0) if layer.linear else module.padding,
         generator,
+        keep,
     )
     if not layer.linear:
         module.forward = placed
@@ -83,18 +93,16 @@ def on_chip(
     seed: int = 0,
     trials: int = 1,
     name: str = "on the chip",
-    keep_sums: bool = False,
+    keep: Collection[str] = (),
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
     """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
-    chip of which nothing is random all are the same, and one is enough. `keep_sums`: the layers
-    count what their ADCs read."""
+    chip of which nothing is random all are the same, and one is enough. `keep`: what a
+    `CrossbarLayer` is to keep."""
     network, batches = subject.tested
     accuracies, runs = [], []
     for trial in range(trials if chip.is_random else 1):
         draw = seed * MOST_TRIALS + trial
-        placed, layers = on_crossbars(network, subject.network, chip, draw)
-        for layer in layers.values() if keep_sums else ():
-            layer.sums = torch.zeros(0, dtype=torch.int64)
+        placed, layers = on_crossbars(network, subject.network, chip, draw, keep=keep)
         what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
         tested = evaluate(placed, batches, torch.device("cpu"), name=what)
         accuracies.append(tested.accuracy)
@@ -150,7 +158,7 @@ def smallest_adcs(
 
 def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple[str, int]]:
     """(layer, its ADCs' bits) in the order in which single bits are taken from single layers."""
-    runs = [on_chip(x, chip, seed, name="sums", keep_sums=True)[1][0] for x in subjects]
+    runs = [on_chip(x, chip, seed, name="sums", keep=["sums"])[1][0] for x in subjects]
     found = []
     for name in dict.fromkeys(name for run in runs for name in run):
         layers = [run[name] for run in runs if name in run]
@@ -196,16 +204,16 @@ def nonideal_report(
 
     digital = accuracy(network, "digital")
     # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
-    ideal = replace(chip, adc_bits=None, sigma=0.0, wire_ohm=0.0)
-    placed, needed = on_crossbars(network, description, ideal, seed)
+    placed, needed = on_crossbars(network, description, chip.ideal, seed, keep=["largest"])
     accuracy(placed, "ADC range")
     subject = Subject(path, description, tested=(network, batches))
-    accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars")
+    accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars", keep=["errors"])
     rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
     for row in rows if each_layer else ():
         draw = seed * MOST_TRIALS
         placed, _ = on_crossbars(network, description, chip, draw, only=[row["layer"]])
         row["accuracy_alone"] = accuracy(placed, row["layer"])
+    mean, deviation = mean_and_deviation(accuracies)
     return {
         "checkpoint": str(path),
         "crossbar": chip.options("simulation"),
@@ -214,8 +222,8 @@ def nonideal_report(
         "time_steps": network.time_window,
         "trained_time_steps": settings.trained_at,
         "digital_accuracy": digital,
-        "accuracy_mean": statistics.mean(accuracies),
-        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "accuracy_mean": mean,
+        "accuracy_std": deviation or 0.0,
         "accuracies": accuracies,
         "unclipped_adc_bits": max(row["unclipped_adc_bits"] for row in rows),
         "layers": rows,

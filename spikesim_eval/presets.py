@@ -10,7 +10,7 @@ from .compare import Table
 from .estimate import estimate
 from .layer_list import Subject
 from .render import QUANTITIES, shown
-from .technology import KEYS, Technology
+from .technology import VALUES, Technology
 
 COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2", "power_mw", "tops_per_watt")
 
@@ -85,5 +85,9 @@ def technology_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
 def value_table(technologies: Sequence[Technology]) -> Table:
     """Every value of all of them, side by side."""
     header = ["value", "unit", *short_names([x.name for x in technologies])]
-    rows = [[key, unit, *(f"{x[key]}" for x in technologies)] for key, (unit, _) in KEYS.items()]
+    rows = []
+    for key, (unit, _) in VALUES.items():
+        said = [x.text(key) if key in x.entries else "" for x in technologies]
+        if any(said):
+            rows.append([key, unit, *said])
     return header, rows

@@ -14,17 +14,25 @@ from .chip import NOTHING, Chip
 from .compare import (
     SEARCHED_AXES,
     SEARCHED_CHOICES,
-    check_same_classes,
     nearest,
     notes,
-    on_chip_text,
     sensitivity,
 )
 from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE, Constant
 from .estimate import Estimate, area_of, estimate, ratios
 from .layer_list import LayerList, Subject
 from .plots import PARTS, report_plots
-from .render import QUANTITIES, RATIO_NAMES, RATIOS, Section, csv_text, markdown, page, shown
+from .render import (
+    QUANTITIES,
+    RATIO_NAMES,
+    RATIOS,
+    Section,
+    csv_text,
+    markdown,
+    on_chip_text,
+    page,
+    shown,
+)
 from .technology import DEFAULT
 
 TITLE = "SpikeSim estimate"
@@ -255,8 +263,6 @@ def build_report(
     subject: Subject, chip: Chip, baseline: Subject | None = None, area_mm2: float | None = None
 ) -> dict[str, Any]:
     """The contents of report.json. A chip of `area_mm2` is filled with copies of weights."""
-    if baseline is not None:
-        check_same_classes(subject, baseline)
     ours = estimate(subject.network, chip, area_mm2)
     report = {
         "name": subject.name,

@@ -12,7 +12,7 @@ rest is charged by `estimate`.
 
 import math
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,12 +77,32 @@ BY_BITS = {  # optional: how an ADC's figures grow, in proportion to those of it
     "adc.area_by_bits": ("um^2", "an ADC, by its bits (--adc_law table)"),
     "adc.clocks_by_bits": ("clocks", "a conversion, by the ADC's bits (--adc_law table)"),
 }
+DEVICE = {  # what single cells do: not of every technology known
+    "cell.level_conductances": ("", "evenly written levels from lowest to highest: what they add"),
+    "device.programming": ("", "deviation of a written conductance, c0,c1,... of c0 + c1 g + ..."),
+    "device.read_noise": ("", "relative deviation of a conductance from read to read"),
+    "device.stuck_on": ("", "share of cells that stay at the highest level"),
+    "device.stuck_off": ("", "share of cells that stay at the lowest level"),
+    "device.drift": ("", "mean exponent of drift: one, or a,b,c,d of a + b ln g from c to d"),
+    "device.drift_deviation": ("", "its deviation from cell to cell, written likewise"),
+    "device.drift_start_s": ("s", "age at which a cell conducts as written"),
+    "device.flicker": ("", "a,b,c of a share a g^b, at most c, of 1/f noise"),
+    "device.flicker_read_s": ("s", "duration of a read, for 1/f noise"),
+}
+MODELS = {  # of DEVICE, what is said together
+    "drift": ("device.drift", "device.drift_deviation", "device.drift_start_s"),
+    "flicker": ("device.flicker", "device.flicker_read_s"),
+}
+COEFFICIENTS = {  # how many numbers, separated by commas
+    "cell.level_conductances": range(2, 257),
+    "device.programming": range(1, 10),
+    "device.drift": (1, 4),
+    "device.drift_deviation": (1, 4),
+    "device.flicker": (3,),
+}
 POSITIVE = (
-    "process.node_nm",
-    "cell.bits",
-    "cell.on_ohm",
-    "cell.area_um2",
-    "adc.bits",
+    *("process.node_nm", "cell.bits", "cell.on_ohm", "cell.area_um2", "adc.bits"),
+    *("device.drift_start_s", "device.flicker_read_s"),
     "dram.bits_per_ns",
 )
 LARGEST = 1e15  # in whatever unit: beyond it nothing is built
@@ -99,8 +119,18 @@ CHIP = {  # options of a chip that a technology may have defaults for: their uni
     "clk_mhz": "MHz",
     "process": "",
 }
-UNITS = {key: unit for key, (unit, _) in (KEYS | BY_BITS).items()} | {
-    f"chip.{x}": y for x, y in CHIP.items()
+VALUES = KEYS | DEVICE | BY_BITS
+UNITS = {key: unit for key, (unit, _) in VALUES.items()}
+UNITS |= {f"chip.{x}": y for x, y in CHIP.items()}
+OF_CELLS = {  # options of a chip that cells have defaults for
+    "cell_bits": "cell.bits",
+    "on_ohm": "cell.on_ohm",
+    "on_off_ratio": "cell.on_off_ratio",
+    "level_conductances": "cell.level_conductances",
+    "programming": "device.programming",
+    "read_noise": "device.read_noise",
+    "stuck_on": "device.stuck_on",
+    "stuck_off": "device.stuck_off",
 }
 
 
@@ -144,8 +174,15 @@ class Technology:
     def options(self) -> dict[str, Any]:
         """What it says of a chip's options."""
         said = {name: self[f"chip.{name}"] for name in CHIP if f"chip.{name}" in self.entries}
-        cell = {"cell_bits": "bits", "on_ohm": "on_ohm", "on_off_ratio": "on_off_ratio"}
-        return said | {option: self[f"cell.{key}"] for option, key in cell.items()}
+        return said | {x: self[key] for x, key in OF_CELLS.items() if key in self.entries}
+
+    def has(self, model: str) -> bool:
+        """Whether it says how its cells drift, or flicker (MODELS)."""
+        return all(key in self.entries for key in MODELS[model])
+
+    def coefficients(self, key: str) -> list[float]:
+        """What a key of COEFFICIENTS lists."""
+        return coefficients(self[key])
 
     @property
     def cells_leak(self) -> bool:
@@ -184,23 +221,26 @@ class Technology:
         """The same with other values, "section.key" -> number. Raises UserError."""
         changed = {}
         for key, value in said.items():
-            check_key(key, KEYS, "--set")
+            check_key(key, VALUES, "--set")
             check_value(key, value, "--set")
             changed[key] = Entry(value, "set by hand")
         return replace(self, entries=self.entries | changed)
+
+    def text(self, key: str) -> str:
+        """A value as a person reads it; a table by bits as 4: 0.79, 8: 1.67."""
+        if key not in BY_BITS:
+            return str(self[key])
+        return ", ".join(f"{bits}: {value:g}" for bits, value in self[key].items())
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Everything it says, one row a value."""
         for key, (value, source, scaled) in self.entries.items():
             table, name = key.split(".")
-            known = KEYS | BY_BITS
-            meaning = known[key][1] if key in known else f"--{name}"
-            if key in BY_BITS:
-                value = ", ".join(f"{bits}: {x:g}" for bits, x in value.items())
+            meaning = VALUES[key][1] if key in VALUES else f"--{name}"
             yield {
                 "table": table,
                 "name": name,
-                "value": str(value) if value == math.inf else value,
+                "value": self.text(key) if value == math.inf or key in BY_BITS else value,
                 "unit": UNITS[key],
                 "meaning": meaning,
                 "source": f"{source}; {scaled}" if scaled else source,
@@ -246,7 +286,37 @@ def load_technology(name: str) -> Technology:
                 f"{file}: {key} ({KEYS[key][1]}) is missing: write it as {example(key)}, or take "
                 'what is missing from another technology with like = "NAME"'
             )
+    for model, keys in MODELS.items():
+        missing = [key for key in keys if key not in said]
+        if missing and len(missing) < len(keys):
+            raise UserError(
+                f"{file}: {missing[0]} ({DEVICE[missing[0]][1]}) is missing beside the rest of the "
+                f"{model}: write it as {example(missing[0])}"
+            )
     return Technology(file, str(title), said)
+
+
+def coefficients(value: object) -> list[float]:
+    """Numbers of a text that separates them by commas, or one number. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(value)
+    found = [float(x) for x in str(value).split(",")]
+    if not all(map(math.isfinite, found)):
+        raise ValueError(value)
+    return found
+
+
+def check_coefficients(name: str, value: object, lengths: Sequence[int]) -> list[float]:
+    """The numbers of a text; raises UserError where it holds no numbers, or not so many."""
+    try:
+        found = coefficients(value)
+    except (ValueError, OverflowError):
+        found = []
+    if len(found) not in lengths:
+        many = " or ".join(map(str, lengths)) if len(lengths) < 3 else f"{lengths[0]} or more"
+        number = "number" if list(lengths) == [1] else "numbers"
+        raise UserError(f"{name} must be {many} {number}, as 0.1,0.2, got {show(value)}")
+    return found
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -283,7 +353,10 @@ def check_value(key: str, value: object, file: str) -> None:
     if key in BY_BITS:
         check_table(key, value, file)
         return
-    if key not in KEYS:  # an option of a chip, which checks it itself
+    if key in COEFFICIENTS:
+        check_coefficients(f"{file}: {key}", value, COEFFICIENTS[key])
+        return
+    if key not in VALUES:  # an option of a chip, which checks it itself
         return
     number = type(value) in (int, float) and (key == "cell.on_off_ratio" or value < LARGEST)
     if not number or not value >= 0 or (value == 0 and key in POSITIVE):

@@ -28,6 +28,7 @@ QUICK = ["--epochs", "1", "--width", "2", "--batch_size", "140"]
 DIGITS = ["--data", "digits", *QUICK, "--workers", "0"]
 SLOW_PROGRAMS = re.compile("python|bash|torchrun|gcc|g[+][+]|c[+][+]")
 FEW_STEPS = 2  # of an optimizer: more are a training
+LONG = {f"test_{name}.py" for name in ("study", "scripts", "compiling", "faults", "resume")}
 
 
 class Fast:
@@ -81,6 +82,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Of two workers that take a file at a time neither shall begin a long one at the end.
+    items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if "device" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.device)

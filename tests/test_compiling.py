@@ -17,6 +17,7 @@ from engine import compile as compiling
 from models.neuron import LIF, Neuron
 from one_step import SETTINGS, results
 from quantization import MembraneQuantizer
+from warm import launched
 
 ROOT = Path(__file__).parent.parent
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -122,9 +123,10 @@ def test_without_a_compiler_training_goes_on_eager_with_one_warning(tmp_path, ca
 
 BROKEN_IN_ONE = """
 import os, sys
+import main, torch._inductor.config
 if os.environ["RANK"] == "1":
-    os.environ |= {"CXX": "/nonexistent/g++", "TORCHINDUCTOR_CACHE_DIR": "cache"}
-import main
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = "cache"
+    torch._inductor.config.cpp.cxx = (None, "/nonexistent/g++")
 main.leave(main.main(sys.argv[1:]))
 """
 
@@ -132,16 +134,8 @@ main.leave(main.main(sys.argv[1:]))
 @needs_compiler
 def test_without_a_compiler_in_one_of_two_processes_both_go_on_eager(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN_IN_ONE)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     run = [*DIGITS, "--paper_setting", "original", "--time_window", "2", "--compile"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "broken.py", *run],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = launched(2, tmp_path / "broken.py", *run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("main.py: warning: --compile: going on without it") == 1
     assert "\n1/1  loss" in done.stdout
@@ -170,14 +164,7 @@ def test_a_compiled_training_says_how_long_compiling_took_and_trains(trained, tm
 
 @needs_compiler
 def test_two_processes_train_compiled(tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     run = [*DIGITS, "--paper_setting", "original", "--time_window", "2", "--compile"]
-    run += ["--accumulate", "2"]
-    done = subprocess.run(
-        [sys.executable, *launcher, ROOT / "main.py", *run],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = launched(2, ROOT / "main.py", *run, "--accumulate", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_compiled(done.stdout, done.stderr)

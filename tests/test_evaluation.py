@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 
 import main
 from checkpoints import class_names, load_checkpoint
-from conftest import DIGITS
+from conftest import DIGITS, REPOSITORY
 from data_loader import ImageSet, read_sample
 from data_sets.event_camera import as_atis
 from engine import eval_only
@@ -22,6 +21,7 @@ from load_settings import load_network
 from loading import data_sets_of
 from models import MSResNet
 from stand_in_data import write_image_folder, write_ncaltech101, write_tiny_imagenet
+from warm import launched
 
 
 @pytest.fixture(scope="module")
@@ -137,17 +137,11 @@ def test_with_json_nothing_else_is_on_stdout(checkpoint, capfd, monkeypatch):
     assert "what is told of the data" in err
 
 
-def test_two_processes_find_what_one_finds(checkpoint, clone, shell_environment, capfd, tmp_path):
+def test_two_processes_find_what_one_finds(checkpoint, capfd, tmp_path):
     options = ["--eval_only", str(checkpoint), "--per_class", "--amp", "--out"]
     one = result_of([*options, str(tmp_path / "one")], capfd)
-    launch = ["torchrun", "--standalone", "--nproc_per_node=2", "main.py", *options]
-    two = subprocess.run(
-        [*launch, str(tmp_path / "two"), "--json", "--workers", "0"],
-        cwd=clone,
-        env=shell_environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    json_too = [*options, str(tmp_path / "two"), "--json", "--workers", "0"]
+    two = launched(2, REPOSITORY / "main.py", *json_too, cwd=tmp_path)
     assert two.returncode == 0, two.stderr[-3000:]
     two = json.loads(two.stdout)
     assert two.pop("cross_entropy") == pytest.approx(one.pop("cross_entropy"), rel=1e-6)

@@ -23,6 +23,7 @@ from engine.run_folder import read_metrics
 from load_settings import parse_settings
 from models.batch_norm import BatchNorm
 from stand_in_data import write_ncaltech101
+from warm import Program, launched
 
 WORKER = Path(__file__).with_name("train_in_float64.py")
 ORIGINAL = ["--paper_setting", "original", "--epochs", "2", "--save_every", "1"]
@@ -37,25 +38,25 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
 def launch(
-    processes: int, folder: Path, *options: str, fault: str = "", restarts: int = 0
+    processes: int, folder: Path, *options: str, fault: str = "", restarts: int | None = None
 ) -> subprocess.CompletedProcess:
-    """Six steps of 16 digits each in float64, two epochs of three."""
+    """Six steps of 16 digits each in float64, two epochs of three; with `restarts` by torchrun."""
     environment = os.environ | ({"FAULT": fault} if fault else {})
+    command = [str(WORKER), *ORIGINAL, "--save_path", str(folder), *options]
+    if restarts is None:
+        return launched(processes, *command, env=environment)
     launcher = [*TORCHRUN, f"--nproc_per_node={processes}", f"--max-restarts={restarts}"]
-    start = launcher if processes > 1 else [sys.executable]
-    return subprocess.run(
-        [*start, str(WORKER), *ORIGINAL, "--save_path", str(folder), *options],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
+    how = {"capture_output": True, "text": True, "env": environment, "timeout": 120}
+    return subprocess.run([*launcher, *command], **how)
 
 
 def lines_of_ours(result: subprocess.CompletedProcess) -> list[str]:
-    """What our program has said, without its last line: that repeats the one before."""
+    """What our program has said, without its last line under torchrun: that repeats the one
+    before."""
     lines = result.stderr.splitlines()
     ours = [line for line in lines if line.startswith(("main.py: error:", "main.py: stopped"))]
+    if "torch.distributed.run" not in result.args:
+        return ours
     assert ours[-2:] == [lines[-1]] * 2
     return ours[:-1]
 
@@ -87,7 +88,7 @@ def one_process(folder_of_one) -> tuple:
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(one_process, tmp_path):
-    result = launch(2, tmp_path, fault="SIGTERM 1 2")
+    result = launch(2, tmp_path, fault="SIGTERM 1 2", restarts=0)
     assert result.returncode != 0
     (line,) = lines_of_ours(result)
     assert "stopped by SIGTERM after step 3 of epoch 1" in line
@@ -127,17 +128,12 @@ def test_a_restart_goes_on_with_what_overwrite_has_started_and_refused_it_stays_
     assert {path.name: path.read_bytes() for path in first.iterdir()} == before
 
 
-def start_process(rank: int, folder: Path, *options: str) -> subprocess.Popen:
+def start_process(rank: int, folder: Path, *options: str) -> Program:
     """A process of two as a launcher would start it."""
     run = ["--data", "digits", "--width", "1", "--paper_setting", "original"]
     run = [] if "--eval_only" in options else [*run, "--save_path", str(folder)]
-    return subprocess.Popen(
-        [sys.executable, str(REPOSITORY / "main.py"), *run, *options],
-        env=os.environ | LAUNCHER | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = os.environ | LAUNCHER | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return Program(REPOSITORY / "main.py", *run, *options, env=environment)
 
 
 @pytest.mark.parametrize(

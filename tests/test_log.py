@@ -39,6 +39,7 @@ from engine.log import (
 from engine.run_folder import read_metrics
 from load_settings import parse_settings
 from spikesim_eval.trace import macs_of_image
+from warm import launched
 
 TEACHER = [*DIGITS, "--width", "1", "--paper_setting", "original"]
 FIVE_STEPS = ["--batch_size", "240"]
@@ -376,18 +377,12 @@ def test_a_dry_run_expects_what_the_run_takes_and_leaves_nothing(tmp_path, monke
     assert told == pytest.approx(most / 1e9, rel=0.15)
 
 
-def test_a_dry_run_under_torchrun_looks_at_a_run_to_go_on_with_and_touches_nothing(
+def test_a_dry_run_of_two_processes_looks_at_a_run_to_go_on_with_and_touches_nothing(
     stopped, tmp_path
 ):
     before = files_below(stopped)
     options = [*TEACHER, *FIVE_STEPS, "--epochs", "3", "--save_path", str(stopped), "--resume"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc_per_node=2", str(REPOSITORY / "main.py"), *options, "--dry_run"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    done = launched(2, REPOSITORY / "main.py", *options, "--dry_run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("device") == 1
     said = labelled(done.stdout)

@@ -9,6 +9,7 @@ import torch
 
 from conftest import DIGITS, REPOSITORY, write_programs
 from stand_in_data import write_tiny_imagenet
+from warm import launched
 
 SCONTROL = """\
 [[ "$*" == "show hostnames node[1-2]" ]] || exit 1
@@ -52,12 +53,13 @@ def test_the_slurm_example_trains_on_two_nodes_what_two_processes_of_one_node_tr
         "PATH": f"{tmp_path}:{shell_environment['PATH']}",
     }
     small = [*DIGITS, "--device", "cpu", "--deterministic"]
-    one_node = ["torchrun", "--standalone", "--nproc_per_node=2", "main.py", *small]
-    one_node += ["--paper_setting", "original", "--seed", "1234", "--save_path", "one_node"]
-    for command, folder in ((["bash", script, *small], tmp_path), (one_node, clone)):
-        environment = shell_environment | of_slurm | ONE_THREAD
-        how = {"cwd": folder, "env": environment, "capture_output": True, "text": True}
-        result = subprocess.run(command, timeout=120, **how)
+    environment = shell_environment | of_slurm | ONE_THREAD
+    how = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True}
+    one_node = [*small, "--paper_setting", "original", "--seed", "1234", "--save_path", "one_node"]
+    for result in (
+        subprocess.run(["bash", script, *small], timeout=120, **how),
+        launched(2, clone / "main.py", *one_node, cwd=clone),
+    ):
         assert result.returncode == 0, result.stderr[-3000:]
         assert result.stdout.count("best accuracy") == 1
     found, expected = clone / "checkpoints" / f"slurm-{job}", clone / "one_node"

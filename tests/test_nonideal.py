@@ -10,6 +10,8 @@ import pytest
 import scipy.sparse.linalg
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models import QuanMSResNet
 from runtime.errors import UserError
@@ -17,7 +19,7 @@ from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
 from spikesim_eval.cells import slices_of
 from spikesim_eval.chip import Chip
-from spikesim_eval.crossbar import Counts, CrossbarLayer, ladder
+from spikesim_eval.crossbar import KEPT, Counts, CrossbarLayer, convert, ladder
 from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.nonideal import nonideal_report, on_crossbars
 from spikesim_eval.trace import describe
@@ -31,7 +33,7 @@ def ideal(*args, **options) -> Chip:
 
 
 def on_chip(
-    codes, weight_bits, chip, input_bits=1, signed=False, stride=1, padding=0, seed=0
+    codes, weight_bits, chip, input_bits=1, signed=False, stride=1, padding=0, seed=0, keep=()
 ) -> CrossbarLayer:
     """A layer of these weights (O, I, k, k); signed inputs are the residual stream's."""
     out_channels, in_channels, kernel, _ = codes.shape
@@ -40,7 +42,8 @@ def on_chip(
     layer = Layer("a", kernel, in_channels, out_channels, *sizes, input_bits, after)
     network = LayerList(1, weight_bits, input_bits, (replace(layer, name="before", after=()),), ())
     generator = torch.Generator().manual_seed(seed)
-    return CrossbarLayer(codes, layer, network, chip, (stride,) * 2, (padding,) * 2, generator)
+    how = (stride,) * 2, (padding,) * 2, generator, keep
+    return CrossbarLayer(codes, layer, network, chip, *how)
 
 
 def random_layer(
@@ -52,6 +55,7 @@ def random_layer(
     stride=1,
     padding=1,
     size=7,
+    keep=("errors",),
 ):
     """(the layer, its weight codes, random inputs of its range)"""
     generator = torch.Generator().manual_seed(0)
@@ -59,7 +63,8 @@ def random_layer(
     codes = torch.randint(-high, high + 1, shape, generator=generator)
     low = -(2 ** (input_bits - 1)) if signed else 0
     x = torch.randint(low, low + 2**input_bits, (3, shape[1], size, size), generator=generator)
-    layer = on_chip(codes, weight_bits, chip, input_bits, signed, stride, padding, seed=1)
+    how = input_bits, signed, stride, padding
+    layer = on_chip(codes, weight_bits, chip, *how, seed=1, keep=keep)
     return layer, codes.double(), x.double()
 
 
@@ -90,6 +95,87 @@ def test_ideal_crossbars_are_the_integer_convolution_bit_for_bit(case, cell_bits
     assert layer.relative_error == 0
 
 
+def one_by_one(layer: CrossbarLayer, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What crossbars compute, by the book: a patch of one bit after another, in float64; and the
+    sums that ADCs read."""
+    k, chip, result, sums = layer.kernel, layer.chip, 0.0, []
+    size = exact(torch.zeros(1, *layer.codes.shape[1:]), x[:1].float(), layer.stride, layer.padding)
+    for bit in range(layer.input_bits):
+        fed = (x.long() >> bit & 1).double()
+        patches = F.unfold(fed, k, padding=layer.padding, stride=layer.stride)
+        patches = patches.unflatten(1, (-1, math.prod(k)))  # (N, I, k², outputs)
+        value = -(2**bit) if layer.signed_input and bit == layer.input_bits - 1 else 2**bit
+        for cells, sign in zip(layer.cells, (value, -value), strict=False):
+            parts = []
+            for number, array in enumerate(cells.double()):
+                group, position = divmod(number, math.prod(k))
+                rows = patches[:, group * layer.rows : (group + 1) * layer.rows, position]
+                parts.append(torch.einsum("nrl,rc->ncl", rows, array[: rows.shape[1]]))
+            for together in torch.stack(parts).split(layer.per_reading):
+                sums.append(together.sum(dim=0))
+                read = convert(sums[-1], layer.adc_step, chip.adc_bits).unflatten(
+                    1, (-1, layer.slices)
+                )
+                for i, weight in enumerate(layer.slice_weights.tolist()):
+                    result = result + sign * weight * read[:, :, i]
+        leak = layer.off_conductance * sum(layer.slice_weights.tolist())
+        if chip.columns == "offset":
+            result = result - value * (layer.how.offset + leak) * patches.sum(dim=(1, 2))[:, None]
+    return result.unflatten(2, size.shape[2:]), sums
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=120)
+def test_a_layer_computes_what_its_crossbars_do_one_by_one(data):
+    pick = lambda *values: data.draw(st.sampled_from(values))  # noqa: E731
+    chip = Chip(
+        xbar_size=pick(8, 16),
+        cell_bits=pick(1, 2, 4),
+        columns=pick("differential", "offset"),
+        adc_of=pick("crossbar", "pe"),
+        crossbars_per_pe=pick(1, 4, 9),
+        adc_bits=pick(None, 1, 2, 4, 6),
+        adc_range=pick("unit", "unit", "full"),
+        on_off_ratio=pick(math.inf, math.inf, 8.0),
+        sigma=pick(0.0, 0.0, 0.2),
+    )
+    kernel, input_bits = pick(1, 2, 3), pick(1, 1, 2, 5)
+    case = {
+        "weight_bits": pick(2, 4, 8),
+        "input_bits": input_bits,
+        "signed": input_bits > 1 and pick(True, False),
+        "shape": (pick(1, 5), pick(1, 3, 20), kernel, kernel),
+        "stride": pick(1, 2, 3),
+        "padding": data.draw(st.integers(0, kernel - 1)),
+        "size": data.draw(st.integers(kernel, 6)),
+    }
+    layer, codes, x = random_layer(chip, keep=(), **case)
+    everything, *_ = random_layer(chip, keep=KEPT, **case)
+    found, expected, sums = layer(x), *one_by_one(layer, x)
+    # An ADC rounds either way what lies between two of its codes but for a rounding.
+    halves = [(x / layer.adc_step - 0.5) % 1 for x in sums] if chip.adc_bits else []
+    is_whole = chip.sigma == 0 and chip.on_off_ratio == math.inf and layer.adc_step == 1
+    if not is_whole and any(((half < 1e-4) | (half > 1 - 1e-4)).any() for half in halves):
+        return
+    if is_whole:
+        assert torch.equal(found, expected)
+    near = {"rtol": 1e-5, "atol": 1e-5 * expected.abs().max().item() + 1e-4}
+    torch.testing.assert_close(found, expected, **near)
+    torch.testing.assert_close(everything(x), found, **near)
+    assert layer.counts == everything.counts
+    assert layer.counts.conversions == sum(x.numel() for x in sums)
+    if chip.adc_bits:
+        above = sum((x / layer.adc_step).round() > layer.largest_code for x in sums)
+        assert layer.counts.clipped == above.sum()
+    assert everything.largest_sum == pytest.approx(max(x.max().item() for x in sums), rel=1e-6)
+    seen = torch.cat([x.flatten() for x in sums]).round().long()
+    assert torch.equal(everything.sums, torch.bincount(seen, minlength=len(everything.sums)))
+    ideal = exact(codes, x, case["stride"], case["padding"])
+    if ideal.any():
+        off = math.sqrt((expected - ideal).square().sum() / ideal.square().sum())
+        assert everything.relative_error == pytest.approx(off, rel=1e-3, abs=1e-5)
+
+
 @COLUMNS
 def test_a_finite_on_off_ratio_is_corrected_digitally(columns):
     layer, codes, x = random_layer(ideal(xbar_size=8, on_off_ratio=10, columns=columns))
@@ -99,11 +185,11 @@ def test_a_finite_on_off_ratio_is_corrected_digitally(columns):
 @COLUMNS
 def test_an_adc_with_unit_steps_is_exact_until_it_clips(columns):
     options = {"xbar_size": 8, "cell_bits": 2, "adc_range": "unit", "columns": columns}
-    layer, codes, x = random_layer(ideal(adc_bits=5, **options))  # 31 >= 6 rows · 3
+    layer, codes, x = random_layer(ideal(adc_bits=5, **options), keep=KEPT)  # 31 >= 6 · 3
     assert torch.equal(layer(x), exact(codes, x))
     assert layer.counts.clipped == 0
     assert layer.largest_sum <= 18
-    clipping, codes, x = random_layer(ideal(adc_bits=2, **options))
+    clipping, codes, x = random_layer(ideal(adc_bits=2, **options), keep=KEPT)
     assert not torch.equal(clipping(x), exact(codes, x))
     assert clipping.counts.clipped > 0
     enough, codes, x = random_layer(ideal(adc_bits=clipping.unclipped_adc_bits, **options))
@@ -119,7 +205,7 @@ def test_an_adc_is_off_by_at_most_half_a_step_per_partial_sum(adc_bits, columns)
     error = (layer(x) - exact(codes, x)).abs().max()
     crossbars = 9 * 3 * len(layer.cells)  # kernel positions, groups, polarities
     assert layer.counts.clipped == 0
-    assert 0 < error <= crossbars * layer.slice_weights.sum() * layer.adc_step / 2
+    assert 0 < error <= crossbars * sum(layer.slice_weights.tolist()) * layer.adc_step / 2
 
 
 @COLUMNS
@@ -206,7 +292,12 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
     assert all(map(torch.equal, membranes, their_membranes))
     torch.testing.assert_close(theirs, logits, rtol=1e-5, atol=1e-6)
     noisy, layers = on_crossbars(
-        network, description, ideal(sigma=0.3), seed=0, only=["blocks.3.conv1"]
+        network,
+        description,
+        ideal(sigma=0.3),
+        seed=0,
+        only=["blocks.3.conv1"],
+        keep=["errors"],
     )
     assert list(layers) == ["blocks.3.conv1"]
     assert not torch.equal(noisy(x), logits)

@@ -259,16 +259,15 @@ def test_the_error_of_smaller_adcs_is_that_of_sums_one_by_one():
     network, images = network_and_images(True, 4, 2)
     for how in ("unit", "full"):
         chip = Chip(xbar_size=16, adc_bits=6, adc_range=how)
-        placed, layers = on_crossbars(network, describe(network), chip, seed=0)
+        placed, layers = on_crossbars(network, describe(network), chip, seed=0, keep=["sums"])
         layer, seen = layers["blocks.2.conv1"], []
-        layer.sums = torch.zeros(0, dtype=torch.int64)
-        read = layer._read
+        convert = layer._convert
 
-        def keep(active, size, layer=layer, read=read, seen=seen):
-            seen.extend((cells.mT @ active).flatten() for cells in layer.cells)
-            return read(active, size)
+        def keep(sums, *rest, convert=convert, seen=seen):
+            seen.append(sums.flatten().clone())
+            convert(sums, *rest)
 
-        layer._read = keep
+        layer._convert = keep
         placed(images)
         for bits in (1, 2, 4, 6):
             top = 2**bits - 1

@@ -65,20 +65,18 @@ def test_what_setuptools_installs_works_in_another_folder(clone, tmp_path):
     shutil.rmtree(source)
     (tmp_path / "elsewhere").mkdir()
 
-    def run(code: str) -> str:
-        how = {"cwd": tmp_path / "elsewhere", "capture_output": True, "text": True}
-        environment = os.environ | {"PYTHONPATH": str(installed)}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, **how)
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout
-
-    options = [*DIGITS, "--paper_setting", "original"]
-    code = f"import sys, main; sys.argv[1:] = {[*options, '--save_path', 'run']}; main.command()"
-    assert "best accuracy" in run(code)
     names = [place.partition(":")[0] for place in PROJECT["project"]["scripts"].values()]
-    run(f"import importlib\nfor name in {names}: importlib.import_module(name)")
+    train = [*DIGITS, "--paper_setting", "original", "--save_path", "run"]
     estimate = ["report", "--checkpoint", "run/original-best.pth", "--out", "report"]
-    assert "report.html" in run(f"from spikesim_eval.__main__ import main; main({estimate})")
+    code = f"import importlib, sys\nfor name in {names}: importlib.import_module(name)\n"
+    code += f"import main, spikesim_eval.__main__ as hardware; assert main.main({train}) == 0\n"
+    code += f"hardware.main({estimate}); sys.argv[1:] = ['--help']; main.command()"
+    how = {"cwd": tmp_path / "elsewhere", "capture_output": True, "text": True}
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, **how)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for text in ("best accuracy", "report.html", "--paper_setting"):
+        assert text in done.stdout
 
 
 def test_the_page_s_lines_work_as_they_stand(trained, monkeypatch, capsys):

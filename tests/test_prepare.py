@@ -7,8 +7,6 @@ import re
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -27,7 +25,6 @@ from spikingjelly.datasets.utils import load_ATIS_bin
 
 import data_loader
 import main
-from conftest import REPOSITORY
 from data_sets import DATA_SETS, cache, event_camera, events
 from data_sets.event_camera import as_atis, digit_events
 from data_sets.sources import Archive
@@ -41,6 +38,7 @@ from stand_in_data import (
     write_nmnist,
     write_tiny_imagenet,
 )
+from warm import Program
 
 T = 3
 FRAMES = f"N-Caltech101/frames_number_{T}_split_by_number"
@@ -251,17 +249,12 @@ def test_processes_that_prepare_at_once_make_it_once_and_all_go_on(tmp_path, mon
         f"expect_md5(pytest.MonkeyPatch(), {md5!r})\n"
         "sys.exit(d.main(sys.argv[1:]))"
     )
+    (tmp_path / "prepare.py").write_text(code)
     started = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *PREPARE, tmp_path, "--time_window", time_window],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=REPOSITORY,
-            env=os.environ | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests'}"},
-        )
+        Program(tmp_path / "prepare.py", *PREPARE, tmp_path, "--time_window", time_window)
         for time_window in "332"
     ]
-    outputs = [process.communicate(timeout=120)[0] for process in started]
+    outputs = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     assert all("8 training and 2 test samples" in output for output in outputs)
     assert len(list((tmp_path / "N-Caltech101").glob("*.npy"))) == 2

@@ -25,9 +25,12 @@ from engine.run import Run
 from engine.run_folder import read_metrics
 from loading import data_sets_of
 from stand_in_data import write_ncaltech101
+from warm import Program
 
+MAIN = REPOSITORY / "main.py"
 # Five steps an epoch.
 DIGITS = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
+DIGITS += ["--time_window", "2"]
 STUDENT = [*DIGITS, "--paper_setting", "student", "--bits", "4", "--epochs", "2", "--deterministic"]
 
 
@@ -39,11 +42,6 @@ def nondeterministic_again() -> Iterator[None]:
 
 def train(folder: Path, *options: str) -> int:
     return main.main([*STUDENT, "--save_path", str(folder), *options])
-
-
-def start(folder: Path, *options: str) -> subprocess.Popen:
-    command = [sys.executable, str(REPOSITORY / "main.py"), *STUDENT, "--save_path", str(folder)]
-    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
 
 
 def contents(folder: Path, name: str = "last") -> dict:
@@ -144,9 +142,10 @@ sys.exit(main.main(sys.argv[1:]))
 
 def test_a_kill_while_a_checkpoint_is_written_loses_nothing(uninterrupted, tmp_path):
     options = [*STUDENT, "--save_path", str(tmp_path), "--save_every", "1"]
-    command = [sys.executable, "-c", KILLED_WHILE_SAVING, *options]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert result.returncode == -signal.SIGKILL, result.stderr
+    (tmp_path / "killed.py").write_text(KILLED_WHILE_SAVING)
+    process = Program(tmp_path / "killed.py", *options)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
     assert (tmp_path / "student-last.pth.tmp").exists()
     assert contents(tmp_path)["step"] == 2  # the start, two steps, and the half of the third
     assert train(tmp_path, "--resume") == 0
@@ -200,19 +199,14 @@ def uninterrupted_events(events, tmp_path_factory) -> Path:
     return folder
 
 
-def start_with_workers(folder: Path, events: list[str]) -> tuple[subprocess.Popen, list[int]]:
+def start_with_workers(folder: Path, events: list[str]) -> tuple[Program, list[int]]:
     """A run of events that has done its first step, and the process ids of its two workers."""
-    command = [sys.executable, str(REPOSITORY / "main.py"), *events]
-    process = subprocess.Popen(
-        [*command, "--save_every", "1", "--save_path", str(folder)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = Program(MAIN, *events, "--save_every", "1", "--save_path", str(folder))
     wait_for_a_step(folder, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while len(workers := children.read_text().split()) != 2:
         assert process.poll() is None
+        time.sleep(0.01)
     return process, [int(worker) for worker in workers]
 
 
@@ -261,21 +255,24 @@ def test_a_loader_that_is_silent_ends_the_run(events, tmp_path, capfd, monkeypat
 
 @pytest.mark.parametrize("output", ["/dev/full", "a pipe without a reader"])
 def test_output_that_nobody_takes_is_one_line(output, tmp_path):
-    command = [sys.executable, str(REPOSITORY / "main.py"), *STUDENT, "--save_path", str(tmp_path)]
+    run = [*STUDENT, "--save_path", str(tmp_path)]
     if output == "/dev/full":
-        taken = os.open(output, os.O_WRONLY)
+        process = Program(MAIN, *run, stdout=output)
+        _, err = process.communicate()
     else:
         reader, taken = os.pipe()
         os.close(reader)
-    process = subprocess.run(command, stdout=taken, stderr=subprocess.PIPE, text=True)
-    os.close(taken)
+        command = [sys.executable, str(MAIN), *run]
+        process = subprocess.run(command, stdout=taken, stderr=subprocess.PIPE, text=True)
+        os.close(taken)
+        err = process.stderr
     assert process.returncode == 2
-    assert process.stderr.count("\n") == 1
-    assert "cannot print (" in process.stderr
+    assert err.count("\n") == 1
+    assert "cannot print (" in err
     assert contents(tmp_path)["epoch"] == 0  # what it would do is the first that it says
 
 
-def wait_for_a_step(folder: Path, process: subprocess.Popen) -> None:
+def wait_for_a_step(folder: Path, process: Program) -> None:
     """Until the first checkpoint after the one of the start is there."""
     while last_change(folder) == 0 and process.poll() is None:
         time.sleep(0.005)
@@ -302,7 +299,7 @@ def test_more_epochs_and_other_ways_to_run_are_accepted(uninterrupted, tmp_path)
         (["--width", "2"], "--width 2 instead of 1"),
         (["--bits", "2", "--bn_bits", "4"], "--bits 2 instead of 4, --bn_bits 4 instead of 8"),
         (["--batch_size", "120"], "--batch_size 120 instead of 240"),
-        (["--time_window", "2"], "--time_window 2 instead of 4"),
+        (["--time_window", "3"], "--time_window 3 instead of 2"),
         (["--epochs", "1"], "has already trained for 2 epochs, more than --epochs 1"),
     ],
 )
@@ -344,7 +341,7 @@ def test_a_second_run_on_the_same_save_path_is_refused_and_a_dead_one_holds_noth
         assert err.count("\n") == 1
         assert f"another run is writing into {tmp_path}" in err
     process.kill()
-    process.wait()
+    process.join()
     assert main.main([*run, "--resume"]) == 0
     for worker in workers:
         os.kill(worker, signal.SIGKILL)

@@ -44,7 +44,7 @@ def stop_after_a_step(script: str, *arguments: str, folder: Path, last: Path) ->
 
 
 def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(scripts_clone):
-    """On the way both trainings are stopped, and the same commands go on."""
+    """On the way a training is stopped, and the same command goes on."""
     options = [*QUICK, "--seed", "7"]
     teacher = scripts_clone / "checkpoints" / "digits-teacher-seed7"
     training = ("train_teacher.sh", "digits", *options)
@@ -58,11 +58,6 @@ def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(scripts_c
     )
     run_script(*training, folder=scripts_clone)
     student = scripts_clone / "checkpoints" / "digits-mdsnn-CLK-4bit-seed7"
-    last = student / "qamd-last.pth"
-    code, lines = stop_after_a_step(*distillation, folder=scripts_clone, last=last)
-    assert code != 0
-    assert lines[-1].startswith("main.py: stopped by SIGINT after step ")
-    assert "SignalException" in lines[-2]  # torchrun's last words
     run_script(*distillation, folder=scripts_clone)
     settings = json.loads((student / "settings.json").read_text())
     assert (settings["world_size"], settings["seed"], settings["beta"]) == (2, 7, 5.0)

@@ -63,6 +63,14 @@ def options_of(runs: list) -> list[tuple]:
     ]
 
 
+ON_CHIP = {"crossbar": "spikesim-65nm"}
+OF_CHIP = {  # beside it
+    **{"xbar_size": "32", "cell_bits": "2", "columns": "offset", "crossbars_per_pe": "4"},
+    **{"adc_bits": "6", "layer_adc_bits": "linear=7", "adc_of": "pe", "adc_range": "full"},
+    **{"on_off_ratio": "10", "sigma": "0.1", "level_conductances": "0,0.4,1"},
+    **{"programming": "0.1", "stuck_on": "0.01", "stuck_off": "0.01", "read_noise": "0.1"},
+}
+
 # The plan.
 
 
@@ -102,9 +110,11 @@ def test_no_two_runs_share_a_folder_whatever_they_differ_in(tmp_path):
     taken = {x for x in OPTIONS if x not in OWN} - {"data", "image_size", "fold", "teacher_logits"}
     taken -= {"init_from"}  # a file
     taken -= {"sensor", "split_by"}  # of events
+    taken -= ON_CHIP.keys() | OF_CHIP.keys() | {"after"}  # of a technology that drifts
     assert taken - set(others) == {"cache_path", "workers", "save_every", "check_numerics"}
     base = {"seed": "1", "bits": "4"}
     studies = [base] + [base | {name: value} for name, value in others.items()]
+    studies += [base | ON_CHIP] + [base | ON_CHIP | {name: x} for name, x in OF_CHIP.items()]
     found: dict[str, tuple] = {}
     for options in studies:
         words = [word for name, x in options.items() for word in (f"--{name}", x) if word]
@@ -256,8 +266,10 @@ def stopped(tmp_path_factory):
     """A study that was stopped, killed and went on; of two students one fails. Its folder, and
     the code, stdout and stderr of each start."""
     folder = tmp_path_factory.mktemp("stopped")
-    arguments = ["--data", "digits", "--methods", "student", "--seeds", "1", *TINY]
-    arguments += ["--batch_size", "120"]
+    stand_in_data.write_ncaltech101(folder / "data", 2, classes=2, per_class=20)
+    arguments = ["--data", "ncaltech101", "--methods", "student", "--seeds", "1", *TINY]
+    arguments += ["--data_path", "data", "--time_windows", "2", "--image_size", "16"]
+    arguments += ["--batch_size", "4"]
     # The second's weights are a million times larger after every step, soon infinite.
     arguments += ["--lr", "1e3", "--weight_decay", "0", "1e3"]
     arguments += ["--teacher_lr", "0.1", "--teacher_weight_decay", "1e-4"]
@@ -289,8 +301,11 @@ def test_a_study_that_was_stopped_goes_on_and_one_that_was_killed_leaves_no_proc
     assert said[0][2].endswith("stopped by SIGTERM: the same command goes on\n")
     found = read_csv(folder / "experiments/results/study/rows.csv")
     assert [(x["method"], x["options"]) for x in found] == [
-        ("teacher", "width=1 epochs=1 batch_size=120 device=cpu"),
-        ("student", "width=1 epochs=1 batch_size=120 lr=1000 weight_decay=0 device=cpu"),
+        ("teacher", "image_size=16x16 width=1 epochs=1 batch_size=4 device=cpu"),
+        (
+            "student",
+            "image_size=16x16 width=1 epochs=1 batch_size=4 lr=1000 weight_decay=0 device=cpu",
+        ),
     ]
 
 
@@ -301,7 +316,7 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(stopped):
     assert "weight_decay=1000" in line
     assert "not finite" in line or "NaN" in line or "infinite" in line
     assert out.count("  finished  ") == 2
-    assert "| digits | 4 | 4 | student | scratch |" in out
+    assert "| ncaltech101 | 2 | 4 | student | scratch |" in out
 
 
 def test_two_studies_in_one_file_are_rows_of_their_own(stopped, monkeypatch):
@@ -340,7 +355,8 @@ def test_slurm_runs_teachers_then_students_and_then_the_table(
     found = read_csv(folder / "experiments/results/jobs/rows.csv")
     assert [x["method"] for x in found] == ["teacher", "student"]
     assert (
-        "| digits | 4 | 3 | student |" in (folder / "experiments/results/jobs/table.md").read_text()
+        "| ncaltech101 | 2 | 3 | student |"
+        in (folder / "experiments/results/jobs/table.md").read_text()
     )
 
 

@@ -1,0 +1,348 @@
+"""Which network survives a real crossbar: plain students and distilled ones (CLK), each trained
+with and without the chip that it will run on.
+
+    python -m experiments.chip_recovery --data digits --bits 4 --seeds 1 2 3 4 5 \\
+        --crossbar spikesim-65nm --sigma 0.1 0.2 0.4 --adc_bits 3 4 --trained_sigma 0.2
+
+Every network is run on --chips draws of each chip, of every --sigma and --adc_bits. With the chip
+it is trained at the same ADC and the one variation of --trained_sigma, and is tested where it was
+trained and beside. A row of chips.csv is a network on one drawn chip. The yield is the share of
+chips on which it is at most --max_drop points below the same method's network of the same seed that
+was trained without the chip and runs on none. All other options are those of experiments.study.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from display import legend_below, new_figure, percent, picture_files, styles
+from experiments.plan import NOT_GIVEN, TEACHER, Planned, plan
+from experiments.run_plan import measured, say
+from experiments.study import axes_of, base_parser, command, of_teacher
+from experiments.table import cell, markdown
+from runtime.command import Parser
+from runtime.errors import UserError
+from runtime.files import write_files, write_whole
+from settings import OF_CHIP
+from spikesim_eval.chip import Chip, check_draws
+from spikesim_eval.estimate import estimate
+from spikesim_eval.layer_list import Subject
+from spikesim_eval.nonideal import on_chip
+from spikesim_eval.trace import trace_checkpoint
+
+METHODS = ("student", "CLK")
+CHIPS = "chips.csv"
+
+
+@dataclass(frozen=True)
+class OneChip:
+    """A network on one drawn chip; a row of chips.csv. Energy, delay and area are an image's."""
+
+    data: str
+    bits: int
+    method: str
+    seed: int
+    run: str  # its folder's name, which tells its settings from all others
+    trained_sigma: float | None  # with the chip; None: without
+    crossbar: str
+    sigma: float
+    adc_bits: int
+    draw: int
+    accuracy: float
+    digital_accuracy: float
+    energy_pj: float
+    delay_ns: float
+    area_um2: float
+
+    @property
+    def network(self) -> tuple[str, bool]:
+        return self.method, self.trained_sigma is not None
+
+    @property
+    def edap(self) -> float:
+        """µJ·ms·mm²"""
+        return self.energy_pj * self.delay_ns * self.area_um2 * 1e-18
+
+
+def recovery_parser() -> Parser:
+    parser = base_parser("chip_recovery", __doc__, methods=[])
+    parser.set_defaults(crossbar=["spikesim-65nm"], sigma=["0.1", "0.2", "0.4"])
+    parser.set_defaults(adc_bits=["3", "4"], seed=["1", "2", "3", "4", "5"])
+    group = parser.add_argument_group("chips")
+    for name, kind, default, text in (
+        ("trained_sigma", str, "0.2", "variation of the chips that networks are trained for"),
+        ("chips", int, 10, "draws of each chip"),
+        ("max_drop", float, 5.0, "points that a network may lose on a chip that counts as good"),
+    ):
+        text = f"{text} (default {default})"
+        group.add_argument(f"--{name}", type=kind, default=default, help=text)
+    return parser
+
+
+def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
+    """Those without the chip, and then those with it."""
+    check_draws(0, args.chips)
+    if len(args.crossbar) > 1:
+        raise UserError("--crossbar: a study is of one technology")
+    axes, theirs = axes_of(args), of_teacher(args)
+    of_chip = ("crossbar", *OF_CHIP)
+    without = axes | dict.fromkeys(of_chip, NOT_GIVEN)
+    found = plan(without, args.bits, METHODS, args.starts, theirs, runs)
+    trained = axes | {"sigma": [args.trained_sigma]}
+    return plan(trained, args.bits, METHODS, args.starts, theirs, runs, found)
+
+
+def chips_of(planned: Planned, args: argparse.Namespace, some: Planned) -> Iterator[Chip]:
+    """The chips that a network is tested on; `some` network that is trained for one says what else
+    they are."""
+    own = planned.settings.chip
+    for sigma, adc_bits in product(args.sigma, args.adc_bits):
+        chip = replace(some.settings.chip, sigma=float(sigma), adc_bits=int(adc_bits))
+        if own is None or own.adc_bits == chip.adc_bits:
+            yield chip
+
+
+def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planned]) -> None:
+    """Add to chips.csv what is missing there of the networks that are trained."""
+    path = args.results / args.name / CHIPS
+    rows = read_chips(path)
+    some = next(x for x in planned if x.settings.crossbar is not None)
+    for one in planned:
+        if one.method == TEACHER or not measured(one.folder(runs)):
+            continue
+        there = {(x.sigma, x.adc_bits, x.draw) for x in rows if x.run == one.name}
+        subject = None
+        for chip in chips_of(one, args, some):
+            if all((chip.sigma, chip.adc_bits, draw) in there for draw in range(args.chips)):
+                continue
+            if subject is None:
+                subject = trace_checkpoint(str(one.checkpoint(runs)), one.settings.data_path)
+            found = on_chips(one, subject, chip, args.chips)
+            rows = [x for x in rows if (x.run, x.sigma, x.adc_bits) != key_of(one, chip)] + found
+            write_whole(path, csv_of(rows).encode())
+            mean = sum(x.accuracy for x in found) / len(found)
+            about = f"{one.title}: sigma {chip.sigma:g}, ADCs of {chip.adc_bits} bits"
+            say(f"on chips  {about}: {percent(mean, 2)}")
+
+
+def key_of(planned: Planned, chip: Chip) -> tuple[str, float, int]:
+    return planned.name, chip.sigma, chip.adc_bits
+
+
+def on_chips(planned: Planned, subject: Subject, chip: Chip, draws: int) -> list[OneChip]:
+    """A trained network on so many draws of a chip, and what an image costs there."""
+    settings = planned.settings
+    accuracies, _ = on_chip(subject, chip, trials=draws)
+    total = estimate(subject.network, chip).total
+    about = {name: getattr(settings, name) for name in ("data", "bits", "seed")}
+    about |= {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
+    return [
+        OneChip(
+            method=planned.method,
+            run=planned.name,
+            trained_sigma=settings.sigma,
+            crossbar=str(chip.technology),
+            sigma=chip.sigma,
+            adc_bits=chip.adc_bits,
+            draw=draw,
+            accuracy=accuracy,
+            digital_accuracy=subject.accuracy,
+            **about,
+        )
+        for draw, accuracy in enumerate(accuracies * (draws if len(accuracies) < draws else 1))
+    ]
+
+
+def csv_of(rows: Sequence[OneChip]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(OneChip.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return out.getvalue()
+
+
+def read_chips(path: Path) -> list[OneChip]:
+    """The rows; none where there is no file. Raises UserError for another program's file."""
+    if not path.is_file():
+        return []
+    kinds = {name: x.type for name, x in OneChip.__dataclass_fields__.items()}
+    try:
+        lines = list(csv.DictReader(io.StringIO(path.read_text())))
+        return [
+            OneChip(
+                **{
+                    name: None if value == "" else (float if "None" in str(kind) else kind)(value)
+                    for (name, value), kind in zip(line.items(), kinds.values(), strict=True)
+                }
+            )
+            for line in lines
+        ]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not the chips.csv of such a study: {error}") from None
+
+
+# What is said.
+
+WORDS = {
+    ("student", False): "student",
+    ("student", True): "student, for the chip",
+    ("CLK", False): "CLK",
+    ("CLK", True): "CLK, for the chip",
+}
+
+
+def yields(rows: Sequence[OneChip], max_drop: float) -> Callable[[Sequence[OneChip]], float]:
+    """A function that gives the share of good ones among chips: not more than `max_drop` points
+    below what the network of the same data, width, method and seed that was trained without the
+    chip has on none."""
+    bar = {
+        (x.data, x.bits, x.method, x.seed): x.digital_accuracy
+        for x in rows
+        if x.trained_sigma is None
+    }
+
+    def share(chips: Sequence[OneChip]) -> float:
+        good = [
+            100 * (bar[x.data, x.bits, x.method, x.seed] - x.accuracy) <= max_drop + 1e-9
+            for x in chips
+        ]
+        return sum(good) / len(good)
+
+    return share
+
+
+def by_seed(rows: Sequence[OneChip]) -> list[list[OneChip]]:
+    seeds = sorted({x.seed for x in rows})
+    return [[x for x in rows if x.seed == seed] for seed in seeds]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def panels_of(rows: Sequence[OneChip]) -> list[tuple[str, int, float, int]]:
+    """(data, bits, sigma, ADC bits) of the chips, in order."""
+    return sorted({(x.data, x.bits, x.sigma, x.adc_bits) for x in rows})
+
+
+def cells_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
+    """The table, with its header: means over seeds, of a seed over its chips."""
+    good = yields(rows, max_drop)
+    lines = []
+    for data, bits, sigma, adc_bits in panels_of(rows):
+        chip = [
+            x
+            for x in rows
+            if (x.data, x.bits, x.sigma, x.adc_bits) == (data, bits, sigma, adc_bits)
+        ]
+        for network, name in WORDS.items():
+            seeds = by_seed([x for x in chip if x.network == network])
+            if not seeds:
+                continue
+            line = [data, str(bits), f"{sigma:g}", str(adc_bits), name, str(len(seeds))]
+            for values, form in (
+                ([100 * x[0].digital_accuracy for x in seeds], "{:.2f}"),
+                ([100 * mean([y.accuracy for y in x]) for x in seeds], "{:.2f}"),
+                ([100 * good(x) for x in seeds], "{:.0f}"),
+                ([mean([y.edap for y in x]) for x in seeds], "{:.4g}"),
+            ):
+                line.append(cell(values, form.format, len(seeds)))
+            lines.append(line)
+    header = ["data", "bits", "sigma", "ADC bits", "network", "seeds", "digital, %"]
+    return [[*header, "on chips, %", "yield, %", "EDAP, µJ·ms·mm²"], *lines]
+
+
+def cheapest_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
+    """What a chip costs at equal accuracy, with a header: at each variation, for each network, the
+    cheapest of the ADCs with which its mean over seeds and chips loses at most `max_drop` points
+    of its method's accuracy, trained without the chip and on none."""
+    header = ["data", "bits", "sigma", "network", "ADC bits", "EDAP, µJ·ms·mm²"]
+    lines = []
+    for data, bits, sigma in sorted({(x.data, x.bits, x.sigma) for x in rows}):
+        here = [x for x in rows if (x.data, x.bits, x.sigma) == (data, bits, sigma)]
+        for network, name in WORDS.items():
+            plain = [x.digital_accuracy for x in here if x.network == (network[0], False)]
+            found = []
+            for adc_bits in sorted({x.adc_bits for x in here if x.network == network}):
+                chips = [x for x in here if x.network == network and x.adc_bits == adc_bits]
+                if 100 * (mean(plain) - mean([x.accuracy for x in chips])) <= max_drop:
+                    found.append((mean([x.edap for x in chips]), adc_bits))
+            if any(x.network == network for x in here):
+                edap, bits_said = (f"{min(found)[0]:.4g}", str(min(found)[1])) if found else "--"
+                lines.append([data, str(bits), f"{sigma:g}", name, bits_said, edap])
+    return [header, *lines]
+
+
+def picture(rows: Sequence[OneChip]) -> Figure:
+    """Accuracy over EDAP, a point a chip; a panel for each data set, width and variation."""
+    panels = sorted({(x.data, x.bits, x.sigma) for x in rows})
+    figure, axes = new_figure(3.4 * len(panels), 4, 1, len(panels), sharey=True, squeeze=False)
+    looks = dict(zip(WORDS, styles([method for method, _ in WORDS]), strict=True))
+    for (data, bits, sigma), panel in zip(panels, axes[0], strict=True):
+        for network, name in WORDS.items():
+            chips = [
+                x
+                for x in rows
+                if (x.data, x.bits, x.sigma) == (data, bits, sigma) and x.network == network
+            ]
+            marker, colour = "o" if network[1] else "x", looks[network]["color"]
+            x, y = [x.edap for x in chips], [100 * x.accuracy for x in chips]
+            how = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.8}
+            panel.scatter(x, y, label=name, **how)
+        panel.set_title(f"{data}, {bits} bits, sigma {sigma:g}", loc="left", fontsize=10)
+        panel.set(xscale="log", xlabel="EDAP, µJ·ms·mm²")
+    axes[0, 0].set_ylabel("accuracy on a chip, %")
+    legend_below(figure, axes.flat)
+    return figure
+
+
+def write(folder: Path, max_drop: float) -> None:
+    """Write table.md and picture.png, .pdf into the folder of chips.csv, and print the tables."""
+    rows = read_chips(folder / CHIPS)
+    if not rows:
+        raise UserError(f"{folder / CHIPS} holds no rows: there is no table yet")
+    draws = max(x.draw for x in rows) + 1
+    notes = [
+        f"Mean ± standard error over seeds, of a seed over {draws} chips. Yield: chips on which a "
+        f"network is at most {max_drop:g} points below the same method's of its seed, trained "
+        "without the chip and on none."
+    ]
+    cost = "What a chip costs at equal accuracy: the smallest of these ADCs with which the mean is "
+    cost += f"within {max_drop:g} points of that."
+    tables = [markdown(cells_of(rows, max_drop), notes), cost]
+    tables.append(markdown(cheapest_of(rows, max_drop), []))
+    text = "\n\n".join(tables)
+    contents = {"table.md": text + "\n", **picture_files(picture(rows), "picture")}
+    write_files(folder, contents, "--results")
+    print(text, flush=True)
+    print(f"{', '.join(contents)} are in {folder}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = recovery_parser()
+    known: dict[str, Any] = {"max_drop": parser.get_default("max_drop")}
+
+    def planned(args: argparse.Namespace, runs: Path) -> list[Planned]:
+        found = planned_runs(args, runs)
+        known.update(max_drop=args.max_drop, test=partial(test_on_chips, args, runs, found))
+        return found
+
+    def tables(folder: Path) -> None:
+        if "test" in known:
+            known["test"]()
+        write(folder, known["max_drop"])
+
+    return command(argv, parser, planned, tables)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
