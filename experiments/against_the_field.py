@@ -196,7 +196,7 @@ def hermes() -> Published:
     return Published(
         "HERMES, PCM of 14 nm, inputs and outputs of 8 bits, on `spikesim-65nm-pcm`, "
         "`--adc_law table`",
-        "Khaddam-Aljameh et al., JSSC 57(4), 2022, abstract; its chip of 64 cores: Le Gallo et al., "
+        "Khaddam-Aljameh et al., JSSC 57(4), 2022, abstract; a chip of 64 cores: Le Gallo et al., "
         "Nature Electronics 6, 2023, abstract, one-phase mode",
         network(5, layer("core", side, side, 1, (1, 1), 8)),
         on(
