@@ -313,7 +313,7 @@ def test_an_adc_grows_as_the_technologys_table_has_it():
     technology = chip.technology
     for bits, published in pj.items():
         of_bits = replace(chip, adc_bits=bits)
-        assert of_bits.adc_scale("energy") == pytest.approx(published / 1.67, rel=1e-6)
+        assert of_bits.adc_scale("energy") == pytest.approx(published / 1.67, rel=1e-5)
         assert of_bits.adc_clocks == pytest.approx(1)
     assert replace(chip, adc_bits=8).adc_scale("area") == 1
     assert replace(chip, adc_bits=2).adc_scale("area") == pytest.approx(361.04 / 1200)
