@@ -15,7 +15,7 @@ step, the difference between neighbouring levels of a cell.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from .codes import count_silent, driven_rows
 from .layer_list import Layer, LayerList
 from .silence import pes_together
 
-LARGEST_WORKSPACE = 2**18  # partial sums held at once: about what a core's cache holds
+LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
 KEPT = ("errors", "largest", "sums")  # what a layer keeps of what it has computed, where asked
 
 
@@ -74,6 +74,20 @@ def ladder(conductance: Tensor, wire: float) -> Tensor:
             right = right + solved[..., columns:]
         blocks, right_sides = block, right
     return wire * torch.linalg.solve(blocks, right_sides).mT
+
+
+def images_last(x: Tensor) -> Tensor:
+    """(N, C, H, W) as (C, H, W, N) of which the last dimension lies together in memory: then what a
+    position of the kernel reads are whole rows. Torch is fast at transposing matrices only."""
+    rows = x.permute(0, 2, 3, 1).flatten(1).t().contiguous()
+    return rows.view(*x.shape[2:], x.shape[1], len(x)).permute(2, 0, 1, 3)
+
+
+def images_first(x: Tensor) -> Tensor:
+    """(C, H, W, N) as (N, C, H, W), channels last in memory."""
+    channels, *size, images = x.shape
+    rows = x.permute(1, 2, 0, 3).flatten(0, 2).t().contiguous()
+    return rows.view(images, *size, channels).permute(0, 3, 1, 2)
 
 
 def convert(sums: Tensor, step: float, bits: int | None) -> Tensor:
@@ -137,9 +151,10 @@ class CrossbarLayer:
     digital side takes for the integer sums.
 
     The definition is `_read` over all columns: of every crossbar the columns' sums, converted,
-    added up. Where cells are whole numbers of cell steps and ADCs have such steps too, nothing is
-    off but sums that ADCs clip. Then the layer is the convolution, and of the crossbars' columns
-    only those are computed that may be clipped, for what the clipping takes away.
+    added up. Where cells are as meant, and whole numbers of cell steps, and ADCs have such steps
+    too, nothing is off but sums that ADCs clip. Then the layer is the convolution, and of the
+    crossbars' columns only those are computed that may be clipped, for what the clipping takes
+    away.
 
     Args:
         codes: integer weights (O, I, k, k).
@@ -188,6 +203,11 @@ class CrossbarLayer:
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
         self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
         self.columns = sum(cells.shape[-1] for cells in self.cells)  # side by side
+        self.set_adc_step: float | None = None  # where calibration has set one
+        # Called with the layer and what it reads, before it computes; see calibration.py.
+        self.before: Callable[[CrossbarLayer, Tensor], None] | None = None
+        meant = (self._in_crossbars(x.flatten(0, 1)) for x in self.how.targets(codes))
+        self.as_meant = all(map(torch.equal, self.cells, meant))
         self._plan()
 
     def _plan(self) -> None:
@@ -198,6 +218,7 @@ class CrossbarLayer:
             (self.sums is None and self.largest_sum is None)
             and self.adc_step == 1
             and not self.chip.read_noise
+            and self.as_meant
             and all(torch.equal(x, x.round()) for x in in_line)
             and largest.max().item() < 2**24  # beyond, float32 rounds
         )
@@ -238,7 +259,15 @@ class CrossbarLayer:
     @property
     def adc_step(self) -> float:
         """What one code of the ADC stands for, in cell steps."""
+        if self.set_adc_step is not None:
+            return self.set_adc_step
         return 1.0 if self.chip.adc_bits is None else self.adc_step_of(self.chip.adc_bits)
+
+    @property
+    def adc_reach(self) -> float | None:
+        """The largest sum that the ADC does not clip, in cell steps; None of an ideal one."""
+        bits = self.chip.adc_bits
+        return None if bits is None else self.adc_step * (2**bits - 1)
 
     def adc_step_of(self, bits: int) -> float:
         """The same of an ADC of so many bits."""
@@ -259,8 +288,28 @@ class CrossbarLayer:
         squares = (self.sums * sums.square()).sum().item()
         return (self.sums * (read - sums).square()).sum().item() / squares if squares else 0.0
 
+    def set_step(self, step: float) -> None:
+        """Give the ADCs another step than their chip's, in cell steps."""
+        self.set_adc_step = step
+        self._plan()
+
+    def sums_of(self, x: Tensor) -> Tensor:
+        """How often the ADCs read each sum, rounded to cell steps, of inputs x; it counts nothing
+        of it."""
+        others = "largest_sum", "squared_error", "squared_output"
+        kept = {name: getattr(self, name) for name in ("sums", "before", "counts", *others)}
+        self.sums, self.before, self.counts = torch.zeros(1, dtype=torch.int64), None, Counts()
+        self._plan()
+        self(x)
+        found = self.sums
+        vars(self).update(kept)
+        self._plan()
+        return found
+
     def __call__(self, x: Tensor) -> Tensor:
         """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
+        if self.before is not None:
+            self.before(self, x)
         self.counts.images += len(x)
         size = tuple(
             (side + 2 * pad - kernel) // step + 1
@@ -286,13 +335,17 @@ class CrossbarLayer:
             if sums is None:
                 continue
             if self.squared_error is not None:
-                off = sums if self.only_clips else sums - ideal[here]
+                off = sums if self.only_clips else sums - ideal[here].permute(1, 2, 3, 0)
                 self.squared_error += off.double().square().sum().item()
-            result[here] = ideal[here] + sums if self.only_clips else sums
+            sums = images_first(sums.to(x.dtype))
+            if self.only_clips:
+                result[here] += sums
+            else:
+                result[here] = sums
         return result
 
     def _sums(self, x: Tensor, size: tuple[int, int]) -> Tensor | None:
-        """Sums (N, O, H', W'), or, where ADCs only clip, how much less they are; None: nothing."""
+        """Sums (O, H', W', N), or, where ADCs only clip, how much less they are; None: nothing."""
         fed = x
         if self.input_bits > 1:
             codes = x.int()
@@ -300,9 +353,8 @@ class CrossbarLayer:
         self._count(fed, size)
         if not self.readers:
             return None
-        # Images last: then what a position of the kernel reads is rows.
-        fed = fed.permute(1, 2, 3, 0).float().contiguous()
-        return self._from_bits(self._from_slices(self._read(fed, size), fed)).permute(3, 0, 1, 2)
+        fed = images_last(fed.float())
+        return self._from_bits(self._from_slices(self._read(fed, size), fed))
 
     def _read(self, fed: Tensor, size: tuple[int, int]) -> Tensor:
         """What ADCs say of all columns together, or, where that is all that is off, how much less
@@ -355,7 +407,7 @@ class CrossbarLayer:
         clipped = (peaks > step * largest_code).nonzero()[:, 0]
         if self.only_clips:
             if len(clipped):
-                over = sums[clipped].sub_(largest_code).clamp_min_(0)
+                over = sums.index_select(0, clipped).sub_(largest_code).clamp_min_(0)
                 self.counts.clipped += _count_above(over, 0)
                 read.index_add_(0, columns[clipped], over, alpha=-1)
             return
@@ -364,9 +416,11 @@ class CrossbarLayer:
                 flat.div_(step)
             flat.round_()
             if len(clipped):
-                of_columns = flat[clipped]
-                self.counts.clipped += _count_above(of_columns, largest_code)
-                flat[clipped] = of_columns.clamp_(max=largest_code)
+                above = flat if 2 * len(clipped) > len(flat) else flat.index_select(0, clipped)
+                self.counts.clipped += _count_above(above, largest_code)
+                above.clamp_(max=largest_code)
+                if above is not flat:
+                    flat.index_copy_(0, clipped, above)
             if step != 1:
                 flat.mul_(step)
         read += sums
