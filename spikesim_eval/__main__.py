@@ -1,9 +1,9 @@
-"""python -m spikesim_eval report | compare | sweep | nonideal | technologies | compat: what a
-network costs on a chip of memristor crossbars.
+"""python -m spikesim_eval report | compare | sweep | nonideal | calibrate | technologies | compat:
+what a network costs on a chip of memristor crossbars.
 
 report estimates one network, compare several, sweep a grid of chips; nonideal runs a trained
-network on crossbars that are not ideal; technologies lists what chips are made of; compat prints
-the figures of the published SpikeSim tool.
+network on crossbars that are not ideal, calibrate also on calibrated ones; technologies lists what
+chips are made of; compat prints the figures of the published SpikeSim tool.
 A mistake of the user gives one line and exit code 2.
 """
 
@@ -176,6 +176,7 @@ def build_parser() -> Parser:
 
     several = add("compare", run_compare, "networks against the first")
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
+    several.add_argument("--time_steps", type=int, help="T of all, where it is not the trained one")
     acceptable = f"points below the first that are acceptable, and {lost}"
     add_option(several, "max_drop", 1.0, acceptable, type=float)
     add_chip_options(several, "price", "simulation")
@@ -208,7 +209,12 @@ def build_parser() -> Parser:
     nonideal.add_argument("--each_change", action="store_true", help=changes)
     good = "points of its own accuracy that a network may lose on a chip that counts as good"
     add_option(nonideal, "max_drop", 1.0, good, type=float)
-    for command in (report, several, grid, nonideal):
+    calibrated = add("calibrate", run_calibrate, "what calibrating such chips wins back")
+    calibrated.add_argument("--checkpoint", required=True, help="of a quantized network")
+    text = "training images that each chip is calibrated with"
+    add_option(calibrated, "images", 64, text, type=int)
+    add_chip_options(calibrated, "simulation")
+    for command in (report, several, grid, nonideal, calibrated):
         add_option(command, "seed", 0, "of what is random in cells", type=int)
         add_option(command, "trials", 5, "chips that are drawn, where cells are random", type=int)
         command.add_argument("--data_path", help="data root: rates and accuracy are measured")
@@ -225,9 +231,13 @@ def is_layer_list(path: str) -> bool:
     return path.lower().endswith(".json")
 
 
-def subject_of(path: str, args: argparse.Namespace, chip: Chip) -> Subject:
+def subject_of(
+    path: str, args: argparse.Namespace, chip: Chip, time_steps: int | None = None
+) -> Subject:
     """A layer list where the name ends in .json, otherwise a checkpoint."""
-    return listed(path) if is_layer_list(path) else traced(path, args, chip)
+    if is_layer_list(path):
+        return listed(path, time_steps)
+    return traced(path, args, chip, time_steps)
 
 
 def listed(path: str, time_steps: int | None = None) -> Subject:
@@ -356,7 +366,7 @@ def run_compare(args: argparse.Namespace) -> None:
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
-    subjects = [subject_of(path, args, chip) for path in args.networks]
+    subjects = [subject_of(path, args, chip, args.time_steps) for path in args.networks]
     for subject in subjects[1:]:
         check_same_classes(subject, subjects[0])
     subjects, chip = simulated(subjects, chip, args)
@@ -467,6 +477,17 @@ def run_nonideal(args: argparse.Namespace) -> None:
         if len(found) > 1:
             print(("" if report is found[0] else "\n") + f"{report['checkpoint']}:")
         print("\n".join(lines_of(report)))
+
+
+def run_calibrate(args: argparse.Namespace) -> None:
+    from .calibration import calibration_lines, calibration_report
+
+    report = calibration_report(
+        *(args.checkpoint, args.data_path, Chip(**given(args))),
+        *(args.images, args.seed, args.trials),
+    )
+    write_files(args.out, {"calibration.json": json.dumps(report, indent=2) + "\n"})
+    print("\n".join(calibration_lines(report)))
 
 
 def work(argv: list[str] | None) -> None:

@@ -15,7 +15,7 @@ step, the difference between neighbouring levels of a cell.
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -203,18 +203,22 @@ class CrossbarLayer:
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
         self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
         self.columns = sum(cells.shape[-1] for cells in self.cells)  # side by side
+        self.set_adc_step: float | None = None  # where calibration has set one
+        # Called with the layer and what it reads, before it computes; see calibration.py.
+        self.before: Callable[[CrossbarLayer, Tensor], None] | None = None
         meant = (self._in_crossbars(x.flatten(0, 1)) for x in self.how.targets(codes))
-        self._plan(as_meant=all(map(torch.equal, self.cells, meant)))
+        self.as_meant = all(map(torch.equal, self.cells, meant))
+        self._plan()
 
-    def _plan(self, as_meant: bool) -> None:
-        """Which columns are read, together and one by one, where cells are or are not as meant."""
+    def _plan(self) -> None:
+        """Which columns are read, together and one by one."""
         in_line = torch.cat(self.cells, dim=-1).mT.contiguous().split(self.per_reading)
         largest = torch.stack([crossbars.sum(dim=(0, 2)) for crossbars in in_line])
         self.only_clips = (
             (self.sums is None and self.largest_sum is None)
             and self.adc_step == 1
             and not self.chip.read_noise
-            and as_meant
+            and self.as_meant
             and all(torch.equal(x, x.round()) for x in in_line)
             and largest.max().item() < 2**24  # beyond, float32 rounds
         )
@@ -255,6 +259,8 @@ class CrossbarLayer:
     @property
     def adc_step(self) -> float:
         """What one code of the ADC stands for, in cell steps."""
+        if self.set_adc_step is not None:
+            return self.set_adc_step
         return 1.0 if self.chip.adc_bits is None else self.adc_step_of(self.chip.adc_bits)
 
     @property
@@ -282,8 +288,28 @@ class CrossbarLayer:
         squares = (self.sums * sums.square()).sum().item()
         return (self.sums * (read - sums).square()).sum().item() / squares if squares else 0.0
 
+    def set_step(self, step: float) -> None:
+        """Give the ADCs another step than their chip's, in cell steps."""
+        self.set_adc_step = step
+        self._plan()
+
+    def sums_of(self, x: Tensor) -> Tensor:
+        """How often the ADCs read each sum, rounded to cell steps, of inputs x; it counts nothing
+        of it."""
+        others = "largest_sum", "squared_error", "squared_output"
+        kept = {name: getattr(self, name) for name in ("sums", "before", "counts", *others)}
+        self.sums, self.before, self.counts = torch.zeros(1, dtype=torch.int64), None, Counts()
+        self._plan()
+        self(x)
+        found = self.sums
+        vars(self).update(kept)
+        self._plan()
+        return found
+
     def __call__(self, x: Tensor) -> Tensor:
         """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
+        if self.before is not None:
+            self.before(self, x)
         self.counts.images += len(x)
         size = tuple(
             (side + 2 * pad - kernel) // step + 1

@@ -3,7 +3,7 @@
 import copy
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from runtime.errors import UserError
 from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
 from .crossbar import CrossbarLayer
 from .layer_list import Layer, LayerList, Subject
+from .render import mean_and_deviation
 from .trace import counting_rows, describe, evaluation_data, network_at
 
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
@@ -93,15 +94,18 @@ def on_chip(
     trials: int = 1,
     name: str = "on the chip",
     keep: Collection[str] = (),
+    prepare: Callable[[nn.Module, Collection[CrossbarLayer]], None] | None = None,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
     """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
     chip of which nothing is random all are the same, and one is enough. `keep`: what a
-    `CrossbarLayer` is to keep."""
+    `CrossbarLayer` is to keep. `prepare` is done to each chip before."""
     network, batches = subject.tested
     accuracies, runs = [], []
     for trial in range(trials if chip.is_random else 1):
         draw = seed * MOST_TRIALS + trial
         placed, layers = on_crossbars(network, subject.network, chip, draw, keep=keep)
+        if prepare is not None:
+            prepare(placed, layers.values())
         what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
         tested = evaluate(placed, batches, torch.device("cpu"), name=what)
         accuracies.append(tested.accuracy)
@@ -165,9 +169,8 @@ def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple
         added, ratio = max(layer.adc_error(chip.adc_bits) for layer in layers), 0.0
         for bits in range(chip.adc_bits - 1, 0, -1):
             before, added = added, max(layer.adc_error(bits) for layer in layers)
-            saved = (
-                replace(chip, adc_bits=bits + 1).adc_scale - replace(chip, adc_bits=bits).adc_scale
-            )
+            more, less = (replace(chip, adc_bits=x).adc_scale("energy") for x in (bits + 1, bits))
+            saved = more - less
             # Never less than that of the bit before, which is taken first.
             ratio = max(ratio, (added - before) / max(1.0, conversions * saved))
             found.append((ratio, -bits, name))
@@ -234,6 +237,7 @@ def report_of(
         draw = seed * MOST_TRIALS
         placed, _ = on_crossbars(network, description, chip, draw, only=[row["layer"]])
         row["accuracy_alone"] = accuracy(placed, row["layer"])
+    mean, deviation = mean_and_deviation(accuracies)
     return {
         "checkpoint": subject.name,
         "crossbar": chip.options("simulation"),
@@ -242,8 +246,8 @@ def report_of(
         "time_steps": network.time_window,
         "trained_time_steps": subject.trained_time_steps,
         "digital_accuracy": subject.accuracy,
-        "accuracy_mean": statistics.mean(accuracies),
-        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "accuracy_mean": mean,
+        "accuracy_std": deviation or 0.0,
         "accuracies": accuracies,
         "unclipped_adc_bits": max(row["unclipped_adc_bits"] for row in rows),
         "layers": rows,
