@@ -22,7 +22,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import OPTIONS, PRESETS, Chip, about_option, check_draws, options_of
+from .chip import OPTIONS, PRESETS, Chip, about_option, check_draws, check_layers, options_of
 from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
 from .estimate import estimate
 from .layer_list import (
@@ -303,6 +303,7 @@ def simulated(
 ) -> tuple[list[Subject], Chip]:
     """The networks with their accuracies on the chip, where --on_chip asks for them, and the chip,
     with --adc_bits auto of the smallest ADCs that serve all of them."""
+    check_layers(chip, (subject.network for subject in subjects))
     if not args.on_chip:
         return list(subjects), chip
     check_simulation(subjects, args)
@@ -414,6 +415,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     grid = grid_of(chip, axes)
     subjects = [traced(path, args, grid) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
+    check_layers(chip, (subject.network for subject in subjects))
     draws = None
     if args.on_chip:
         check_simulation(subjects, args)

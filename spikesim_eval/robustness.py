@@ -14,7 +14,7 @@ from typing import Any
 from display import percent, short_names, text_table
 from runtime.errors import UserError
 
-from .chip import OPTIONS, Chip, bits_by_layer, check_draws
+from .chip import OPTIONS, Chip, bits_by_layer, check_draws, check_layers
 from .device_plots import adc_plot, bands_plot, layers_plot
 from .estimate import estimate
 from .layer_list import Subject, check_number
@@ -150,6 +150,7 @@ def reports(
     if what.get("over") is not None:
         chips_over(chip, what["over"])
     subjects = [load_subject(path, data_path, time_steps) for path in paths]
+    check_layers(chip, (subject.network for subject in subjects))
     for subject in subjects:
         for layer in subject.network.layers:
             chip.check_fits(
