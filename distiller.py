@@ -113,6 +113,8 @@ MEMBRANE_LOSSES = {
     "CLM": lambda student, teacher, threshold: membrane_mse(student, teacher),
     "CL": None,
 }
+# Counts the definitions of L_mem: a run that is gone on with shall know of another one.
+MEMBRANE_LOSS_VERSION = 2  # 1: of all of a teacher's potentials, also of what is out of reach
 ALPHA, TAU = 1.0, 4.0
 BETA = {"CLK": 100.0, "CLM": 30.0, "CL": 0.0}
 BETA_SCHEDULES = {  # share of the training that is done -> share of beta

@@ -406,7 +406,14 @@ def _are_of(frames: Path, targets: dict[Path, Path]) -> bool:
         path.with_name(path.name.removesuffix(".damaged")): path.stat().st_mtime_ns
         for path in frames.rglob("*.npz*")
     }
-    return made == {target: path.stat().st_mtime_ns for target, path in targets.items()}
+    return made == {target: _date_for(path) for target, path in targets.items()}
+
+
+def _date_for(source: Path) -> int:
+    """The date of what is made of a file, ns: its own, and later by its length, so that a file of
+    another length is told from it though it has the same date."""
+    stat = source.stat()
+    return stat.st_mtime_ns + stat.st_size % 1021 * 2 * 10**9  # every file system keeps 2 s
 
 
 def _measured(recordings: list[Path], skip_damaged: bool) -> tuple[int, int]:
@@ -509,18 +516,18 @@ def _folders_of_parts(request: Request) -> dict[str, Path]:
 
 
 def convert_file(path: Path, target: Path, time_window: int, kind: Recordings) -> None:
-    """Write the frames of a recording, dated as it is, unless they are there."""
-    if not target.exists() or target.stat().st_mtime_ns != path.stat().st_mtime_ns:
+    """Write the frames of a recording, dated by it, unless they are there."""
+    if not target.exists() or target.stat().st_mtime_ns != _date_for(path):
         content = BytesIO()
         np.savez_compressed(content, frames=frames_of_file(path, time_window, kind))
         _date(target, content.getbuffer(), path)
 
 
 def _date(target: Path, content: bytes | memoryview, source: Path) -> None:
-    """Write a file that is dated as its source is."""
-    stat, temporary = source.stat(), target.with_name(f"{target.name}.tmp")
+    """Write a file that is dated by its source."""
+    date, temporary = _date_for(source), target.with_name(f"{target.name}.tmp")
     temporary.write_bytes(content)
-    os.utime(temporary, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    os.utime(temporary, ns=(date, date))
     temporary.rename(target)
 
 

@@ -63,6 +63,8 @@ def read_events(path: Path) -> Events:
     if reader is None:
         raise UserError(f"{path} is no file of events ({', '.join(READERS)})")
     try:
+        if path.stat().st_size == 0:
+            raise ValueError("it is empty")
         *columns, sensor = reader(path)
         events = Events(*_checked(*columns), sensor)
     except UserError:
@@ -150,11 +152,16 @@ def _continued(t: np.ndarray, bits: int) -> np.ndarray:
     return t + (np.cumsum(np.diff(t, prepend=t[:1]) < -(1 << (bits - 1))) << bits)
 
 
+def _of_bytes(content: bytes, kind: type | str, columns: int) -> np.ndarray:
+    """The columns of rows of so many numbers, int64."""
+    size = np.dtype(kind).itemsize * columns
+    if len(content) % size:
+        raise ValueError(f"{len(content)} bytes are not events of {size} bytes each")
+    return np.frombuffer(content, kind).reshape(-1, columns).T.astype(np.int64)
+
+
 def _bin(path: Path) -> tuple:
-    content = path.read_bytes()
-    if len(content) % 5:
-        raise ValueError(f"{len(content)} bytes are not events of 5 bytes each")
-    x, y, high, middle, low = np.frombuffer(content, np.uint8).reshape(-1, 5).T.astype(np.int64)
+    x, y, high, middle, low = _of_bytes(path.read_bytes(), np.uint8, 5)
     return _continued((high & 127) << 16 | middle << 8 | low, 23), x, y, high >> 7, None
 
 
@@ -218,10 +225,12 @@ def _dat(path: Path) -> tuple:
     said = dict(re.findall(r"% (Version|Width|Height) (\d+)", header.decode(errors="replace")))
     if said.get("Version", "2") != "2":
         raise ValueError(f"it is DAT of version {said['Version']}, not 2")
+    if len(content) < len(header) + 2:
+        raise ValueError("it ends before its first event")
     kind, size = content[len(header) : len(header) + 2]
     if kind not in DAT_TYPES or size != 8:
         raise ValueError(f"its events have the type {kind} and {size} bytes, not 0 or 12 and 8")
-    t, word = np.frombuffer(content[len(header) + 2 :], "<u4").reshape(-1, 2).T.astype(np.int64)
+    t, word = _of_bytes(content[len(header) + 2 :], "<u4", 2)
     sensor = None
     if {"Height", "Width"} <= said.keys():
         sensor = int(said["Height"]), int(said["Width"])
@@ -247,7 +256,7 @@ def _aedat2(path: Path) -> tuple:
     # An event may begin like a line of the header, but hardly goes on like one.
     end = rb"\r\n" if content.partition(b"\n")[0].endswith(b"\r") else rb"\n"
     header = re.match(rb"(?:#[^\x00-\x08\x0a-\x1f]*" + end + rb")*", content)[0]
-    address, t = np.frombuffer(content[len(header) :], ">u4").reshape(-1, 2).T.astype(np.int64)
+    address, t = _of_bytes(content[len(header) :], ">u4", 2)
     said = re.search(r"AEChip:.*\.(\w+)", header.decode(errors="replace"))
     name = said[1].upper() if said else ""
     if name.startswith("DAVIS") or (not name and (address >> 16).any()):

@@ -1,6 +1,7 @@
 """Data sets of images: CIFAR, Tiny ImageNet, a folder of one's own, scikit-learn's digits."""
 
 import re
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from data_sets.sources import (
     getting,
 )
 from runtime.errors import UserError
+from runtime.processes import is_main_process
 
 
 def cifar(request: Request) -> Samples:
@@ -197,6 +199,10 @@ def _unclear(image: Image.Image) -> str | None:
 def folder(request: Request) -> Samples:
     """A user's own images, val/ as the test set; label = place of the folder in sorted order."""
     classes, size = classes_of_folder(request.data), request.about.image_size
+    unread = request.data / "test"
+    if unread.is_dir() and is_main_process():
+        text = f"folder: {unread} is not read: {request.data / 'val'} holds the test images"
+        print(text, file=sys.stderr)
     train, test = (
         packed(
             request.caches / "{}-{}x{}.json".format(part, *size),

@@ -31,6 +31,7 @@ from checkpoints import (
     momentum_of,
 )
 from display import percent
+from distiller import MEMBRANE_LOSS_VERSION, MEMBRANE_LOSSES
 from engine.run_folder import best_row, checkpoints_of, deciding, lock, move_aside, must_move
 from runtime.errors import Stopped, UserError
 from runtime.files import digest, temporary, write_nowhere, write_whole
@@ -184,6 +185,13 @@ class Run:
         momentum = momentum_of(rest.get("optimizer"), parameters_of(self.optimizer))
         if momentum is None:
             raise UserError(f"{cannot} optimizer does not fit its network, or is not finite")
+        compares = MEMBRANE_LOSSES.get(self.settings.loss) is not None
+        if compares and rest.get("membrane_loss_version", 1) != MEMBRANE_LOSS_VERSION:
+            print(
+                f"main.py: warning: {self.last} was begun with an older definition of --loss "
+                f"{self.settings.loss}, or before that was recorded: it goes on with today's",
+                file=sys.stderr,
+            )
         taken = ("model", "rows", "step", "sums", "random_states")
         return {x: rest[x] for x in taken} | {"momentum": momentum, "seconds": seconds}
 
@@ -317,6 +325,7 @@ class Run:
                 "seconds": self.seconds,
                 "training_images": self.training_images,
                 "teacher": self.teacher,
+                "membrane_loss_version": MEMBRANE_LOSS_VERSION,
                 "class_names": self.class_names,  # for whoever has the checkpoint alone
             }
             # The best one first: were it last, a run killed between the two would lack it.

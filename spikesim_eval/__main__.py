@@ -1,9 +1,9 @@
-"""python -m spikesim_eval report | compare | sweep | nonideal | technologies | compat: what a
-network costs on a chip of memristor crossbars.
+"""python -m spikesim_eval report | compare | sweep | nonideal | calibrate | technologies | compat:
+what a network costs on a chip of memristor crossbars.
 
 report estimates one network, compare several, sweep a grid of chips; nonideal runs a trained
-network on crossbars that are not ideal; technologies lists what chips are made of; compat prints
-the figures of the published SpikeSim tool.
+network on crossbars that are not ideal, calibrate also on calibrated ones; technologies lists what
+chips are made of; compat prints the figures of the published SpikeSim tool.
 A mistake of the user gives one line and exit code 2.
 """
 
@@ -176,6 +176,7 @@ def build_parser() -> Parser:
 
     several = add("compare", run_compare, "networks against the first")
     several.add_argument("networks", nargs="+", help="checkpoints or layer lists (*.json)")
+    several.add_argument("--time_steps", type=int, help="T of all, where it is not the trained one")
     acceptable = f"points below the first that are acceptable, and {lost}"
     add_option(several, "max_drop", 1.0, acceptable, type=float)
     add_chip_options(several, "price", "simulation")
@@ -196,12 +197,24 @@ def build_parser() -> Parser:
     add_technologies(add("technologies", run_technologies, "what chips are made of, and cost"))
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
-    nonideal.add_argument("--checkpoint", required=True, help="of a quantized network")
+    of = "of a quantized network; more of the same data beside it"
+    nonideal.add_argument("--checkpoint", nargs="+", required=True, help=of)
     nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     add_chip_options(nonideal, "simulation")
     alone = "also every layer alone on such crossbars"
     nonideal.add_argument("--each_layer", action="store_true", help=alone)
-    for command in (report, several, grid, nonideal):
+    strengths = "also at other values of an option of its cells, as sigma=0.05,0.1,0.2"
+    nonideal.add_argument("--over", help=strengths)
+    changes = "also on chips with one ADC bit more, one cell bit less, other columns, half the side"
+    nonideal.add_argument("--each_change", action="store_true", help=changes)
+    good = "points of its own accuracy that a network may lose on a chip that counts as good"
+    add_option(nonideal, "max_drop", 1.0, good, type=float)
+    calibrated = add("calibrate", run_calibrate, "what calibrating such chips wins back")
+    calibrated.add_argument("--checkpoint", required=True, help="of a quantized network")
+    text = "training images that each chip is calibrated with"
+    add_option(calibrated, "images", 64, text, type=int)
+    add_chip_options(calibrated, "simulation")
+    for command in (report, several, grid, nonideal, calibrated):
         add_option(command, "seed", 0, "of the draws of cells, with --sigma", type=int)
         add_option(command, "trials", 5, "draws of the cells, with --sigma", type=int)
         command.add_argument("--data_path", help="data root: rates and accuracy are measured")
@@ -218,9 +231,13 @@ def is_layer_list(path: str) -> bool:
     return path.lower().endswith(".json")
 
 
-def subject_of(path: str, args: argparse.Namespace, chip: Chip) -> Subject:
+def subject_of(
+    path: str, args: argparse.Namespace, chip: Chip, time_steps: int | None = None
+) -> Subject:
     """A layer list where the name ends in .json, otherwise a checkpoint."""
-    return listed(path) if is_layer_list(path) else traced(path, args, chip)
+    if is_layer_list(path):
+        return listed(path, time_steps)
+    return traced(path, args, chip, time_steps)
 
 
 def listed(path: str, time_steps: int | None = None) -> Subject:
@@ -349,7 +366,7 @@ def run_compare(args: argparse.Namespace) -> None:
     if len(args.networks) < 2:
         raise UserError("compare needs at least two networks, the first of them the baseline")
     check_sources(args, [path for path in args.networks if not is_layer_list(path)])
-    subjects = [subject_of(path, args, chip) for path in args.networks]
+    subjects = [subject_of(path, args, chip, args.time_steps) for path in args.networks]
     for subject in subjects[1:]:
         check_same_classes(subject, subjects[0])
     subjects, chip = simulated(subjects, chip, args)
@@ -442,22 +459,35 @@ def run_technologies(args: argparse.Namespace) -> None:
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
-    from .nonideal import nonideal_lines, nonideal_report
+    chip, draws = Chip(**given(args)), (args.seed, args.trials, args.max_drop)
+    check_sources(args, args.checkpoint)
+    from .robustness import Draws, chips_csv, layers_csv, lines_of, page_of, reports
 
-    report = nonideal_report(
-        *(args.checkpoint, args.data_path, Chip(**given(args))),
-        *(args.seed, args.trials, args.each_layer, args.time_steps),
-    )
-    rows = report["layers"]
+    what = {"each_layer": args.each_layer, "over": args.over, "each_change": args.each_change}
+    found = reports(args.checkpoint, args.data_path, chip, Draws(*draws), args.time_steps, **what)
+    single = found[0] if len(found) == 1 else found
     contents = {
-        "nonideal.json": json.dumps(report, indent=2) + "\n",
-        "nonideal.csv": csv_text(rows[0], (row.values() for row in rows)),
+        "nonideal.json": json.dumps(single, indent=2) + "\n",
+        "nonideal.csv": layers_csv(found),
+        "chips.csv": chips_csv(found),
+        "nonideal.html": page_of(found),
     }
-    lines = nonideal_lines(report)
-    layers = Section("Layers", [], list(rows[0]), [list(row.values()) for row in rows])
-    sections = [Section(report["checkpoint"], lines), layers]
-    write_files(args.out, contents | {"nonideal.html": page("On crossbars", sections, {})})
-    print("\n".join(lines))
+    write_files(args.out, contents)
+    for report in found:
+        if len(found) > 1:
+            print(("" if report is found[0] else "\n") + f"{report['checkpoint']}:")
+        print("\n".join(lines_of(report)))
+
+
+def run_calibrate(args: argparse.Namespace) -> None:
+    from .calibration import calibration_lines, calibration_report
+
+    report = calibration_report(
+        *(args.checkpoint, args.data_path, Chip(**given(args))),
+        *(args.images, args.seed, args.trials),
+    )
+    write_files(args.out, {"calibration.json": json.dumps(report, indent=2) + "\n"})
+    print("\n".join(calibration_lines(report)))
 
 
 def work(argv: list[str] | None) -> None:

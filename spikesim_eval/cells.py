@@ -77,6 +77,10 @@ class Cells:
         digits = (slices_of(x, self.stored_bits, self.cell_bits) for x in stored)
         return [x.permute(2, 3, 1, 0, 4).flatten(3) for x in digits]
 
+    def targets(self, codes: Tensor) -> list[Tensor]:
+        """What the same cells are meant to conduct: levels one cell step apart, in cell steps."""
+        return [x.float() + self.off_conductance for x in self.digits(codes)]
+
     def conductances(self, codes: Tensor, generator: torch.Generator | None = None) -> list[Tensor]:
         """The same cells' conductances, in cell steps, of a chip whose random draws are the
         generator's."""

@@ -17,7 +17,7 @@ step, the difference between neighbouring levels of a cell.
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -167,9 +167,10 @@ class CrossbarLayer:
     digital side takes for the integer sums.
 
     The definition is `_read` over all columns: of every crossbar the columns' sums, converted,
-    added up. Where cells are whole numbers of cell steps and ADCs have such steps too, nothing is
-    off but sums that ADCs clip. Then the layer is the convolution, and of the crossbars' columns
-    only those are computed that may be clipped, for what the clipping takes away.
+    added up. Where cells are as meant, and whole numbers of cell steps, and ADCs have such steps
+    too, nothing is off but sums that ADCs clip. Then the layer is the convolution, and of the
+    crossbars' columns only those are computed that may be clipped, for what the clipping takes
+    away.
 
     Args:
         codes: integer weights (O, I, k, k).
@@ -219,6 +220,11 @@ class CrossbarLayer:
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
         self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
         self.columns = len(self.cells) * self.cells.shape[-1]  # side by side
+        self.set_adc_step: float | None = None  # where calibration has set one
+        # Called with the layer and what it reads, before it computes; see calibration.py.
+        self.before: Callable[[CrossbarLayer, Tensor], None] | None = None
+        meant = self._in_crossbars(torch.stack(self.how.targets(codes)))
+        self.as_meant = torch.equal(self.cells, meant)
         self._plan()
 
     def _plan(self) -> None:
@@ -229,6 +235,7 @@ class CrossbarLayer:
             (self.sums is None and self.largest_sum is None)
             and self.adc_step == 1
             and not self.chip.read_noise
+            and self.as_meant
             and all(torch.equal(x, x.round()) for x in in_line)
             and largest.max().item() < 2**24  # beyond, float32 rounds
         )
@@ -243,12 +250,15 @@ class CrossbarLayer:
                 cells = zip(places, crossbars.unbind(), strict=False)
                 self.readers.append(Readers(columns, tuple(cells)))
 
-    def _wired(self, cells: Tensor) -> Tensor:
-        """Conductances (planes, k, k, I, O·slices) of cells in crossbars with their wires: those of
-        an input block in line, as they lie in PEs. Rows that no channel uses stay unselected."""
-        chip = self.chip
+    def _in_crossbars(self, cells: Tensor) -> Tensor:
+        """(planes, k, k, I, O·slices) as (planes, k²·groups, rows, O·slices): those of an input
+        block in line, as they lie in PEs. Rows that no channel uses stay unselected."""
         cells = F.pad(cells.flatten(1, 2), (0, 0, 0, self.groups * self.rows - self.in_channels))
-        cells = cells.unflatten(2, (self.groups, self.rows)).transpose(1, 2).flatten(1, 2)
+        return cells.unflatten(2, (self.groups, self.rows)).transpose(1, 2).flatten(1, 2)
+
+    def _wired(self, cells: Tensor) -> Tensor:
+        """Cells in crossbars, and with wires what ADCs see of them."""
+        chip, cells = self.chip, self._in_crossbars(cells)
         if chip.wire_ohm:
             highest = (2**chip.cell_bits - 1) / chip.on_ohm  # of the cell's own levels
             cell_step = highest / (self.levels + self.off_conductance)
@@ -265,7 +275,15 @@ class CrossbarLayer:
     @property
     def adc_step(self) -> float:
         """What one code of the ADC stands for, in cell steps."""
+        if self.set_adc_step is not None:
+            return self.set_adc_step
         return 1.0 if self.chip.adc_bits is None else self.adc_step_of(self.chip.adc_bits)
+
+    @property
+    def adc_reach(self) -> float | None:
+        """The largest sum that the ADC does not clip, in cell steps; None of an ideal one."""
+        bits = self.chip.adc_bits
+        return None if bits is None else self.adc_step * (2**bits - 1)
 
     def adc_step_of(self, bits: int) -> float:
         """The same of an ADC of so many bits."""
@@ -286,8 +304,28 @@ class CrossbarLayer:
         squares = (self.sums * sums.square()).sum().item()
         return (self.sums * (read - sums).square()).sum().item() / squares if squares else 0.0
 
+    def set_step(self, step: float) -> None:
+        """Give the ADCs another step than their chip's, in cell steps."""
+        self.set_adc_step = step
+        self._plan()
+
+    def sums_of(self, x: Tensor) -> Tensor:
+        """How often the ADCs read each sum, rounded to cell steps, of inputs x; it counts nothing
+        of it."""
+        others = "largest_sum", "squared_error", "squared_output"
+        kept = {name: getattr(self, name) for name in ("sums", "before", "counts", *others)}
+        self.sums, self.before, self.counts = torch.zeros(1, dtype=torch.int64), None, Counts()
+        self._plan()
+        self(x)
+        found = self.sums
+        vars(self).update(kept)
+        self._plan()
+        return found
+
     def __call__(self, x: Tensor) -> Tensor:
         """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
+        if self.before is not None:
+            self.before(self, x)
         self.counts.images += len(x)
         size = tuple(
             (side + 2 * pad - kernel) // step + 1

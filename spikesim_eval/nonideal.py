@@ -3,7 +3,7 @@
 import copy
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from checkpoints import load_checkpoint
-from display import percent, run_at
+from display import kind_of, percent, run_at
 from engine.evaluate import evaluate
 from runtime.errors import UserError
 
 from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
 from .crossbar import CrossbarLayer
 from .layer_list import Layer, LayerList, Subject
-from .trace import describe, evaluation_data, network_at
+from .trace import counting_rows, describe, evaluation_data, network_at
 
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
 
@@ -93,15 +93,18 @@ def on_chip(
     trials: int = 1,
     name: str = "on the chip",
     keep: Collection[str] = (),
+    prepare: Callable[[nn.Module, Collection[CrossbarLayer]], None] | None = None,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
     """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
     chip of which nothing is random all are the same, and one is enough. `keep`: what a
-    `CrossbarLayer` is to keep."""
+    `CrossbarLayer` is to keep. `prepare` is done to each chip before."""
     network, batches = subject.tested
     accuracies, runs = [], []
     for trial in range(trials if chip.is_random else 1):
         draw = seed * MOST_TRIALS + trial
         placed, layers = on_crossbars(network, subject.network, chip, draw, keep=keep)
+        if prepare is not None:
+            prepare(placed, layers.values())
         what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
         tested = evaluate(placed, batches, torch.device("cpu"), name=what)
         accuracies.append(tested.accuracy)
@@ -174,6 +177,26 @@ def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple
     return [(name, -bits) for _, bits, name in sorted(found)]
 
 
+def load_subject(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
+    """The quantized network of a checkpoint with its test data, its digital accuracy on a CPU, and
+    what drives its rows; `time_steps` is T, where it is not the trained one.
+
+    Raises UserError for a full-precision checkpoint and missing data.
+    """
+    checkpoint = load_checkpoint(path)
+    settings, network = checkpoint.settings, network_at(checkpoint, time_steps)
+    if settings.bits is None:
+        raise UserError(f"{path} is a full-precision network: crossbars hold integers")
+    batches = evaluation_data(checkpoint, data_path, network.time_window)
+    if batches is None:
+        raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
+    with counting_rows(network, describe(network)) as counted:
+        accuracy = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
+    kind = kind_of(settings.paper_setting, settings.loss)
+    description, at = describe(network, counted()), settings.trained_at
+    return Subject(str(path), description, accuracy, {}, kind, at, (network, batches))
+
+
 def nonideal_report(
     path: str,
     data_path: str | None,
@@ -190,23 +213,24 @@ def nonideal_report(
     Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
     """
     check_draws(seed, trials)
-    checkpoint = load_checkpoint(path)
-    settings, network = checkpoint.settings, network_at(checkpoint, time_steps)
-    if settings.bits is None:
-        raise UserError(f"{path} is a full-precision network: crossbars hold integers")
-    batches = evaluation_data(checkpoint, data_path, network.time_window)
-    if batches is None:
-        raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
-    description = describe(network)
+    return report_of(load_subject(path, data_path, time_steps), chip, seed, trials, each_layer)
+
+
+def report_of(
+    subject: Subject, chip: Chip, seed: int = 0, trials: int = 1, each_layer: bool = False
+) -> dict[str, Any]:
+    """The same of a network that is loaded; `adc_sums` counts, by layer, how often the digital
+    network's sums are 0, 1, 2 ... cell steps."""
+    network, batches = subject.tested
+    description = subject.network
 
     def accuracy(network: nn.Module, name: str) -> float:
         return evaluate(network, batches, torch.device("cpu"), name=name).accuracy
 
-    digital = accuracy(network, "digital")
     # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
-    placed, needed = on_crossbars(network, description, chip.ideal, seed, keep=["largest"])
+    keep = ["largest", "sums"]
+    placed, needed = on_crossbars(network, description, chip.ideal, seed, keep=keep)
     accuracy(placed, "ADC range")
-    subject = Subject(path, description, tested=(network, batches))
     accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars", keep=["errors"])
     rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
     for row in rows if each_layer else ():
@@ -214,18 +238,19 @@ def nonideal_report(
         placed, _ = on_crossbars(network, description, chip, draw, only=[row["layer"]])
         row["accuracy_alone"] = accuracy(placed, row["layer"])
     return {
-        "checkpoint": str(path),
+        "checkpoint": subject.name,
         "crossbar": chip.options("simulation"),
         "variation_bias": chip.variation_bias,
         "seed": seed,
         "time_steps": network.time_window,
-        "trained_time_steps": settings.trained_at,
-        "digital_accuracy": digital,
+        "trained_time_steps": subject.trained_time_steps,
+        "digital_accuracy": subject.accuracy,
         "accuracy_mean": statistics.mean(accuracies),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
         "accuracies": accuracies,
         "unclipped_adc_bits": max(row["unclipped_adc_bits"] for row in rows),
         "layers": rows,
+        "adc_sums": {name: layer.sums.tolist() for name, layer in needed.items()},
     }
 
 
@@ -239,6 +264,7 @@ def layer_row(name: str, runs: Sequence[CrossbarLayer], needed: CrossbarLayer) -
         ),
         "largest_sum_cell_steps": needed.largest_sum,
         "unclipped_adc_bits": needed.unclipped_adc_bits,
+        "adc_reach_cell_steps": runs[0].adc_reach,
     }
 
 

@@ -73,6 +73,27 @@ def test_all_cells_stuck_are_a_crossbar_of_one_level():
         assert set(written(5, Chip(**options), many=1000).tolist()) == {level}
 
 
+@pytest.mark.parametrize("adc_bits", [None, 8])
+@pytest.mark.parametrize("options", [{"stuck_on": 1.0}, {"stuck_off": 1.0}])
+def test_a_layer_of_stuck_cells_forgets_its_weights(options, adc_bits):
+    """Also where what the cells conduct is whole and no ADC clips: differences of equal columns are
+    0, an offset is subtracted from one and the same weight everywhere."""
+    same = {"xbar_size": 8, "adc_bits": adc_bits} | options
+    layer, _, x = random_layer(Chip(**same))
+    assert not layer(x).any()
+    layer, codes, x = random_layer(Chip(columns="offset", **same), weight_bits=4)
+    weight = (15 if "stuck_on" in options else 0) - 7
+    assert torch.equal(layer(x), exact(torch.full_like(codes, weight), x))
+
+
+def test_whole_conductances_at_other_levels_are_no_weights():
+    chip = Chip(xbar_size=8, cell_bits=2, level_conductances="0,0.3333333333333333,1,1")
+    layer, codes, x = random_layer(chip, weight_bits=3)
+    assert codes.abs().max() == 3
+    moved = torch.where(codes.abs() == 2, codes.sign() * 3, codes)
+    assert torch.equal(layer(x), exact(moved, x))
+
+
 @pytest.mark.parametrize("level", [0, 1, 8, 15])
 def test_the_error_of_writing_is_the_polynomial_of_the_target(level):
     law = (0.002, 0.03, -0.01)

@@ -30,7 +30,11 @@ def test_a_kept_checkpoint_has_its_accuracy_still_and_is_gone_on_with(setting, t
     if setting == "qamd":
         options += ["--teacher_path", str(KEPT / "original-last.pth")]
     where = ["--save_path", str(tmp_path), "--resume", "--workers", "0"]
-    assert main.main([*options, *where]) == 0
+    capsys.readouterr()
+    for known in (False, True):  # what its loss was
+        assert main.main([*options, *where]) == 0
+        said = "an older definition of --loss CLK" in capsys.readouterr().err
+        assert said == (setting == "qamd" and not known)
     last = load_checkpoint(tmp_path / f"{setting}-last.pth")
     assert (checkpoint.epoch, last.epoch) == (2, 3)
     assert last.rest["rows"][:2] == checkpoint.rest["rows"]

@@ -578,9 +578,12 @@ def test_a_class_that_is_a_link_keeps_its_images_from_links_deeper_down(tmp_path
     linked.rename(elsewhere)
     linked.symlink_to(elsewhere)
     (data / "train" / "kind 0" / "again").symlink_to(elsewhere)
+    (data / "test").mkdir()
     assert prepare("prepare", "--data", "folder", "--data_path", data) == 0
     assert sorted(files_packed(data / "train-64x64.json")) == before
-    assert "links to folders that are read already 1" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "links to folders that are read already 1" in err
+    assert f"{data / 'test'} is not read: {data / 'val'} holds the test images" in err
 
 
 def test_a_class_that_is_only_another_class_is_refused(tmp_path, capsys):

@@ -221,7 +221,7 @@ def test_a_counter_that_begins_again_goes_on(name, bits, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        *((f"empty{ending}", b"", "") for ending in READERS),
+        *((f"empty{ending}", b"", "it is empty") for ending in READERS),
         ("a.bin", five_bytes(EVENTS)[:-1], "34 bytes are not events of 5 bytes each"),
         ("a.npz", saved(np.savez, t=EVENTS[0], x=EVENTS[0]), "lacks the arrays y, p"),
         ("a.npz", saved(np.savez, frames=np.zeros(3)), "lacks the arrays t, x, y, p"),
@@ -246,11 +246,12 @@ def test_a_counter_that_begins_again_goes_on(name, bits, tmp_path):
         ("a.csv", "# nothing\n\n", "holds no events"),
         ("a.csv", "t,x,y,p\n", "holds no events"),
         ("a.csv", "t,x,y,p\n1,2,3\n", ""),
-        ("a.dat", dat(EVENTS)[:-3], ""),
+        ("a.dat", dat(EVENTS)[:-3], "53 bytes are not events of 8 bytes each"),
+        ("a.dat", b"% Version 2\n", "it ends before its first event"),
         ("a.dat", dat(EVENTS, "% Version 1\n"), "DAT of version 1, not 2"),
         ("a.dat", dat(EVENTS, kind=14), "type 14"),
         ("a.aedat", b"0" * 80, "first line is not #!AER-DAT2.0, 3.1 or 4.0"),
-        ("a.aedat", KINDS["two.aedat"][:-4], ""),
+        ("a.aedat", KINDS["two.aedat"][:-4], "are not events of 8 bytes each"),
         ("a.aedat", KINDS["three.aedat"][:-4], ""),
         ("a.aedat", HEADER.encode(), "holds no events"),
     ],

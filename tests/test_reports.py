@@ -209,6 +209,15 @@ def test_compare_puts_every_network_beside_the_first(files, trained, tmp_path, c
     assert f"## {capsys.readouterr().out.splitlines()[0]}\n" in text
 
 
+def test_compare_takes_another_t(files, tmp_path):
+    line = f"compare {files['NET']} {files['BASE']} --out {tmp_path}"
+    delays = []
+    for T in (2, 4):
+        assert main([*line.split(), "--time_steps", str(T)]) == 0
+        delays.append([float(row["delay_ns"]) for row in read_csv(tmp_path / "compare.csv")])
+    assert all(two < four < 2 * two for two, four in zip(*delays, strict=True))
+
+
 def test_the_cheapest_choice_is_accurate_enough_and_not_the_baseline():
     def row(network, drop, edap):
         return {"network": network, "drop_points": drop, "edap_pj_ns_um2": edap}

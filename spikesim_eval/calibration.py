@@ -1,0 +1,128 @@
+"""Calibration of a chip: what is set once on each, after its cells are written, with a few training
+images that it computes itself. Two things, layer by layer in one forward pass:
+
+- the range of a layer's ADCs: the step with which they are off the least from the sums that they
+  read (mean square), as NeuRRAM's are set to the distribution of its outputs (Wan et al., Nature
+  608, 2022);
+- a digital scale and shift of each output channel: the statistics of the batch norm behind a
+  convolution, of what the chip gives instead of what a perfect one would (AdaBS: Joshi et al.,
+  Nature Communications 11, 2020). It is folded into what the batch norm multiplies anyway, and
+  rounded as always.
+"""
+
+import statistics
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from checkpoints import Checkpoint, load_checkpoint
+from data_loader import data_of
+from display import percent
+from engine.evaluate import evaluate
+from models.batch_norm import estimate_statistics
+from runtime.errors import UserError
+
+from .chip import Chip, check_draws
+from .crossbar import CrossbarLayer, convert
+from .layer_list import Subject, check_int
+from .nonideal import on_chip
+from .trace import describe, evaluation_data, network_at
+
+STEPS = 64  # that are tried, evenly on a logarithmic scale
+
+
+def calibrate(
+    network: nn.Module,
+    layers: Collection[CrossbarLayer],
+    images: Tensor,
+    time_windows: Sequence[int],
+) -> None:
+    """Calibrate a network whose layers run on crossbars (`on_crossbars`), on a batch of images, for
+    the T that it was trained with; it is in evaluation mode then."""
+    for layer in layers:
+        layer.before = choose_step
+    with torch.no_grad():
+        estimate_statistics(network, [images], time_windows)
+    for layer in layers:
+        layer.before = None
+    network.eval()
+
+
+def choose_step(layer: CrossbarLayer, x: Tensor) -> None:
+    """Set the step of a layer's ADCs by what they read of inputs x."""
+    if layer.chip.adc_bits is not None:
+        layer.set_step(best_step(layer.sums_of(x), layer.chip.adc_bits))
+
+
+def best_step(counts: Tensor, bits: int) -> float:
+    """The step of an ADC of so many bits, in cell steps and at least one, with the smallest mean
+    square of what it adds to sums 0, 1, 2 …, of which there are so many each."""
+    sums = torch.arange(len(counts)).double()
+    largest = max(1.0, (len(counts) - 1) / (2**bits - 1))
+    steps = np.geomspace(1, largest, STEPS).tolist()
+    errors = [(counts * (convert(sums, step, bits) - sums).square()).sum().item() for step in steps]
+    return steps[int(np.argmin(errors))]
+
+
+def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) -> Tensor:
+    """The first training images of a checkpoint's data, as they are: no augmentation. Raises
+    UserError where there are fewer."""
+    train_set, _ = data_of(checkpoint.settings, data_path or ".")
+    if number > len(train_set):
+        raise UserError(f"--images {number}: there are {len(train_set)} training images")
+    train_set.augment = None
+    return torch.stack([train_set[index][0] for index in range(number)])
+
+
+def calibration_report(
+    path: str, data_path: str | None, chip: Chip, images: int, seed: int = 0, trials: int = 1
+) -> dict[str, Any]:
+    """Accuracy of a checkpoint on `trials` chips before and after each is calibrated with so many
+    training images, and the steps of its ADCs by layer.
+
+    Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
+    """
+    check_draws(seed, trials)
+    check_int(images, "images", 10**4)
+    checkpoint = load_checkpoint(path)
+    settings, network = checkpoint.settings, network_at(checkpoint, None)
+    if settings.bits is None:
+        raise UserError(f"{path} is a full-precision network: crossbars hold integers")
+    batches = evaluation_data(checkpoint, data_path, network.time_window)
+    if batches is None:
+        raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
+    seen = training_images(checkpoint, data_path, images)
+    digital = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
+    subject = Subject(path, describe(network), tested=(network, batches))
+
+    def prepare(network: nn.Module, layers: Collection[CrossbarLayer]) -> None:
+        calibrate(network, layers, seen, settings.trained_at)
+
+    before, _ = on_chip(subject, chip, seed, trials, "as made")
+    after, runs = on_chip(subject, chip, seed, trials, "calibrated", prepare=prepare)
+    return {
+        "checkpoint": str(path),
+        "crossbar": chip.options("simulation"),
+        "seed": seed,
+        "images": images,
+        "digital_accuracy": digital,
+        "accuracies_before": before,
+        "accuracies_after": after,
+        "adc_steps": {
+            name: [layers[name].adc_step for layers in runs] for name in (runs[0] if runs else ())
+        },
+    }
+
+
+def calibration_lines(report: dict[str, Any]) -> list[str]:
+    """What a person is told."""
+    lines = [f"digital accuracy {percent(report['digital_accuracy'], 2)}"]
+    for name, when in (("before", "as made"), ("after", f"calibrated ({report['images']} images)")):
+        found = report[f"accuracies_{name}"]
+        deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+        mean = f"{100 * statistics.mean(found):.2f} ± {percent(deviation, 2)}"
+        lines.append(f"on chips, {when}: {mean} ({len(found)} chips)")
+    return lines

@@ -1,0 +1,120 @@
+"""Plots of `nonideal`: accuracy and yield over a noise, layers, and what ADCs read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from display import cut, legend_beside, new_figure, percent, plain, styles
+
+from .chip import seconds
+from .plots import BESIDE_IT, CRITICAL, LONGEST_LABEL, WIDTH, label_ticks
+
+UNITS = {"wire_ohm": ", Ω", "sigma": "", "read_noise": ""}
+WIDE = 20  # values further apart than that, as a ratio, stand on a logarithmic axis
+MOST_HISTOGRAMS = 40
+
+
+def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy over a noise: a line through the mean of the chips, a band of a standard deviation
+    on both sides, a dot a chip, and, dashed, the digital network; below it the yield, with what it
+    may be with 95 % confidence."""
+    figure, (above, below) = new_figure(WIDTH, 6.4, rows=2, sharex=True, height_ratios=(2, 1))
+    looks = styles([report["kind"] for report in reports])
+    option = reports[0]["over"]["option"]
+    texts = [point["value"] for point in reports[0]["over"]["points"]]
+    x = np.array([seconds(text) if option == "after" else float(text) for text in texts])
+    order = np.argsort(x)
+    for name, look, report in zip(names, looks, reports, strict=True):
+        points = [report["over"]["points"][i] for i in order]
+        mean, spread = (
+            100 * np.array([p[f"accuracy_{k}"] for p in points]) for k in ("mean", "std")
+        )
+        colour, label = look["color"], plain(cut(name, LONGEST_LABEL))
+        above.fill_between(x[order], mean - spread, mean + spread, color=colour, alpha=0.18, lw=0)
+        above.plot(x[order], mean, label=label, marker="o", markersize=3, **look)
+        for at, point in zip(x[order], points, strict=True):
+            chips = 100 * np.array(point["accuracies"])
+            above.scatter(np.full(len(chips), at), chips, s=7, color=colour, alpha=0.5, lw=0)
+        above.axhline(100 * report["digital_accuracy"], color=colour, linestyle="--", linewidth=0.8)
+        share, low, high = (
+            100 * np.array([p[key] for p in points])
+            for key in ("yield_share", "yield_low_share", "yield_high_share")
+        )
+        below.errorbar(x[order], share, [share - low, high - share], capsize=3, lw=1, **look)
+    above.plot([], [], color="black", linestyle="--", linewidth=0.8, label="digital")
+    above.set_ylabel("accuracy on chips, %")
+    below.set(ylabel="yield, %", ylim=(-4, 104), xlabel=option + UNITS.get(option, ""))
+    if x.min() > 0 and x.max() > WIDE * x.min():
+        below.set_xscale("log")
+    below.set_xticks(x, texts)
+    below.minorticks_off()
+    legend_beside(above)
+    return figure
+
+
+def layers_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Layers, that with the largest error of its sums on top, and, where it is known, what is lost
+    with that layer alone on crossbars."""
+    rows = sorted(rows, key=lambda row: -row["relative_error"])
+    panels = {"error of sums (root mean square), %": [100 * row["relative_error"] for row in rows]}
+    panels["sums clipped, %"] = [100 * row["clipped_share"] for row in rows]
+    if "accuracy_alone" in rows[0]:
+        panels["accuracy with it alone, %"] = [100 * row["accuracy_alone"] for row in rows]
+    height = 1.0 + 0.2 * len(rows)
+    figure, drawn = new_figure(WIDTH, height, columns=len(panels), sharey=True)
+    for panel, (what, values) in zip(drawn, panels.items(), strict=True):
+        panel.barh(range(len(rows)), values, color=CRITICAL if panel is drawn[0] else BESIDE_IT)
+        panel.set_xlabel(what)
+        panel.margins(y=0.01)
+        if what.startswith("accuracy"):
+            panel.set_xlim(min(values) - 1, max(values) + 0.5)
+    label_ticks(drawn[0].yaxis, [row["layer"] for row in rows], fontsize=8)
+    drawn[0].invert_yaxis()
+    return figure
+
+
+def adc_plot(report: Mapping[str, Any]) -> Figure:
+    """A panel a layer: how often a column's sum, in cell steps, is what it is in the digital
+    network, on a logarithmic scale; in colour what the layer's ADC clips, and how much that is."""
+    rows = report["layers"]
+    if len(rows) > MOST_HISTOGRAMS:
+        rows = sorted(rows, key=lambda row: -row["clipped_share"])[:MOST_HISTOGRAMS]
+    columns = min(5, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    figure, panels = new_figure(WIDTH, 0.5 + 1.35 * lines, lines, columns, squeeze=False)
+    for panel in panels.flat[len(rows) :]:
+        panel.set_axis_off()
+    for panel, row in zip(panels.flat, rows, strict=False):
+        counts = np.array(report["adc_sums"][row["layer"]], dtype=float)
+        draw_sums(panel, counts, row["adc_reach_cell_steps"])
+        share = share_above(counts, row["adc_reach_cell_steps"])
+        said = "" if share == 0 else f", {percent(share, 2)} above"
+        said = ", < 0.01 % above" if 0 < share < 1e-4 else said
+        panel.set_title(f"{plain(cut(row['layer'], 17))}{said}", fontsize=7)
+        panel.tick_params(labelsize=6)
+    figure.supxlabel("sum of a column, cell steps", fontsize=8)
+    figure.supylabel("share of reads", fontsize=8)
+    return figure
+
+
+def share_above(counts: np.ndarray, reach: float | None) -> float:
+    """Share of the sums 0, 1, 2 ... that an ADC of this reach would clip."""
+    if reach is None or not counts.sum():
+        return 0.0
+    return counts[np.arange(len(counts)) > reach].sum() / counts.sum()
+
+
+def draw_sums(panel: Axes, counts: np.ndarray, reach: float | None) -> None:
+    """The last that the ADC does not clip is marked where it is near."""
+    shares, edges = counts / max(1, counts.sum()), np.arange(len(counts) + 1) - 0.5
+    within = len(counts) if reach is None else min(len(counts), int(reach) + 1)
+    panel.stairs(shares[:within], edges[: within + 1], fill=True, color=BESIDE_IT)
+    if within < len(counts):
+        panel.stairs(shares[within:], edges[within:], fill=True, color=CRITICAL)
+    if reach is not None and reach < 1.2 * len(counts):
+        panel.axvline(reach + 0.5, color="black", linewidth=0.8)
+    panel.set(yscale="log", ylim=(0.5 / max(1, counts.sum()), 1.5))

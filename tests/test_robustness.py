@@ -1,0 +1,183 @@
+"""Many chips of one kind: yield, strengths of a noise, what one change buys back, the page."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
+
+from spikesim_eval import device_plots, robustness
+from spikesim_eval.__main__ import main
+from spikesim_eval.chip import Chip
+from spikesim_eval.estimate import estimate
+from spikesim_eval.nonideal import load_subject, nonideal_report, on_chip
+from spikesim_eval.robustness import changed_chips, chips_over, judged, wilson
+from test_spikesim import one_error_line
+
+
+@pytest.mark.parametrize(("good", "of"), [(0, 10), (3, 10), (10, 10), (1, 1), (50, 400)])
+def test_the_ends_of_a_yield_are_shares_that_just_allow_what_was_seen(good, of):
+    """Wilson's ends solve |p - seen| = z sqrt(p (1 - p) / n), with z = Phi^-1(0.975)."""
+    seen, z = good / of, norm.ppf(0.975)
+
+    def beyond(p: float) -> float:
+        return abs(p - seen) - z * np.sqrt(p * (1 - p) / of)
+
+    low, high = wilson(good, of)
+    assert low == pytest.approx(0 if good == 0 else brentq(beyond, 1e-12, seen - 1e-9), abs=1e-6)
+    assert high == pytest.approx(
+        1 if good == of else brentq(beyond, seen + 1e-9, 1 - 1e-12), abs=1e-6
+    )
+
+
+def test_a_chip_is_good_where_no_more_is_lost_than_allowed():
+    found = judged([0.9, 0.89, 0.8901, 0.95], 0.9, 1.0)
+    assert found["yield_share"] == 1.0  # just one point is no more than one
+    assert judged([0.9, 0.889], 0.9, 1.0)["yield_share"] == 0.5
+    assert judged([0.9, 0.8999], 0.9, 0.0)["yield_share"] == 0.5
+    assert judged([0.7, 0.9], 0.9, 0)["accuracy_std"] == pytest.approx(0.2 / np.sqrt(2))
+
+
+def test_changes_are_of_one_thing_and_only_those_that_can_be_built():
+    chip = Chip(adc_bits=5, layer_adc_bits="linear=6,stem.conv=3", cell_bits=1, xbar_size=8)
+    found = dict(changed_chips(chip))
+    assert list(found) == ["as it is", "a bit more in ADCs", "offset columns"]
+    more = found["a bit more in ADCs"]
+    assert (more.adc_bits, more.layer_adc_bits) == (6, "linear=7,stem.conv=4")
+    assert replace(more, adc_bits=5, layer_adc_bits=chip.layer_adc_bits) == chip
+    assert "a bit more in ADCs" not in dict(changed_chips(Chip(adc_bits=None)))
+    assert dict(changed_chips(Chip()))["crossbars of half the side"].xbar_size == 32
+
+
+@pytest.fixture(scope="module")
+def found(trained, tmp_path_factory):
+    """(folder, what was printed) of two networks on chips of several strengths of variation."""
+    out = tmp_path_factory.mktemp("nonideal")
+    line = f"nonideal --checkpoint {trained['qamd']} {trained['student']} --time_steps 1 --sigma 1"
+    line += f" --trials 2 --max_drop 5 --over sigma=0.1,1 --each_change --out {out}"
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda text="", **_: printed.append(text))
+        assert main(line.split()) == 0
+    return out, "\n".join(printed)
+
+
+def test_the_report_of_several_networks_has_each_ones_own(found, trained):
+    out, printed = found
+    reports = json.loads((out / "nonideal.json").read_text())
+    assert [x["checkpoint"] for x in reports] == [str(trained["qamd"]), str(trained["student"])]
+    for report in reports:
+        alone = nonideal_report(report["checkpoint"], None, Chip(sigma=1.0), trials=2, time_steps=1)
+        assert report["accuracies"] == alone["accuracies"]
+        assert report["layers"] == alone["layers"]
+        little, same = report["over"]["points"]
+        assert (little["value"], same["value"]) == ("0.1", "1")
+        assert same["accuracies"] == report["accuracies"]
+        assert len(little["accuracies"]) == 2
+        assert little["accuracies"] != same["accuracies"]
+        assert f"{report['checkpoint']}:\ndigital accuracy" in printed
+    assert printed.count("yield, the share of chips that lose at most 5 points: ") == 2
+    assert printed.count("\na bit more in ADCs  ") == 2
+
+
+def test_what_a_change_buys_back_is_what_that_chip_has(found):
+    report = json.loads((found[0] / "nonideal.json").read_text())[0]
+    subject = load_subject(report["checkpoint"], None, 1)
+    chips = dict(changed_chips(Chip(sigma=1.0)))
+    assert [x["change"] for x in report["changes"]] == list(chips)
+    assert report["changes"][0]["accuracies"] == report["accuracies"]
+    for row in report["changes"]:
+        total = estimate(subject.network, chips[row["change"]]).total
+        assert row["energy_pj"] == total["energy_pj"]
+    row = report["changes"][-1]
+    assert row["accuracies"] == on_chip(subject, chips[row["change"]], trials=2)[0]
+
+
+def test_the_csv_of_chips_gives_the_yield(found):
+    out, _ = found
+    rows = list(csv.DictReader((out / "chips.csv").open()))
+    for report in json.loads((out / "nonideal.json").read_text()):
+        own = [row for row in rows if row["network"] == report["checkpoint"]]
+        assert len(own) == 2 * (1 + 2 + 4)
+        plain = [row for row in own if row["what"] == "as it is"]
+        assert [float(row["accuracy_share"]) for row in plain] == report["accuracies"]
+        assert sum(row["good"] == "yes" for row in plain) / 2 == report["yield_share"]
+    layers = list(csv.DictReader((out / "nonideal.csv").open()))
+    assert [row["layer"] for row in layers[:21]] == [row["layer"] for row in layers[21:]]
+
+
+def test_the_page_shows_bands_layers_sums_and_tables(found):
+    page = (found[0] / "nonideal.html").read_text()
+    assert page.count("<svg") == 5
+    for words in (
+        "Accuracy and yield over sigma",
+        "layers by what is lost in them",
+        "sums that ADCs read",
+        "what one change of the chip buys back",
+        "crossbars of half the side",
+        "with 95 % confidence",
+    ):
+        assert words in page, words
+
+
+def test_histograms_are_of_the_digital_networks_sums_and_say_what_is_clipped(found):
+    report = json.loads((found[0] / "nonideal.json").read_text())[0]
+    linear = next(row for row in report["layers"] if row["layer"] == "linear")
+    counts = np.array(report["adc_sums"]["linear"], dtype=float)
+    assert len(counts) == 1 + linear["largest_sum_cell_steps"]
+    assert linear["adc_reach_cell_steps"] == 31
+    share = counts[32:].sum() / counts.sum()
+    assert device_plots.share_above(counts, 31) == share
+    assert device_plots.share_above(counts, None) == 0
+    titles = [panel.get_title() for panel in device_plots.adc_plot(report).axes]
+    assert titles[20] == ("linear" if share == 0 else f"linear, {100 * share:.2f} % above")
+    row = {"layer": "a", "clipped_share": 0.0, "adc_reach_cell_steps": 1.0}
+    plot = device_plots.adc_plot({"layers": [row], "adc_sums": {"a": [8, 4, 3, 1]}})
+    assert plot.axes[0].get_title() == "a, 25.00 % above"
+
+
+def test_bands_lie_around_the_mean_of_the_chips(found):
+    reports = json.loads((found[0] / "nonideal.json").read_text())
+    figure = device_plots.bands_plot(["a", "b"], reports)
+    above = figure.axes[0]
+    for line, report in zip(above.get_lines()[::2], reports, strict=False):
+        means = [100 * point["accuracy_mean"] for point in report["over"]["points"]]
+        assert line.get_ydata().tolist() == pytest.approx(means)
+
+
+def test_times_are_drawn_in_seconds():
+    points = [{"value": x, **judged([0.9, 0.8], 0.9, 1)} for x in ("1y", "1h", "1d")]
+    report = {"kind": None, "digital_accuracy": 0.9, "over": {"option": "after", "points": points}}
+    figure = device_plots.bands_plot(["a"], [report])
+    assert figure.axes[0].get_lines()[0].get_xdata().tolist() == [3600, 86400, 365.25 * 86400]
+    assert figure.axes[1].get_xscale() == "log"
+
+
+MISTAKES = {
+    "--over sigma": "--over must be as sigma=0.05,0.1,0.2, of one of sigma, ",
+    "--over adc_bits=4,5": "got 'adc_bits=4,5'",
+    "--over sigma=0.1,x": "--over sigma must be numbers, got 'x'",
+    "--over sigma=0.1,-1": "sigma must be",
+    "--over after=1h": "does not say how its cells drift",
+    "--technology spikesim-65nm-pcm --over after=1h,2": "a time with its unit",
+    "--max_drop -1": "max_drop",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_before_a_checkpoint_is_read(mistake, tmp_path, capsys):
+    line = f"nonideal --checkpoint not_read.pth --out {tmp_path / 'out'} {mistake}"
+    assert main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert one_error_line(error)
+    assert MISTAKES[mistake] in error, error
+
+
+def test_values_of_an_option_make_chips_with_them():
+    name, chips = chips_over(Chip(), "stuck_on=0.01,0.1,0.01")
+    assert name == "stuck_on"
+    assert chips == [("0.01", Chip(stuck_on=0.01)), ("0.1", Chip(stuck_on=0.1))]
+    assert set(robustness.OVER) <= set(Chip().options("simulation"))
