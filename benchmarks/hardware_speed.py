@@ -63,7 +63,6 @@ def sweep_speed(rounds: int) -> None:
 
 CHIPS = {
     "ideal wires and cells, 5-bit ADCs": {},
-    "its sums counted": {},
     "cells that vary": {"sigma": 0.1, "on_off_ratio": 10},
     "the same, offset columns": {"sigma": 0.1, "on_off_ratio": 10, "columns": "offset"},
     "the same, an ADC a PE": {"sigma": 0.1, "on_off_ratio": 10, "adc_of": "pe"},
@@ -89,8 +88,7 @@ def nonideal_speed(rounds: int, width: int) -> None:
         description = describe(network)
         functions = {"digital": lambda network=network: evaluate(network, batches, CPU)}
         for name, options in CHIPS.items():
-            keep = ["sums"] if name == "its sums counted" else ()
-            placed, _ = on_crossbars(network, description, Chip(**options), seed=0, keep=keep)
+            placed, _ = on_crossbars(network, description, Chip(**options), seed=0)
             functions[name] = lambda placed=placed: evaluate(placed, batches, CPU)
         times, _ = in_turn(functions, rounds, CPU)
         digital = quartiles(times["digital"])[1]
