@@ -177,9 +177,12 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "leakage": "#4B1E00",
     "stream": "#C3FFC3",
     "router": "#9944CC",
+    "dram": "#E8601C",
+    "cell_write": "#7BAFDE",
 }
 COMPONENT_NAMES = {  # where the key is not the word
     "adc": "ADC",
+    "dram": "DRAM",
     "htree": "H-tree",
     "stream": "residual stream",
 }

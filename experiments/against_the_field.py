@@ -1,4 +1,4 @@
-"""The hardware estimate beside what others publish: NeuroSim's example, and two measured macros.
+"""The hardware estimate beside what others publish: NeuroSim's example, and measured macros.
 
     python -m experiments.against_the_field
 
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from math import fsum
 
 from display import significant
-from spikesim_eval.chip import CHOICES, Chip, chips
+from spikesim_eval.chip import Chip, chips
 from spikesim_eval.estimate import Estimate, estimate
 from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.render import shown
 from spikesim_eval.technology import presets
 
-ADC_LAWS = CHOICES["adc_law"]
 CONVERSION = ("adc", "mux")
 KEYS = {"pJ": "energy_pj", "um^2": "area_um2", "TOPS/W": "tops_per_watt", "mW": "leakage_mw"}
 
@@ -157,7 +156,11 @@ TIMES_130 = (7.171 * 1.3**2 - 6.709 * 1.3 + 2.904) / (3.755 * 1.1**2 - 4.398 * 1
 
 
 def wan(
-    input_bits: int, adc_bits: int, efficiency: float, fj_per_op: tuple[float, ...]
+    input_bits: int,
+    adc_bits: int,
+    efficiency: float,
+    fj_per_op: tuple[float, ...],
+    adc_law: str = "doubling",
 ) -> Published:
     """256 rows of 128 weights of 4 bits, each in two cells."""
     rows, weights = 256, 128
@@ -166,11 +169,15 @@ def wan(
     every = (*digital, "crossbar")
     return Published(
         f"Wan et al., RRAM of 130 nm, weights of 4 bits, inputs of {input_bits}, outputs of "
-        f"{adc_bits}, on `spikesim-65nm`",
+        f"{adc_bits}, on `spikesim-65nm`, `--adc_law {adc_law}`",
         "Nature 608, 2022, energy and efficiency over bits, by CiMLoop's wan_nature_2022/_tests.py "
         "at commit d6e1390",
         network(4, layer("macro", rows, weights, 1, (1, 1), input_bits)),
-        on("spikesim-65nm", xbar_size=256, adc_bits=adc_bits, columns_per_adc=1, pe_per_tile=1),
+        on(
+            "spikesim-65nm",
+            **{"xbar_size": 256, "adc_bits": adc_bits, "columns_per_adc": 1, "pe_per_tile": 1},
+            adc_law=adc_law,
+        ),
         (
             Figure("neurons (ADC and control)", neurons, "pJ", digital),
             Figure("input pulses", inputs, "pJ", ("crossbar",)),
@@ -181,32 +188,57 @@ def wan(
     )
 
 
+def hermes() -> Published:
+    """A core of 256 x 256 weights, each in cells of both signs, with an ADC for every column; its
+    inputs of 8 bits are pulses of 8 bits' length, so that it converts once."""
+    side = 256
+    every = (*CONVERSION, "temp_buffer", "shift_add", "crossbar")
+    return Published(
+        "HERMES, PCM of 14 nm, inputs and outputs of 8 bits, on `spikesim-65nm-pcm`, "
+        "`--adc_law table`",
+        "Khaddam-Aljameh et al., JSSC 57(4), 2022, abstract; a chip of 64 cores: Le Gallo et al., "
+        "Nature Electronics 6, 2023, abstract, one-phase mode",
+        network(5, layer("core", side, side, 1, (1, 1), 8)),
+        on(
+            "spikesim-65nm-pcm",
+            **{"xbar_size": side, "adc_bits": 8, "columns_per_adc": 1, "pe_per_tile": 1},
+            adc_law="table",
+        ),
+        (
+            Figure("efficiency of a core", 10.5, "TOPS/W", every),
+            Figure("efficiency of the chip of 64", 9.76, "TOPS/W", every),
+        ),
+    )
+
+
 def published() -> tuple[Published, ...]:
     return (
         neurosim(),
-        jia("doubling"),
-        jia("linear"),
+        *(jia(law) for law in ("doubling", "linear", "table")),
         wan(1, 3, 43.07875866, (8.99015248, 10.6186848, 3.446220545)),
-        wan(4, 6, 15.95409517, (21.75617998, 29.1084171, 11.50740478)),
+        *(
+            wan(4, 6, 15.95409517, (21.75617998, 29.1084171, 11.50740478), law)
+            for law in ("doubling", "table")
+        ),
+        hermes(),
     )
 
 
 def adc_growth() -> str:
     """What four bits more cost an ADC, by our laws and by others'."""
 
-    def sar_pj(bits: int) -> float:
-        """NeuroSim's, at 65 nm, without what the column's current takes."""
-        return (3.7506 * bits + 25.844) * (bits + 1) * 1e-3
+    def growth(law: str, technology: str = "spikesim-65nm") -> str:
+        four, eight = (
+            on(technology, adc_law=law, adc_bits=bits).adc_scale("energy") for bits in (4, 8)
+        )
+        return significant(eight / four)
 
-    laws = {
-        law: [Chip(adc_law=law, adc_bits=bits).adc_scale for bits in (4, 8)] for law in ADC_LAWS
-    }
-    laws = {law: significant(eight / four) for law, (four, eight) in laws.items()}
     return (
-        f"An 8-bit conversion over a 4-bit one: {laws['doubling']} by `--adc_law doubling`, "
-        f"{laws['linear']} by `linear`; {significant(sar_pj(8) / sar_pj(4))} by NeuroSim's formula "
-        f"of successive approximation at 65 nm (SarADC.cpp), {significant(1.67 / 0.79)} by what "
-        "Accelergy makes of ISAAC's ADC (isaac_adc.csv)."
+        f"An 8-bit conversion over a 4-bit one: {growth('doubling')} by `--adc_law doubling`, "
+        f"{growth('linear')} by `linear`; by `table` {growth('table')} on `spikesim-65nm` "
+        "(NeuroSim's formula of successive approximation at 65 nm, SarADC.cpp), "
+        f"{growth('table', 'isaac-32nm')} on `isaac-32nm` (what Accelergy makes of ISAAC's ADC, "
+        f"isaac_adc.csv), {growth('table', 'neurosim-22nm')} on `neurosim-22nm` (comparators)."
     )
 
 

@@ -198,8 +198,9 @@ class Chip:
     )
     adc_law: str = choice(
         "an ADC's energy and area double with every bit above the technology's (4) and halve with "
-        "every bit below, or are in proportion to the bits",
-        *("doubling", "linear"),
+        "every bit below, are in proportion to the bits, or, with its clocks, as the technology's "
+        "table has them",
+        *("doubling", "linear", "table"),
         **PRICE,
     )
     columns_per_adc: int = option(
@@ -305,6 +306,9 @@ class Chip:
             )
         self.technology.check_cell_bits(self.cell_bits)
         self._check_cells()
+        if self.adc_law == "table":
+            of_layers = bits_by_layer(self.layer_adc_bits).values()
+            self.technology.check_adc_bits(max(self.adc_bits or 1, *of_layers, 1))
         if self.costs == "published" and self.technology is not DEFAULT:
             raise UserError(
                 f"costs published are those of {DEFAULT} as it is: leave --technology and --set out"
@@ -365,9 +369,10 @@ class Chip:
         """Cells of a crossbar, relative to the 64 x 64 one the published figures belong to."""
         return (self.xbar_size / REFERENCE["reference_side"]) ** 2
 
-    @property
-    def adc_scale(self) -> Value:
-        """Energy and area of an ADC relative to the one that the technology's figures are of."""
+    def adc_scale(self, what: str) -> Value:
+        """Energy or area (`what`) of an ADC relative to the one that the technology's are of."""
+        if self.adc_law == "table":
+            return self.technology.growth(what, self.adc_bits)
         if self.adc_law == "linear":
             return self.adc_bits / self.technology["adc.bits"]
         return 2.0 ** (self.adc_bits - self.technology["adc.bits"])
@@ -376,6 +381,8 @@ class Chip:
     def adc_clocks(self) -> Value:
         """Of a conversion; successive approximation takes longer for more bits."""
         clocks = self.technology["adc.clocks"]
+        if self.adc_law == "table" and "adc.clocks_by_bits" in self.technology.entries:
+            return clocks * self.technology.growth("clocks", self.adc_bits)
         if self.technology["adc.kind"] == "flash":
             return clocks
         return self.adc_bits * (clocks / self.technology["adc.bits"])

@@ -8,7 +8,7 @@ Energy is in pJ, area in um^2, delay in ns, power in mW.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import frexp, fsum, isqrt, prod
 from typing import Any
@@ -20,6 +20,15 @@ from runtime.errors import UserError
 from . import published
 from .chip import Chip, Placement, Value, bits_by_layer, ceil_div, larger, place_layer
 from .constants import REFERENCE
+from .dram import (
+    alone_bits,
+    dram_bits,
+    dram_clocks,
+    dram_energy,
+    layers_to_load,
+    load_clocks,
+    waiting_clocks,
+)
 from .layer_list import Layer, LayerList, show
 from .mesh import mesh_energy
 from .schedule import Times, check_rows, critical_path, rows_of, schedule
@@ -34,6 +43,7 @@ class LayerCost:
     energy: dict[str, Value]  # pJ by component
     times: Times  # clocks
     silence: Silence
+    loaded: bool = False  # whether its weights come from DRAM, for each image anew
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ def cycle_energy(
     return {
         "crossbar": inputs * inside * rate * placement.columns * e["cell"]
         + inputs * layer.groups * inside * rate * placement.driven * e["driver"],
-        "adc": conversions * e["adc"] * chip.adc_scale,
+        "adc": conversions * e["adc"] * chip.adc_scale("energy"),
         "mux": conversions * e["mux"],
         "temp_buffer": conversions * e["temp_buffer"],
         "shift_add": conversions * accumulator * e["add_bit"],
@@ -137,10 +147,14 @@ def as_charged(network: LayerList, chip: Chip) -> LayerList:
 
 
 def layer_costs(
-    network: LayerList, chip: Chip, copies: Mapping[str, int] | None = None
+    network: LayerList,
+    chip: Chip,
+    copies: Mapping[str, int] | None = None,
+    loaded: Collection[str] = (),
 ) -> dict[str, LayerCost]:
     """What each layer takes, and when; of numbers, or of a whole grid of chips. Copies of a layer's
-    weights, 1 where `copies` does not name it, compute pixels of a row side by side."""
+    weights, 1 where `copies` does not name it, compute pixels of a row side by side. The weights of
+    the layers `loaded` come from DRAM."""
     copies = {layer.name: 1 for layer in network.layers} | (copies or {})
     places = {layer.name: place_layer(network, layer, chip) for layer in network.layers}
     cycles = {x.name: network.outputs(x) * network.input_bits(x) for x in network.layers}
@@ -164,9 +178,17 @@ def layer_costs(
         pes = {name: places[name].pes * copies[name] for name in places}
         for name, moved in mesh_energy(network, pes, chip).items():
             energies[name]["router"] = moved
-    times = schedule(network, row_clocks)
+    loads = {}
+    for layer in network.layers if loaded else ():
+        name, rows = layer.name, network.time_steps_of(layer) * rows_of(layer)
+        energies[name] |= dram_energy(network, layer, places[name], chip, loaded)
+        waiting = waiting_clocks(network, layer, chip, loaded) / rows
+        row_clocks[name] = max(row_clocks[name], waiting)
+        if name in loaded:
+            loads[name] = load_clocks(network, layer, chip)
+    times = schedule(network, row_clocks, loads)
     return {
-        x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x], silence[x])
+        x: LayerCost(places[x], copies[x], cycles[x], energies[x], times[x], silence[x], x in loads)
         for x in places
     }
 
@@ -187,11 +209,7 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
 
     The pipeline gives an image as often as its busiest layer can. So for each time that a layer's
     rows can take, from the shortest on, all layers get as few copies as keep to it.
-    Raises UserError where even one copy of each needs more area, and for the published costs, which
-    know of no pixels side by side.
     """
-    if chip.costs == "published":
-        raise UserError("area_mm2 fills a chip whose costs are counted, not published ones")
     places = {layer.name: place_layer(network, layer, chip) for layer in network.layers}
     busy = {}  # of one copy, with a pixel of a row after the other
     for layer in network.layers:
@@ -212,12 +230,6 @@ def copies_within(network: LayerList, chip: Chip, area_um2: float) -> dict[str, 
     def is_possible(interval: float) -> bool:
         return interval >= max(busy.values()) * (1 - 1e-12) and area(copies(interval)) <= area_um2
 
-    alone = area(dict.fromkeys(places, 1))
-    if alone > area_um2:
-        raise UserError(
-            f"area_mm2 {area_um2 / 1e6:g} is less than the {alone / 1e6:.4g} mm² of a chip that "
-            "holds every weight once"
-        )
     intervals = sorted({busy[x] * n for x, width in widths.items() for n in in_turns(width)})
     return copies(intervals[bisect_left(intervals, True, key=is_possible)])
 
@@ -226,6 +238,65 @@ def in_turns(width: int) -> set[int]:
     """How many pixels of a row a copy may have to compute one after the other: ⌈width / copies⌉."""
     root = isqrt(width) + 1
     return {*range(1, root + 1), *(ceil_div(width, copies) for copies in range(1, root + 1))}
+
+
+def loaded_within(network: LayerList, chip: Chip, area_um2: float) -> tuple[str, ...]:
+    """The layers whose weights come from DRAM on a chip of at most this area; none where it holds
+    every weight once. Those that take the fewest bits from and to DRAM, where each takes what it
+    took alone (`alone_bits`); so they take at most as many times the fewest as a branch of the
+    residual stream has layers.
+
+    Raises UserError where the largest layer needs more area, for the published costs, which know
+    neither of copies nor of DRAM, and for a mesh, on which PEs that layers share have no place.
+    """
+    if chip.costs == "published":
+        raise UserError("area_mm2 fills a chip whose costs are counted, not published ones")
+    places = {layer.name: place_layer(network, layer, chip) for layer in network.layers}
+    once = dict.fromkeys(places, 1)
+
+    def area(loaded: Collection[str]) -> float:
+        pes = pes_on_chip(places, once, loaded, chip)
+        return fsum(chip_area(network, pes, chip).values())
+
+    alone = area(())
+    if alone <= area_um2:
+        return ()
+    small = f"area_mm2 {area_um2 / 1e6:g} is less than the"
+    if chip.noc == "mesh":
+        raise UserError(
+            f"{small} {alone / 1e6:.4g} mm² of a chip that holds every weight once, and layers "
+            "whose weights come from DRAM have no place of their own on a mesh: --noc free"
+        )
+    whole = chip.pe_per_tile if chip.tiles == "own" else 1
+    sizes = {name: ceil_div(place.pes, whole) * whole for name, place in places.items()}
+    bits = alone_bits(network)
+    least = ceil_div(max(sizes.values()), chip.pe_per_tile)
+    tiles = chip.tiles_of(place.pes for place in places.values())
+    smallest = alone
+    while tiles > least:
+        tiles -= 1
+        loaded = layers_to_load(sizes, bits, tiles * chip.pe_per_tile)
+        smallest = area(loaded)
+        if smallest <= area_um2:
+            return loaded
+    raise UserError(
+        f"{small} {smallest / 1e6:.4g} mm² of a chip that holds its largest layer alone and gets "
+        "the others' weights from DRAM"
+    )
+
+
+def pes_on_chip(
+    places: Mapping[str, Placement],
+    copies: Mapping[str, int],
+    loaded: Collection[str],
+    chip: Chip,
+) -> dict[str, Value]:
+    """PEs by layer. Those that the loaded layers share stand at the one of the largest ADCs."""
+    pes = {name: place.pes * copies[name] for name, place in places.items()}
+    if loaded:
+        at = max(sorted(loaded), key=lambda name: chip.of_layer(name).adc_bits)
+        pes |= dict.fromkeys(loaded, 0) | {at: max(places[name].pes for name in loaded)}
+    return pes
 
 
 def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
@@ -240,7 +311,7 @@ def area_of(pes: Value, chip: Chip) -> dict[str, Value]:
     cells = chip.crossbars_per_pe * a["cell"] * chip.xbar_size**2
     return {
         "crossbar": pes * (cells + chip.crossbars_per_pe * a["driver"] * chip.xbar_size),
-        "adc": adcs * a["adc"] * chip.adc_scale,
+        "adc": adcs * a["adc"] * chip.adc_scale("area"),
         "mux": adcs * a["mux"],
         "shift_add": adcs * (a["shift_add"] * counted),
         "subtractor": served * (chip.adcs * a["subtractor"]),
@@ -259,11 +330,6 @@ def memory_area(network: LayerList, layer: Layer, chip: Chip) -> dict[str, float
     kept = 2 * kept_bits(network, layer)
     a = chip.technology.area["memory_bit"]
     return {"input_buffer": bits * a, "kept_sums": kept * a}
-
-
-def layer_area(network: LayerList, layer: Layer, pes: int, chip: Chip) -> dict[str, float]:
-    """Area of a layer's PEs, their share of their tiles and its memory, um^2."""
-    return area_of(pes, chip) | memory_area(network, layer, chip)
 
 
 def chip_area(network: LayerList, pes: Mapping[str, Value], chip: Chip) -> dict[str, Value]:
@@ -313,7 +379,10 @@ def totals(
     The delay is that of one image alone, leakage included; frames a second and power are those of
     a chip that is given image after image, as soon as its busiest layer is free.
     """
-    of_layers = {name: cost.placement.pes * cost.copies for name, cost in costs.items()}
+    loaded = tuple(name for name, cost in costs.items() if cost.loaded)
+    places = {name: cost.placement for name, cost in costs.items()}
+    copies = {name: cost.copies for name, cost in costs.items()}
+    of_layers = pes_on_chip(places, copies, loaded, chip)
     pes, tiles = sum(of_layers.values()), chip.tiles_of(of_layers.values())
     area_by_component = chip_area(network, of_layers, chip)
     area_um2 = add(area_by_component.values())
@@ -321,6 +390,9 @@ def totals(
     for cost in costs.values():
         delay = larger(delay, cost.times.finish)
         interval = larger(interval, cost.times.busy)
+    moved = sum(dram_bits(network, layer, loaded) for layer in network.layers)
+    if loaded:
+        interval = max(interval, dram_clocks(moved, chip))
     delay_ns, interval_ns = delay * chip.clock_ns, interval * chip.clock_ns
     leakage_mw = leakage(area_by_component, chip)
     dynamic_pj = add(
@@ -346,12 +418,15 @@ def totals(
         "tops_per_watt": ops / energy_pj,
         "tops_per_mm2": ops / (delay_ns * area_um2) * 1e3,  # ops/ns is 1e-3 TOPS, um^2 1e-6 mm^2
     }
+    if loaded:
+        total["layers_from_dram"] = len(loaded)
+        total["dram_bits"] = moved
     return total, area_by_component
 
 
 def estimate(network: LayerList, chip: Chip, area_mm2: float | None = None) -> Estimate:
     """Energy, area and delay of one inference of one sample. A chip of `area_mm2` is filled with
-    copies of weights (see `copies_within`).
+    copies of weights (`copies_within`), or gets from DRAM what does not fit (`loaded_within`).
 
     Raises UserError for a weight that does not fit into a crossbar row, an ideal ADC and too small
     an area.
@@ -361,8 +436,11 @@ def estimate(network: LayerList, chip: Chip, area_mm2: float | None = None) -> E
     for layer in network.layers:
         chip.check_fits(f"layer {show(layer.name)}", network.weight_bits_of(layer))
     network = as_charged(network, chip)
-    copies = None if area_mm2 is None else copies_within(network, chip, 1e6 * area_mm2)
-    costs = layer_costs(network, chip, copies)
+    copies, loaded = None, ()
+    if area_mm2 is not None:
+        loaded = loaded_within(network, chip, 1e6 * area_mm2)
+        copies = None if loaded else copies_within(network, chip, 1e6 * area_mm2)
+    costs = layer_costs(network, chip, copies, loaded)
     total, area_by_component = totals(network, chip, costs)
     energy = {
         name: fsum(cost.energy[name] for cost in costs.values())
@@ -383,7 +461,7 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
     placement, accumulator_bits = cost.placement, network.accumulator_bits(layer)
     pes = placement.pes * cost.copies
     own = chip.of_layer(layer.name)
-    area = layer_area(network, layer, pes, own)
+    area = area_of(0 if cost.loaded else pes, own) | memory_area(network, layer, chip)
     return {
         "name": layer.name,
         "kernel": layer.kernel,
@@ -404,6 +482,7 @@ def layer_row(network: LayerList, layer: Layer, cost: LayerCost, chip: Chip) -> 
         "adc_bits": own.adc_bits,
         "slices": placement.slices,
         "copies": cost.copies,
+        "from_dram": cost.loaded,
         "crossbars": placement.crossbars * cost.copies,
         "pes": pes,
         "groups": placement.groups,

@@ -128,6 +128,10 @@ class Layer:
             for found in entry[3:]:
                 check_number(found, here + "a number of silent_tiles", 0, LARGEST)
 
+    @property
+    def weights(self) -> int:
+        return self.in_channels // self.groups * self.out_channels * self.kernel**2
+
     def stride_and_padding(self, side: int) -> tuple[int, int]:
         """Along a side, 0 vertical, 1 horizontal: as given, or as the sizes say."""
         if self.stride is not None:
@@ -194,10 +198,14 @@ class LayerList:
             raise UserError(f"layers wait for one another: {show(error.args[1])}") from None
 
     def in_order(self) -> list[Layer]:
-        """The layers, each one behind every layer it waits for."""
+        """The layers by depth in the graph, then by name, whatever the list's order: each one
+        behind every layer it waits for."""
         by_name = {layer.name: layer for layer in self.layers}
         graph = TopologicalSorter({layer.name: layer.after for layer in self.layers})
-        return [by_name[name] for name in graph.static_order()]
+        depth: dict[str, int] = {}
+        for name in graph.static_order():
+            depth[name] = 1 + max((depth[x] for x in by_name[name].after), default=0)
+        return sorted(self.layers, key=lambda layer: (depth[layer.name], layer.name))
 
     def time_steps_of(self, layer: Layer) -> int:
         """How often the layer runs: at every timestep; a linear layer once, on spike counts, and
@@ -223,8 +231,7 @@ class LayerList:
 
     def ops(self, layer: Layer) -> int:
         """Multiplications and additions of one inference."""
-        weights = layer.in_channels // layer.groups * layer.out_channels * layer.kernel**2
-        return 2 * weights * self.outputs(layer)
+        return 2 * layer.weights * self.outputs(layer)
 
     def positions(self, layer: Layer) -> int:
         """Values of an input channel that the kernel reads for one output channel in one inference:

@@ -1,8 +1,8 @@
 """What it takes to bring values from one layer's tiles to the next (`--noc mesh`).
 
-Tiles lie on a square mesh in the order of the layers, along rows that run to and fro, so that a
-layer's tiles are neighbours. A bit takes a router for every tile from the middle of one layer's
-tiles to the middle of another's, along rows and columns; within a layer, H-trees carry it.
+Tiles lie on a square mesh in the order of the layers, by depth, along rows that run to and fro, so
+that a layer's tiles are neighbours. A bit takes a router for every tile from the middle of one
+layer's tiles to the middle of another's, along rows and columns; within a layer, H-trees carry it.
 
 Two things travel. A layer's inputs come from where the layer lies that ends last of those it waits
 for: there sums are added, membranes are kept and spikes are made. And the sums of the residual
@@ -16,20 +16,12 @@ import numpy as np
 
 from .chip import Chip, Value, ceil_div
 from .constants import REFERENCE
-from .layer_list import Layer, LayerList
-
-
-def along_the_mesh(network: LayerList) -> list[Layer]:
-    """The layers as they lie: by depth in the graph, then by name, whatever the list's order."""
-    depth: dict[str, int] = {}
-    for layer in network.in_order():
-        depth[layer.name] = 1 + max((depth[x] for x in layer.after), default=0)
-    return sorted(network.layers, key=lambda layer: (depth[layer.name], layer.name))
+from .layer_list import LayerList
 
 
 def transfers(network: LayerList) -> Iterator[tuple[str, str, int]]:
     """(from, to, bits of an inference) of what travels between layers."""
-    place = {layer.name: i for i, layer in enumerate(along_the_mesh(network))}
+    place = {layer.name: i for i, layer in enumerate(network.in_order())}
     by_name = {layer.name: layer for layer in network.layers}
     added: set[tuple[str, str]] = set()
     for layer in network.layers:
@@ -49,7 +41,7 @@ def mesh_energy(network: LayerList, pes: Mapping[str, Value], chip: Chip) -> dic
     chips. `pes` are all those of each layer."""
     middles: dict[str, Value] = {}
     before: Value = 0
-    for layer in along_the_mesh(network):
+    for layer in network.in_order():
         size = pes[layer.name]
         if chip.tiles == "own":
             size = ceil_div(size, chip.pe_per_tile) * chip.pe_per_tile

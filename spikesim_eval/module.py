@@ -4,6 +4,7 @@ What its layers read is measured (watch.py); here it is put in the estimate's wo
 """
 
 import importlib
+import math
 import sys
 from math import prod
 from pathlib import Path
@@ -19,6 +20,24 @@ from .layer_list import IMAGE_BITS, MAX_BITS, Layer, LayerList, Subject, check_i
 from .watch import BY_HAND, Neuron, Read, Watcher, by, geometry, made_by_hand
 
 MOST_TEXT = 300  # characters of a message
+
+
+def dynamics(module: nn.Module) -> tuple[float | None, str | None]:
+    """(leak, reset) of a neuron of this project, spikingjelly or snntorch, as it says of itself;
+    (None, None) of others, and where neurons of a module have several."""
+    if isinstance(module, LIF):
+        return module.neuron.leak, module.neuron.reset
+    leak, reset = None, None
+    if hasattr(module, "v_reset"):  # spikingjelly: None subtracts the threshold
+        tau = getattr(module, "tau", math.inf)
+        leak = 1 - 1 / tau if isinstance(tau, float | int) else None
+        reset = "soft" if module.v_reset is None else "hard"
+    elif hasattr(module, "reset_mechanism"):  # snntorch
+        beta = getattr(module, "beta", None)
+        leak = float(beta) if isinstance(beta, Tensor) and beta.numel() == 1 else None
+        reset = {"subtract": "soft", "zero": "hard"}.get(module.reset_mechanism)
+    is_known = leak is not None and 0 <= leak <= 1 and reset is not None
+    return (leak, reset) if is_known else (None, None)
 
 
 class _Description:
@@ -39,13 +58,36 @@ class _Description:
         self.updating = self._layers_that_update()
 
     def network(self) -> LayerList:
+        layers = tuple(self._layer(name, read) for name, read in self.reads.items())
+        said = {dynamics(x.module) for x in self.neurons.values() if x.keeps_membrane}
+        leak, reset = said.pop() if len(said) == 1 else (None, None)
         return LayerList(
             time_steps=self.time_steps,
             weight_bits=self.bits,
             membrane_bits=self.bits,
-            layers=tuple(self._layer(name, read) for name, read in self.reads.items()),
+            layers=layers,
             lif=tuple(self.shapes.values()),
+            streams=self._streams(layers),
+            **{} if leak is None else {"leak": leak, "reset": reset},
         )
+
+    def _streams(self, layers: tuple[Layer, ...]) -> tuple[tuple[int, int, int], ...]:
+        """The residual streams: for all different sums of several layers one that waits while the
+        last of them is computed. What lies side by side is no sum."""
+        shapes = {x.name: (x.out_channels, *x.out_size) for x in layers}
+        sums = {
+            neuron.layers: self.shapes[x] for x, neuron in self.neurons.items() if x in self.shapes
+        }
+        for layer in layers:
+            names = frozenset(layer.after)
+            if self._reads_stream(layer.name):
+                sums.setdefault(names, (layer.in_channels, *layer.in_size))
+        found = []
+        for names, shape in sorted(sums.items(), key=lambda item: sorted(item[0])):
+            added = {shapes[name] for name in names}
+            if len(names) > 1 and len(added) == 1 and prod(shape) <= prod(*added):
+                found += added
+        return tuple(found)
 
     # What is refused before anything is described.
 

@@ -19,6 +19,7 @@ from runtime.errors import UserError
 from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
 from .crossbar import CrossbarLayer
 from .layer_list import Layer, LayerList, Subject
+from .render import mean_and_deviation
 from .trace import counting_rows, describe, evaluation_data, network_at
 
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
@@ -168,9 +169,8 @@ def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple
         added, ratio = max(layer.adc_error(chip.adc_bits) for layer in layers), 0.0
         for bits in range(chip.adc_bits - 1, 0, -1):
             before, added = added, max(layer.adc_error(bits) for layer in layers)
-            saved = (
-                replace(chip, adc_bits=bits + 1).adc_scale - replace(chip, adc_bits=bits).adc_scale
-            )
+            more, less = (replace(chip, adc_bits=x).adc_scale("energy") for x in (bits + 1, bits))
+            saved = more - less
             # Never less than that of the bit before, which is taken first.
             ratio = max(ratio, (added - before) / max(1.0, conversions * saved))
             found.append((ratio, -bits, name))
@@ -237,6 +237,7 @@ def report_of(
         draw = seed * MOST_TRIALS
         placed, _ = on_crossbars(network, description, chip, draw, only=[row["layer"]])
         row["accuracy_alone"] = accuracy(placed, row["layer"])
+    mean, deviation = mean_and_deviation(accuracies)
     return {
         "checkpoint": subject.name,
         "crossbar": chip.options("simulation"),
@@ -245,8 +246,8 @@ def report_of(
         "time_steps": network.time_window,
         "trained_time_steps": subject.trained_time_steps,
         "digital_accuracy": subject.accuracy,
-        "accuracy_mean": statistics.mean(accuracies),
-        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "accuracy_mean": mean,
+        "accuracy_std": deviation or 0.0,
         "accuracies": accuracies,
         "unclipped_adc_bits": max(row["unclipped_adc_bits"] for row in rows),
         "layers": rows,

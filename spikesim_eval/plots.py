@@ -88,11 +88,12 @@ def draw_stacked(
     what, *_ = QUANTITIES[PARTS[kind]]
     largest = max(sum(row.values()) for row in rows)
     one, unit = unit_of(PARTS[kind], largest)
-    components = sorted(rows[0], key=lambda component: -sum(row[component] for row in rows))
+    components = dict.fromkeys(component for row in rows for component in row)
+    components = sorted(components, key=lambda x: -sum(row.get(x, 0.0) for row in rows))
     draw, start = (panel.barh, "left") if flat else (panel.bar, "bottom")
     before = np.zeros(len(rows))
     for component in components:
-        values = np.array([row[component] for row in rows], dtype=float)
+        values = np.array([row.get(component, 0.0) for row in rows], dtype=float)
         draw(
             range(len(rows)),
             values / one,

@@ -87,7 +87,7 @@ def value_table(technologies: Sequence[Technology]) -> Table:
     header = ["value", "unit", *short_names([x.name for x in technologies])]
     rows = []
     for key, (unit, _) in VALUES.items():
-        said = [str(x[key]) if key in x.entries else "" for x in technologies]
+        said = [x.text(key) if key in x.entries else "" for x in technologies]
         if any(said):
             rows.append([key, unit, *said])
     return header, rows

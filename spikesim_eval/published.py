@@ -136,7 +136,7 @@ def energies(
         updates = network.outputs(layer) if network.has_lif(layer) else 0
         found[layer.name] = {
             "crossbar": count * rate * cells * e["crossbar_rram"],
-            "adc": count * converted * e["adc"] * chip.adc_scale,
+            "adc": count * converted * e["adc"] * chip.adc_scale("energy"),
             "mux": count * converted * e["mux"],
             "subtractor": count * adcs * REFERENCE["subtractions"] * e["subtractor"],
             "temp_buffer": count * adcs * e["temp_buffer"],

@@ -2,12 +2,13 @@
 
 import csv
 import io
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from display import engineering, prefixed
+from display import engineering, percent, prefixed
 
 from .estimate import GAINED, SPENT
 
@@ -37,6 +38,20 @@ def shown(key: str, value: float, digits: int = 4) -> str:
     if key == "frames_per_second" and value < 1:  # 0.8 /s, and not 800 m/s
         return f"{value:.{digits}g} {unit}"
     return engineering(value * one, unit, digits)
+
+
+def mean_and_deviation(values: Sequence[float] | None) -> tuple[float | None, float | None]:
+    """Of accuracies on a chip; None where there are none, no deviation of a single one."""
+    if not values:
+        return None, None
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def on_chip_text(values: Sequence[float] | None) -> str:
+    mean, deviation = mean_and_deviation(values)
+    if mean is None:
+        return ""
+    return percent(mean, 2) if deviation is None else f"{100 * mean:.2f} ± {percent(deviation, 2)}"
 
 
 def unit_of(key: str, value: float) -> tuple[float, str]:

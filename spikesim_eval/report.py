@@ -2,29 +2,37 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import fsum
 from pathlib import Path
 from typing import Any
 
-from display import component_name, percent, short_names, significant, text_table
+from display import component_name, engineering, percent, short_names, significant, text_table
 from runtime.files import write_files
 
 from .chip import NOTHING, Chip
 from .compare import (
     SEARCHED_AXES,
     SEARCHED_CHOICES,
-    check_same_classes,
     nearest,
     notes,
-    on_chip_text,
     sensitivity,
 )
 from .constants import AREA, ENERGY, PUBLISHED_RATIO, STRUCTURE, Constant
-from .estimate import Estimate, estimate, ratios
+from .estimate import Estimate, area_of, estimate, ratios
 from .layer_list import LayerList, Subject
 from .plots import PARTS, report_plots
-from .render import QUANTITIES, RATIO_NAMES, RATIOS, Section, csv_text, markdown, page, shown
+from .render import (
+    QUANTITIES,
+    RATIO_NAMES,
+    RATIOS,
+    Section,
+    csv_text,
+    markdown,
+    on_chip_text,
+    page,
+    shown,
+)
 from .technology import DEFAULT
 
 TITLE = "SpikeSim estimate"
@@ -38,6 +46,7 @@ UNITS = {  # of the figures in report.json
     "power_mw": "mW",
     "leakage_mw": "mW",
     "ops": "ops",
+    "dram_bits": "bit",
     "tops_per_watt": "1e12 ops/J",
     "tops_per_mm2": "1e12 ops/s/mm^2",
 }
@@ -58,6 +67,7 @@ COLUMNS = {  # key of a layer's row: its column in report.csv, with the unit; it
     "has_lif": ("lif_behind_yes_no", None),
     "static": ("static_yes_no", None),
     "copies": ("copies_count", "copies"),
+    "from_dram": ("weights_from_dram_yes_no", None),
     "crossbars": ("crossbars_count", None),
     "pes": ("pes_count", "PEs"),
     "groups": ("groups_count", "PE groups"),
@@ -81,6 +91,9 @@ ADC_LAW = {
     "doubling": "Energy and area of an ADC double with every bit above the technology's and halve "
     "with every bit below.",
     "linear": "Energy and area of an ADC are in proportion to its bits.",
+    "table": "Energy, area and, where it says them, clocks of an ADC grow as in the technology's "
+    "table by bits, in between in proportion in logarithms; one of fewer bits than the table's "
+    "first costs as much as that.",
 }
 COLUMN_KINDS = {
     "differential": "Positive and negative weights lie in crossbars of their own, of w - 1 bits, "
@@ -121,8 +134,8 @@ CHARGED = {  # by Chip.costs
         "A membrane is read and written at every update, in as many bits as it has; an input "
         "is written once and read at every kernel position. The residual stream is kept, in "
         "25 bits, while a block computes what is added to it, written and read at every "
-        "timestep. Not charged: DRAM, the distribution of clocks, the count of driven rows that "
-        "offset columns need, and the area of multipliers and LIF logic.",
+        "timestep. Not charged: DRAM for inputs and results, the distribution of clocks, the count "
+        "of driven rows that offset columns need, and the area of multipliers and LIF logic.",
         "Transistors leak as an SRAM cell of the same area does; the H-tree's wires do not, nor "
         "do crossbars, but for SRAM.",
     ],
@@ -161,6 +174,20 @@ UPDATE = {  # what a LIF update costs, by Chip.costs
     "reset takes an addition of 25 bits more at every update; a leak that is no power of two a "
     "product of the membrane's bits with as many; with a leak of 0 no membrane is kept.",
 }
+LOADS = [
+    "The chip holds fewer weights than the network has. Layers that get theirs from DRAM share the "
+    "PEs of the largest of them and run one after the other, by depth, each for all timesteps. "
+    "When one is done the next is loaded, for every image anew: its crossbars are programmed all "
+    "at once, row by row, a row in the time of one write, or as fast as DRAM gives the bits. The "
+    "chip can begin with the next image when the last of them is done.",
+    "What such layers read waits for them in DRAM, of all timesteps, written and read once; so do "
+    "the sums of the residual stream, in 25 bits, that such layers, or others of their branch, add "
+    "to. A row of pixels takes at least the time of its bits. The layers are chosen for the fewest "
+    "bits, of weights and what waits.",
+    "Every cell that holds part of a loaded weight is written, zeros too, once: several levels in "
+    "a cell may take more pulses. DRAM that nobody reads takes nothing, nor do wires from its pins "
+    "to the cells. Cells wear: they are written as often as there are images.",
+]
 COPIES = [
     "Copies of weights are put on the chip as long as they make the pipeline faster and the area "
     "given is not exceeded; copies compute pixels of a row side by side. The sensitivities are of "
@@ -236,8 +263,6 @@ def build_report(
     subject: Subject, chip: Chip, baseline: Subject | None = None, area_mm2: float | None = None
 ) -> dict[str, Any]:
     """The contents of report.json. A chip of `area_mm2` is filled with copies of weights."""
-    if baseline is not None:
-        check_same_classes(subject, baseline)
     ours = estimate(subject.network, chip, area_mm2)
     report = {
         "name": subject.name,
@@ -259,8 +284,10 @@ def build_report(
         "constants": constants(chip),
         "assumptions": assumptions(chip) + COPIES * (area_mm2 is not None),
     }
+    loads = "layers_from_dram" in ours.total
     if baseline is not None:
         theirs = estimate(baseline.network, chip, area_mm2)
+        loads = loads or "layers_from_dram" in theirs.total
         report["baseline_name"], report["baseline_accuracy"] = baseline.name, baseline.accuracy
         report["baseline_chip_accuracies"] = baseline.chip_accuracies
         report["baseline"] = theirs.total
@@ -271,14 +298,20 @@ def build_report(
         report["sensitivity"] = sensitivity(subject.network, baseline.network, chip)
         if chip.technology is DEFAULT:  # else nobody claims the ratios
             report["nearest_to_published"] = nearest(subject.network, baseline.network, chip)
+    report["assumptions"] += LOADS * loads
     return report
 
 
 def outside_layers(ours: Estimate) -> dict[str, float]:
-    """Area that belongs to no layer, um^2: membranes, the residual stream, and the idle PEs of the
-    last tile."""
+    """Area that belongs to no layer, um^2: membranes, the residual stream, the PEs that layers
+    share whose weights come from DRAM, and the idle PEs of the last tile."""
     in_layers = fsum(row["area_um2"] for row in ours.layers)
     states = {name: ours.area_by_component[name] for name in ("membrane", "stream")}
+    if loaded := [row for row in ours.layers if row["from_dram"]]:
+        bits = max(row["adc_bits"] for row in loaded)
+        chip = replace(ours.chip, adc_bits=bits, layer_adc_bits="")
+        shared = area_of(max(row["pes"] for row in loaded), chip)
+        states["shared_pes"] = fsum(shared.values())
     idle = max(0.0, ours.total["area_um2"] - in_layers - fsum(states.values()))
     return states | {"idle_pes": idle}
 
@@ -326,6 +359,13 @@ def totals_table(report: Mapping[str, Any], names: list[str]) -> tuple[list[str]
         rows.append(["accuracy on the chip", *(on_chip_text(report[key]) for key in keys)])
     for key, label in (("pes", "PEs"), ("tiles", "tiles")):
         rows.append([label, *(f"{total[key]:,}" for total in totals)])
+    if any("dram_bits" in total for total in totals):
+        networks = [report[key] for key in ("network", "baseline_network") if key in report]
+        of = zip(totals, networks, strict=True)
+        loaded = (f"{x.get('layers_from_dram', 0)} of {y['layer_count']}" for x, y in of)
+        rows.append(["layers from DRAM", *loaded])
+        bits = (engineering(total.get("dram_bits", 0), "bit") for total in totals)
+        rows.append(["from and to DRAM", *bits])
     if report["chip"]["layer_adc_bits"]:
         bits = [row["adc_bits"] for row in report["layers"]]
         rows.append(["ADC bits, by layer", f"{min(bits)} to {max(bits)}"])
@@ -427,8 +467,9 @@ def component_section(report: Mapping[str, Any]) -> Section:
             row += ["", ""] if x is None else [shown(key, x), f"{100 * x / total:.1f}"]
     outside = {key: shown("area_um2", x) for key, x in report["area_outside_layers"].items()}
     sentence = (
-        "Of the area, {membrane} are membranes, {stream} the residual stream and {idle_pes} idle "
-        "PEs of the last tile; the rest belongs to layers."
+        "Of the area, {membrane} are membranes, {stream} the residual stream, "
+        + "{shared_pes} the PEs that layers from DRAM share " * ("shared_pes" in outside)
+        + "and {idle_pes} idle PEs of the last tile; the rest belongs to layers."
     ).format_map(outside)
     header = ["component", "energy", "share, %", "area", "share, %"]
     return Section("Energy and area by component", [sentence], header, list(rows.values()))

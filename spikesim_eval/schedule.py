@@ -7,6 +7,9 @@ buffers. With τ the time of a row and ready_i when its inputs are there,
     finish_i = τ + max(finish_{i-1}, ready_i) = (i + 1)·τ + max_{j ≤ i} (ready_j - j·τ)
 
 Rows of timesteps are numbered on: row y of timestep t is i = t·H + y.
+
+Layers whose weights come from DRAM (dram.py) run one after the other, by depth, in the same PEs:
+each is loaded when the one before it is done, and starts no row before.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,12 +29,18 @@ MOST_NUMBERS = 2**28  # 2 GiB
 
 class Times(NamedTuple):
     """Of a layer in one inference: its first start, its last finish, and how long its PEs are busy,
-    which is also how soon after this image it can begin with the next. All in one unit."""
+    which is also how soon after this image it can begin with the next. All in one unit.
+
+    Of layers that share PEs, busy is from the loading of the first, as late as its inputs allow, to
+    the end of the last.
+    """
 
     start: Value
     finish: Value
     busy: Value
     rows: np.ndarray | None = None  # when each of its rows is finished, (..., timesteps · rows)
+    loaded: Value = 0.0  # when its weights are there
+    behind: str | None = None  # the layer that had its PEs before
 
 
 def rows_of(layer: Layer) -> int:
@@ -74,9 +83,14 @@ def check_rows(network: LayerList) -> None:
             )
 
 
-def schedule(network: LayerList, row_times: Mapping[str, Value]) -> dict[str, Times]:
-    """When every layer runs whose rows take so long, each a number or arrays of one shape."""
+def schedule(
+    network: LayerList, row_times: Mapping[str, Value], loads: Mapping[str, float] | None = None
+) -> dict[str, Times]:
+    """When every layer runs whose rows take so long, each a number or arrays of one shape. `loads`
+    says how long it takes to load those whose weights come from DRAM."""
     times: dict[str, Times] = {}
+    loads = loads or {}
+    behind, free = None, 0.0  # the last layer in the shared PEs, and when it is done
     chips = prod(np.broadcast_shapes(*(np.shape(x) for x in row_times.values())))
     rows = sum(network.time_steps_of(layer) * rows_of(layer) for layer in network.layers)
     if chips * rows > MOST_NUMBERS:
@@ -87,6 +101,8 @@ def schedule(network: LayerList, row_times: Mapping[str, Value]) -> dict[str, Ti
         ready = np.zeros(count)
         for name, index in waited_for(network, layer):
             ready = np.maximum(ready, times[name].rows[..., index])
+        loaded = free + loads[layer.name] if layer.name in loads else 0.0
+        ready = np.maximum(ready, loaded)
         earlier = row_time * np.arange(count)
         start = np.maximum.accumulate(ready - earlier, axis=-1) + earlier
         rows = start + row_time
@@ -94,7 +110,13 @@ def schedule(network: LayerList, row_times: Mapping[str, Value]) -> dict[str, Ti
             x[()] for x in (start[..., 0], rows[..., -1], count * row_time[..., 0])
         )
         times[layer.name] = Times(first, last, busy, rows)
-    return times
+        if layer.name in loads:
+            times[layer.name] = Times(first, last, busy, rows, loaded, behind)
+            behind, free = layer.name, last
+    if behind is None:
+        return times
+    begun = min(times[name].start - load for name, load in loads.items())
+    return times | {name: times[name]._replace(busy=free - begun) for name in loads}
 
 
 def waited_for(network: LayerList, layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
@@ -112,14 +134,22 @@ def critical_path(network: LayerList, times: Mapping[str, Times]) -> tuple[str, 
     by_name = {layer.name: layer for layer in network.layers}
     name = max(times, key=lambda name: (times[name].finish, name))
     path, row = [name], len(times[name].rows) - 1
-    while by_name[name].after:
+    while True:
         rows = times[name].rows
         waits = dict(waited_for(network, by_name[name]))
-        ready = np.max([times[x].rows[index] for x, index in waits.items()], axis=0)
+        ready = np.full(len(rows), times[name].loaded)
+        for x, index in waits.items():
+            ready = np.maximum(ready, times[x].rows[index])
         # A row that began behind the one before it, and not as soon as its inputs came.
         while row > 0 and ready[row] < rows[row - 1]:
             row -= 1
-        name = max(waits, key=lambda x: (times[x].rows[waits[x][row]], x))
-        row = waits[name][row]
+        came = {x: times[x].rows[index[row]] for x, index in waits.items()}
+        if times[name].loaded > max(came.values(), default=-1.0) and times[name].behind:
+            name = times[name].behind
+            row = len(times[name].rows) - 1
+        elif came and times[name].loaded <= max(came.values()):
+            name = max(came, key=lambda x: (came[x], x))
+            row = waits[name][row]
+        else:  # it waited for nothing, or for DRAM alone
+            return tuple(reversed(path))
         path.append(name)
-    return tuple(reversed(path))

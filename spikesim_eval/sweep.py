@@ -69,6 +69,8 @@ def grid_of(chip: Chip, axes: Mapping[str, Sequence[float]]) -> ChipGrid:
             check_option(OPTIONS[name], value)
     for value in values["cell_bits"]:
         chip.technology.check_cell_bits(value)
+    if chip.adc_law == "table":
+        chip.technology.check_adc_bits(max(values["adc_bits"]))
     dimensions = np.ix_(*(np.array(axis, dtype=np.float64) for axis in values.values()))
     fixed = {name: getattr(chip, name) for name in OPTIONS if name not in AXES}
     return ChipGrid(**dict(zip(AXES, dimensions, strict=True)), **fixed)

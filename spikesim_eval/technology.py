@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
 
@@ -51,6 +53,10 @@ KEYS = {  # section.key -> unit and meaning; what ends in _pj or _um2 is charged
     "subtractor.area_um2": ("um^2", "subtractor, of a PE and one of a crossbar's ADCs"),
     "htree.energy_pj": ("pJ", "a sum moved through the H-tree"),
     "htree.area_um2": ("um^2", "H-tree, of a PE"),
+    "cell_write.energy_pj": ("pJ", "a cell programmed"),
+    "cell_write.row_ns": ("ns", "a row of a crossbar programmed"),
+    "dram.energy_pj": ("pJ", "a bit read from DRAM"),
+    "dram.bits_per_ns": ("bit/ns", "what DRAM gives at once"),
     "router.energy_pj": ("pJ", "a bit moved to a neighbouring tile"),
     "router.area_um2": ("um^2", "router of a tile"),
     "fetch.energy_pj": ("pJ", "a PE cycle of a group of PEs"),
@@ -65,6 +71,11 @@ KEYS = {  # section.key -> unit and meaning; what ends in _pj or _um2 is charged
     "leakage.lstp_mw": ("mW", "1 um^2 of low standby power logic"),
     "leakage.lop_mw": ("mW", "1 um^2 of low operating power logic"),
     "leakage.hp_mw": ("mW", "1 um^2 of high performance logic"),
+}
+BY_BITS = {  # optional: how an ADC's figures grow, in proportion to those of its adc.bits
+    "adc.energy_by_bits": ("pJ", "a conversion, by the ADC's bits (--adc_law table)"),
+    "adc.area_by_bits": ("um^2", "an ADC, by its bits (--adc_law table)"),
+    "adc.clocks_by_bits": ("clocks", "a conversion, by the ADC's bits (--adc_law table)"),
 }
 DEVICE = {  # what single cells do: not of every technology known
     "cell.level_conductances": ("", "evenly written levels from lowest to highest: what they add"),
@@ -92,6 +103,7 @@ COEFFICIENTS = {  # how many numbers, separated by commas
 POSITIVE = (
     *("process.node_nm", "cell.bits", "cell.on_ohm", "cell.area_um2", "adc.bits"),
     *("device.drift_start_s", "device.flicker_read_s"),
+    "dram.bits_per_ns",
 )
 LARGEST = 1e15  # in whatever unit: beyond it nothing is built
 CHOICES = {"cell.kind": CELLS, "adc.kind": ADCS}
@@ -107,7 +119,7 @@ CHIP = {  # options of a chip that a technology may have defaults for: their uni
     "clk_mhz": "MHz",
     "process": "",
 }
-VALUES = KEYS | DEVICE
+VALUES = KEYS | DEVICE | BY_BITS
 UNITS = {key: unit for key, (unit, _) in VALUES.items()}
 UNITS |= {f"chip.{x}": y for x, y in CHIP.items()}
 OF_CELLS = {  # options of a chip that cells have defaults for
@@ -177,6 +189,29 @@ class Technology:
         """SRAM cells are transistors, and leak as all others do."""
         return self["cell.kind"] == "SRAM"
 
+    def check_adc_bits(self, bits: int) -> None:
+        """Raise UserError where it does not say what an ADC of so many bits costs."""
+        tables = [self[key] for key in BY_BITS if key in self.entries]
+        if not tables:
+            raise UserError(f"{self} has no table of ADCs by bits: --adc_law doubling or linear")
+        most = min(max(map(int, table)) for table in tables)
+        if bits > most:
+            raise UserError(
+                f"adc_bits {bits}: {self} gives ADCs of at most {most} bits; --adc_law doubling or "
+                "linear says what larger ones cost"
+            )
+
+    def growth(self, key: str, bits: int | np.ndarray) -> float | np.ndarray:
+        """What an ADC of so many bits has of "energy", "area" or "clocks", relative to that of
+        adc.bits: by the table, in between in proportion in logarithms. Below the table's first it
+        has as much as that one, which can stand for it."""
+        table = self.entries.get(f"adc.{key}_by_bits")
+        if table is None:
+            return 1.0
+        logs = {int(x): math.log(y) for x, y in table.value.items()}
+        own = np.interp(self["adc.bits"], list(logs), list(logs.values()))
+        return np.exp(np.interp(bits, list(logs), list(logs.values())) - own)[()]
+
     def check_cell_bits(self, bits: int) -> None:
         """Raise UserError where its cells cannot hold so many bits."""
         if self.cells_leak and bits != 1:
@@ -191,6 +226,12 @@ class Technology:
             changed[key] = Entry(value, "set by hand")
         return replace(self, entries=self.entries | changed)
 
+    def text(self, key: str) -> str:
+        """A value as a person reads it; a table by bits as 4: 0.79, 8: 1.67."""
+        if key not in BY_BITS:
+            return str(self[key])
+        return ", ".join(f"{bits}: {value:g}" for bits, value in self[key].items())
+
     def rows(self) -> Iterator[dict[str, Any]]:
         """Everything it says, one row a value."""
         for key, (value, source, scaled) in self.entries.items():
@@ -199,7 +240,7 @@ class Technology:
             yield {
                 "table": table,
                 "name": name,
-                "value": str(value) if value == math.inf else value,
+                "value": self.text(key) if value == math.inf or key in BY_BITS else value,
                 "unit": UNITS[key],
                 "meaning": meaning,
                 "source": f"{source}; {scaled}" if scaled else source,
@@ -309,6 +350,9 @@ def check_value(key: str, value: object, file: str) -> None:
         if value not in CHOICES[key]:
             raise UserError(f"{file}: {key} must be one of {CHOICES[key]}, got {show(value)}")
         return
+    if key in BY_BITS:
+        check_table(key, value, file)
+        return
     if key in COEFFICIENTS:
         check_coefficients(f"{file}: {key}", value, COEFFICIENTS[key])
         return
@@ -319,6 +363,18 @@ def check_value(key: str, value: object, file: str) -> None:
         least = "above 0" if key in POSITIVE else "of at least 0"
         unit = f", in {UNITS[key]}" if UNITS[key] else ""
         raise UserError(f"{file}: {key} is {show(value)}: give a number {least}{unit}")
+
+
+def check_table(key: str, value: object, file: str) -> None:
+    """Raise UserError for what is no table by bits."""
+    good = isinstance(value, dict) and len(value) > 1
+    good = good and all(x.isdecimal() and 0 < int(x) < 100 for x in value)
+    good = good and all(type(x) in (int, float) and 0 < x < LARGEST for x in value.values())
+    if not good or sorted(map(int, value)) != list(map(int, value)):
+        raise UserError(
+            f"{file}: {key} is {show(value)}: give numbers above 0 by two or more numbers of bits, "
+            "the smallest first, as { 4 = 0.8, 8 = 1.7 }"
+        )
 
 
 def read_entry(key: str, entry: object, sources: Mapping[str, str], file: str) -> Entry:

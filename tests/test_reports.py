@@ -22,11 +22,12 @@ from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import CHOICES, Chip
-from spikesim_eval.compare import cheapest, on_chip_text, sensitivity
+from spikesim_eval.compare import cheapest, sensitivity
 from spikesim_eval.estimate import estimate, ratios
 from spikesim_eval.layer_list import LayerList, Subject
 from spikesim_eval.module import trace_module
 from spikesim_eval.nonideal import nonideal_report
+from spikesim_eval.render import on_chip_text
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
 from spikesim_eval.trace import trace_checkpoint
@@ -169,8 +170,10 @@ def test_each_assumption_is_changed_alone(chip):
         ("spike rate 1 everywhere", lambda x: True, {"spike_rate": None}),
     ):
         expected[change] = (*changed(lambda net, x, which=which: which(x), **values), chip)
-    laws = [(5, "linear")] if chip.adc_bits == 5 else [(8, "doubling"), (8, "linear")]
-    for bits, law in laws:  # at 4 bits both laws are the same
+    laws = [(5, "linear"), (5, "table")]
+    if chip.adc_bits == 4:
+        laws = [(8, "doubling"), (8, "linear"), (8, "table")]
+    for bits, law in laws:  # at 4 bits all laws are the same
         other = replace(chip, adc_bits=bits, adc_law=law)
         expected[f"--adc_bits {bits} --adc_law {law}"] = (*both, other)
     for bits in (16, 24):
@@ -187,6 +190,7 @@ def test_each_assumption_is_changed_alone(chip):
 def test_of_a_chip_with_other_adcs_only_the_law_is_changed():
     rows = {row["change"] for row in sensitivity(network(), full_precision(), Chip(adc_bits=6))}
     assert "--adc_bits 6 --adc_law linear" in rows
+    assert "--adc_bits 6 --adc_law table" in rows
     assert not any("--adc_law doubling" in change for change in rows)
 
 

@@ -957,7 +957,8 @@ def test_static_images_repeated_inside_cost_what_a_loop_over_them_does(layout, s
     x = images()[0, :1].repeat(samples, 1, 1, 1)
     traced = trace(Repeated(axis, node, flat=layout == "T·N"), x)
     assert traced.lif == ((8, 8, 8), (4, 8, 8))
-    assert traced == trace(multi_step(Repeated(0, lambda: lif(decay_input=False, v_reset=None))), x)
+    looped = trace(multi_step(Repeated(0, lambda: lif(decay_input=False, v_reset=None))), x)
+    assert traced == replace(looped, leak=0.25, reset="hard")  # which only the second says
 
 
 def test_one_image_at_one_timestep_is_not_taken_for_its_channels():
@@ -1164,6 +1165,8 @@ def test_a_network_of_our_own_is_described_as_any_module_is(events):
         net(x)
     found, own = trace(net, x, bits=32), describe(net, counted())
     assert own.lif == found.lif
+    assert sorted(own.streams) == sorted(found.streams)
+    assert (own.leak, own.reset) == (found.leak, found.reset)
     assert found.layers[0].static is not events
     for theirs, ours in zip(found.layers, own.layers, strict=True):
         unlike = {"spike_rate": theirs.spike_rate, "bn_bits": None}
@@ -1171,6 +1174,34 @@ def test_a_network_of_our_own_is_described_as_any_module_is(events):
             unlike["silent_patches"] = None
         assert replace(ours, **unlike) == theirs
         assert ours.linear or (ours.silent_patches is None) == (ours.input_bits > 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "leak", "reset"),
+    [({"tau": 4.0}, 0.75, "hard"), ({"tau": 4.0, "v_reset": None}, 0.75, "soft")],
+)
+def test_neurons_that_say_how_they_leak_and_reset_are_priced_so(options, leak, reset):
+    class Added(nn.Module):
+        def __init__(self, second):
+            super().__init__()
+            torch.manual_seed(1)
+            self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.c = nn.Conv2d(8, 8, 1)
+            self.first, self.second = lif(**options), second
+            multi_step(self)
+
+        def forward(self, x):  # (T, N, C, H, W)
+            def each(conv, y):
+                return conv(y.flatten(0, 1)).unflatten(0, y.shape[:2])
+
+            stream = each(self.a, x)
+            return each(self.c, self.second(stream + each(self.b, self.first(stream))))
+
+    found = trace(Added(lif(**options)), images())
+    assert (found.leak, found.reset) == (leak, reset)
+    assert found.streams == ((8, 8, 8),)
+    other = trace(Added(lif(tau=3.0)), images())
+    assert (other.leak, other.reset) == (0.25, "hard")  # as nobody knows of both
 
 
 def test_a_layer_that_an_image_runs_through_once_is_static_and_no_other():
