@@ -50,6 +50,7 @@ def about(settings: Settings, checkpoint: Checkpoint) -> dict[str, Any]:
         "epoch": checkpoint.epoch,
         **{name: getattr(settings, name) for name in names},
         "trained_time_windows": list(checkpoint.settings.trained_at),
+        "trained_for": checkpoint.settings.trained_for,
     }
 
 
@@ -227,16 +228,16 @@ def result_text(found: dict[str, Any], settings: Settings) -> str:
     if settings.json:
         return as_json(found).rstrip("\n")
     other_t = run_at(found["time_window"], found["trained_time_windows"])
+    digital = [f"digital, but trained for a chip of {settings.crossbar}"] * bool(settings.crossbar)
     if settings.predict is not None:
         lines = [
             f"{printable(one['file'])}: "
             + ", ".join(f"{printable(x['class'])} ({percent(x['share'])})" for x in one["classes"])
             for one in found["predictions"]
         ]
-        return "\n".join([*lines, *other_t])
+        return "\n".join([*lines, *digital, *other_t])
     rate = f"spike rate {percent(found['spike_rate'], 2)}"
     of_fold = "" if found["fold"] is None else f" of fold {found['fold']}"
-    digital = [f"digital, but trained for a chip of {settings.crossbar}"] * bool(settings.crossbar)
     lines = [", ".join([_accuracy(found, of_fold), rate, *digital, *other_t])]
     if "integers" in found:
         differ = "{differing_spikes} of {spikes} spikes differ".format_map(found["integers"])

@@ -1,5 +1,6 @@
 """Training for a chip: forward as its crossbars compute, backward as the ideal network does."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -202,11 +203,15 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
     assert main.main(["--eval_only", str(last)]) == 0
     assert "digital, but trained for a chip of spikesim-65nm" in capsys.readouterr().out
 
+    assert main.main(["--eval_only", str(last), "--json"]) == 0
+    told = "spikesim-65nm: crossbars of 64 x 64, ADCs of 4 bits, sigma 0.1"
+    assert json.loads(capsys.readouterr().out)["trained_for"] == told
+
     # No accuracy of the chip passes for a digital one, and no other chip for that one.
     assert about_of(checkpoint, checkpoint.settings.time_window)["accuracy"] is None
     subject, other = trace.trace_checkpoint(str(last)), nonideal_report(str(last), None, Chip())
     assert subject.accuracy == other["digital_accuracy"]
-    told = "trained for spikesim-65nm: crossbars of 64 x 64, ADCs of 4 bits, sigma 0.1; here on the"
+    told = f"trained for {told}; here on the chip"
     assert told in "\n".join(nonideal_lines(other))
     assert told in "\n".join(notes([replace(subject, chip_accuracies=[0.5])]))
     monkeypatch.setattr(trace, "evaluation_data", lambda *_: None)
