@@ -25,7 +25,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from display import legend_below, new_figure, percent, picture_files, styles
-from experiments.plan import NOT_GIVEN, TEACHER, Planned, plan
+from experiments.plan import NOT_GIVEN, STARTS, TEACHER, Planned, plan
 from experiments.run_plan import measured, say
 from experiments.study import axes_of, base_parser, command, of_teacher
 from experiments.table import cell, markdown
@@ -50,6 +50,7 @@ class OneChip:
     data: str
     bits: int
     method: str
+    start: str  # its weights': scratch, teacher
     seed: int
     run: str  # its folder's name, which tells its settings from all others
     trained_sigma: float | None  # with the chip; None: without
@@ -64,8 +65,9 @@ class OneChip:
     area_um2: float
 
     @property
-    def network(self) -> tuple[str, bool]:
-        return self.method, self.trained_sigma is not None
+    def network(self) -> tuple[str, str, bool]:
+        """What it is but for its seed."""
+        return self.method, self.start, self.trained_sigma is not None
 
     @property
     def edap(self) -> float:
@@ -148,6 +150,7 @@ def on_chips(planned: Planned, subject: Subject, chip: Chip, draws: int) -> list
     return [
         OneChip(
             method=planned.method,
+            start=planned.start,
             run=planned.name,
             trained_sigma=settings.sigma,
             crossbar=str(chip.technology),
@@ -193,31 +196,28 @@ def read_chips(path: Path) -> list[OneChip]:
 # What is said.
 
 WORDS = {
-    ("student", False): "student",
-    ("student", True): "student, for the chip",
-    ("CLK", False): "CLK",
-    ("CLK", True): "CLK, for the chip",
+    (method, start, trained): method
+    + " from teacher" * (start == "teacher")
+    + ", for the chip" * trained
+    for method, start, trained in product(METHODS, STARTS, (False, True))
 }
 
 
 def yields(rows: Sequence[OneChip], max_drop: float) -> Callable[[Sequence[OneChip]], float]:
     """A function that gives the share of good ones among chips: not more than `max_drop` points
-    below what the network of the same data, width, method and seed that was trained without the
-    chip has on none."""
-    bar = {
-        (x.data, x.bits, x.method, x.seed): x.digital_accuracy
-        for x in rows
-        if x.trained_sigma is None
-    }
+    below what the network of the same data, width, method, start and seed that was trained without
+    the chip has on none."""
+    bar = {key_of_bar(x): x.digital_accuracy for x in rows if x.trained_sigma is None}
 
     def share(chips: Sequence[OneChip]) -> float:
-        good = [
-            100 * (bar[x.data, x.bits, x.method, x.seed] - x.accuracy) <= max_drop + 1e-9
-            for x in chips
-        ]
+        good = [100 * (bar[key_of_bar(x)] - x.accuracy) <= max_drop + 1e-9 for x in chips]
         return sum(good) / len(good)
 
     return share
+
+
+def key_of_bar(row: OneChip) -> tuple:
+    return row.data, row.bits, row.method, row.start, row.seed
 
 
 def by_seed(rows: Sequence[OneChip]) -> list[list[OneChip]]:
@@ -270,7 +270,7 @@ def cheapest_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
     for data, bits, sigma in sorted({(x.data, x.bits, x.sigma) for x in rows}):
         here = [x for x in rows if (x.data, x.bits, x.sigma) == (data, bits, sigma)]
         for network, name in WORDS.items():
-            plain = [x.digital_accuracy for x in here if x.network == (network[0], False)]
+            plain = [x.digital_accuracy for x in here if x.network == (*network[:2], False)]
             found = []
             for adc_bits in sorted({x.adc_bits for x in here if x.network == network}):
                 chips = [x for x in here if x.network == network and x.adc_bits == adc_bits]
@@ -286,7 +286,7 @@ def picture(rows: Sequence[OneChip]) -> Figure:
     """Accuracy over EDAP, a point a chip; a panel for each data set, width and variation."""
     panels = sorted({(x.data, x.bits, x.sigma) for x in rows})
     figure, axes = new_figure(3.4 * len(panels), 4, 1, len(panels), sharey=True, squeeze=False)
-    looks = dict(zip(WORDS, styles([method for method, _ in WORDS]), strict=True))
+    looks = dict(zip(WORDS, styles([method for method, *_ in WORDS]), strict=True))
     for (data, bits, sigma), panel in zip(panels, axes[0], strict=True):
         for network, name in WORDS.items():
             chips = [
@@ -294,7 +294,9 @@ def picture(rows: Sequence[OneChip]) -> Figure:
                 for x in rows
                 if (x.data, x.bits, x.sigma) == (data, bits, sigma) and x.network == network
             ]
-            marker, colour = "o" if network[1] else "x", looks[network]["color"]
+            marker, colour = "o" if network[2] else "x", looks[network]["color"]
+            if not chips:
+                continue
             x, y = [x.edap for x in chips], [100 * x.accuracy for x in chips]
             how = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.8}
             panel.scatter(x, y, label=name, **how)

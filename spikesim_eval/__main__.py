@@ -22,7 +22,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import OPTIONS, PRESETS, Chip, about_option, check_draws, options_of
+from .chip import OPTIONS, PRESETS, Chip, about_option, check_draws, check_layers, options_of
 from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
 from .estimate import estimate
 from .layer_list import (
@@ -137,6 +137,20 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     return defaults | PRESETS[getattr(args, "preset", "default")] | said
 
 
+def add_sweep(grid: Parser) -> None:
+    grid.add_argument("--checkpoint", nargs="+", default=[], help="one or more")
+    grid.add_argument("--layers", nargs="+", default=[], help="layer lists")
+    widths = "other numbers of bits too: a,b,c; layers with one of their own keep it"
+    grid.add_argument("--bits", type=numbers(int), default=[], help=widths)
+    grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
+    own = (
+        "points below its own accuracy that a network may lose on the cheapest chip, with --on_chip"
+    )
+    add_option(grid, "max_drop", 1.0, own, type=float)
+    grid.add_argument("--force", action="store_true", help="even above a million points")
+    add_chip_options(grid, "price", "simulation", lists=True)
+
+
 def add_technologies(known: Parser) -> None:
     known.add_argument("technologies", nargs="*", help="presets or files (default: every preset)")
     priced = known.add_mutually_exclusive_group()
@@ -146,6 +160,21 @@ def add_technologies(known: Parser) -> None:
     known.add_argument("--data_path", help="data root: rates and accuracy are measured")
     known.add_argument("--out", help="folder for technologies.csv and .md, with all values")
     known.set_defaults(full_precision_bits=None, preset="default")
+
+
+def add_nonideal(nonideal: Parser) -> None:
+    of = "of a quantized network; more of the same data beside it"
+    nonideal.add_argument("--checkpoint", nargs="+", required=True, help=of)
+    nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
+    add_chip_options(nonideal, "simulation")
+    alone = "also every layer alone on such crossbars"
+    nonideal.add_argument("--each_layer", action="store_true", help=alone)
+    strengths = "also at other values of an option of its cells, as sigma=0.05,0.1,0.2"
+    nonideal.add_argument("--over", help=strengths)
+    changes = "also on chips with one ADC bit more, one cell bit less, other columns, half the side"
+    nonideal.add_argument("--each_change", action="store_true", help=changes)
+    good = "points of its own accuracy that a network may lose on a chip that counts as good"
+    add_option(nonideal, "max_drop", 1.0, good, type=float)
 
 
 def build_parser() -> Parser:
@@ -185,41 +214,20 @@ def build_parser() -> Parser:
     add_chip_options(several, "price", "simulation")
 
     grid = add("sweep", run_sweep, "a whole grid of chips")
-    grid.add_argument("--checkpoint", nargs="+", default=[], help="one or more")
-    grid.add_argument("--layers", nargs="+", default=[], help="layer lists")
-    widths = "other numbers of bits too: a,b,c; layers with one of their own keep it"
-    grid.add_argument("--bits", type=numbers(int), default=[], help=widths)
-    grid.add_argument("--time_steps", type=numbers(int), default=[], help="other T too: a,b,c")
-    own = (
-        "points below its own accuracy that a network may lose on the cheapest chip, with --on_chip"
-    )
-    add_option(grid, "max_drop", 1.0, own, type=float)
-    grid.add_argument("--force", action="store_true", help="even above a million points")
-    add_chip_options(grid, "price", "simulation", lists=True)
+    add_sweep(grid)
 
     add_technologies(add("technologies", run_technologies, "what chips are made of, and cost"))
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
-    of = "of a quantized network; more of the same data beside it"
-    nonideal.add_argument("--checkpoint", nargs="+", required=True, help=of)
-    nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
-    add_chip_options(nonideal, "simulation")
-    alone = "also every layer alone on such crossbars"
-    nonideal.add_argument("--each_layer", action="store_true", help=alone)
-    strengths = "also at other values of an option of its cells, as sigma=0.05,0.1,0.2"
-    nonideal.add_argument("--over", help=strengths)
-    changes = "also on chips with one ADC bit more, one cell bit less, other columns, half the side"
-    nonideal.add_argument("--each_change", action="store_true", help=changes)
-    good = "points of its own accuracy that a network may lose on a chip that counts as good"
-    add_option(nonideal, "max_drop", 1.0, good, type=float)
+    add_nonideal(nonideal)
     calibrated = add("calibrate", run_calibrate, "what calibrating such chips wins back")
     calibrated.add_argument("--checkpoint", required=True, help="of a quantized network")
     text = "training images that each chip is calibrated with"
     add_option(calibrated, "images", 64, text, type=int)
     add_chip_options(calibrated, "simulation")
     for command in (report, several, grid, nonideal, calibrated):
-        add_option(command, "seed", 0, "of the draws of cells, with --sigma", type=int)
-        add_option(command, "trials", 5, "draws of the cells, with --sigma", type=int)
+        add_option(command, "seed", 0, "of what is random in cells", type=int)
+        add_option(command, "trials", 5, "chips that are drawn, where cells are random", type=int)
         command.add_argument("--data_path", help="data root: rates and accuracy are measured")
         command.add_argument("--out", required=True, help="folder for the results")
     return parser
@@ -298,6 +306,7 @@ def simulated(
 ) -> tuple[list[Subject], Chip]:
     """The networks with their accuracies on the chip, where --on_chip asks for them, and the chip,
     with --adc_bits auto of the smallest ADCs that serve all of them."""
+    check_layers(chip, (subject.network for subject in subjects))
     if not args.on_chip:
         return list(subjects), chip
     check_simulation(subjects, args)
@@ -409,6 +418,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     grid = grid_of(chip, axes)
     subjects = [traced(path, args, grid) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
+    check_layers(chip, (subject.network for subject in subjects))
     draws = None
     if args.on_chip:
         check_simulation(subjects, args)

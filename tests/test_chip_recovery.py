@@ -1,0 +1,76 @@
+"""The study of networks trained for the chip that they run on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import chip_recovery
+from experiments.chip_recovery import (
+    OneChip,
+    cells_of,
+    cheapest_of,
+    chips_of,
+    csv_of,
+    planned_runs,
+    read_chips,
+)
+from runtime.errors import UserError
+
+ROW = OneChip(
+    *("digits", 4, "student", "scratch", 1, "run", None, "spikesim-65nm", 0.1, 4, 0),
+    *(0.9, 0.95, 2e6, 3e6, 4e6),
+)
+
+
+def planned(words: str, tmp_path: Path):
+    args = chip_recovery.recovery_parser().parse_args(["--data", "digits", *words.split()])
+    return args, planned_runs(args, tmp_path)
+
+
+def test_each_network_is_planned_without_the_chip_and_with_each_of_its_adcs(tmp_path):
+    args, runs = planned("--seeds 1 --epochs 2 --teacher_epochs 3", tmp_path)
+    assert [(x.method, x.settings.crossbar, x.settings.adc_bits) for x in runs] == [
+        ("teacher", None, None),
+        ("student", None, None),
+        ("CLK", None, None),
+        ("student", "spikesim-65nm", 3),
+        ("CLK", "spikesim-65nm", 3),
+        ("student", "spikesim-65nm", 4),
+        ("CLK", "spikesim-65nm", 4),
+    ]
+    assert {x.settings.sigma for x in runs[3:]} == {0.2}
+    assert {x.teacher for x in runs[1:]} == {runs[0]}
+    tested = [[(x.sigma, x.adc_bits) for x in chips_of(one, args, runs[-1])] for one in runs[1:5]]
+    every = [(sigma, bits) for sigma in (0.1, 0.2, 0.4) for bits in (3, 4)]
+    assert tested[:2] == [every, every]  # what knows no chip is tested on all
+    assert tested[2] == [x for x in every if x[1] == 3]
+    with pytest.raises(UserError, match="one technology"):
+        planned("--crossbar isaac-32nm puma-32nm", tmp_path)
+
+
+def test_rows_are_read_as_they_were_written(tmp_path):
+    rows = [ROW, replace(ROW, trained_sigma=0.2, draw=1)]
+    path = tmp_path / "chips.csv"
+    assert read_chips(path) == []
+    path.write_text(csv_of(rows))
+    assert read_chips(path) == rows
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="is not the chips"):
+        read_chips(path)
+
+
+def test_the_tables_say_accuracy_yield_and_the_cheapest_adc():
+    chips = [
+        ROW,  # 5 points below what it has on none: still good
+        replace(ROW, draw=1, accuracy=0.8),
+        replace(ROW, trained_sigma=0.2, digital_accuracy=0.5, accuracy=0.94),
+        replace(ROW, trained_sigma=0.2, digital_accuracy=0.5, accuracy=0.96, draw=1),
+    ]
+    header, plain, trained = cells_of(chips, 5)
+    assert header[-3:] == ["on chips, %", "yield, %", "EDAP, µJ·ms·mm²"]
+    assert plain[4:] == ["student", "1", "95.00", "85.00", "50", "24"]
+    assert trained[4:] == ["student, for the chip", "1", "50.00", "95.00", "100", "24"]
+    _, plain, trained = cheapest_of(chips, 5)
+    assert plain[3:] == ["student", "-", "-"]
+    assert trained[3:] == ["student, for the chip", "4", "24"]
