@@ -1,14 +1,24 @@
 """Speed and memory of the hardware estimate: python -m benchmarks.hardware_speed
 
 A sweep of 100,000 chips for MS-ResNet-18 of width 64 against one estimate, and a digits test set on
-non-ideal crossbars against the digital network; medians of interleaved rounds in one process.
+crossbars against the digital network (`evaluate` of the torch network, as main.py evaluates it);
+medians and quartiles of interleaved rounds in one process.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 
-from benchmarks.timing import in_turn, parser_of, quartiles, resident_peak
+from benchmarks.timing import (
+    in_turn,
+    parser_of,
+    quartiles,
+    ratios,
+    resident_peak,
+    seconds,
+    with_spread,
+)
 from data_loader import Share, evaluation_loader, load_data_sets
 from engine.evaluate import evaluate
 from models import QuanMSResNet
@@ -51,29 +61,47 @@ def sweep_speed(rounds: int) -> None:
     )
 
 
+CHIPS = {
+    "ideal wires and cells, 5-bit ADCs": {},
+    "cells that vary": {"sigma": 0.1, "on_off_ratio": 10},
+    "the same, offset columns": {"sigma": 0.1, "on_off_ratio": 10, "columns": "offset"},
+    "the same, an ADC a PE": {"sigma": 0.1, "on_off_ratio": 10, "adc_of": "pe"},
+}
+WIRES = Chip(wire_ohm=2.0)
+
+
 @torch.no_grad()
-def nonideal_speed(rounds: int, width: int) -> None:
+def a_network(bits: int, width: int, batches: Iterable) -> QuanMSResNet:
+    """Untrained, with the running statistics of the first batch."""
     torch.manual_seed(0)
-    network = QuanMSResNet(18, 10, 4, 1, width, bits=4)
+    network = QuanMSResNet(18, 10, 4, 1, width, bits=bits)
     network.input_shape = (1, 16, 16)
+    network(next(iter(batches))[0])
+    return network.eval()
+
+
+def nonideal_speed(rounds: int, width: int) -> None:
     _, test_set = load_data_sets(Settings.of("digits"))
     batches = evaluation_loader(test_set, Share(64))
-    network(next(iter(batches))[0])  # running statistics
-    network.eval()
-    description = describe(network)
-    functions = {"digital": lambda: evaluate(network, batches, CPU)}
-    for columns in ("differential", "offset"):
-        chip = Chip(columns=columns, sigma=0.1, on_off_ratio=10)
-        placed, _ = on_crossbars(network, description, chip, seed=0)
-        label = f"{columns} columns, 5-bit ADC"
-        functions[label] = lambda placed=placed: evaluate(placed, batches, CPU)
-    times, _ = in_turn(functions, rounds, CPU)
-    digital, *others = (quartiles(times[name])[1] for name in functions)
-    for label, value in zip(list(functions)[1:], others, strict=True):
+    for bits in (2, 4, 8):
+        network = a_network(bits, width, batches)
+        description = describe(network)
+        functions = {"digital": lambda network=network: evaluate(network, batches, CPU)}
+        for name, options in CHIPS.items():
+            placed, _ = on_crossbars(network, description, Chip(**options), seed=0)
+            functions[name] = lambda placed=placed: evaluate(placed, batches, CPU)
+        times, _ = in_turn(functions, rounds, CPU)
+        digital = quartiles(times["digital"])[1]
         print(
-            f"digits test set, MS-ResNet-18, width {width}, T = 4, {label}: "
-            f"{value / digital:.1f} times the digital evaluation ({digital:.2f} s)"
+            f"digits test set, MS-ResNet-18, width {width}, T = 4, {bits} bits, on all crossbars,"
         )
+        print(f"in times of the digital evaluation ({digital:.2f} s):")
+        for name in CHIPS:
+            print(f"  {name}: {with_spread(ratios(times[name], times['digital']), 1)}")
+        place = partial(on_crossbars, network, description, WIRES, 0)
+        first = seconds(place, CPU)
+        again = quartiles([seconds(place, CPU) for _ in range(rounds)])[1]
+        print(f"  64 x 64 wires: solved in {first:.1f} s, placed again in {again:.2f} s")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,9 @@ its crossbars are added before they are read. Conductances and partial sums are 
 step, the difference between neighbouring levels of a cell.
 """
 
+import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
@@ -43,37 +45,51 @@ def ladder(conductance: Tensor, wire: float) -> Tensor:
     result, of the same shape, is linear in the voltages, so it takes the place of the conductances.
 
     Nodes of a row are eliminated first, which leaves a block-tridiagonal system over the column
-    nodes; of its solution only the last block, at the sensing end, is needed. In float64.
+    nodes; of its solution only the last block, at the sensing end, is needed. All matrices are
+    symmetric and positive definite. In float64.
     """
     g = conductance.double()
     rows, columns = g.shape[-2:]
-    identity = torch.eye(columns, dtype=g.dtype, device=g.device)
-    along_row = 2 * wire * identity
-    along_row[-1, -1] = wire  # the last cell of a row has no neighbour to its right
-    neighbours = torch.ones(columns - 1, dtype=g.dtype, device=g.device)
-    along_row = along_row - wire * (neighbours.diag(1) + neighbours.diag(-1))
-    drive = torch.zeros(columns, 1, dtype=g.dtype, device=g.device)
-    drive[0] = wire
+    along_row = torch.full((columns,), 2 * wire, dtype=g.dtype)
+    along_row[-1] = wire  # the last cell of a row has no neighbour to its right
+    neighbours = torch.full((columns - 1,), -wire, dtype=g.dtype)
+    along_row = along_row.diag() + neighbours.diag(1) + neighbours.diag(-1)
 
-    blocks = right_sides = None
+    inverse = right_sides = None
     for i in range(rows):
         cells = g[..., i, :]
         # row nodes = A⁻¹ (cells · column nodes + drive), put into the column nodes' equations
-        a = along_row + torch.diag_embed(cells)
-        through = cells[..., None] * torch.linalg.solve(
-            a, torch.cat([torch.diag_embed(cells), drive.expand(*cells.shape, 1)], dim=-1)
-        )
+        of_row = _inverse(along_row + torch.diag_embed(cells))
         segments = 1 if i == 0 else 2  # every column node has one below, all but the first above
-        block = torch.diag_embed(cells) + segments * wire * identity - through[..., :-1]
-        right = torch.zeros_like(g.mT)
-        right[..., i] = through[..., -1]
+        block = torch.diag_embed(cells + segments * wire)
+        block = block - cells[..., None] * of_row * cells[..., None, :]
+        right = wire * (cells * of_row[..., 0])[..., None]  # the driver is at the first node
         if i > 0:
-            both = torch.cat([wire * identity.expand_as(blocks), right_sides], dim=-1)
-            solved = wire * torch.linalg.solve(blocks, both)
-            block = block - solved[..., :columns]
-            right = right + solved[..., columns:]
-        blocks, right_sides = block, right
-    return wire * torch.linalg.solve(blocks, right_sides).mT
+            above = wire * inverse
+            block = block - wire * above
+            right = torch.cat([above @ right_sides, right], dim=-1)
+        inverse, right_sides = _inverse(block), right
+    return (wire * inverse @ right_sides).mT
+
+
+def _inverse(x: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(x))
+
+
+_solved: OrderedDict[tuple, Tensor] = OrderedDict()
+MOST_SOLVED = 2**28  # bytes of `_solved`
+
+
+def solve_once(conductance: Tensor, wire: float) -> Tensor:
+    """`ladder` in float32. What was solved last is kept: the same crossbars are placed again for
+    every ADC that is tried, and for every draw of what else is random."""
+    content = hashlib.sha256(conductance.contiguous().numpy()).digest()
+    key = content, conductance.shape, conductance.dtype, wire
+    found = _solved.pop(key, None)
+    _solved[key] = found = ladder(conductance, wire).float() if found is None else found
+    while len(_solved) > 1 and sum(x.nbytes for x in _solved.values()) > MOST_SOLVED:
+        _solved.popitem(last=False)
+    return found
 
 
 def images_last(x: Tensor) -> Tensor:
@@ -195,24 +211,25 @@ class CrossbarLayer:
         self.stack, self.slices = placement.stack, placement.slices
         self.together = pes_together(placement, chip)
         self.generator = generator
-        self.cells = list(map(self._wired, self.how.conductances(codes, generator)))
+        # (planes, k²·groups, rows, O·slices), as the ADCs see them
+        self.cells = self._wired(torch.stack(self.how.conductances(codes, generator)))
         self.slice_weights = self.how.slice_weights
 
         self.counts = Counts()
         self.sums = torch.zeros(1, dtype=torch.int64) if "sums" in keep else None
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
         self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
-        self.columns = sum(cells.shape[-1] for cells in self.cells)  # side by side
+        self.columns = len(self.cells) * self.cells.shape[-1]  # side by side
         self.set_adc_step: float | None = None  # where calibration has set one
         # Called with the layer and what it reads, before it computes; see calibration.py.
         self.before: Callable[[CrossbarLayer, Tensor], None] | None = None
-        meant = (self._in_crossbars(x.flatten(0, 1)) for x in self.how.targets(codes))
-        self.as_meant = all(map(torch.equal, self.cells, meant))
+        meant = self._in_crossbars(torch.stack(self.how.targets(codes)))
+        self.as_meant = torch.equal(self.cells, meant)
         self._plan()
 
     def _plan(self) -> None:
         """Which columns are read, together and one by one."""
-        in_line = torch.cat(self.cells, dim=-1).mT.contiguous().split(self.per_reading)
+        in_line = torch.cat(self.cells.unbind(), dim=-1).mT.contiguous().split(self.per_reading)
         largest = torch.stack([crossbars.sum(dim=(0, 2)) for crossbars in in_line])
         self.only_clips = (
             (self.sums is None and self.largest_sum is None)
@@ -233,23 +250,22 @@ class CrossbarLayer:
                 cells = zip(places, crossbars.unbind(), strict=False)
                 self.readers.append(Readers(columns, tuple(cells)))
 
+    def _in_crossbars(self, cells: Tensor) -> Tensor:
+        """(planes, k, k, I, O·slices) as (planes, k²·groups, rows, O·slices): those of an input
+        block in line, as they lie in PEs. Rows that no channel uses stay unselected."""
+        cells = F.pad(cells.flatten(1, 2), (0, 0, 0, self.groups * self.rows - self.in_channels))
+        return cells.unflatten(2, (self.groups, self.rows)).transpose(1, 2).flatten(1, 2)
+
     def _wired(self, cells: Tensor) -> Tensor:
-        """Conductances (k, k, I, O·slices) as (k²·groups, rows, O·slices), as the ADCs see them."""
-        chip = self.chip
-        cells = self._in_crossbars(cells.flatten(0, 1))
+        """Cells in crossbars, and with wires what ADCs see of them."""
+        chip, cells = self.chip, self._in_crossbars(cells)
         if chip.wire_ohm:
             highest = (2**chip.cell_bits - 1) / chip.on_ohm  # of the cell's own levels
             cell_step = highest / (self.levels + self.off_conductance)
             wire = 1 / (chip.wire_ohm * cell_step)
             arrays = cells.split(chip.xbar_size // self.slices * self.slices, dim=-1)
-            cells = torch.cat([ladder(array, wire) for array in arrays], dim=-1).float()
+            cells = torch.cat([solve_once(array, wire) for array in arrays], dim=-1)
         return cells
-
-    def _in_crossbars(self, x: Tensor) -> Tensor:
-        """(k², I, columns) as (k²·groups, rows, columns): those of an input block in line, as they
-        lie in PEs. Rows that no channel uses stay unselected."""
-        x = F.pad(x, (0, 0, 0, self.groups * self.rows - self.in_channels))
-        return x.unflatten(1, (self.groups, self.rows)).transpose(0, 1).flatten(0, 1)
 
     @property
     def per_reading(self) -> int:

@@ -19,7 +19,7 @@ from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
 from spikesim_eval.cells import slices_of
 from spikesim_eval.chip import Chip
-from spikesim_eval.crossbar import KEPT, Counts, CrossbarLayer, convert, ladder
+from spikesim_eval.crossbar import KEPT, Counts, CrossbarLayer, convert, ladder, solve_once
 from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.nonideal import nonideal_report, on_crossbars
 from spikesim_eval.trace import describe
@@ -264,6 +264,15 @@ def test_the_ladder_equals_nodal_analysis_of_the_whole_network(shape):
     for effective, one in zip(ladder(g, 7.0), g, strict=True):
         rows = [nodal_analysis(one, 7.0, row) for row in torch.eye(len(one)).double()]
         np.testing.assert_allclose(effective, rows, rtol=1e-9, atol=1e-12)
+
+
+def test_the_same_wires_are_solved_once():
+    g = torch.rand(2, 8, 6, generator=torch.Generator().manual_seed(0))
+    found = solve_once(g, 7.0)
+    assert torch.equal(found, ladder(g, 7.0).float())
+    assert solve_once(g.clone(), 7.0) is found
+    assert torch.equal(solve_once(g, 3.0), ladder(g, 3.0).float())
+    assert torch.equal(solve_once(g.mT, 7.0), ladder(g.mT, 7.0).float())
 
 
 def test_sums_beyond_24_bits_stay_exact():
