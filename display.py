@@ -69,6 +69,12 @@ def run_at(time_window: int, trained: Sequence[int]) -> list[str]:
     return [f"run at T {time_window} (trained at T {', '.join(map(str, trained))})"]
 
 
+def trained_for(chip: str | None) -> list[str]:
+    """What a reader must know of figures on a simulated chip: nothing where the network was trained
+    for none."""
+    return [] if chip is None else [f"trained for {chip}; here on the chip that the options say"]
+
+
 def percent(share: float, digits: int = 1) -> str:
     """A share as a person reads it: "66.7 %" for 2/3."""
     return f"{100 * share:.{digits}f} %"

@@ -511,6 +511,11 @@ class Settings:
         return Chip(technology=load_technology(self.crossbar), **said)
 
     @property
+    def trained_for(self) -> str | None:
+        """The chip that it is trained for, in a few words."""
+        return None if self.crossbar is None else f"{self.crossbar}: {self.chip_text}"
+
+    @property
     def chip_text(self) -> str:
         """The chip that it is trained for, but for its technology, in a few words."""
         side, sigma = self.xbar_size, f", sigma {self.sigma:g}" * bool(self.sigma)

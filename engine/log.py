@@ -116,9 +116,7 @@ def header(
     bits = f"{settings.bits}, {settings.bn_bits} in batch norm" if quantized else "full precision"
     lines = {"device": name, "data": data, "batch": batch, "network": network, "bits": bits}
     if settings.crossbar is not None:
-        lines["chip"] = (
-            f"{settings.crossbar}: {settings.chip_text}; trained for it, and tested on it"
-        )
+        lines["chip"] = f"{settings.trained_for}; trained for it, and tested on it"
     if teacher is not None:
         lines["teacher"] = about_teacher(settings, teacher)
     if settings.init_from is not None:

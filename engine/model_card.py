@@ -48,8 +48,8 @@ def model_card(
         "classes": ", ".join(run.class_names or []),
         "parameters": f"{sum(x.numel() for x in run.network.parameters()):,}",
         "timesteps": as_text(settings.trained_at),
-        "chip": settings.crossbar
-        and f"{settings.crossbar}: {settings.chip_text}; trained for it, and tested on it",
+        "chip": settings.trained_for
+        and f"{settings.trained_for}; trained for it, and tested on it",
         **accuracies(row),
         "spikes per neuron and timestep": percent(row["spike_rate"], 2),
         "teacher": run.teacher and f"SHA-256 {run.teacher}",

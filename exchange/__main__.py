@@ -62,19 +62,22 @@ def build_parser() -> Parser:
 
 def about_of(checkpoint: Checkpoint, time_window: int) -> dict[str, Any]:
     """What every file says of its network: no paths, which are of one machine; of another T than
-    the trained one no accuracy, which nobody has measured."""
+    the trained one no accuracy, which nobody has measured, nor of a network trained for a chip,
+    which was tested there."""
     settings = {
         name: value
         for name, value in vars(checkpoint.settings).items()
         if name not in OPTIONS
         or (OPTIONS[name].group != "running" and OPTIONS[name].metavar not in ("FOLDER", "CKPT"))
     }
-    is_trained = time_window == checkpoint.settings.time_window
+    is_tested = (
+        time_window == checkpoint.settings.time_window and checkpoint.settings.crossbar is None
+    )
     return {
         "settings": settings | {"time_window": time_window},
         "class_names": class_names(checkpoint),
         "epoch": checkpoint.epoch,
-        "accuracy": checkpoint.accuracy if is_trained else None,
+        "accuracy": checkpoint.accuracy if is_tested else None,
     }
 
 

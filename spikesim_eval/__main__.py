@@ -22,7 +22,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import OPTIONS, PRESETS, Chip, about_option, check_draws, options_of
+from .chip import OPTIONS, PRESETS, Chip, about_option, check_draws, check_layers, options_of
 from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
 from .estimate import estimate
 from .layer_list import (
@@ -198,7 +198,10 @@ def build_parser() -> Parser:
     add_option(report, "max_drop", 1.0, lost, type=float)
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
-    copies = "area of the chip, filled with the copies of weights that make the pipeline fastest"
+    copies = (
+        "area of the chip, filled with the copies of weights that make the pipeline fastest; what "
+        "does not fit comes from DRAM"
+    )
     report.add_argument("--area_mm2", type=float, help=copies)
     report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
     add_chip_options(report, "price", "simulation")
@@ -303,6 +306,7 @@ def simulated(
 ) -> tuple[list[Subject], Chip]:
     """The networks with their accuracies on the chip, where --on_chip asks for them, and the chip,
     with --adc_bits auto of the smallest ADCs that serve all of them."""
+    check_layers(chip, (subject.network for subject in subjects))
     if not args.on_chip:
         return list(subjects), chip
     check_simulation(subjects, args)
@@ -414,6 +418,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     grid = grid_of(chip, axes)
     subjects = [traced(path, args, grid) for path in args.checkpoint]
     subjects += [listed(path) for path in args.layers]
+    check_layers(chip, (subject.network for subject in subjects))
     draws = None
     if args.on_chip:
         check_simulation(subjects, args)

@@ -25,7 +25,7 @@ from engine.evaluate import evaluate
 from models.batch_norm import estimate_statistics
 from runtime.errors import UserError
 
-from .chip import Chip, check_draws
+from .chip import Chip, check_draws, check_layers
 from .crossbar import CrossbarLayer, convert
 from .layer_list import Subject, check_int
 from .nonideal import on_chip
@@ -94,6 +94,7 @@ def calibration_report(
     batches = evaluation_data(checkpoint, data_path, network.time_window)
     if batches is None:
         raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
+    check_layers(chip, [describe(network)])
     seen = training_images(checkpoint, data_path, images)
     digital = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
     subject = Subject(path, describe(network), tested=(network, batches))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.command import did_you_mean
 from runtime.errors import UserError
 
 from .constants import REFERENCE
@@ -108,6 +109,15 @@ def bits_by_layer(text: str) -> dict[str, int]:
             )
         found[name] = int(bits)
     return found
+
+
+def check_layers(chip: "Chip", networks: Iterable[LayerList]) -> None:
+    """Raise UserError where `layer_adc_bits` names a layer that none of the networks has."""
+    there = dict.fromkeys(layer.name for network in networks for layer in network.layers)
+    for name in bits_by_layer(chip.layer_adc_bits):
+        if name not in there:
+            meant = did_you_mean(name, there) or f" (layers: {', '.join(there)})"
+            raise UserError(f"layer_adc_bits: there is no layer {show(name)}{meant}")
 
 
 def seconds(text: str) -> float:

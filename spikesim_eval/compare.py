@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from display import room_for_names, run_at, short_names, significant
+from display import room_for_names, run_at, short_names, significant, trained_for
 from runtime.errors import UserError
 
 from .chip import AS_PUBLISHED, CHOICES, NOTHING, SKIPPED, Chip
@@ -57,7 +57,10 @@ def notes(subjects: Sequence[Subject], on_chip: bool = False) -> list[str]:
         found = [ON_CHIP]
     for subject in subjects:
         T = subject.network.time_steps
-        found += (f"{subject.name}: {x}" for x in run_at(T, subject.trained_time_steps or [T]))
+        said = run_at(T, subject.trained_time_steps or [T])
+        if on_chip or subject.chip_accuracies:
+            said += trained_for(subject.trained_for)
+        found += (f"{subject.name}: {x}" for x in said)
     return found + [x for subject in subjects[1:] for x in differences(subject, subjects[0])]
 
 

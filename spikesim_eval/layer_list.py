@@ -340,7 +340,8 @@ class Subject:
 
     `accuracy` is a share of the test images, None where it is not known. `rates` holds, for each
     LIF layer in forward order, its spikes per neuron at every timestep. `kind` says how it was
-    trained, where that is known: a key of display.COLOURS; `trained_time_steps` with which T.
+    trained, where that is known: a key of display.COLOURS; `trained_time_steps` with which T, and
+    `trained_for` for which chip, in words.
     `tested` is the network and its test batches where it can run on a simulated chip, and
     `chip_accuracies` what it has there, a share for each draw of its cells.
     """
@@ -353,6 +354,7 @@ class Subject:
     trained_time_steps: tuple[int, ...] | None = None
     tested: tuple[Any, Any] | None = None
     chip_accuracies: Sequence[float] | None = None
+    trained_for: str | None = None
 
 
 def stride_and_padding(size: int, outputs: int, kernel: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from checkpoints import load_checkpoint
-from display import kind_of, percent, run_at
+from display import kind_of, percent, run_at, trained_for
 from engine.evaluate import evaluate
 from runtime.errors import UserError
 
@@ -194,7 +194,8 @@ def load_subject(path: str, data_path: str | None, time_steps: int | None = None
         accuracy = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
     kind = kind_of(settings.paper_setting, settings.loss)
     description, at = describe(network, counted()), settings.trained_at
-    return Subject(str(path), description, accuracy, {}, kind, at, (network, batches))
+    what = accuracy, {}, kind, at, (network, batches)
+    return Subject(str(path), description, *what, trained_for=settings.trained_for)
 
 
 def nonideal_report(
@@ -245,6 +246,7 @@ def report_of(
         "seed": seed,
         "time_steps": network.time_window,
         "trained_time_steps": subject.trained_time_steps,
+        "trained_for": subject.trained_for,
         "digital_accuracy": subject.accuracy,
         "accuracy_mean": mean,
         "accuracy_std": deviation or 0.0,
@@ -277,6 +279,7 @@ def nonideal_lines(report: dict[str, Any]) -> list[str]:
         f"{100 * report['accuracy_mean']:.2f} ± {percent(report['accuracy_std'], 2)} "
         f"({len(report['accuracies'])} trials, {lost:.2f} points lost)",
         *run_at(report["time_steps"], report["trained_time_steps"]),
+        *trained_for(report["trained_for"]),
         "layers that hurt most (root mean square error, relative to their sums):",
     ]
     by_error = sorted(report["layers"], key=lambda row: -row["relative_error"])

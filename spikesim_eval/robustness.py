@@ -14,7 +14,7 @@ from typing import Any
 from display import percent, short_names, text_table
 from runtime.errors import UserError
 
-from .chip import OPTIONS, Chip, bits_by_layer, check_draws
+from .chip import OPTIONS, Chip, bits_by_layer, check_draws, check_layers
 from .device_plots import adc_plot, bands_plot, layers_plot
 from .estimate import estimate
 from .layer_list import Subject, check_number
@@ -48,15 +48,19 @@ def wilson(good: int, of: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def judged(accuracies: Sequence[float], digital: float, max_drop: float) -> dict[str, Any]:
-    """Mean, deviation and yield of chips on which a network has these accuracies."""
+def judged(
+    accuracies: Sequence[float], digital: float, max_drop: float, is_random: bool = True
+) -> dict[str, Any]:
+    """Mean, deviation and yield of chips on which a network has these accuracies; where nothing is
+    random one says it of all."""
     good = sum(100 * (digital - x) <= max_drop + 1e-9 for x in accuracies)
-    low, high = wilson(good, len(accuracies))
+    share = good / len(accuracies)
+    low, high = wilson(good, len(accuracies)) if is_random else (share, share)
     return {
         "accuracies": list(accuracies),
         "accuracy_mean": statistics.mean(accuracies),
         "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
-        "yield_share": good / len(accuracies),
+        "yield_share": share,
         "yield_low_share": low,
         "yield_high_share": high,
     }
@@ -115,13 +119,13 @@ def network_report(
     report = report_of(subject, chip, draws.seed, draws.trials, each_layer)
 
     report |= {"kind": subject.kind, "max_drop_points": draws.max_drop}
-    report |= judged(report["accuracies"], subject.accuracy, draws.max_drop)
+    report |= judged(report["accuracies"], subject.accuracy, draws.max_drop, chip.is_random)
 
     def on(other: Chip, name: str) -> dict[str, Any]:
         accuracies = report["accuracies"]
         if other != chip:
             accuracies, _ = on_chip(subject, other, draws.seed, draws.trials, name)
-        return judged(accuracies, subject.accuracy, draws.max_drop)
+        return judged(accuracies, subject.accuracy, draws.max_drop, other.is_random)
 
     if over is not None:
         name, chips = chips_over(chip, over)
@@ -150,6 +154,7 @@ def reports(
     if what.get("over") is not None:
         chips_over(chip, what["over"])
     subjects = [load_subject(path, data_path, time_steps) for path in paths]
+    check_layers(chip, (subject.network for subject in subjects))
     for subject in subjects:
         for layer in subject.network.layers:
             chip.check_fits(

@@ -224,7 +224,9 @@ class Technology:
             check_key(key, VALUES, "--set")
             check_value(key, value, "--set")
             changed[key] = Entry(value, "set by hand")
-        return replace(self, entries=self.entries | changed)
+        entries = self.entries | changed
+        check_models(entries, "--set")
+        return replace(self, entries=entries)
 
     def text(self, key: str) -> str:
         """A value as a person reads it; a table by bits as 4: 0.79, 8: 1.67."""
@@ -286,13 +288,7 @@ def load_technology(name: str) -> Technology:
                 f"{file}: {key} ({KEYS[key][1]}) is missing: write it as {example(key)}, or take "
                 'what is missing from another technology with like = "NAME"'
             )
-    for model, keys in MODELS.items():
-        missing = [key for key in keys if key not in said]
-        if missing and len(missing) < len(keys):
-            raise UserError(
-                f"{file}: {missing[0]} ({DEVICE[missing[0]][1]}) is missing beside the rest of the "
-                f"{model}: write it as {example(missing[0])}"
-            )
+    check_models(said, file)
     return Technology(file, str(title), said)
 
 
@@ -301,7 +297,7 @@ def coefficients(value: object) -> list[float]:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(value)
     found = [float(x) for x in str(value).split(",")]
-    if not all(map(math.isfinite, found)):
+    if not all(abs(x) < LARGEST for x in found):
         raise ValueError(value)
     return found
 
@@ -344,6 +340,18 @@ def check_key(key: str, known: Iterable[str], file: str) -> None:
     raise UserError(f"{file}: unknown key {show(key)}{meant}")
 
 
+def check_models(said: Iterable[str], file: str) -> None:
+    """Raise UserError for a part of what is said together: alone it would do nothing."""
+    for model, keys in MODELS.items():
+        missing = [key for key in keys if key not in said]
+        if missing and len(missing) < len(keys):
+            how = f"{missing[0]}=..." if file == "--set" else example(missing[0])
+            raise UserError(
+                f"{file}: {missing[0]} ({DEVICE[missing[0]][1]}) is missing beside the rest of the "
+                f"{model}: write it as {how}"
+            )
+
+
 def check_value(key: str, value: object, file: str) -> None:
     """Raise UserError for a value that makes no sense."""
     if key in CHOICES:
@@ -354,7 +362,13 @@ def check_value(key: str, value: object, file: str) -> None:
         check_table(key, value, file)
         return
     if key in COEFFICIENTS:
-        check_coefficients(f"{file}: {key}", value, COEFFICIENTS[key])
+        found = check_coefficients(f"{file}: {key}", value, COEFFICIENTS[key])
+        limits = [0.0, *(found[2:] or found)]
+        if key in MODELS["drift"] and limits != sorted(limits):
+            raise UserError(
+                f"{file}: {key} is {show(value)}: give a number of at least 0, or a,b,c,d with "
+                "limits c of at least 0 and d of at least c"
+            )
         return
     if key not in VALUES:  # an option of a chip, which checks it itself
         return

@@ -237,7 +237,9 @@ def trace_checkpoint(
     nobody has given, and where the checkpoint or the data cannot be read.
     """
     checkpoint = load_checkpoint(path)
-    settings, accuracy = checkpoint.settings, checkpoint.accuracy
+    settings = checkpoint.settings
+    # that of a network trained for a chip is the one there, and not the digital one
+    accuracy = None if settings.crossbar else checkpoint.accuracy
     network = network_at(checkpoint, time_steps)
     batches = evaluation_data(checkpoint, data_path, network.time_window)
     if batches is None and network.time_window != settings.time_window:
@@ -257,4 +259,5 @@ def trace_checkpoint(
     trained = checkpoint.settings.trained_at
     described = describe(network, measured)
     tested = None if settings.bits is None or batches is None else (network, batches)
-    return Subject(str(path), described, accuracy, by_timestep, kind, trained, tested)
+    what = accuracy, by_timestep, kind, trained, tested
+    return Subject(str(path), described, *what, trained_for=settings.trained_for)

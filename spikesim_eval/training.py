@@ -16,7 +16,7 @@ from torch import Tensor
 from models import SpikingNetwork
 from runtime.errors import UserError
 
-from .chip import Chip
+from .chip import Chip, check_layers
 from .crossbar import CrossbarLayer
 from .layer_list import LayerList
 from .nonideal import generator_of
@@ -73,6 +73,7 @@ def put_on_chip(network: SpikingNetwork, chip: Chip) -> None:
     if next(network.parameters()).device.type != "cpu":
         raise UserError("--crossbar: crossbars are simulated on a CPU: add --device cpu")
     generator, description = torch.Generator(), describe(network)
+    check_layers(chip, [description])
     for index, layer in enumerate(description.layers):
         chip.check_fits(f"layer {layer.name}", description.weight_bits_of(layer))
         module = network.get_submodule(layer.name)

@@ -148,6 +148,12 @@ def test_bands_lie_around_the_mean_of_the_chips(found):
         assert line.get_ydata().tolist() == pytest.approx(means)
 
 
+def test_where_nothing_is_random_one_chip_says_it_of_all():
+    for accuracy, share in ((0.9, 1.0), (0.8, 0.0)):
+        found = judged([accuracy], 0.9, 1, is_random=False)
+        assert {found[f"yield_{x}share"] for x in ("", "low_", "high_")} == {share}
+
+
 def test_times_are_drawn_in_seconds():
     points = [{"value": x, **judged([0.9, 0.8], 0.9, 1)} for x in ("1y", "1h", "1d")]
     report = {"kind": None, "digital_accuracy": 0.9, "over": {"option": "after", "points": points}}

@@ -426,6 +426,15 @@ def baseline_file(tmp_path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    "command", ["report --layers {0}", "sweep --layers {0}", "compare {0} {0}"]
+)
+def test_adcs_of_a_layer_that_is_not_there_are_refused(command, layer_file, tmp_path, capsys):
+    line = f"{command.format(layer_file)} --out {tmp_path / 'out'} --layer_adc_bits no_layer=3"
+    assert main(line.split()) == 2
+    assert "layer_adc_bits: there is no layer 'no_layer'" in capsys.readouterr().err
+
+
 def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert main(f"report --layers {layer_file} --out {out} --xbar_size 128".split()) == 0

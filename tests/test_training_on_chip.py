@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 
 import main
 from checkpoints import load_checkpoint
+from exchange.__main__ import about_of
 from models import QuanMSResNet
 from models.quantized_layers import QuanConv2d
+from runtime.errors import UserError
 from settings import OF_CHIP, Settings
+from spikesim_eval import trace
 from spikesim_eval.chip import OPTIONS as CHIP_OPTIONS
 from spikesim_eval.chip import Chip
-from spikesim_eval.nonideal import nonideal_report, on_crossbars
+from spikesim_eval.compare import notes
+from spikesim_eval.nonideal import nonideal_lines, nonideal_report, on_crossbars
 from spikesim_eval.technology import load_technology
 from spikesim_eval.trace import describe
 from spikesim_eval.training import draw_cells, put_on_chip
@@ -197,6 +201,22 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
     capsys.readouterr()
     assert main.main(["--eval_only", str(last)]) == 0
     assert "digital, but trained for a chip of spikesim-65nm" in capsys.readouterr().out
+
+    # No accuracy of the chip passes for a digital one, and no other chip for that one.
+    assert about_of(checkpoint, checkpoint.settings.time_window)["accuracy"] is None
+    subject, other = trace.trace_checkpoint(str(last)), nonideal_report(str(last), None, Chip())
+    assert subject.accuracy == other["digital_accuracy"]
+    told = "trained for spikesim-65nm: crossbars of 64 x 64, ADCs of 4 bits, sigma 0.1; here on the"
+    assert told in "\n".join(nonideal_lines(other))
+    assert told in "\n".join(notes([replace(subject, chip_accuracies=[0.5])]))
+    monkeypatch.setattr(trace, "evaluation_data", lambda *_: None)
+    assert trace.trace_checkpoint(str(last)).accuracy is None
+
+
+def test_adcs_of_a_layer_that_is_not_there_are_refused():
+    network, _ = a_network()
+    with pytest.raises(UserError, match="there is no layer 'linaer': did you mean linear"):
+        put_on_chip(network, Chip(layer_adc_bits="linaer=3"))
 
 
 @pytest.mark.parametrize(
