@@ -81,12 +81,12 @@ def recovery_parser() -> Parser:
     parser.set_defaults(adc_bits=["3", "4"], seed=["1", "2", "3", "4", "5"])
     group = parser.add_argument_group("chips")
     for name, kind, default, text in (
-        ("trained_sigma", str, "0.2", "variation of the chips that networks are trained for"),
-        ("chips", int, 10, "draws of each chip"),
-        ("max_drop", float, 5.0, "points that a network may lose on a chip that counts as good"),
+        ("--trained_sigma", str, "0.2", "variation of the chips that networks are trained for"),
+        ("--chips", int, 10, "draws of each chip"),
+        ("--max_drop", float, 5.0, "points that a network may lose on a chip that counts as good"),
     ):
         text = f"{text} (default {default})"
-        group.add_argument(f"--{name}", type=kind, default=default, help=text)
+        group.add_argument(name, type=kind, default=default, help=text)
     return parser
 
 
@@ -301,7 +301,9 @@ def picture(rows: Sequence[OneChip]) -> Figure:
             how = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.8}
             panel.scatter(x, y, label=name, **how)
         panel.set_title(f"{data}, {bits} bits, sigma {sigma:g}", loc="left", fontsize=10)
-        panel.set(xscale="log", xlabel="EDAP, µJ·ms·mm²")
+        panel.set(xlabel="EDAP, µJ·ms·mm²")
+        panel.set_xlim(left=0)
+        panel.margins(x=0.1)
     axes[0, 0].set_ylabel("accuracy on a chip, %")
     legend_below(figure, axes.flat)
     return figure

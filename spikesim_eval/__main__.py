@@ -198,7 +198,10 @@ def build_parser() -> Parser:
     add_option(report, "max_drop", 1.0, lost, type=float)
     report.add_argument("--baseline", help="checkpoint, or layer list (*.json), to compare with")
     report.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
-    copies = "area of the chip, filled with the copies of weights that make the pipeline fastest"
+    copies = (
+        "area of the chip, filled with the copies of weights that make the pipeline fastest; what "
+        "does not fit comes from DRAM"
+    )
     report.add_argument("--area_mm2", type=float, help=copies)
     report.add_argument("--bits", type=int, help="with --module: width of weights and membranes")
     add_chip_options(report, "price", "simulation")

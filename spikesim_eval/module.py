@@ -6,6 +6,7 @@ What its layers read is measured (watch.py); here it is put in the estimate's wo
 import importlib
 import math
 import sys
+from collections import Counter
 from math import prod
 from pathlib import Path
 from textwrap import shorten
@@ -72,22 +73,22 @@ class _Description:
         )
 
     def _streams(self, layers: tuple[Layer, ...]) -> tuple[tuple[int, int, int], ...]:
-        """The residual streams: for all different sums of several layers one that waits while the
-        last of them is computed. What lies side by side is no sum."""
-        shapes = {x.name: (x.out_channels, *x.out_size) for x in layers}
-        sums = {
-            neuron.layers: self.shapes[x] for x, neuron in self.neurons.items() if x in self.shapes
-        }
-        for layer in layers:
-            names = frozenset(layer.after)
-            if self._reads_stream(layer.name):
-                sums.setdefault(names, (layer.in_channels, *layer.in_size))
-        found = []
-        for names, shape in sorted(sums.items(), key=lambda item: sorted(item[0])):
-            added = {shapes[name] for name in names}
-            if len(names) > 1 and len(added) == 1 and prod(shape) <= prod(*added):
-                found += added
-        return tuple(found)
+        """Shapes of the sums that wait: those that two read, or that are part of a later one. Those
+        of a static stem are kept anyway."""
+        readers = [(self.neurons[name].layers, shape) for name, shape in self.shapes.items()]
+        readers += [
+            (frozenset(layer.after), (layer.in_channels, *layer.in_size))
+            for layer in layers
+            if self._reads_stream(layer.name)
+        ]
+        times = Counter(names for names, _ in readers)
+        static = {layer.name for layer in layers if layer.static}
+        found: dict[frozenset[str], tuple[int, int, int]] = {}
+        for names, shape in readers:
+            waits = times[names] > 1 or any(names < later for later in times)
+            if waits and not names <= static:
+                found.setdefault(names, shape)
+        return tuple(found.values())
 
     # What is refused before anything is described.
 

@@ -101,8 +101,9 @@ def schedule(
         ready = np.zeros(count)
         for name, index in waited_for(network, layer):
             ready = np.maximum(ready, times[name].rows[..., index])
-        loaded = free + loads[layer.name] if layer.name in loads else 0.0
-        ready = np.maximum(ready, loaded)
+        if layer.name in loads:
+            loaded = free + loads[layer.name]
+            ready = np.maximum(ready, loaded)
         earlier = row_time * np.arange(count)
         start = np.maximum.accumulate(ready - earlier, axis=-1) + earlier
         rows = start + row_time
