@@ -512,14 +512,15 @@ class Settings:
 
     @property
     def trained_for(self) -> str | None:
-        """The chip that it is trained for, in a few words."""
-        return None if self.crossbar is None else f"{self.crossbar}: {self.chip_text}"
-
-    @property
-    def chip_text(self) -> str:
-        """The chip that it is trained for, but for its technology, in a few words."""
-        side, sigma = self.xbar_size, f", sigma {self.sigma:g}" * bool(self.sigma)
-        return f"crossbars of {side} x {side}, ADCs of {self.adc_bits} bits{sigma}"
+        """The chip that it is trained for: its size, its ADCs, and what other chips do not have."""
+        if self.crossbar is None:
+            return None
+        side, bits = self.xbar_size, self.adc_bits
+        said = {
+            name: getattr(self, name) for name in OF_CHIP if name not in ("xbar_size", "adc_bits")
+        }
+        own = (f", {x} {said[x]}" for x in said if said[x] != CHIP_OPTIONS[x].default)
+        return f"{self.crossbar}: crossbars of {side} x {side}, ADCs of {bits} bits{''.join(own)}"
 
     @property
     def told_arch(self) -> str | None:

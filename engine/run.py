@@ -73,6 +73,7 @@ class Run:
         self.training_images, self.steps_per_epoch = training_images, steps_per_epoch
         self.class_names = None if class_names is None else list(class_names)
         self.teacher = None if settings.teacher_path is None else digest(settings.teacher_path)
+        self.laws_of_cells = None if settings.chip is None else settings.chip.technology.laws
         self.last, self.best = checkpoints_of(Path(settings.save_path), settings.paper_setting)
         self.rows: list[dict[str, Any]] = []
         self.step = 0
@@ -210,6 +211,7 @@ class Run:
         for name, what in (
             ("teacher", "another teacher's file"),
             ("training_images", "another number of training images"),
+            ("laws_of_cells", f"other device.* values of {self.settings.crossbar}"),
         ):
             theirs, ours = checkpoint.rest.get(name), getattr(self, name)
             if type(theirs) is not type(ours) or theirs != ours:
@@ -325,6 +327,7 @@ class Run:
                 "seconds": self.seconds,
                 "training_images": self.training_images,
                 "teacher": self.teacher,
+                "laws_of_cells": self.laws_of_cells,
                 "membrane_loss_version": MEMBRANE_LOSS_VERSION,
                 "class_names": self.class_names,  # for whoever has the checkpoint alone
             }

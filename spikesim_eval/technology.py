@@ -185,6 +185,11 @@ class Technology:
         return coefficients(self[key])
 
     @property
+    def laws(self) -> dict[str, Any]:
+        """What it says of how its cells age, and are no chip's options."""
+        return {x: self[x] for keys in MODELS.values() for x in keys if x in self.entries}
+
+    @property
     def cells_leak(self) -> bool:
         """SRAM cells are transistors, and leak as all others do."""
         return self["cell.kind"] == "SRAM"

@@ -259,3 +259,20 @@ def test_every_option_of_a_simulated_chip_is_one_of_training_but_for_wires():
     for name in OF_CHIP:
         expected = technology.options.get(name, CHIP_OPTIONS[name].default)
         assert getattr(settings.chip, name) == (0.3 if name == "sigma" else expected)
+
+
+def test_another_law_of_drift_in_the_technologys_file_is_another_run(tmp_path, capsys):
+    technology, run = tmp_path / "cells.toml", tmp_path / "run"
+    said = 'like = "spikesim-65nm-pcm"\n[sources]\nus = "us"\n[device]\n'
+
+    def train(drift: float, *options: str) -> int:
+        entry = f'drift = {{ value = {drift}, source = "us" }}\n'
+        technology.write_text(said + entry)
+        chip = "--crossbar", str(technology), "--after", "1h"
+        return main.main([*ON_CHIP, *chip, "--save_path", str(run), *options])
+
+    assert train(0.05) == 0
+    assert train(0.5, "--resume", "--epochs", "2") == 2
+    assert f"other device.* values of {technology}" in capsys.readouterr().err
+    assert train(0.05, "--resume", "--epochs", "2") == 0
+    assert "after 1h" in (run / "student-best.md").read_text()
