@@ -29,7 +29,7 @@ from engine.run import Run, disk_errors
 from engine.run_folder import EVENTS, PROGRAM, best_row, deciding
 from runtime.files import write_whole
 from runtime.processes import is_main_process, world_size
-from settings import MAY_CHANGE, Settings, as_text
+from settings import MAY_CHANGE, OF_CHIP, Settings, as_text, chip_defaults
 
 COLUMNS = (
     *("epoch", "lr", "loss", "ce", "logit", "membrane", "train_accuracy"),
@@ -206,6 +206,11 @@ def next_commands(settings: Settings, checkpoint: Path) -> list[str]:
     report = ["-m", "spikesim_eval", "report", "--checkpoint", str(checkpoint)]
     if settings.teacher_path is not None:
         report += ["--baseline", settings.teacher_path]
+    if settings.crossbar is not None:
+        usual = chip_defaults(settings.crossbar)
+        own = {x: getattr(settings, x) for x in OF_CHIP if getattr(settings, x) != usual[x]}
+        report += ["--technology", settings.crossbar, "--on_chip"]
+        report += [text for name, value in own.items() for text in (f"--{name}", str(value))]
     report += [*data, "--out", str(checkpoint.parent / "report")]
     return [f"python {shlex.join(evaluate)}", f"{path}python {shlex.join(report)}"]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import main
+import spikesim_eval.__main__
 from checkpoints import load_checkpoint
+from engine.log import next_commands
 from exchange.__main__ import about_of
 from models import QuanMSResNet
 from models.quantized_layers import QuanConv2d
@@ -276,3 +279,11 @@ def test_another_law_of_drift_in_the_technologys_file_is_another_run(tmp_path, c
     assert f"other device.* values of {technology}" in capsys.readouterr().err
     assert train(0.05, "--resume", "--epochs", "2") == 0
     assert "after 1h" in (run / "student-best.md").read_text()
+
+    # The next command simulates the chip that the network is chosen on.
+    best = run / "student-best.pth"
+    report = shlex.split(next_commands(load_checkpoint(best).settings, best)[1])
+    assert report[1:3] == ["-m", "spikesim_eval"]
+    assert spikesim_eval.__main__.main([*report[3:], "--trials", "1"]) == 0
+    figures = json.loads((run / "report" / "report.json").read_text())
+    assert load_checkpoint(best).accuracy in figures["chip_accuracies"]
