@@ -183,8 +183,8 @@ COMPONENT_COLOURS = {  # of a chip, for energy and for area
     "leakage": "#4B1E00",
     "stream": "#C3FFC3",
     "router": "#9944CC",
-    "dram": "#E8601C",
-    "cell_write": "#7BAFDE",
+    "dram": "#5A00B4",
+    "cell_write": "#B40000",
 }
 COMPONENT_NAMES = {  # where the key is not the word
     "adc": "ADC",

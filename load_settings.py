@@ -291,9 +291,10 @@ def run_name(settings: Settings) -> str:
         values["teacher_path"] = f"{start}teacher{digest(settings.teacher_path)[:6]}"
     if settings.init_from is not None:
         values["init_from"] = f"init{digest(settings.init_from)[:6]}"
+    shown = values | {"crossbar": settings.crossbar and Path(settings.crossbar).stem}
     parts = []
     for name, about in OPTIONS.items():
-        value, (place, form) = values[name], about.name or (50, None)
+        value, (place, form) = shown[name], about.name or (50, None)
         if value is None or value is False or (about.name is None and about.has("resume")):
             continue
         if form is not None:

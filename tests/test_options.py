@@ -302,15 +302,33 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": "",
         "init_from_teacher": "", "teacher_logits": "student",
         "time_windows": "1 4", "surrogate": "atan", "surrogate_width": "1",
-        "init_from": str(trained["original"]),
+        "init_from": str(trained["original"]), "crossbar": "spikesim-65nm-pcm",
+    }  # fmt: skip
+    of_chip = {
+        "xbar_size": "128", "cell_bits": "2", "columns": "offset", "crossbars_per_pe": "3",
+        "adc_bits": "6", "layer_adc_bits": "linear=8", "adc_of": "pe", "adc_range": "full",
+        "on_off_ratio": "7", "sigma": "0.1", "level_conductances": "0,0.2,1",
+        "programming": "0.1", "after": "1h", "stuck_on": "0.1", "stuck_off": "0.1",
+        "read_noise": "0.1",
     }  # fmt: skip
     of_teacher = {"data", "paper_setting", "model_depth", "width", "time_window", "image_size"}
     of_teacher |= {"fold", "arch", "leak", "threshold", "reset", "sensor", "split_by"}
-    assert changes.keys() | of_teacher | MAY_CHANGE == OPTIONS.keys()
+    assert changes.keys() | of_chip.keys() | of_teacher | MAY_CHANGE == OPTIONS.keys()
     names = {parse_settings(teacher).save_path}
-    for name, value in changes.items():
-        names.add(parse_settings([*teacher, *as_arguments({name: value})]).save_path)
-    assert len(names) == 1 + len(changes)
+    for name, value in (changes | of_chip).items():
+        chip = {"crossbar": changes["crossbar"]} if name in of_chip else {}
+        names.add(parse_settings([*teacher, *as_arguments(chip | {name: value})]).save_path)
+    assert len(names) == 1 + len(changes) + len(of_chip)
+
+
+def test_a_technology_s_file_names_no_folders(tmp_path):
+    file = tmp_path / "cells" / "ours.toml"
+    file.parent.mkdir()
+    file.write_text('like = "spikesim-65nm"\n')
+    options = ["--data", "digits", "--width", "2", "--bits", "4", "--paper_setting", "student"]
+    found = parse_settings([*options, "--crossbar", str(file), "--sigma", "0.1"])
+    name = "digits-student-4bit-depth18-width2-T4-crossbarours-sigma0.1-seed0"
+    assert found.save_path == f"./checkpoints/{name}"
 
 
 def test_an_older_version_s_default_save_path_is_found_again():
