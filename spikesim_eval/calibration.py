@@ -10,7 +10,6 @@ images that it computes itself. Two things, layer by layer in one forward pass:
   rounded as always.
 """
 
-import statistics
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpoints import Checkpoint, load_checkpoint
+from checkpoints import Checkpoint
 from data_loader import data_of
 from display import percent
 from engine.evaluate import evaluate
@@ -28,8 +27,9 @@ from runtime.errors import UserError
 from .chip import Chip, check_draws, check_layers
 from .crossbar import CrossbarLayer, convert
 from .layer_list import Subject, check_int
-from .nonideal import on_chip
-from .trace import describe, evaluation_data, network_at
+from .nonideal import load_quantized, on_chip
+from .render import mean_and_deviation
+from .trace import describe
 
 STEPS = 64  # that are tried, evenly on a logarithmic scale
 
@@ -87,20 +87,15 @@ def calibration_report(
     """
     check_draws(seed, trials)
     check_int(images, "images", 10**4)
-    checkpoint = load_checkpoint(path)
-    settings, network = checkpoint.settings, network_at(checkpoint, None)
-    if settings.bits is None:
-        raise UserError(f"{path} is a full-precision network: crossbars hold integers")
-    batches = evaluation_data(checkpoint, data_path, network.time_window)
-    if batches is None:
-        raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
-    check_layers(chip, [describe(network)])
+    checkpoint, network, batches = load_quantized(path, data_path)
+    description, trained_at = describe(network), checkpoint.settings.trained_at
+    check_layers(chip, [description])
     seen = training_images(checkpoint, data_path, images)
     digital = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
-    subject = Subject(path, describe(network), tested=(network, batches))
+    subject = Subject(path, description, tested=(network, batches))
 
     def prepare(network: nn.Module, layers: Collection[CrossbarLayer]) -> None:
-        calibrate(network, layers, seen, settings.trained_at)
+        calibrate(network, layers, seen, trained_at)
 
     before, _ = on_chip(subject, chip, seed, trials, "as made")
     after, runs = on_chip(subject, chip, seed, trials, "calibrated", prepare=prepare)
@@ -123,7 +118,7 @@ def calibration_lines(report: dict[str, Any]) -> list[str]:
     lines = [f"digital accuracy {percent(report['digital_accuracy'], 2)}"]
     for name, when in (("before", "as made"), ("after", f"calibrated ({report['images']} images)")):
         found = report[f"accuracies_{name}"]
-        deviation = statistics.stdev(found) if len(found) > 1 else 0.0
-        mean = f"{100 * statistics.mean(found):.2f} ± {percent(deviation, 2)}"
-        lines.append(f"on chips, {when}: {mean} ({len(found)} chips)")
+        mean, deviation = mean_and_deviation(found)
+        text = f"{100 * mean:.2f} ± {percent(deviation or 0.0, 2)}"
+        lines.append(f"on chips, {when}: {text} ({len(found)} chips)")
     return lines

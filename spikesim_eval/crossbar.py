@@ -215,6 +215,7 @@ class CrossbarLayer:
         self.cells = self._wired(torch.stack(self.how.conductances(codes, generator)))
         self.slice_weights = self.how.slice_weights
 
+        self.positions = network.time_steps * math.prod(layer.in_size)
         self.counts = Counts()
         self.sums = torch.zeros(1, dtype=torch.int64) if "sums" in keep else None
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
@@ -359,6 +360,12 @@ class CrossbarLayer:
             else:
                 result[here] = sums
         return result
+
+    def of_means(self, spikes: Tensor) -> Tensor:
+        """The same of a linear layer that reads mean spikes (N, I) over all timesteps and
+        positions, of which the crossbars are fed the numbers: mean sums (N, O)."""
+        counts = (spikes * self.positions).round()[..., None, None]
+        return self(counts).flatten(1) / self.positions
 
     def _sums(self, x: Tensor, size: tuple[int, int]) -> Tensor | None:
         """Sums (O, H', W', N), or, where ADCs only clip, how much less they are; None: nothing."""

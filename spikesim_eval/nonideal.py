@@ -1,7 +1,6 @@
 """Non-ideal inference: a trained quantized network whose layers crossbars compute (crossbar.py)."""
 
 import copy
-import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -9,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoints import load_checkpoint
+from checkpoints import Checkpoint, load_checkpoint
 from display import kind_of, percent, run_at, trained_for
 from engine.evaluate import evaluate
+from models import SpikingNetwork
 from runtime.errors import UserError
 
 from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
@@ -77,11 +78,9 @@ def _place(
     if not layer.linear:
         module.forward = placed
         return placed
-    positions = description.time_steps * math.prod(layer.in_size)
 
     def linear(mean_spikes: Tensor) -> Tensor:
-        counts = (mean_spikes * positions).round()[..., None, None]
-        return placed(counts).flatten(1) / positions * step.T + module.bias
+        return placed.of_means(mean_spikes) * step.T + module.bias
 
     module.forward = linear
     return placed
@@ -177,19 +176,28 @@ def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple
     return [(name, -bits) for _, bits, name in sorted(found)]
 
 
-def load_subject(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
-    """The quantized network of a checkpoint with its test data, its digital accuracy on a CPU, and
-    what drives its rows; `time_steps` is T, where it is not the trained one.
+def load_quantized(
+    path: str, data_path: str | None, time_steps: int | None = None
+) -> tuple[Checkpoint, SpikingNetwork, DataLoader]:
+    """A checkpoint with its network and its test data in batches; `time_steps` is T, where it is
+    not the trained one.
 
     Raises UserError for a full-precision checkpoint and missing data.
     """
     checkpoint = load_checkpoint(path)
-    settings, network = checkpoint.settings, network_at(checkpoint, time_steps)
-    if settings.bits is None:
+    network = network_at(checkpoint, time_steps)
+    if checkpoint.settings.bits is None:
         raise UserError(f"{path} is a full-precision network: crossbars hold integers")
     batches = evaluation_data(checkpoint, data_path, network.time_window)
     if batches is None:
-        raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
+        raise UserError(f"accuracy on {checkpoint.settings.data} is measured: give --data_path")
+    return checkpoint, network, batches
+
+
+def load_subject(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
+    """What `load_quantized` gives, with its digital accuracy on a CPU and what drives its rows."""
+    checkpoint, network, batches = load_quantized(path, data_path, time_steps)
+    settings = checkpoint.settings
     with counting_rows(network, describe(network)) as counted:
         accuracy = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
     kind = kind_of(settings.paper_setting, settings.loss)

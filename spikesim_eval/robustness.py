@@ -6,7 +6,6 @@ digital accuracy there, and the yield is the share of good ones.
 """
 
 import math
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +19,7 @@ from .estimate import estimate
 from .layer_list import Subject, check_number
 from .nonideal import load_subject, nonideal_lines, on_chip, report_of
 from .plots import svg
-from .render import Section, csv_text, page, shown
+from .render import Section, csv_text, mean_and_deviation, page, shown
 
 SURE = 1.959964  # standard deviations on both sides of which 95 % of normal numbers lie
 OVER = ("sigma", "read_noise", "stuck_on", "stuck_off", "after", "wire_ohm", "on_off_ratio")
@@ -56,10 +55,11 @@ def judged(
     good = sum(100 * (digital - x) <= max_drop + 1e-9 for x in accuracies)
     share = good / len(accuracies)
     low, high = wilson(good, len(accuracies)) if is_random else (share, share)
+    mean, deviation = mean_and_deviation(accuracies)
     return {
         "accuracies": list(accuracies),
-        "accuracy_mean": statistics.mean(accuracies),
-        "accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "accuracy_mean": mean,
+        "accuracy_std": deviation or 0.0,
         "yield_share": share,
         "yield_low_share": low,
         "yield_high_share": high,

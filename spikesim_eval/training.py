@@ -7,7 +7,6 @@ also where an ADC clips.
 """
 
 from dataclasses import replace
-from math import prod
 
 import numpy as np
 import torch
@@ -58,12 +57,9 @@ class LayerOnChip:
         if not layer.linear:
             how = layer.stride, layer.padding
             return CrossbarLayer(codes, layer, description, self.chip, *how, generator)(x)
-        positions = description.time_steps * prod(layer.in_size)
-        counts = (x * positions).round()[..., None, None]
-        placed = CrossbarLayer(
-            codes[..., None, None], layer, description, self.chip, generator=generator
-        )
-        return placed(counts).flatten(1) / positions
+        codes = codes[..., None, None]
+        placed = CrossbarLayer(codes, layer, description, self.chip, generator=generator)
+        return placed.of_means(x)
 
 
 def put_on_chip(network: SpikingNetwork, chip: Chip) -> None:

@@ -270,6 +270,13 @@ MISTAKES = {
     "--level_conductances 0,0.5": "must rise from 0 to 1",
     "--level_conductances 0,0.7,0.5,1": "must rise from 0 to 1",
     "--level_conductances 1": "level_conductances must be 2 or more numbers",
+    "--over sigma": "--over must be as sigma=0.05,0.1,0.2, of one of sigma, ",
+    "--over adc_bits=4,5": "got 'adc_bits=4,5'",
+    "--over sigma=0.1,x": "--over sigma must be numbers, got 'x'",
+    "--over sigma=0.1,-1": "sigma must be",
+    "--over after=1h": "does not say how its cells drift",
+    "--technology spikesim-65nm-pcm --over after=1h,2": "a time with its unit",
+    "--max_drop -1": "max_drop",
 }
 
 

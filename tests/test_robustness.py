@@ -15,7 +15,6 @@ from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
 from spikesim_eval.nonideal import load_subject, nonideal_report, on_chip
 from spikesim_eval.robustness import changed_chips, chips_over, judged, wilson
-from test_spikesim import one_error_line
 
 
 @pytest.mark.parametrize(("good", "of"), [(0, 10), (3, 10), (10, 10), (1, 1), (50, 400)])
@@ -160,26 +159,6 @@ def test_times_are_drawn_in_seconds():
     figure = device_plots.bands_plot(["a"], [report])
     assert figure.axes[0].get_lines()[0].get_xdata().tolist() == [3600, 86400, 365.25 * 86400]
     assert figure.axes[1].get_xscale() == "log"
-
-
-MISTAKES = {
-    "--over sigma": "--over must be as sigma=0.05,0.1,0.2, of one of sigma, ",
-    "--over adc_bits=4,5": "got 'adc_bits=4,5'",
-    "--over sigma=0.1,x": "--over sigma must be numbers, got 'x'",
-    "--over sigma=0.1,-1": "sigma must be",
-    "--over after=1h": "does not say how its cells drift",
-    "--technology spikesim-65nm-pcm --over after=1h,2": "a time with its unit",
-    "--max_drop -1": "max_drop",
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_before_a_checkpoint_is_read(mistake, tmp_path, capsys):
-    line = f"nonideal --checkpoint not_read.pth --out {tmp_path / 'out'} {mistake}"
-    assert main(line.split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
-    assert MISTAKES[mistake] in error, error
 
 
 def test_values_of_an_option_make_chips_with_them():
