@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -37,6 +38,7 @@ from spikesim_eval.chip import Chip, check_draws
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject
 from spikesim_eval.nonideal import on_chip
+from spikesim_eval.render import csv_text
 from spikesim_eval.trace import trace_checkpoint
 
 METHODS = ("student", "CLK")
@@ -131,9 +133,8 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
             found = on_chips(one, subject, chip, args.chips)
             rows = [x for x in rows if (x.run, x.sigma, x.adc_bits) != key_of(one, chip)] + found
             write_whole(path, csv_of(rows).encode())
-            mean = sum(x.accuracy for x in found) / len(found)
             about = f"{one.title}: sigma {chip.sigma:g}, ADCs of {chip.adc_bits} bits"
-            say(f"on chips  {about}: {percent(mean, 2)}")
+            say(f"on chips  {about}: {percent(mean(x.accuracy for x in found), 2)}")
 
 
 def key_of(planned: Planned, chip: Chip) -> tuple[str, float, int]:
@@ -166,11 +167,7 @@ def on_chips(planned: Planned, subject: Subject, chip: Chip, draws: int) -> list
 
 
 def csv_of(rows: Sequence[OneChip]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(OneChip.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return out.getvalue()
+    return csv_text(OneChip.__dataclass_fields__, (asdict(row).values() for row in rows))
 
 
 def read_chips(path: Path) -> list[OneChip]:
@@ -223,10 +220,6 @@ def key_of_bar(row: OneChip) -> tuple:
 def by_seed(rows: Sequence[OneChip]) -> list[list[OneChip]]:
     seeds = sorted({x.seed for x in rows})
     return [[x for x in rows if x.seed == seed] for seed in seeds]
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def panels_of(rows: Sequence[OneChip]) -> list[tuple[str, int, float, int]]:
