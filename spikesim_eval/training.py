@@ -2,8 +2,8 @@
 
 In training the cells are drawn anew in every forward pass, so that the network learns to do with
 any chip, not with one; in evaluation they are those of the first chip that `nonideal` draws with
-its seed 0. The gradient is that of the ideal sums (models/quantized_layers.py): straight-through,
-also where an ADC clips.
+its seed 0, and so is the noise of its reads. The gradient is that of the ideal sums
+(models/quantized_layers.py): straight-through, also where an ADC clips.
 """
 
 from dataclasses import replace
@@ -16,7 +16,7 @@ from models import SpikingNetwork
 from runtime.errors import UserError
 
 from .chip import Chip, check_layers
-from .crossbar import CrossbarLayer
+from .crossbar import CrossbarLayer, Images
 from .layer_list import LayerList
 from .nonideal import generator_of
 from .trace import describe
@@ -33,6 +33,7 @@ class LayerOnChip:
         index: of the layer there.
         chip: the options.
         generator: of all layers, for the cells' draws in training.
+        images: that the network computes, where the noise of reads is drawn by them.
     """
 
     def __init__(
@@ -42,7 +43,9 @@ class LayerOnChip:
         index: int,
         chip: Chip,
         generator: torch.Generator,
+        images: Images | None,
     ):
+        self.images = images
         self.network, self.description, self.index = network, description, index
         self.layer, self.chip, self.generator = description.layers[index], chip, generator
 
@@ -54,12 +57,11 @@ class LayerOnChip:
         is_training = self.network.training
         generator = self.generator if is_training else generator_of(self.index, description, 0)
         codes = codes.round().int()
+        what = layer, description, self.chip
+        common = {"generator": generator, "images": self.images}
         if not layer.linear:
-            how = layer.stride, layer.padding
-            return CrossbarLayer(codes, layer, description, self.chip, *how, generator)(x)
-        codes = codes[..., None, None]
-        placed = CrossbarLayer(codes, layer, description, self.chip, generator=generator)
-        return placed.of_means(x)
+            return CrossbarLayer(codes, *what, layer.stride, layer.padding, **common)(x)
+        return CrossbarLayer(codes[..., None, None], *what, **common).of_means(x)
 
 
 def put_on_chip(network: SpikingNetwork, chip: Chip) -> None:
@@ -70,10 +72,11 @@ def put_on_chip(network: SpikingNetwork, chip: Chip) -> None:
         raise UserError("--crossbar: crossbars are simulated on a CPU: add --device cpu")
     generator, description = torch.Generator(), describe(network)
     check_layers(chip, [description])
+    images = Images(network) if chip.read_noise else None
     for index, layer in enumerate(description.layers):
         chip.check_fits(f"layer {layer.name}", description.weight_bits_of(layer))
         module = network.get_submodule(layer.name)
-        module.crossbars = LayerOnChip(network, description, index, chip, generator)
+        module.crossbars = LayerOnChip(network, description, index, chip, generator, images)
 
 
 def draw_cells(network: SpikingNetwork, seed: int, step: int) -> None:

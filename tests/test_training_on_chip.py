@@ -20,7 +20,7 @@ from models import QuanMSResNet
 from models.quantized_layers import QuanConv2d
 from runtime.errors import UserError
 from settings import OF_CHIP, Settings
-from spikesim_eval import trace
+from spikesim_eval import crossbar, trace
 from spikesim_eval.chip import OPTIONS as CHIP_OPTIONS
 from spikesim_eval.chip import Chip
 from spikesim_eval.compare import notes
@@ -63,6 +63,7 @@ def gradients(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tens
         adc_range=st.sampled_from(["unit", "full"]),
         on_off_ratio=st.sampled_from([10.0, math.inf]),
         sigma=st.sampled_from([0.0, 0.1]),
+        read_noise=st.sampled_from([0.0, 0.1]),
         layer_adc_bits=st.sampled_from(["", "stem.conv=3,blocks.2.conv1=2"]),
     ),
 )
@@ -70,10 +71,31 @@ def test_a_trained_network_is_evaluated_as_nonideal_simulates_it(bits, chip):
     network, x = a_network(bits)
     simulated, _ = on_crossbars(network, describe(network), chip, seed=0)
     put_on_chip(network, chip)
-    logits, membranes = network.eval()(x, membranes=True)
+    network.eval()(x.flip(0))  # what was tested before changes nothing
+    logits, membranes = network(x, membranes=True)
     theirs, their_membranes = simulated(x, membranes=True)
     assert all(map(torch.equal, membranes, their_membranes))
     assert torch.equal(logits, theirs)
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["image", "frames"])
+@pytest.mark.parametrize(("bits", "options"), [(4, {}), (8, {"adc_of": "pe", "sigma": 0.1})])
+def test_an_image_meets_the_same_noise_in_any_batch_however_a_layer_divides_it(
+    bits, options, static, monkeypatch
+):
+    network, _ = a_network(bits)
+    chip = Chip(read_noise=0.1, **options)
+    x = torch.rand(6, 2, 8, 8) if static else torch.rand(6, 2, 2, 8, 8)
+    found = []
+    for size, largest in ((6, crossbar.LARGEST_WORKSPACE), (4, 2**12), (1, 1)):
+        monkeypatch.setattr(crossbar, "LARGEST_WORKSPACE", largest)
+        placed, _ = on_crossbars(network, describe(network), chip, seed=3)
+        with torch.no_grad():
+            found.append(torch.cat([placed(batch) for batch in x.split(size)]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    placed, _ = on_crossbars(network, describe(network), chip, seed=4)
+    assert not torch.equal(placed(x), found[0])
 
 
 def test_what_a_layer_computes_in_training_is_the_definition_crossbar_by_crossbar():
@@ -145,6 +167,11 @@ def test_cells_are_drawn_anew_in_every_step_and_the_same_in_the_same_step():
     assert not torch.equal(logits(1), first)
     assert torch.equal(logits(0), first)
     assert not torch.equal(network(x), first)  # a later part of the same step
+    put_on_chip(network, replace(IDEAL, read_noise=0.2))
+    first = logits(0)
+    assert not torch.equal(logits(1), first)
+    assert torch.equal(logits(0), first)
+    assert not torch.equal(network(x), first)
     network.eval()
     assert torch.equal(network(x), network(x))  # tested on one chip
 
