@@ -14,7 +14,7 @@ import torch
 
 import main
 from checkpoints import load_checkpoint
-from conftest import REPOSITORY, files_below
+from conftest import REPOSITORY, files_below, refused
 from data_loader import ImageSet, Share, training_loader
 from load_settings import parse_settings, refuse_single_values
 from runtime.errors import UserError
@@ -100,9 +100,7 @@ def test_too_few_images_for_batch_norm_are_one_line_and_one_more_trains(setting,
     arguments = ["--data", "folder", "--data_path", str(tmp_path / "data"), "--image_size", "8"]
     arguments += ["--time_window", "1", "--batch_size", "4", "--width", "2", "--epochs", "1"]
     arguments += ["--paper_setting", *setting, "--save_path", str(tmp_path / "run")]
-    assert main.main([*arguments, "--accumulate", "2"]) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
+    err = refused(capfd, main.main, [*arguments, "--accumulate", "2"])
     assert "single value per channel" in err
     assert "of a batch of 3 (--batch_size, or all that there are), in 2 parts" in err
     assert not (tmp_path / "run").exists()

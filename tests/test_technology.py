@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import refused
 from experiments import against_the_field
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
@@ -20,7 +21,6 @@ from spikesim_eval.nonideal import on_chip
 from spikesim_eval.sweep import sweep
 from spikesim_eval.technology import DEFAULT, FOLDER, KEYS, UNITS, load_technology, presets
 from spikesim_eval.trace import trace_checkpoint
-from test_spikesim import one_error_line
 
 ROOT = Path(__file__).parent.parent
 LAYERS = re.findall(r"```json\n(.*?)```", (ROOT / "docs/layer_list.md").read_text(), re.DOTALL)[0]
@@ -162,9 +162,7 @@ def test_a_mistake_in_a_file_is_one_line_with_file_key_and_remedy(mistake, tmp_p
     path, layers = written(tmp_path, mistake), tmp_path / "net.json"
     layers.write_text(LAYERS)
     line = f"report --layers {layers} --technology {path} --out {tmp_path / 'out'}"
-    assert main(line.split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
+    error = refused(capsys, main, line.split())
     assert "own.toml" in error
     assert all(words in error for words in MISTAKES[mistake]), error
     assert not (tmp_path / "out").exists()
@@ -231,9 +229,7 @@ def test_a_mistake_in_the_options_is_one_line(options, words, tmp_path, capsys):
     layers = tmp_path / "net.json"
     layers.write_text(LAYERS)
     line = f"report --layers {layers} {options} --out {tmp_path / 'out'}"
-    assert main(line.split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
+    error = refused(capsys, main, line.split())
     assert all(word in error for word in words), error
 
 

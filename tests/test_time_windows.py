@@ -9,7 +9,7 @@ from PIL import Image
 
 import main
 from checkpoints import load_checkpoint
-from conftest import DIGITS, read_csv
+from conftest import DIGITS, read_csv, refused
 from engine.run import Run
 from experiments.membrane_report import main as membrane_report
 from experiments.runs import main as runs
@@ -294,10 +294,8 @@ def test_time_windows_that_make_no_sense_are_one_line(options, expected, tmp_pat
         content = json.loads(options[1])
         options = ["--config", str(tmp_path / "settings.json")]
         Path(options[1]).write_text(json.dumps({"time_windows": content}))
-    assert main.main(["--data", "digits", "--paper_setting", "original", *options]) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert expected in err
+    command = ["--data", "digits", "--paper_setting", "original", *options]
+    assert expected in refused(capfd, main.main, command)
 
 
 def test_a_single_value_per_channel_at_the_smallest_t_is_one_line(tmp_path, capfd):
@@ -315,7 +313,5 @@ def test_a_checkpoint_with_time_windows_that_make_no_sense_is_one_line(trained, 
         checkpoint = torch.load(trained["student"], weights_only=True)
         checkpoint["settings"]["time_windows"] = windows
         torch.save(checkpoint, tmp_path / "odd.pth")
-        assert main.main(["--eval_only", str(tmp_path / "odd.pth")]) == 2
-        err = capfd.readouterr().err
+        err = refused(capfd, main.main, ["--eval_only", str(tmp_path / "odd.pth")])
         assert "is not a checkpoint of this program" in err, windows
-        assert err.count("\n") == 1
