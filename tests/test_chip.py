@@ -1,6 +1,5 @@
 """The chip's arithmetic: every figure against plain loops, its laws, and what is refused."""
 
-import csv
 import json
 import re
 from collections import Counter
@@ -12,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from conftest import refused
+from conftest import read_csv, refused
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
@@ -446,8 +445,7 @@ def test_a_weight_wider_than_a_crossbar_is_refused_and_left_out_of_a_sweep(tmp_p
 
     assert main(f"sweep {line} 8,16,32 --cell_bits 1,2".split()) == 0
     assert "3 points left out" in capsys.readouterr().out
-    with (tmp_path / "out" / "sweep.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "out" / "sweep.csv")
     sizes = {(row["xbar_size_cells"], row["cell_bits"]) for row in rows}
     assert sizes == {("16", "2"), ("32", "1"), ("32", "2")}
 

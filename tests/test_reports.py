@@ -1,6 +1,5 @@
 """What stands in a report, comparisons, sweeps, and networks that are not this project's."""
 
-import csv
 import json
 import statistics
 import textwrap
@@ -140,8 +139,7 @@ def test_text_of_a_layer_list_breaks_neither_page_nor_table(tmp_path):
     assert page.loads == []
     assert name in page.text
     assert '| <script>$x$\\|a,"b" | 3 |' in (tmp_path / "report.md").read_text()
-    with (tmp_path / "report.csv").open(newline="") as file:
-        assert [row["layer_name"] for row in csv.DictReader(file)][1] == name
+    assert [row["layer_name"] for row in read_csv(tmp_path / "report.csv")][1] == name
 
 
 # Sensitivity and comparison.
@@ -196,8 +194,7 @@ def test_of_a_chip_with_other_adcs_only_the_law_is_changed():
 def test_compare_puts_every_network_beside_the_first(files, trained, tmp_path, capsys):
     paths = [trained["original"], trained["student"], trained["qamd"]]
     assert main(["compare", *map(str, paths), "--max_drop", "100", "--out", str(tmp_path)]) == 0
-    with (tmp_path / "compare.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "compare.csv")
     assert [row["network"] for row in rows] == list(map(str, paths))
     assert float(rows[0]["edap_times_better"]) == 1
     assert float(rows[0]["drop_points"]) == 0

@@ -1,6 +1,5 @@
 """The hardware estimate: the published figures, the network model by hand, and the command."""
 
-import csv
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import refused
+from conftest import read_csv, refused
 from display import engineering
 from runtime.errors import UserError
 from spikesim_eval import layer_list
@@ -458,8 +457,7 @@ def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_p
     assert (
         engineering(expected.total["energy_pj"] * 1e-12, "J", digits=4) in capsys.readouterr().out
     )
-    with (out / "report.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(out / "report.csv")
     assert [row["layer_name"] for row in rows] == [row["name"] for row in report["layers"]]
     energies = [float(row["energy_pj"]) for row in rows]
     energies += [report["energy_by_component"][x] for x in ("stream", "leakage")]  # of no layer

@@ -1,6 +1,5 @@
 """Technology files: what the parts of a chip cost, and every mistake in them as one line."""
 
-import csv
 import json
 import math
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import refused
+from conftest import read_csv, refused
 from experiments import against_the_field
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
@@ -248,7 +247,7 @@ def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, cap
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(f"technologies --layers {layers} --out {out}".split()) == 0
     printed = capsys.readouterr().out
-    rows = list(csv.DictReader((out / "technologies.csv").open()))
+    rows = read_csv(out / "technologies.csv")
     assert [row["technology"] for row in rows] == presets()
     for row in rows:
         (chip,) = chips(technology=row["technology"])
@@ -267,7 +266,7 @@ def test_a_network_is_simulated_on_the_chip_of_each_technology(tmp_path, capsys)
     names = ["isaac-32nm", "spikesim-65nm"]
     line = f"technologies {' '.join(names)} --checkpoint {checkpoint} --on_chip --out {out}"
     assert main(line.split()) == 0
-    rows = list(csv.DictReader((out / "technologies.csv").open()))
+    rows = read_csv(out / "technologies.csv")
     subject = trace_checkpoint(str(checkpoint), None)
     for name, row in zip(names, rows, strict=True):
         (chip,) = chips(technology=name)
