@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import main
 import spikesim_eval.__main__
 from checkpoints import load_checkpoint
+from conftest import refused
 from engine.log import next_commands
 from exchange.__main__ import about_of
 from models import QuanMSResNet
@@ -215,8 +216,7 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
         cut_off_after(5, patch)  # of five steps: the epoch's statistics and test are left
         with pytest.raises(PowerCutError):
             train(cut, "--save_every", "1")
-    assert train(cut, "--resume", "--sigma", "0.2") == 2
-    assert "--sigma 0.2 instead of 0.1" in capsys.readouterr().err
+    assert "--sigma 0.2 instead of 0.1" in refused(capsys, train, cut, "--resume", "--sigma", "0.2")
     assert train(cut, "--resume") == 0
     assert_same_end(cut, whole)
 
