@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from checkpoints import Checkpoint
 from data_sets import DATA_SETS, Request, Samples
 from data_sets.augment import CropAndFlip, augmentation
 from data_sets.events import (
@@ -219,21 +218,6 @@ def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageS
     caches = settings.cache_path if path == settings.data_path else None
     here = replace(settings, data_path=path, cache_path=caches, augment="none")
     return load_data_sets(here, input_step_of(settings))
-
-
-def refuse_another_fold(
-    trained: Checkpoint, path: str | Path, settings: Settings, train: ImageSet
-) -> None:
-    """Raises UserError where the network at `path` was trained on another number of images than
-    these of its fold: the data were others, and so was the fold."""
-    theirs = trained.rest.get("training_images")
-    same_share = trained.settings.val_share == settings.val_share
-    if settings.fold is not None and same_share and theirs not in (None, len(train)):
-        raise UserError(
-            f"{path} was trained on {theirs} images of its --fold {settings.fold}, the data here "
-            f"have {len(train)} there: it may have been trained on the test images, give the data "
-            "that it was trained on"
-        )
 
 
 @contextmanager

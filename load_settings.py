@@ -38,7 +38,6 @@ from runtime.files import check_writable, digest, must_be_file
 from settings import (
     MS_RESNETS,
     OPTIONS,
-    SENSOR_SIDES,
     TYPES,
     Settings,
     as_text,
@@ -48,7 +47,7 @@ from settings import (
     complete,
     own_network,
     parse_image_size,
-    parse_size,
+    parse_sensor,
 )
 
 TIME_WINDOWS = 2  # beside the seed: other random numbers than those of held-out images
@@ -138,7 +137,7 @@ def _training_settings(given: dict[str, Any]) -> Settings:
         own = size == DATA_SETS[data].image_size
         values["image_size"] = None if own else "{}x{}".format(*size)
     if values["sensor"] is not None:
-        size = parse_size(values["sensor"], "sensor", SENSOR_SIDES)
+        size = parse_sensor(values["sensor"])
         values["sensor"] = "{}x{}".format(*size)
     find = DATA_SETS[data].classes_of
     classes = None if find is None else tuple(find(values["data_path"]))
@@ -439,6 +438,21 @@ def check_classes(trained: Settings, data_path: str | Path, path: str | Path) ->
         raise UserError(
             f"{path} was trained on {len(trained.classes)} classes, {data_path} has {len(here)}: "
             f"{name!r} is only in {'the folder' if name in here else 'the checkpoint'}"
+        )
+
+
+def refuse_another_fold(
+    trained: Checkpoint, path: str | Path, settings: Settings, training_images: int
+) -> None:
+    """Raises UserError where the network at `path` was trained on another number of images than
+    these of its fold: the data were others, and so was the fold."""
+    theirs = trained.rest.get("training_images")
+    same_share = trained.settings.val_share == settings.val_share
+    if settings.fold is not None and same_share and theirs not in (None, training_images):
+        raise UserError(
+            f"{path} was trained on {theirs} images of its --fold {settings.fold}, the data here "
+            f"have {training_images} there: it may have been trained on the test images, give the "
+            "data that it was trained on"
         )
 
 

@@ -39,7 +39,6 @@ SHARED_GPU = "cuda-shared"
 MS_RESNETS = {f"resnet{depth}": depth for depth in BLOCKS}  # --arch says the same as --model_depth
 OWN_NETWORK = "FILE.py:CLASS"
 IMAGE_SIDES = 8, 1024  # smallest and largest side of an image, pixels
-SENSOR_SIDES = 1, LARGEST_SENSOR
 Values = Mapping[str, Any]  # settings by name
 
 
@@ -546,7 +545,7 @@ class Settings:
         if data_set.recordings is not None:
             found = data_set.recordings._replace(split_by=self.split_by)
             if self.sensor is not None:
-                found = found._replace(sensor=parse_size(self.sensor, "sensor", SENSOR_SIDES))
+                found = found._replace(sensor=parse_sensor(self.sensor))
             data_set = replace(data_set, recordings=found)
         return data_set
 
@@ -683,7 +682,7 @@ def check_settings(settings: Settings, trained: bool = False) -> None:
     if settings.image_size is not None:
         parse_image_size(settings.image_size)
     if settings.sensor is not None:
-        parse_size(settings.sensor, "sensor", SENSOR_SIDES)
+        parse_sensor(settings.sensor)
     if not trained:
         _ = settings.chip  # it checks itself
     if settings.time_windows is not None:
@@ -735,10 +734,14 @@ def describes_a_network(settings: Settings) -> bool:
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
-    return parse_size(text, "image_size", IMAGE_SIDES)
+    return _parse_size(text, "image_size", IMAGE_SIDES)
 
 
-def parse_size(text: str, option: str, limits: tuple[int, int]) -> tuple[int, int]:
+def parse_sensor(text: str) -> tuple[int, int]:
+    return _parse_size(text, "sensor", (1, LARGEST_SENSOR))
+
+
+def _parse_size(text: str, option: str, limits: tuple[int, int]) -> tuple[int, int]:
     """(height, width) of "HxW", or of one number for both."""
     low, high = limits
     sides = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", text, re.ASCII)

@@ -17,12 +17,11 @@ from data_loader import (
     evaluation_loader,
     input_text,
     load_data_sets,
-    refuse_another_fold,
     set_epoch,
     training_loader,
 )
 from data_sets import DATA_SETS
-from load_settings import refuse_single_values
+from load_settings import refuse_another_fold, refuse_single_values
 from runtime.errors import UserError
 from runtime.processes import all_agree, is_main_process, rank, world_size
 from settings import Settings, input_step_of
@@ -104,7 +103,7 @@ def settings_for(settings: Settings, train_set: ImageSet, teacher: Checkpoint | 
                 f"{teacher.settings.sensor} pixels, these are of {settings.sensor}: give "
                 f"--sensor {teacher.settings.sensor}"
             )
-        refuse_another_fold(teacher, settings.teacher_path, settings, train_set)
+        refuse_another_fold(teacher, settings.teacher_path, settings, len(train_set))
         _refuse_another_step(teacher.settings, settings)
     return settings
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from checkpoints import Checkpoint, load_checkpoint, names_of_labels
-from data_loader import evaluation_loader, read_sample, refuse_another_fold
+from data_loader import evaluation_loader, read_sample
 from display import (
     SHADING,
     new_figure,
@@ -30,7 +30,7 @@ from engine.compile import compile_for
 from engine.data import load_same_data, share_of
 from engine.evaluate import evaluate, evaluate_integers
 from engine.start import make_deterministic
-from load_settings import load_network
+from load_settings import load_network, refuse_another_fold
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 from runtime.processes import of_all_processes, of_first_process
@@ -66,7 +66,7 @@ def measure(settings: Settings, device: torch.device) -> dict[str, Any]:
     checkpoint = load_checkpoint(settings.eval_only)
     network = load_network(checkpoint, settings.time_window).to(device)
     train_set, test_set = load_same_data(settings)
-    refuse_another_fold(checkpoint, settings.eval_only, settings, train_set)
+    refuse_another_fold(checkpoint, settings.eval_only, settings, len(train_set))
     if settings.compile:
         compile_for(settings, device, test_set)
     batches = evaluation_loader(test_set, share_of(settings), device)

@@ -7,7 +7,6 @@ read back from one may come from anywhere: all of it is checked, and a fault is 
 
 import io
 import math
-import os
 import random
 import signal
 import sys
@@ -22,17 +21,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from checkpoints import (
-    Checkpoint,
-    are_random_states,
-    are_rows,
-    are_sums,
-    load_checkpoint,
-    momentum_of,
-)
+from checkpoints import Checkpoint, are_random_states, are_rows, are_sums, momentum_of
 from display import percent
 from distiller import MEMBRANE_LOSS_VERSION, MEMBRANE_LOSSES
-from engine.run_folder import best_row, checkpoints_of, deciding, lock, move_aside, must_move
+from engine.run_folder import (
+    best_row,
+    checkpoints_of,
+    deciding,
+    last_of,
+    lock,
+    move_aside,
+    must_move,
+)
 from runtime.errors import Stopped, UserError
 from runtime.files import digest, temporary, write_nowhere, write_whole
 from runtime.processes import (
@@ -130,7 +130,7 @@ class Run:
         folder = self.last.parent
         if self.settings.dry_run:
             must_move(self.settings)
-            return self._read() if self.settings.resume and os.path.lexists(self.last) else None
+            return self._read()
         with disk_errors(folder, self.settings):
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = lock(folder, warn=True)
@@ -142,10 +142,8 @@ class Run:
         with disk_errors(folder, self.settings):
             for path in (self.last, self.best):
                 temporary(path).unlink(missing_ok=True)  # of a run that was killed
-        if not (self.settings.resume and os.path.lexists(self.last)):
-            return None
         state = self._read()
-        if state["rows"] and not self.best.exists():
+        if state is not None and state["rows"] and not self.best.exists():
             best = best_row(state["rows"])
             print(
                 f"main.py: warning: {self.best} is missing: it held the best network so far "
@@ -154,8 +152,10 @@ class Run:
             )
         return state
 
-    def _read(self) -> dict[str, Any]:
-        checkpoint = load_checkpoint(self.last)
+    def _read(self) -> dict[str, Any] | None:
+        checkpoint = last_of(self.settings)
+        if checkpoint is None:
+            return None
         rest = checkpoint.rest
         if "rows" not in rest:
             raise UserError(

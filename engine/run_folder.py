@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from checkpoints import load_checkpoint
+from checkpoints import Checkpoint, load_checkpoint
 from load_settings import parse_settings
 from runtime.command import run_command
 from runtime.errors import UserError
@@ -56,7 +56,21 @@ def check_save_path(settings: Settings) -> None:
     folder = Path(settings.save_path)
     if (folder / ".lock").is_file():
         lock(folder).close()
+    last_of(settings, weights=False)
     must_move(settings)
+
+
+def last_of(settings: Settings, weights: bool = True) -> Checkpoint | None:
+    """What a run with --resume goes on from; None where there is nothing yet. Raises UserError,
+    with what is left to do, where it cannot be read."""
+    folder = Path(settings.save_path)
+    last, _ = checkpoints_of(folder, settings.paper_setting)
+    if not (settings.resume and os.path.lexists(last)):
+        return None
+    try:
+        return load_checkpoint(last, weights)
+    except UserError as damage:
+        raise UserError(f"--resume: {damage}: {what_to_do(folder, settings)}") from None
 
 
 def must_move(settings: Settings) -> bool:
@@ -69,10 +83,6 @@ def must_move(settings: Settings) -> bool:
     found = trained_in(folder)
     goes_on = settings.resume and os.path.lexists(last)
     if goes_on:
-        try:
-            load_checkpoint(last, weights=False)
-        except UserError as damage:
-            raise UserError(f"--resume: {damage}: {what_to_do(folder, settings)}") from None
         found = [path for path in found if path not in own]
     if not found:
         return False

@@ -7,7 +7,6 @@ the command can be stopped and continued.
 """
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
@@ -17,7 +16,9 @@ from pathlib import Path
 
 import torch
 
+from engine.run_folder import read_metrics
 from experiments.one_run import hardware
+from experiments.run_plan import epochs_done
 from spikesim_eval.render import markdown_table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -58,7 +59,7 @@ def train(folder: Path, setting: str, seed: int) -> dict[str, float]:
     for name, options in TRAININGS.items():
         epochs = int(options[options.index("--epochs") + 1])
         metrics = folder / name / "metrics.csv"
-        if len(rows_of(metrics)) < epochs:
+        if epochs_done(metrics.parent) < epochs:
             command = [sys.executable, *(launcher if processes > 1 else []), "main.py", *OPTIONS]
             command += [*options, *more, "--seed", str(seed), "--save_path", metrics.parent]
             if "qamd" in options:
@@ -71,15 +72,8 @@ def train(folder: Path, setting: str, seed: int) -> dict[str, float]:
                 stdout=subprocess.DEVNULL,
                 check=True,
             )
-        found[name] = 100 * float(rows_of(metrics)[-1]["test_accuracy"])
+        found[name] = 100 * read_metrics(metrics)[-1]["test_accuracy"]
     return found | {"gain": found["MD-SNN"] - found["student"]}
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def spread(name: str, rows: list[dict[str, float]]) -> list[list[str]]:

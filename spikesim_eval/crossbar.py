@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cells import Cells
 from .chip import Chip, place_layer
@@ -144,6 +144,19 @@ def window(
     return Window(tuple(outputs), tuple(inputs))
 
 
+class Images:
+    """The images that a network computes right now, each known by what it is. Noise that is drawn
+    by that depends neither on the rest of the batch nor on the order in which it is computed."""
+
+    def __init__(self, network: nn.Module):
+        self.digests: list[bytes] = []
+        network.register_forward_pre_hook(self._look)
+
+    def _look(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        whole = inputs[0].detach().contiguous().numpy()
+        self.digests = [hashlib.blake2b(image, digest_size=16).digest() for image in whole]
+
+
 class Readers(NamedTuple):
     """Columns that ADCs read of a crossbar, or of the crossbars in line in a PE together."""
 
@@ -189,6 +202,8 @@ class CrossbarLayer:
         chip: the options.
         stride, padding: of the convolution.
         generator: for the cells' variation, and then for the noise of reads.
+        images: that the network computes: the noise of reads is then drawn for each of them and
+            timestep by itself. Without, for each row of the inputs of all calls.
         keep: which of KEPT to keep: "errors", how far the sums are off (`relative_error`);
             "largest", the largest sum of a column; "sums", how often each sum was read; "clipped",
             where ADCs clipped in the last call, for `lost_gradient`.
@@ -206,6 +221,7 @@ class CrossbarLayer:
         padding: tuple[int, int] = (0, 0),
         generator: torch.Generator | None = None,
         keep: Collection[str] = (),
+        images: Images | None = None,
     ):
         self.chip, self.stride, self.padding = chip.of_layer(layer.name), stride, padding
         self.input_bits, self.signed_input = network.input_bits(layer), network.reads_stream(layer)
@@ -221,11 +237,15 @@ class CrossbarLayer:
         placement = place_layer(network, layer, chip)
         self.stack, self.slices = placement.stack, placement.slices
         self.together = pes_together(placement, chip)
-        self.generator = generator
         # (planes, k²·groups, rows, O·slices), as the ADCs see them
         self.cells = self._wired(torch.stack(self.how.conductances(codes, generator)))
         self.slice_weights = self.how.slice_weights
 
+        self.images = images
+        self.noise_seed = 0
+        if chip.read_noise:
+            self.noise_seed = torch.randint(2**62, (1,), generator=generator).item()
+        self.reading: list[torch.Generator] = []  # of the noise in what is computed right now
         self.positions = network.time_steps * math.prod(layer.in_size)
         self.counts = Counts()
         self.sums = torch.zeros(1, dtype=torch.int64) if "sums" in keep else None
@@ -365,6 +385,8 @@ class CrossbarLayer:
             here = slice(start, start + chunk)
             if self.clipped is not None:
                 self.clipped.append((here, []))
+            if self.chip.read_noise:
+                self.reading = [self._noise_of(row, x) for row in range(len(x))[here]]
             sums = self._sums(x[here], size)
             if sums is None:
                 continue
@@ -438,9 +460,25 @@ class CrossbarLayer:
         sums = cells @ rows
         if self.chip.read_noise:
             deviation = (cells.square() @ rows).sqrt_().mul_(self.chip.read_noise)
-            noise = torch.randn(sums.shape, generator=self.generator)
-            sums = sums.add_(deviation.mul_(noise)).clamp_min_(0)
+            sums = sums.add_(deviation.mul_(self._noise(*sums.shape))).clamp_min_(0)
         return sums
+
+    def _noise_of(self, row: int, x: Tensor) -> torch.Generator:
+        """Of the noise in what is read for this row of inputs x (T·images, ...)."""
+        if self.images is None:
+            what = b"%d" % (self.counts.images - len(x) + row)
+        else:
+            timestep, image = divmod(row, len(self.images.digests))
+            what = b"%d of %s" % (timestep, self.images.digests[image])
+        seed = hashlib.blake2b(b"%d %s" % (self.noise_seed, what), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(seed))
+
+    def _noise(self, columns: int, reads: int) -> Tensor:
+        """Standard normal numbers (columns, reads); rows of inputs come last in reads."""
+        by_row = torch.empty(len(self.reading), columns * reads // len(self.reading))
+        for numbers, generator in zip(by_row, self.reading, strict=True):
+            numbers.normal_(generator=generator)
+        return by_row.t().reshape(columns, reads)
 
     def _convert(
         self, sums: Tensor, reader: Readers, outputs: tuple[slice, slice], read: Tensor

@@ -18,7 +18,7 @@ from models import SpikingNetwork
 from runtime.errors import UserError
 
 from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
-from .crossbar import CrossbarLayer
+from .crossbar import CrossbarLayer, Images
 from .layer_list import Layer, LayerList, Subject
 from .render import mean_and_deviation
 from .trace import counting_rows, describe, evaluation_data, network_at
@@ -39,6 +39,7 @@ def on_crossbars(
     what a `CrossbarLayer` is to keep.
     """
     network = copy.deepcopy(network).eval()
+    images = Images(network) if chip.read_noise else None
     layers: dict[str, CrossbarLayer] = {}
     bar = tqdm(description.layers, "wires", leave=False, disable=not chip.wire_ohm or None)
     for index, layer in enumerate(bar):
@@ -46,7 +47,7 @@ def on_crossbars(
             continue
         module = network.get_submodule(layer.name)
         generator = generator_of(index, description, seed)
-        layers[layer.name] = _place(module, layer, description, chip, generator, keep)
+        layers[layer.name] = _place(module, layer, description, chip, generator, keep, images)
     return network, layers
 
 
@@ -62,6 +63,7 @@ def _place(
     chip: Chip,
     generator: torch.Generator,
     keep: Collection[str],
+    images: Images | None,
 ) -> CrossbarLayer:
     """Let crossbars compute what `module` computes."""
     codes, step = module.quantizer.codes(module.weight)
@@ -74,6 +76,7 @@ def _place(
         (0, 0) if layer.linear else module.padding,
         generator,
         keep,
+        images,
     )
     if not layer.linear:
         module.forward = placed

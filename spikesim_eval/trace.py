@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from checkpoints import Checkpoint, build_network, load_checkpoint
-from data_loader import Share, data_of, evaluation_loader, refuse_another_fold
+from data_loader import Share, data_of, evaluation_loader
 from display import kind_of
 from engine.evaluate import evaluate
-from load_settings import check_classes, load_network
+from load_settings import check_classes, load_network, refuse_another_fold
 from models import SpikingNetwork
 from models.graph import Node, graph_of, source_of
 from models.neuron import neuron_of
@@ -203,7 +203,7 @@ def evaluation_data(
         return None
     check_classes(settings, data_path or ".", "the checkpoint")
     train_set, test_set = data_of(settings, data_path or ".")
-    refuse_another_fold(checkpoint, "the checkpoint", settings, train_set)
+    refuse_another_fold(checkpoint, "the checkpoint", settings, len(train_set))
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
     return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
 

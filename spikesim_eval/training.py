@@ -2,9 +2,9 @@
 
 In training the cells are drawn anew in every forward pass, so that the network learns to do with
 any chip, not with one; in evaluation they are those of the first chip that `nonideal` draws with
-its seed 0. The gradient is that of the ideal sums (models/quantized_layers.py), straight-through,
-but of what an ADC clips there is none (`CrossbarLayer.lost_gradient`): else the loss drives on
-sums that cannot follow.
+its seed 0, and so is the noise of its reads. The gradient is that of the ideal sums
+(models/quantized_layers.py), straight-through, but of what an ADC clips there is none
+(`CrossbarLayer.lost_gradient`): else the loss drives on sums that cannot follow.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from models.quantized_layers import Lost
 from runtime.errors import UserError
 
 from .chip import Chip, check_layers
-from .crossbar import CrossbarLayer
+from .crossbar import CrossbarLayer, Images
 from .layer_list import LayerList
 from .nonideal import generator_of
 from .trace import describe
@@ -36,6 +36,7 @@ class LayerOnChip:
         index: of the layer there.
         chip: the options.
         generator: of all layers, for the cells' draws in training.
+        images: that the network computes, where the noise of reads is drawn by them.
     """
 
     def __init__(
@@ -45,7 +46,9 @@ class LayerOnChip:
         index: int,
         chip: Chip,
         generator: torch.Generator,
+        images: Images | None,
     ):
+        self.images = images
         self.network, self.description, self.index = network, description, index
         self.layer, self.chip, self.generator = description.layers[index], chip, generator
 
@@ -61,9 +64,11 @@ class LayerOnChip:
             codes, how = codes[..., None, None], ()
         else:
             how = layer.stride, layer.padding
-        keep = ["clipped"] if is_training else []
         placed = CrossbarLayer(
-            *(codes, layer, description, self.chip, *how), generator=generator, keep=keep
+            *(codes, layer, description, self.chip, *how),
+            generator=generator,
+            images=self.images,
+            keep=["clipped"] if is_training else [],
         )
         if layer.linear:
             sums, lost = placed.of_means(x), placed.lost_gradient_of_means
@@ -80,10 +85,11 @@ def put_on_chip(network: SpikingNetwork, chip: Chip) -> None:
         raise UserError("--crossbar: crossbars are simulated on a CPU: add --device cpu")
     generator, description = torch.Generator(), describe(network)
     check_layers(chip, [description])
+    images = Images(network) if chip.read_noise else None
     for index, layer in enumerate(description.layers):
         chip.check_fits(f"layer {layer.name}", description.weight_bits_of(layer))
         module = network.get_submodule(layer.name)
-        module.crossbars = LayerOnChip(network, description, index, chip, generator)
+        module.crossbars = LayerOnChip(network, description, index, chip, generator, images)
 
 
 def draw_cells(network: SpikingNetwork, seed: int, step: int) -> None:

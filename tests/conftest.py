@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -188,6 +189,19 @@ def files_below(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
+def refused(
+    capture: Any, command: Callable[..., int], *arguments: object, started: bool = False
+) -> str:
+    """The one line with which a command ends, with exit code 2: all that it says, but for a run
+    that has `started`. `capture` is capsys or capfd."""
+    capture.readouterr()
+    assert command(*arguments) == 2, arguments
+    out, err = capture.readouterr()
+    assert re.fullmatch(r"[\w.]+: error: .+\n", err), err
+    assert started or out == ""
+    return err
+
+
 @pytest.fixture
 def complaint(tmp_path, capfd, monkeypatch) -> Callable[[list[str]], str]:
     """The one line that main.py prints for wrong arguments, run in a folder with the test's files
@@ -196,12 +210,8 @@ def complaint(tmp_path, capfd, monkeypatch) -> Callable[[list[str]], str]:
 
     def complain(arguments: list[str]) -> str:
         before = files_below(tmp_path)
-        assert main.main(arguments) == 2
-        out, err = capfd.readouterr()
-        assert out == ""
-        assert err.startswith("main.py: error: ")
-        assert err.count("\n") == 1
+        line = refused(capfd, main.main, arguments)
         assert files_below(tmp_path) == before
-        return err
+        return line
 
     return complain

@@ -14,7 +14,7 @@ import torch
 
 import main
 from checkpoints import load_checkpoint
-from conftest import REPOSITORY, files_below
+from conftest import REPOSITORY, files_below, refused
 from data_loader import ImageSet, Share, training_loader
 from load_settings import parse_settings, refuse_single_values
 from runtime.errors import UserError
@@ -94,18 +94,18 @@ def test_a_wrong_argument_is_one_line(arguments, expected, complaint):
 
 @pytest.mark.parametrize("setting", [["original"], ["student", "--bits", "4"]])
 def test_too_few_images_for_batch_norm_are_one_line_and_one_more_trains(setting, tmp_path, capfd):
-    """Three 8×8 images make one batch, in parts of two and one."""
+    """Three 8×8 images make one batch, in parts of two and one; those held out are not counted."""
     write_image_folder(tmp_path / "data", classes=2, per_class=4, size=8)
-    next((tmp_path / "data" / "train").glob("*/7.jpg")).unlink()
+    (fourth,) = (tmp_path / "data" / "train").glob("*/7.jpg")
     arguments = ["--data", "folder", "--data_path", str(tmp_path / "data"), "--image_size", "8"]
     arguments += ["--time_window", "1", "--batch_size", "4", "--width", "2", "--epochs", "1"]
     arguments += ["--paper_setting", *setting, "--save_path", str(tmp_path / "run")]
-    assert main.main([*arguments, "--accumulate", "2"]) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert "single value per channel" in err
-    assert "of a batch of 3 (--batch_size, or all that there are), in 2 parts" in err
-    assert not (tmp_path / "run").exists()
+    for held_out in (["--val_share", "0.25"], []):
+        err = refused(capfd, main.main, [*arguments, "--accumulate", "2", *held_out])
+        assert "single value per channel" in err
+        assert "of a batch of 3 (--batch_size, or all that there are), in 2 parts" in err
+        assert not (tmp_path / "run").exists()
+        fourth.unlink(missing_ok=True)
     assert main.main(arguments) == 0
     checkpoint = load_checkpoint(tmp_path / "run" / f"{setting[0]}-last.pth")  # checks the numbers
     assert checkpoint.epoch == 1

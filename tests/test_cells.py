@@ -9,16 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from conftest import refused
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.cells import Cells
 from spikesim_eval.chip import TIMES, Chip, options_of, seconds
-from spikesim_eval.crossbar import CrossbarLayer
+from spikesim_eval.crossbar import CrossbarLayer, Images
 from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.technology import DEFAULT, load_technology
 from test_nonideal import exact, random_layer
-from test_spikesim import one_error_line
 
 PCM = load_technology("spikesim-65nm-pcm")
 MANY = 200_000  # cells of a level: their mean is known to a 450th of their deviation
@@ -214,7 +215,7 @@ def test_read_noise_is_new_at_every_read_and_plane_and_has_the_cells_deviation()
     codes = [15, 8, 3, 1]
     chip = Chip(read_noise=0.02, adc_bits=None)
     layer = one_column(chip, codes, input_bits=2)
-    x = torch.tensor([1.0, 3.0, 0.0, 2.0])[None, :, None, None].repeat(50_000, 1, 1, 1)
+    x = torch.tensor([1.0, 3.0, 0.0, 2.0])[None, :, None, None].repeat(20_000, 1, 1, 1)
     sums = layer(x).double().flatten()
     # each plane of bits is a read: 15 and 8 in the first, twice 8 and 1 in the second
     variance = 0.02**2 * (15**2 + 8**2 + 4 * (8**2 + 1**2))
@@ -235,6 +236,20 @@ def test_read_noise_is_that_of_cells_drawn_one_by_one():
     assert sums.std().item() == pytest.approx(drawn.std().item(), rel=0.02)
     at = torch.tensor([0.05, 0.5, 0.95]).double()
     torch.testing.assert_close(sums.quantile(at), drawn.quantile(at), rtol=0.003, atol=0)
+
+
+def test_read_noise_of_an_image_is_new_at_every_timestep_and_the_same_whenever_it_is_read():
+    layer = one_column(Chip(read_noise=0.1, adc_bits=None), [15, 8, 3, 1])
+    network = nn.Identity()
+    layer.images = Images(network)
+    images = torch.rand(4000, 1)
+    network(images)
+    at = layer(torch.ones(3 * len(images), 4, 1, 1)).view(3, -1)
+    check_moments(at.flatten().double(), 27, 0.1 * math.sqrt(15**2 + 8**2 + 3**2 + 1))
+    others = torch.corrcoef(at)[[0, 0, 1], [1, 2, 2]]
+    assert others.abs().max() < 5 / math.sqrt(len(images))
+    network(images[7:9])
+    assert torch.equal(layer(torch.ones(6, 4, 1, 1)).view(3, 2), at[:, 7:9])
 
 
 def test_an_adc_of_noisy_sums_neither_reads_below_0_nor_above_its_range():
@@ -283,9 +298,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_before_anything_is_read(mistake, tmp_path, capsys):
     line = f"nonideal --checkpoint not_read.pth --out {tmp_path / 'out'} {mistake}"
-    assert main(line.split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
+    error = refused(capsys, main, line.split())
     assert MISTAKES[mistake] in error, error
     assert not (tmp_path / "out").exists()
 

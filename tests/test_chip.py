@@ -1,6 +1,5 @@
 """The chip's arithmetic: every figure against plain loops, its laws, and what is refused."""
 
-import csv
 import json
 import re
 from collections import Counter
@@ -12,6 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from conftest import read_csv, refused
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
@@ -19,7 +19,7 @@ from spikesim_eval.compare import cheapest, compare
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.report import build_report
-from test_spikesim import changed, conv, net, networks, one_error_line, residual_block
+from test_spikesim import changed, conv, net, networks, residual_block
 
 NUMBERS = [x for x in fields(Chip) if x.metadata["limits"] and x.metadata["part"] != "simulation"]
 DIGITAL = "accuracy: the digital network's"
@@ -437,19 +437,15 @@ def test_a_weight_wider_than_a_crossbar_is_refused_and_left_out_of_a_sweep(tmp_p
     path = tmp_path / "net.json"
     path.write_text(json.dumps(changed("weight_bits", 32)))
     line = f"--layers {path} --out {tmp_path / 'out'} --xbar_size"
-    assert main(f"report {line} 16 --cell_bits 1".split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
+    error = refused(capsys, main, f"report {line} 16 --cell_bits 1".split())
     assert "31 cells" in error  # without the sign
     assert "the 16 of a crossbar row" in error
-    assert main(f"sweep {line} 8,16 --cell_bits 1".split()) == 2
-    assert one_error_line(capsys.readouterr().err)
+    refused(capsys, main, f"sweep {line} 8,16 --cell_bits 1".split())
     assert not (tmp_path / "out").exists()
 
     assert main(f"sweep {line} 8,16,32 --cell_bits 1,2".split()) == 0
     assert "3 points left out" in capsys.readouterr().out
-    with (tmp_path / "out" / "sweep.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "out" / "sweep.csv")
     sizes = {(row["xbar_size_cells"], row["cell_bits"]) for row in rows}
     assert sizes == {("16", "2"), ("32", "1"), ("32", "2")}
 
@@ -551,9 +547,7 @@ def test_an_option_beyond_its_limits_is_refused_with_the_reason(option, command,
     step = 8 if name == "xbar_size" else 1
     for value in (low - step, high + step):
         line = f"{command} --layers {path} --out {tmp_path / 'out'} --{name}={value}"
-        assert main(line.split()) == 2
-        error = capsys.readouterr().err
-        assert one_error_line(error)
+        error = refused(capsys, main, line.split())
         assert f"{name} must be" in error
         assert f"from {low:g} to {high:g}" in error
         assert reason in error
@@ -615,12 +609,10 @@ def test_equal_networks_are_compared_without_a_word():
 @pytest.mark.parametrize("line", ["report --layers own --baseline", "compare own"])
 def test_networks_that_tell_other_classes_apart_are_not_compared(line, lists, tmp_path, capsys):
     words = [lists.get(word, word) for word in line.split()]
-    assert main([*words, lists["classes"], "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
+    error = refused(capsys, main, [*words, lists["classes"], "--out", str(tmp_path / "out")])
     assert re.search(
         r"own.json tells 100 classes apart, .*classes.json 10|classes.json tells", error
     )
-    assert one_error_line(error)
     assert not (tmp_path / "out").exists()
 
 
@@ -641,9 +633,7 @@ def test_checkpoints_of_other_data_are_refused_before_any_is_measured(
         "sweep": f"sweep --checkpoint {trained['qamd']} {other}",
     }[command]
     capsys.readouterr()
-    assert main([*line.split(), "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
+    error = refused(capsys, main, [*line.split(), "--out", str(tmp_path / "out")])
     assert "'folder'" in error
     assert "'digits'" in error
     assert not (tmp_path / "out").exists()
@@ -687,10 +677,9 @@ def test_every_command_says_whose_accuracy_it_prints(trained, tmp_path, capsys):
     ],
 )
 def test_what_makes_no_chip_is_one_line(line, words, lists, tmp_path, capsys):
-    assert main(f"{line.format(**lists)} --out {tmp_path / 'out'}".split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
-    assert words in error
+    assert words in refused(
+        capsys, main, f"{line.format(**lists)} --out {tmp_path / 'out'}".split()
+    )
 
 
 def test_a_sweep_leaves_out_sides_that_shared_adcs_do_not_divide(lists, tmp_path, capsys):

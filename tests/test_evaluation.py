@@ -13,7 +13,7 @@ from PIL import Image
 
 import main
 from checkpoints import class_names, load_checkpoint
-from conftest import DIGITS, REPOSITORY
+from conftest import DIGITS, REPOSITORY, refused
 from data_loader import ImageSet, read_sample
 from data_sets.event_camera import as_atis
 from engine import eval_only
@@ -39,13 +39,6 @@ def result_of(arguments: list[str], capfd) -> dict:
     """What main.py prints with --json: one object, and nothing else on stdout."""
     assert main.main([*arguments, "--json", "--workers", "0"]) == 0
     return json.loads(capfd.readouterr().out)
-
-
-def refusal(arguments: list[str], capfd) -> str:
-    assert main.main(arguments) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    return err
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -110,14 +103,16 @@ def test_what_per_class_has_not_written_itself_is_not_overwritten(
     (tmp_path / "confusion.png").write_text("mine")
     (tmp_path / "notes.txt").write_text("mine")
     arguments = ["--eval_only", str(checkpoint), "--per_class", "--out", str(tmp_path)]
-    assert f"{tmp_path} holds confusion.png of something else than" in refusal(arguments, capfd)
+    assert f"{tmp_path} holds confusion.png of something else than" in refused(
+        capfd, main.main, arguments
+    )
     assert (tmp_path / "confusion.png").read_text() == "mine"
     (tmp_path / "confusion.png").unlink()
     assert main.main([*arguments, "--workers", "0"]) == 0
     capfd.readouterr()
     monkeypatch.setattr(eval_only, "load_same_data", None)  # refused before anything is read
     other = ["--eval_only", str(trained["qamd"]), *arguments[2:]]
-    assert "holds evaluation.json of something else" in refusal(other, capfd)
+    assert "holds evaluation.json of something else" in refused(capfd, main.main, other)
     monkeypatch.undo()
     first = (tmp_path / "evaluation.json").read_bytes()
     assert main.main([*arguments, "--workers", "0"]) == 0  # its own result, anew
@@ -126,7 +121,7 @@ def test_what_per_class_has_not_written_itself_is_not_overwritten(
     assert (tmp_path / "notes.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     inside = [*arguments[:-1], str(tmp_path / "file" / "x")]
-    assert "choose another --out" in refusal(inside, capfd)
+    assert "choose another --out" in refused(capfd, main.main, inside)
 
 
 def test_with_json_nothing_else_is_on_stdout(checkpoint, capfd, monkeypatch):
@@ -162,12 +157,12 @@ def test_two_processes_find_what_one_finds(checkpoint, capfd, tmp_path):
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, expected, checkpoint, capfd):
-    assert expected in refusal(["--eval_only", str(checkpoint), *options], capfd)
+    assert expected in refused(capfd, main.main, ["--eval_only", str(checkpoint), *options])
 
 
 @pytest.mark.parametrize("option", ["--per_class", "--json", "--predict x.png", "--out x"])
 def test_they_have_no_meaning_for_a_training(option, capfd):
-    line = refusal([*DIGITS, "--paper_setting", "original", *option.split()], capfd)
+    line = refused(capfd, main.main, [*DIGITS, "--paper_setting", "original", *option.split()])
     assert f"{option.split()[0]} goes with --eval_only CKPT" in line
 
 
@@ -232,7 +227,7 @@ def test_predict_refuses_what_it_cannot_read(checkpoint, images, tmp_path, capfd
         ("\udcff", "is no file"),
     ):
         options = ["--eval_only", str(checkpoint), "--predict", str(images[0]), str(file)]
-        assert expected in refusal(options, capfd)
+        assert expected in refused(capfd, main.main, options)
 
 
 def test_predict_reads_frames_and_raw_events(tmp_path, capfd, monkeypatch):
@@ -268,7 +263,7 @@ def test_predict_reads_frames_and_raw_events(tmp_path, capfd, monkeypatch):
     assert len(found["predictions"]) == 2
     (tmp_path / "x.png").touch()
     options = ["--eval_only", str(last), "--predict", str(tmp_path / "x.png")]
-    line = refusal(options, capfd)
+    line = refused(capfd, main.main, options)
     assert "is no file of events (.bin, .npz, " in line
     assert ") or of 2 frames" in line
 

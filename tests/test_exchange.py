@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints import load_checkpoint
-from conftest import REPOSITORY, files_below
+from conftest import REPOSITORY, files_below, refused
 from data_loader import load_data_sets
 from exchange import __main__ as exchange
 from exchange import read_back, read_integers
@@ -412,18 +412,12 @@ def test_the_command_writes_what_its_reader_has_read(to, tmp_path, monkeypatch, 
         assert path.encode() not in content
 
 
-def refused(capfd: pytest.CaptureFixture, status: int) -> str:
-    out, err = capfd.readouterr()
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    return err
-
-
 def test_a_missing_package_is_one_line_before_any_work(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(exchange, "find_spec", lambda name: None)
     monkeypatch.delattr(exchange, "load_checkpoint")
     for to in ("onnx", "nir", "safetensors"):
-        line = refused(capfd, exports("qamd", to))
+        line = refused(capfd, exports, "qamd", to)
         packages = " ".join(exchange.FORMATS[to].packages)
         assert f"--to {to} needs" in line
         assert line.endswith(f"pip install {packages}\n")
@@ -434,13 +428,13 @@ def test_nothing_is_overwritten_and_nothing_left_where_it_cannot_be_written(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "made.integers").write_text("mine")
-    assert "already there" in refused(capfd, exports("qamd", "integers"))
+    assert "already there" in refused(capfd, exports, "qamd", "integers")
     assert (tmp_path / "made.integers").read_text() == "mine"
-    assert "cannot write" in refused(capfd, exports("qamd", "torch", "--out", "made.integers/x"))
-    assert "full-precision" in refused(capfd, exports("original", "integers", "--out", "new"))
+    assert "cannot write" in refused(capfd, exports, "qamd", "torch", "--out", "made.integers/x")
+    assert "full-precision" in refused(capfd, exports, "original", "integers", "--out", "new")
     (tmp_path / "made.nir.md").write_text("mine too")
     monkeypatch.setattr(exchange, "find_spec", lambda name: True)
-    assert "made.nir.md is already there" in refused(capfd, exports("original", "nir"))
+    assert "made.nir.md is already there" in refused(capfd, exports, "original", "nir")
     assert {path.name for path in tmp_path.iterdir()} == {"made.integers", "made.nir.md"}
 
 
@@ -454,7 +448,7 @@ def test_a_file_that_is_read_otherwise_is_not_left(tmp_path, monkeypatch, capfd)
 
     form = exchange.FORMATS["integers"]
     monkeypatch.setitem(exchange.FORMATS, "integers", form._replace(read=read))
-    line = refused(capfd, exports("qamd", "integers"))
+    line = refused(capfd, exports, "qamd", "integers")
     assert "1 of 3,133,440 spikes differ, first in blocks.0.lif1 (360 test images)" in line
     assert files_below(tmp_path) == set()
 
@@ -468,7 +462,7 @@ def test_another_t_and_random_images_where_no_data_are_at_hand(tmp_path, monkeyp
     assert made["time_window"] == made["about"]["settings"]["time_window"] == 2
     assert made["about"]["accuracy"] is None  # 4 timesteps had another
     pytest.importorskip("safetensors")
-    assert "--time_window" in refused(capfd, exports("qamd", "safetensors", "--time_window", "2"))
+    assert "--time_window" in refused(capfd, exports, "qamd", "safetensors", "--time_window", "2")
 
 
 # The page.

@@ -16,7 +16,7 @@ import torch
 import hostile_input
 import main
 from checkpoints import load_checkpoint
-from conftest import DIGITS, REPOSITORY
+from conftest import DIGITS, REPOSITORY, refused
 from data_loader import load_data_sets
 from engine.metrics import watch_numbers
 from engine.run_folder import read_metrics
@@ -216,14 +216,12 @@ def test_nothing_in_a_checkpoint_or_in_frames_is_executed(trained, tmp_path, cap
     }
     for plant in bombs.values():
         plant()
-        assert main.main(["--eval_only", str(checkpoint)]) == 2
-        assert capfd.readouterr().err.count("\n") == 1
+        refused(capfd, main.main, ["--eval_only", str(checkpoint)])
     frames = write_ncaltech101(tmp_path, time_window=4, classes=2, per_class=3)
     file = sorted(frames.rglob("*.npz"))[0]
     np.savez(file, frames=np.array([Bomb(sign)], dtype=object))
     ncaltech101 = ["--data", "ncaltech101", "--time_window", "4", "--data_path", str(tmp_path)]
-    assert main.main([*ncaltech101, "--paper_setting", "original"]) == 2
-    assert capfd.readouterr().err.count("\n") == 1
+    refused(capfd, main.main, [*ncaltech101, "--paper_setting", "original"])
     assert not sign.exists()
 
 
@@ -247,10 +245,7 @@ def test_a_checkpoint_that_would_end_the_program_is_one_line(kind, trained, tmp_
                 file.writestr(name, content + b"\0" * 2**20 * (kind == "compressed"), packed)
     student = [*DIGITS, "--paper_setting", "student", "--bits", "4", "--save_path", str(tmp_path)]
     for options in (["--eval_only", str(path)], [*student, "--resume"]):
-        assert main.main(options) == 2
-        err = capfd.readouterr().err
-        assert err.count("\n") == 1
-        assert str(path) in err
+        assert str(path) in refused(capfd, main.main, options)
 
 
 def test_a_checkpoint_s_own_kind_of_dictionary_is_not_used(trained, tmp_path):
@@ -309,10 +304,9 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
 def test_a_damaged_state_to_resume_is_one_line(changes, expected, resumable, tmp_path, capfd):
     options, content = resumable
     torch.save(content | changes, tmp_path / "original-last.pth")
-    assert main.main([*options, "--resume", "--save_path", str(tmp_path)]) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert expected in err
+    assert expected in refused(
+        capfd, main.main, [*options, "--resume", "--save_path", str(tmp_path)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -347,8 +341,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         return loss * float("nan") if next(steps) == 8 else loss
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", diverges)
-    assert main.main([*options, "--epochs", "2", "--save_path", str(tmp_path)]) == 2
-    err = capfd.readouterr().err
+    options = [*options, "--epochs", "2", "--save_path", str(tmp_path)]
+    err = refused(capfd, main.main, options, started=True)
     last = tmp_path / "original-last.pth"
     assert err.splitlines()[-1] == (
         f"main.py: error: the loss term ce: not finite in step 3 of epoch 2: {last} is from "
@@ -372,12 +366,10 @@ def test_weights_that_are_not_finite_are_never_saved_and_the_first_layer_is_foun
             run.network.blocks[3].conv1.weight.fill_(float("inf"))
 
     spoil(monkeypatch, 3, break_a_layer)
-    assert main.main(options) == 2
-    assert "not finite in step 4 of epoch 1" in capfd.readouterr().err
+    assert "not finite in step 4 of epoch 1" in refused(capfd, main.main, options, started=True)
     content = torch.load(tmp_path / f"{setting[0]}-last.pth", weights_only=True)
     assert content["step"] == 2
-    assert main.main([*options, "--check_numerics"]) == 2
-    err = capfd.readouterr().err
+    err = refused(capfd, main.main, [*options, "--check_numerics"], started=True)
     assert "the weights of blocks.3.conv1" in err
     assert "in step 4 of epoch 1" in err
 
@@ -404,8 +396,7 @@ def test_check_numerics_names_buffers_and_gradients_and_not_itself(
         getattr(run.network.get_submodule(layer), kind).fill_(float("inf"))
 
     spoil(monkeypatch, 2, break_it)
-    assert main.main([*options, "--save_path", str(tmp_path)]) == 2
-    err = capfd.readouterr().err
+    err = refused(capfd, main.main, [*options, "--save_path", str(tmp_path)], started=True)
     layer, _, kind = name.rpartition(".")
     what = f"gradient of {name}" if kind == "weight" else f"{kind} of {layer}"
     assert f"the {what}: not finite in step 3 of epoch 1" in err

@@ -17,6 +17,7 @@ from hypothesis.extra.numpy import arrays
 import data_loader
 import main
 from checkpoints import load_checkpoint
+from conftest import refused
 from data_loader import data_of
 from data_sets import events
 from data_sets.events import input_of, read_frames
@@ -114,8 +115,7 @@ def test_other_data_are_read_in_the_checkpoint_s_steps_with_a_warning(networks, 
     assert (err, f"accuracy {100 * accuracy:.2f} %" in out) == (warning, True)
     # A teacher of these data does not fit those.
     options = ("--paper_setting", "qamd", "--bits", 4, "--teacher_path", paths["teacher"])
-    assert main.main(command(other, tmp_path / "run", *options)) == 2
-    text = capsys.readouterr().err
+    text = refused(capsys, main.main, command(other, tmp_path / "run", *options), started=True)
     assert f"was trained with the input step {settings.input_step!r}" in text
     assert f"the training data in {other} have " in text
     assert not (tmp_path / "run").exists()
@@ -206,10 +206,9 @@ def test_training_frames_without_any_event_are_refused(kind, tmp_path, capsys):
     for i in range(54):  # those for training
         for label in "ab":
             np.savez(folder / label / f"{i:03d}.npz", frames=frames)
-    assert main.main(command(tmp_path, tmp_path / "run", "--paper_setting", "original")) == 2
-    text = capsys.readouterr().err
+    options = command(tmp_path, tmp_path / "run", "--paper_setting", "original")
+    text = refused(capsys, main.main, options)
     assert f"the training frames in {folder} are all 0 (at --image_size {SIDE}x{SIDE})" in text
-    assert text.count("\n") == 1
 
 
 def test_an_array_larger_than_is_read_at_once_gives_the_same_step(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 import main
 from checkpoints import build_network, load_checkpoint
-from conftest import DIGITS
+from conftest import DIGITS, refused
 from load_settings import load_network, parse_settings, run_name
 from models.graph import graph_of
 from models.neuron import DEFAULT_NEURON, LIF, Neuron, neuron_of
@@ -113,11 +113,8 @@ def test_what_is_not_exact_trains_and_is_refused_in_integers(how, reason, tmp_pa
     assert main.main([*command, "--save_path", str(tmp_path)]) == 0
     checkpoint = str(tmp_path / "student-best.pth")
     assert main.main(["--eval_only", checkpoint]) == 0
-    capfd.readouterr()
-    assert main.main(["--eval_only", checkpoint, "--integer"]) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert f"--integer: {checkpoint} is not exact in integers: {reason}" in err
+    line = refused(capfd, main.main, ["--eval_only", checkpoint, "--integer"])
+    assert f"--integer: {checkpoint} is not exact in integers: {reason}" in line
 
 
 def test_the_hardware_report_charges_what_another_reset_or_leak_takes(trained_own, tmp_path):

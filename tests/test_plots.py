@@ -1,6 +1,5 @@
 """What reports, comparisons, sweeps and studies show a person, in terminal, tables and pictures."""
 
-import csv
 import io
 import json
 import sys
@@ -13,6 +12,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from conftest import read_csv
 from display import COLOURS, COMPONENT_COLOURS, component_name, engineering, text_table
 from spikesim_eval import plots
 from spikesim_eval.__main__ import main
@@ -75,8 +75,7 @@ def test_a_figure_is_the_same_in_terminal_page_and_markdown_and_plain_in_files(
         assert text in printed
         for end in ("md", "html"):
             assert text in (tmp_path / "out" / f"report.{end}").read_text()
-    with (tmp_path / "out" / "report.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "out" / "report.csv")
     energies = [float(row["energy_pj"]) for row in rows]
     assert sum(energies) + outside == pytest.approx(total["energy_pj"], rel=1e-12)
     *lines, last = printed.splitlines()
@@ -187,8 +186,7 @@ def test_a_comparison_fits_a_screen_whatever_the_names(files, tmp_path, capsys):
     assert [line.split()[-3:] for line in ratios[1:2]] == [["1.00"] * 3]
     text = (tmp_path / "out" / "compare.md").read_text()
     assert "| theirs/net | 32 |" in text
-    with (tmp_path / "out" / "compare.csv").open(newline="") as file:
-        assert [row["network"] for row in csv.DictReader(file)] == names
+    assert [row["network"] for row in read_csv(tmp_path / "out" / "compare.csv")] == names
     assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "out" / "compare.pdf").read_bytes().startswith(b"%PDF")
 

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 import main
 from checkpoints import load_checkpoint
+from conftest import refused
 from data_loader import ImageSet, Share, data_of, evaluation_loader, training_loader
 from data_sets.splits import held_out_rows
 from engine.run_folder import read_metrics
 from load_settings import build_loss, build_scheduler, load_network, parse_settings
 from loading import data_sets_of, one_by_one
 from one_step import SETTINGS, networks
-from stand_in_data import write_image_folder, write_tiny_imagenet
+from stand_in_data import write_tiny_imagenet
 from test_input_step import SIDE, T, command
 from test_input_step import write as write_frames
 from test_resume import PowerCutError, assert_same_end, contents, cut_off_after
@@ -198,22 +199,7 @@ def test_the_input_step_is_found_from_the_images_that_are_trained_on(tmp_path, c
     assert capsys.readouterr().err == ""
     # One of another split is told what the teacher had.
     runs = command(data, tmp_path / "other", "--epochs", 1, *student)
-    assert main.main(runs) == 2
-    assert "(it had --val_share 0.25 --seed 1)" in capsys.readouterr().err
-
-
-def test_batch_norm_s_single_values_are_counted_without_the_held_out_images(tmp_path, capfd):
-    write_image_folder(tmp_path / "data", classes=2, per_class=4, size=8)
-    arguments = ["--data", "folder", "--data_path", str(tmp_path / "data"), "--image_size", "8"]
-    arguments += ["--time_window", "1", "--batch_size", "4", "--width", "2", "--epochs", "1"]
-    arguments += ["--paper_setting", "original", "--accumulate", "2"]
-    arguments += ["--save_path", str(tmp_path / "run")]
-    assert main.main([*arguments, "--val_share", "0.25"]) == 2
-    assert (
-        "of a batch of 3 (--batch_size, or all that there are), in 2 parts"
-        in capfd.readouterr().err
-    )
-    assert main.main(arguments) == 0  # four images, in parts of two
+    assert "(it had --val_share 0.25 --seed 1)" in refused(capsys, main.main, runs, started=True)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

@@ -1,6 +1,5 @@
 """What stands in a report, comparisons, sweeps, and networks that are not this project's."""
 
-import csv
 import json
 import statistics
 import textwrap
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import load_checkpoint
-from conftest import read_csv
+from conftest import read_csv, refused
 from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
@@ -36,7 +35,6 @@ from test_spikesim import (
     as_json,
     full_precision,
     networks,
-    one_error_line,
     published,
     residual_block,
 )
@@ -141,8 +139,7 @@ def test_text_of_a_layer_list_breaks_neither_page_nor_table(tmp_path):
     assert page.loads == []
     assert name in page.text
     assert '| <script>$x$\\|a,"b" | 3 |' in (tmp_path / "report.md").read_text()
-    with (tmp_path / "report.csv").open(newline="") as file:
-        assert [row["layer_name"] for row in csv.DictReader(file)][1] == name
+    assert [row["layer_name"] for row in read_csv(tmp_path / "report.csv")][1] == name
 
 
 # Sensitivity and comparison.
@@ -197,8 +194,7 @@ def test_of_a_chip_with_other_adcs_only_the_law_is_changed():
 def test_compare_puts_every_network_beside_the_first(files, trained, tmp_path, capsys):
     paths = [trained["original"], trained["student"], trained["qamd"]]
     assert main(["compare", *map(str, paths), "--max_drop", "100", "--out", str(tmp_path)]) == 0
-    with (tmp_path / "compare.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(tmp_path / "compare.csv")
     assert [row["network"] for row in rows] == list(map(str, paths))
     assert float(rows[0]["edap_times_better"]) == 1
     assert float(rows[0]["drop_points"]) == 0
@@ -549,10 +545,7 @@ def test_a_spikingjelly_vgg_of_many_steps_is_traced(users):
 )
 def test_a_module_that_cannot_be_traced_is_one_line(function, words, users, tmp_path, capsys):
     line = f"report --module users_net:{function} --time_steps 2 --bits 4 --out out"
-    assert main(line.split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
-    assert words in error
+    assert words in refused(capsys, main, line.split())
     assert not (tmp_path / "out").exists()
 
 
@@ -568,10 +561,7 @@ def test_accuracy_without_data_is_one_line(line, trained, tmp_path, capsys):
     torch.save(checkpoint, tmp_path / "cifar.pth")
     command, *options = line.split()
     arguments = [command, "--checkpoint", str(tmp_path / "cifar.pth"), *options]
-    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
-    assert "--data_path" in error
+    assert "--data_path" in refused(capsys, main, [*arguments, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
@@ -655,11 +645,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(line, files, trained, tmp_path
     names = files | {"OUT": tmp_path / "out", "QAMD": trained["qamd"], "FP": trained["original"]}
     names |= {"FOLDER": tmp_path, "NET/out": files["NET"] / "out"}
     before = files["NET"].read_bytes()
-    capsys.readouterr()
-    assert main([str(names.get(word, word)) for word in line.split()]) == 2
-    captured = capsys.readouterr()
-    assert one_error_line(captured.err), captured.err
-    assert captured.out == ""
+    refused(capsys, main, [str(names.get(word, word)) for word in line.split()])
     assert not (tmp_path / "out").exists()
     assert files["NET"].read_bytes() == before
 
@@ -667,18 +653,16 @@ def test_a_mistake_is_one_line_and_writes_nothing(line, files, trained, tmp_path
 @pytest.mark.parametrize("command", ["report", "sweep", "nonideal"])
 def test_a_folder_that_cannot_be_written_to_is_found_first(command, files, capsys):
     line = f"{command} --checkpoint not_even_looked_for.pth --out {files['NET']}/below/a/file"
-    assert main(line.split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
-    assert f"cannot write into {files['NET']}/below/a/file (Not a directory)" in error
+    assert f"cannot write into {files['NET']}/below/a/file (Not a directory)" in refused(
+        capsys, main, line.split()
+    )
 
 
 def test_a_grid_beyond_a_million_points_needs_force(files, tmp_path, capsys):
     many = ",".join(map(str, range(1, 65)))
     line = f"sweep --layers {files['NET']} --adc_bits {many} --cell_bits {many} --out {tmp_path}/o"
     line += f" --pe_per_tile {many} --xbar_size 8,16,24,32"
-    assert main(line.split()) == 2
-    assert "--force" in capsys.readouterr().err
+    assert "--force" in refused(capsys, main, line.split())
 
 
 def test_a_report_of_the_layer_list_that_a_report_wrote_is_the_same(trained, tmp_path):

@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import data_loader
 import main
 from checkpoints import load_checkpoint
-from conftest import REPOSITORY
+from conftest import REPOSITORY, refused
 from data_loader import ImageSet
 from engine.run import Run
 from engine.run_folder import read_metrics
@@ -247,10 +247,9 @@ def test_a_loader_that_is_silent_ends_the_run(events, tmp_path, capfd, monkeypat
     monkeypatch.setattr(
         data_loader.ImageSet, "__getitem__", lambda *item: time.sleep(3) or load(*item)
     )
-    assert main.main([*events, "--save_path", str(tmp_path)]) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert "the data have stopped coming (DataLoader timed out after 1" in err
+    run = [*events, "--save_path", str(tmp_path)]
+    line = refused(capfd, main.main, run, started=True)
+    assert "the data have stopped coming (DataLoader timed out after 1" in line
 
 
 @pytest.mark.parametrize("output", ["/dev/full", "a pipe without a reader"])
@@ -305,10 +304,7 @@ def test_more_epochs_and_other_ways_to_run_are_accepted(uninterrupted, tmp_path)
 )
 def test_other_settings_are_refused(options, expected, uninterrupted, capfd):
     before = {path: path.read_bytes() for path in uninterrupted.iterdir()}
-    assert train(uninterrupted, "--resume", *options) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert expected in err
+    assert expected in refused(capfd, train, uninterrupted, "--resume", *options)
     assert {path: path.read_bytes() for path in uninterrupted.iterdir()} == before
 
 
@@ -336,10 +332,8 @@ def test_a_second_run_on_the_same_save_path_is_refused_and_a_dead_one_holds_noth
     for worker in workers:  # they outlive it
         os.kill(worker, signal.SIGSTOP)
     for option in ("--resume", "--overwrite"):
-        assert main.main([*run, option]) == 2
-        err = capfd.readouterr().err
-        assert err.count("\n") == 1
-        assert f"another run is writing into {tmp_path}" in err
+        line = refused(capfd, main.main, [*run, option])
+        assert f"another run is writing into {tmp_path}" in line
     process.kill()
     process.join()
     assert main.main([*run, "--resume"]) == 0
@@ -374,10 +368,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(uninterrupted, tmp_path, ca
 @pytest.mark.parametrize("name", ["metrics.csv", "settings.json", "events.out.tfevents.md-snn"])
 def test_a_full_disk_under_a_log_is_one_line(name, uninterrupted, tmp_path, capfd):
     (tmp_path / name).symlink_to("/dev/full")
-    assert train(tmp_path) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert "No space left on device" in err
+    assert "No space left on device" in refused(capfd, train, tmp_path, started=True)
     (tmp_path / name).unlink()
     assert train(tmp_path, "--resume") == 0
     assert_same_end(tmp_path, uninterrupted)
@@ -392,8 +383,7 @@ def test_a_checkpoint_from_before_resume_is_read_but_not_gone_on_with(
         del old["settings"][name]
     torch.save(old, tmp_path / "student-last.pth")
     assert load_checkpoint(tmp_path / "student-last.pth").epoch == 2
-    assert train(tmp_path, "--resume") == 2
-    assert "of a version without --resume" in capfd.readouterr().err
+    assert "of a version without --resume" in refused(capfd, train, tmp_path, "--resume")
 
 
 def dead_loader():
@@ -402,8 +392,8 @@ def dead_loader():
 
 def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
     item, pid = ImageSet.__getitem__, os.getpid()
-    train_set, test_set = data_sets_of("digits")
-    train_set.augment = torch.nn.Identity()  # a transform that is none of batches: by workers
+    data = data_sets_of("digits")
+    data[0].augment = torch.nn.Identity()  # a transform that is none of batches: by workers
 
     def dies(data_set, index: int):
         if os.getpid() != pid and index % 500 == 0:
@@ -412,18 +402,15 @@ def test_a_dead_loader_is_one_line(uninterrupted, tmp_path, capfd, monkeypatch):
 
     monkeypatch.setattr(ImageSet, "__getitem__", dies)
     arguments = [*STUDENT, "--save_path", str(tmp_path), "--workers", "1"]
-    assert main.main([*arguments, "--save_every", "1"], (train_set, test_set)) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
+    err = refused(capfd, main.main, [*arguments, "--save_every", "1"], data, started=True)
     assert "DataLoader worker (pid" in err
     assert "the same command with --resume goes on from student-last.pth" in err
     # What it has already got, or cannot use, is not recommended.
-    assert main.main([*arguments, "--resume"], (train_set, test_set)) == 2
-    assert "the same command goes on from student-last.pth" in capfd.readouterr().err
+    again = refused(capfd, main.main, [*arguments, "--resume"], data, started=True)
+    assert "the same command goes on from student-last.pth" in again
     last = str(tmp_path / "student-last.pth")
     monkeypatch.setattr("engine.eval_only.evaluation_loader", lambda *_: dead_loader())
-    assert main.main(["--eval_only", last]) == 2
-    assert capfd.readouterr().err.endswith("start it again\n")
+    assert refused(capfd, main.main, ["--eval_only", last]).endswith("start it again\n")
     monkeypatch.undo()
     assert train(tmp_path, "--resume") == 0
     assert_same_end(tmp_path, uninterrupted)

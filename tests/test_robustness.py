@@ -1,6 +1,5 @@
 """Many chips of one kind: yield, strengths of a noise, what one change buys back, the page."""
 
-import csv
 import json
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from conftest import read_csv
 from spikesim_eval import device_plots, robustness
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
@@ -97,14 +97,14 @@ def test_what_a_change_buys_back_is_what_that_chip_has(found):
 
 def test_the_csv_of_chips_gives_the_yield(found):
     out, _ = found
-    rows = list(csv.DictReader((out / "chips.csv").open()))
+    rows = read_csv(out / "chips.csv")
     for report in json.loads((out / "nonideal.json").read_text()):
         own = [row for row in rows if row["network"] == report["checkpoint"]]
         assert len(own) == 2 * (1 + 2 + 4)
         plain = [row for row in own if row["what"] == "as it is"]
         assert [float(row["accuracy_share"]) for row in plain] == report["accuracies"]
         assert sum(row["good"] == "yes" for row in plain) / 2 == report["yield_share"]
-    layers = list(csv.DictReader((out / "nonideal.csv").open()))
+    layers = read_csv(out / "nonideal.csv")
     assert [row["layer"] for row in layers[:21]] == [row["layer"] for row in layers[21:]]
 
 

@@ -15,6 +15,7 @@ import torch
 
 import main
 from checkpoints import load_checkpoint
+from conftest import refused
 from engine import run_folder
 from runtime.errors import UserError
 
@@ -70,12 +71,10 @@ def refusal(options: list[str], folder: Path, capfd, monkeypatch) -> str:
 
     before = contents(folder.parent)
     monkeypatch.setattr(main, "load_same_data", never)
-    assert main.main([*options, "--save_path", str(folder)]) == 2
+    line = refused(capfd, main.main, [*options, "--save_path", str(folder)])
     monkeypatch.undo()
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
     assert contents(folder.parent) == before
-    return err
+    return line
 
 
 def test_forgotten_options_cost_nothing_however_often(run, trained, capfd, monkeypatch):
@@ -249,10 +248,9 @@ def test_a_folder_that_the_command_needs_is_not_moved(in_it, run, trained, capfd
         options = [*TINY, "--width", "2", "--paper_setting", "qamd", "--bits", "4", "--overwrite"]
         options += ["--teacher_path", str(run / "original-best.pth")]
     before = contents(run.parent)
-    assert main.main([*options, "--save_path", str(folder)]) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert f"{folder} cannot be moved to {run}.1 ({in_it} is in it): choose another" in err
+    assert f"{folder} cannot be moved to {run}.1 ({in_it} is in it): choose another" in refused(
+        capfd, main.main, [*options, "--save_path", str(folder)]
+    )
     assert contents(run.parent) == before
 
 
@@ -270,10 +268,9 @@ def test_a_folder_that_the_system_does_not_move_stays_as_it_is(run, capfd, monke
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     monkeypatch.setattr(Path, "rename", busy)
-    assert main.main([*STUDENT, "--overwrite", "--save_path", str(run)]) == 2
-    err = capfd.readouterr().err
-    assert err.count("\n") == 1
-    assert f"{run} cannot be moved to {run}.1 (Device or resource busy)" in err
+    assert f"{run} cannot be moved to {run}.1 (Device or resource busy)" in refused(
+        capfd, main.main, [*STUDENT, "--overwrite", "--save_path", str(run)]
+    )
     assert contents(run.parent) == before
 
 
@@ -286,8 +283,7 @@ def test_a_folder_of_runs_is_moved_from_the_command_line(run, one_epoch, tmp_pat
     assert run_folder.main([str(run)]) == 0  # empty
     assert {path.name for path in tmp_path.iterdir()} == {"run", "run.1"}
     for wrong in ([], ["--help"], [str(run), "x"], [str(run.with_name("run.1") / "metrics.csv")]):
-        assert run_folder.main(wrong) == 2
-        assert capfd.readouterr().err.count("\n") == 1
+        refused(capfd, run_folder.main, wrong)
 
 
 def test_a_folder_of_runs_stays_where_the_trainings_to_come_are_refused_or_go_on(run, capfd):
@@ -301,10 +297,7 @@ def test_a_folder_of_runs_stays_where_the_trainings_to_come_are_refused_or_go_on
         ["--eval_only", best, "--paper_setting", "student"],
     ):
         options = ["--data", "digits", "--paper_setting", "original", *wrong]
-        assert run_folder.main([str(run), *options]) == 2
-        out, err = capfd.readouterr()
-        assert (out, err.count("\n")) == ("", 1)
-        assert wrong[0] in err
+        assert wrong[0] in refused(capfd, run_folder.main, [str(run), *options])
     assert run_folder.main([str(run), *STUDENT, "--resume"]) == 0
     assert contents(run) == before
     assert run_folder.main([str(run), *STUDENT]) == 0

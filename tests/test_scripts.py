@@ -359,7 +359,7 @@ def test_same_seed_runs_what_is_missing_and_tells_settings_from_seeds(tmp_path, 
         accuracy = 0.9 if folder.name == "MD-SNN" else 0.8 + ("1235" in command) / 100
         folder.mkdir(parents=True, exist_ok=True)
         folder.joinpath("metrics.csv").write_text(
-            "test_accuracy\n" + "0.1\n" * (epochs - 1) + f"{accuracy}\n"
+            "epoch,test_accuracy\n" + "1,0.1\n" * (epochs - 1) + f"1,{accuracy}\n"
         )
 
     monkeypatch.setattr(same_seed.subprocess, "run", train)
@@ -371,7 +371,7 @@ def test_same_seed_runs_what_is_missing_and_tells_settings_from_seeds(tmp_path, 
         ("setting2", name, "2") for name in same_seed.TRAININGS
     ]
     assert "| 2 threads | 80.00 | 80.00 | 90.00 | 10.00 |" in out.read_text()
-    (tmp_path / "setting1" / "student" / "metrics.csv").write_text("test_accuracy\n0.1\n")
+    (tmp_path / "setting1" / "student" / "metrics.csv").write_text("epoch,test_accuracy\n1,0.1\n")
     same_seed.main(arguments)
     assert commands[-1] == ("setting1", "student", "1")
     assert len(commands) == 3 * (len(same_seed.SETTINGS) + 1) + 1

@@ -491,26 +491,26 @@ def test_the_order_of_the_rows_changes_nothing():
         assert len(study_table.picture(groups).axes) == 3  # one line of panels
 
 
+def column_of(name: str, found: list[rows.Row]) -> tuple[list[str], str]:
+    """A column of the table, and the note on what is the same in all rows."""
+    groups = study_table.groups_of(found)
+    header, *lines = study_table.cells_of(groups)
+    note = study_table.notes_of(groups, header)[0]
+    return [line[header.index(name)] for line in lines], note
+
+
 def test_what_was_given_several_values_is_a_column_and_one_value_a_word_above():
     found = [
         row("CLK", seed, 0.5, given={"beta": f"{beta}.0"}, options=f"width=8 epochs=15 beta={beta}")
         for seed in (0, 1)
         for beta in (5, 20, 100)
     ]
-    groups = study_table.groups_of([*found, row("student", 0, 0.5)])
-    header, *lines = study_table.cells_of(groups)
-    column = header.index("beta")
-    assert [line[column] for line in lines] == ["", "5", "20", "100"]
-    assert study_table.notes_of(groups, header)[0] == "MS-ResNet-18, width 8, epochs 15."
-
-
-def test_networks_are_told_apart_by_a_column():
+    shown = column_of("beta", [*found, row("student", 0, 0.5)])
+    assert shown == (["", "5", "20", "100"], "MS-ResNet-18, width 8, epochs 15.")
     vgg = {"given": {"arch": "vgg9"}, "options": "arch=vgg9 width=8 epochs=15"}
-    groups = study_table.groups_of([row("CLK", 0, 0.5), row("CLK", 0, 0.6, **vgg)])
-    header, *lines = study_table.cells_of(groups)
-    column = header.index("arch")
-    assert [line[column] for line in lines] == ["resnet18", "vgg9"]
-    assert "MS-ResNet-18, vgg9, width 8" in study_table.notes_of(groups, header)[0]
+    names, note = column_of("arch", [row("CLK", 0, 0.5), row("CLK", 0, 0.6, **vgg)])
+    assert names == ["resnet18", "vgg9"]
+    assert "MS-ResNet-18, vgg9, width 8" in note
 
 
 @pytest.mark.parametrize(
@@ -527,10 +527,7 @@ def test_a_default_beside_another_value_is_told_in_a_column(name, default, other
     """The settings of a row leave it out: rows must not look alike for that."""
     one = row("CLK", 0, 0.5, given={"data": "folder"})
     another = row("CLK", 0, 0.6, given={"data": "folder", name: other}, options=f"{name}={other}")
-    groups = study_table.groups_of([one, another])
-    header, *lines = study_table.cells_of(groups)
-    column = header.index(name)
-    assert {line[column] for line in lines} == {default, other}
+    assert {*column_of(name, [one, another])[0]} == {default, other}
 
 
 def test_rows_are_whole_lines_and_half_a_line_is_dropped(tmp_path):

@@ -1,6 +1,5 @@
 """Technology files: what the parts of a chip cost, and every mistake in them as one line."""
 
-import csv
 import json
 import math
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import read_csv, refused
 from experiments import against_the_field
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
@@ -20,7 +20,6 @@ from spikesim_eval.nonideal import on_chip
 from spikesim_eval.sweep import sweep
 from spikesim_eval.technology import DEFAULT, FOLDER, KEYS, UNITS, load_technology, presets
 from spikesim_eval.trace import trace_checkpoint
-from test_spikesim import one_error_line
 
 ROOT = Path(__file__).parent.parent
 LAYERS = re.findall(r"```json\n(.*?)```", (ROOT / "docs/layer_list.md").read_text(), re.DOTALL)[0]
@@ -162,9 +161,7 @@ def test_a_mistake_in_a_file_is_one_line_with_file_key_and_remedy(mistake, tmp_p
     path, layers = written(tmp_path, mistake), tmp_path / "net.json"
     layers.write_text(LAYERS)
     line = f"report --layers {layers} --technology {path} --out {tmp_path / 'out'}"
-    assert main(line.split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
+    error = refused(capsys, main, line.split())
     assert "own.toml" in error
     assert all(words in error for words in MISTAKES[mistake]), error
     assert not (tmp_path / "out").exists()
@@ -231,9 +228,7 @@ def test_a_mistake_in_the_options_is_one_line(options, words, tmp_path, capsys):
     layers = tmp_path / "net.json"
     layers.write_text(LAYERS)
     line = f"report --layers {layers} {options} --out {tmp_path / 'out'}"
-    assert main(line.split()) == 2
-    error = capsys.readouterr().err
-    assert one_error_line(error)
+    error = refused(capsys, main, line.split())
     assert all(word in error for word in words), error
 
 
@@ -252,7 +247,7 @@ def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, cap
     assert len(capsys.readouterr().out.splitlines()) == 3
     assert main(f"technologies --layers {layers} --out {out}".split()) == 0
     printed = capsys.readouterr().out
-    rows = list(csv.DictReader((out / "technologies.csv").open()))
+    rows = read_csv(out / "technologies.csv")
     assert [row["technology"] for row in rows] == presets()
     for row in rows:
         (chip,) = chips(technology=row["technology"])
@@ -271,7 +266,7 @@ def test_a_network_is_simulated_on_the_chip_of_each_technology(tmp_path, capsys)
     names = ["isaac-32nm", "spikesim-65nm"]
     line = f"technologies {' '.join(names)} --checkpoint {checkpoint} --on_chip --out {out}"
     assert main(line.split()) == 0
-    rows = list(csv.DictReader((out / "technologies.csv").open()))
+    rows = read_csv(out / "technologies.csv")
     subject = trace_checkpoint(str(checkpoint), None)
     for name, row in zip(names, rows, strict=True):
         (chip,) = chips(technology=name)

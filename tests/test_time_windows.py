@@ -9,8 +9,7 @@ from PIL import Image
 
 import main
 from checkpoints import load_checkpoint
-from conftest import DIGITS, read_csv
-from engine.run import Run
+from conftest import DIGITS, read_csv, refused
 from experiments.membrane_report import main as membrane_report
 from experiments.runs import main as runs
 from load_settings import load_network, parse_settings, time_window_of
@@ -22,6 +21,7 @@ from spikesim_eval.estimate import estimate
 from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint
 from stand_in_data import write_ncaltech101
+from test_resume import PowerCutError, cut_off_after
 
 
 def evaluated(path, *options, capfd) -> dict:
@@ -201,19 +201,9 @@ def test_each_batch_trains_with_its_t_in_all_its_parts(several):
 def test_a_training_with_several_t_that_was_cut_off_ends_as_one_that_was_not(
     several, tmp_path, monkeypatch
 ):
-    class PowerCutError(Exception):
-        pass
-
-    step_is_done = Run.step_is_done
-
-    def cut_off(run, sums) -> None:
-        step_is_done(run, sums)
-        if run.steps_done == 7:  # in the middle of an epoch, and of a round of the three
-            raise PowerCutError
-
     folder, command, _ = several
     command = [*command[:-1], str(tmp_path)]
-    monkeypatch.setattr(Run, "step_is_done", cut_off)
+    cut_off_after(7, monkeypatch)  # in the middle of an epoch, and of a round of the three
     with pytest.raises(PowerCutError):
         main.main([*command, "--save_every", "7"])
     monkeypatch.undo()
@@ -294,10 +284,8 @@ def test_time_windows_that_make_no_sense_are_one_line(options, expected, tmp_pat
         content = json.loads(options[1])
         options = ["--config", str(tmp_path / "settings.json")]
         Path(options[1]).write_text(json.dumps({"time_windows": content}))
-    assert main.main(["--data", "digits", "--paper_setting", "original", *options]) == 2
-    out, err = capfd.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert expected in err
+    command = ["--data", "digits", "--paper_setting", "original", *options]
+    assert expected in refused(capfd, main.main, command)
 
 
 def test_a_single_value_per_channel_at_the_smallest_t_is_one_line(tmp_path, capfd):
@@ -315,7 +303,5 @@ def test_a_checkpoint_with_time_windows_that_make_no_sense_is_one_line(trained, 
         checkpoint = torch.load(trained["student"], weights_only=True)
         checkpoint["settings"]["time_windows"] = windows
         torch.save(checkpoint, tmp_path / "odd.pth")
-        assert main.main(["--eval_only", str(tmp_path / "odd.pth")]) == 2
-        err = capfd.readouterr().err
+        err = refused(capfd, main.main, ["--eval_only", str(tmp_path / "odd.pth")])
         assert "is not a checkpoint of this program" in err, windows
-        assert err.count("\n") == 1

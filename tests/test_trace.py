@@ -16,6 +16,7 @@ from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spik
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from conftest import refused
 from models import MSResNet
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
@@ -24,7 +25,6 @@ from spikesim_eval.codes import Levels, common_step
 from spikesim_eval.estimate import estimate
 from spikesim_eval.module import trace_network
 from spikesim_eval.trace import counting_rows, describe
-from test_spikesim import one_error_line
 
 T, N = 4, 2
 
@@ -661,8 +661,7 @@ def test_a_message_of_many_pages_is_one_line(tmp_path, monkeypatch, capsys):
     )
     monkeypatch.syspath_prepend(tmp_path)
     line = f"report --module endless_net:net --time_steps 2 --bits 4 --out {tmp_path}/out"
-    assert main(line.split()) == 2
-    assert one_error_line(capsys.readouterr().err)
+    assert len(refused(capsys, main, line.split())) < 400
 
 
 # Spiking modules of other libraries.

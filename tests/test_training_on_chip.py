@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 import main
 import spikesim_eval.__main__
 from checkpoints import load_checkpoint
+from conftest import refused
 from engine.log import next_commands
 from exchange.__main__ import about_of
 from models import QuanMSResNet
 from models.quantized_layers import QuanConv2d
 from runtime.errors import UserError
 from settings import OF_CHIP, Settings
-from spikesim_eval import trace
+from spikesim_eval import crossbar, trace
 from spikesim_eval.chip import OPTIONS as CHIP_OPTIONS
 from spikesim_eval.chip import Chip
 from spikesim_eval.compare import notes
@@ -65,6 +66,7 @@ def gradients(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tens
         adc_range=st.sampled_from(["unit", "full"]),
         on_off_ratio=st.sampled_from([10.0, math.inf]),
         sigma=st.sampled_from([0.0, 0.1]),
+        read_noise=st.sampled_from([0.0, 0.1]),
         layer_adc_bits=st.sampled_from(["", "stem.conv=3,blocks.2.conv1=2"]),
     ),
 )
@@ -72,10 +74,31 @@ def test_a_trained_network_is_evaluated_as_nonideal_simulates_it(bits, chip):
     network, x = a_network(bits)
     simulated, _ = on_crossbars(network, describe(network), chip, seed=0)
     put_on_chip(network, chip)
-    logits, membranes = network.eval()(x, membranes=True)
+    network.eval()(x.flip(0))  # what was tested before changes nothing
+    logits, membranes = network(x, membranes=True)
     theirs, their_membranes = simulated(x, membranes=True)
     assert all(map(torch.equal, membranes, their_membranes))
     assert torch.equal(logits, theirs)
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["image", "frames"])
+@pytest.mark.parametrize(("bits", "options"), [(4, {}), (8, {"adc_of": "pe", "sigma": 0.1})])
+def test_an_image_meets_the_same_noise_in_any_batch_however_a_layer_divides_it(
+    bits, options, static, monkeypatch
+):
+    network, _ = a_network(bits)
+    chip = Chip(read_noise=0.1, **options)
+    x = torch.rand(6, 2, 8, 8) if static else torch.rand(6, 2, 2, 8, 8)
+    found = []
+    for size, largest in ((6, crossbar.LARGEST_WORKSPACE), (4, 2**12), (1, 1)):
+        monkeypatch.setattr(crossbar, "LARGEST_WORKSPACE", largest)
+        placed, _ = on_crossbars(network, describe(network), chip, seed=3)
+        with torch.no_grad():
+            found.append(torch.cat([placed(batch) for batch in x.split(size)]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    placed, _ = on_crossbars(network, describe(network), chip, seed=4)
+    assert not torch.equal(placed(x), found[0])
 
 
 def test_what_a_layer_computes_in_training_is_the_definition_crossbar_by_crossbar():
@@ -232,7 +255,7 @@ def test_no_gradient_comes_through_what_an_adc_clips(seed, reads, kernel, stride
     how = (stride, stride), (padding, padding)
     generator = torch.Generator().manual_seed(seed)
     layer = CrossbarLayer(
-        codes, about, LayerList(1, 4, 4, (stem, about), ()), chip, *how, generator, ["clipped"]
+        codes, about, LayerList(1, 4, 4, (stem, about), ()), chip, *how, generator, keep=["clipped"]
     )
     sums = layer(x)
     upstream = torch.randn_like(sums)
@@ -278,6 +301,11 @@ def test_cells_are_drawn_anew_in_every_step_and_the_same_in_the_same_step():
     assert not torch.equal(logits(1), first)
     assert torch.equal(logits(0), first)
     assert not torch.equal(network(x), first)  # a later part of the same step
+    put_on_chip(network, replace(IDEAL, read_noise=0.2))
+    first = logits(0)
+    assert not torch.equal(logits(1), first)
+    assert torch.equal(logits(0), first)
+    assert not torch.equal(network(x), first)
     network.eval()
     assert torch.equal(network(x), network(x))  # tested on one chip
 
@@ -321,8 +349,7 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
         cut_off_after(5, patch)  # of five steps: the epoch's statistics and test are left
         with pytest.raises(PowerCutError):
             train(cut, "--save_every", "1")
-    assert train(cut, "--resume", "--sigma", "0.2") == 2
-    assert "--sigma 0.2 instead of 0.1" in capsys.readouterr().err
+    assert "--sigma 0.2 instead of 0.1" in refused(capsys, train, cut, "--resume", "--sigma", "0.2")
     assert train(cut, "--resume") == 0
     assert_same_end(cut, whole)
 
