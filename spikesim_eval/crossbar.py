@@ -33,7 +33,8 @@ from .layer_list import Layer, LayerList
 from .silence import pes_together
 
 LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
-KEPT = ("errors", "largest", "sums")  # what a layer keeps of what it has computed, where asked
+# what a layer keeps of what it has computed, where asked
+KEPT = ("errors", "largest", "sums", "clipped")
 
 
 def ladder(conductance: Tensor, wire: float) -> Tensor:
@@ -163,6 +164,15 @@ class Readers(NamedTuple):
     crossbars: tuple[tuple[int, Tensor], ...]  # place in line, conductances (columns, rows)
 
 
+class Clipped(NamedTuple):
+    """Conversions that ADCs clipped, of columns that are read together."""
+
+    columns: Tensor  # their numbers
+    crossbars: tuple[int, ...]  # places in line of what they read
+    where: Tensor  # (columns, H', W', input bits · images), of `outputs` alone
+    outputs: tuple[slice, slice]  # along both sides of the plane
+
+
 @dataclass
 class Counts:
     """What a layer's crossbars have done so far."""
@@ -195,7 +205,8 @@ class CrossbarLayer:
         images: that the network computes: the noise of reads is then drawn for each of them and
             timestep by itself. Without, for each row of the inputs of all calls.
         keep: which of KEPT to keep: "errors", how far the sums are off (`relative_error`);
-            "largest", the largest sum of a column; "sums", how often each sum was read.
+            "largest", the largest sum of a column; "sums", how often each sum was read; "clipped",
+            where ADCs clipped in the last call, for `lost_gradient`.
 
     Raises UserError for a weight that does not fit into a crossbar row.
     """
@@ -240,6 +251,8 @@ class CrossbarLayer:
         self.sums = torch.zeros(1, dtype=torch.int64) if "sums" in keep else None
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
         self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
+        # of each chunk of images
+        self.clipped: list[tuple[slice, list[Clipped]]] | None = [] if "clipped" in keep else None
         self.columns = len(self.cells) * self.cells.shape[-1]  # side by side
         self.set_adc_step: float | None = None  # where calibration has set one
         # Called with the layer and what it reads, before it computes; see calibration.py.
@@ -354,6 +367,8 @@ class CrossbarLayer:
                 x.shape[2:], self.padding, self.kernel, self.stride, strict=True
             )
         )
+        if self.clipped is not None:
+            self.clipped.clear()
         ideal = result = None
         if self.only_clips or self.squared_error is not None:
             inputs = x.to(self.codes.dtype)
@@ -368,6 +383,8 @@ class CrossbarLayer:
         chunk = max(1, LARGEST_WORKSPACE // (self.columns * self.input_bits * math.prod(size)))
         for start in range(0, len(x), chunk):
             here = slice(start, start + chunk)
+            if self.clipped is not None:
+                self.clipped.append((here, []))
             if self.chip.read_noise:
                 self.reading = [self._noise_of(row, x) for row in range(len(x))[here]]
             sums = self._sums(x[here], size)
@@ -386,8 +403,10 @@ class CrossbarLayer:
     def of_means(self, spikes: Tensor) -> Tensor:
         """The same of a linear layer that reads mean spikes (N, I) over all timesteps and
         positions, of which the crossbars are fed the numbers: mean sums (N, O)."""
-        counts = (spikes * self.positions).round()[..., None, None]
-        return self(counts).flatten(1) / self.positions
+        return self(self._numbers(spikes)).flatten(1) / self.positions
+
+    def _numbers(self, spikes: Tensor) -> Tensor:
+        return (spikes * self.positions).round()[..., None, None]
 
     def _sums(self, x: Tensor, size: tuple[int, int]) -> Tensor | None:
         """Sums (O, H', W', N), or, where ADCs only clip, how much less they are; None: nothing."""
@@ -407,25 +426,31 @@ class CrossbarLayer:
         images, plane = fed.shape[-1], fed.shape[1:3]
         read = torch.zeros(self.columns, *size, images)
         for reader in self.readers:
-            sums = inside = None
+            sums, outputs = None, (slice(None), slice(None))
             for place, cells in reader.crossbars:
-                group, position = divmod(place, math.prod(self.kernel))
-                there = divmod(position, self.kernel[1])
-                (out_y, out_x), (in_y, in_x) = window(there, self.stride, self.padding, plane, size)
-                rows = fed[group * self.rows : (group + 1) * self.rows, in_y, in_x]
+                group, at = self._window(place, plane, size)
+                rows = fed[group * self.rows : (group + 1) * self.rows, *at.inputs]
                 if not rows.numel():
                     continue
                 found = self._currents(cells[:, : len(rows)], rows.flatten(1))
                 found = found.unflatten(1, rows.shape[1:])
                 if len(reader.crossbars) == 1:
-                    sums, inside = found, read[:, out_y, out_x]
+                    sums, outputs = found, at.outputs
                 else:
                     if sums is None:
-                        sums, inside = torch.zeros(len(cells), *size, images), read
-                    sums[:, out_y, out_x] += found
+                        sums = torch.zeros(len(cells), *size, images)
+                    sums[:, *at.outputs] += found
             if sums is not None:
-                self._convert(sums, reader.columns, inside)
+                self._convert(sums, reader, outputs, read)
         return read
+
+    def _window(
+        self, place: int, plane: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[int, Window]:
+        """What a crossbar in line reads and gives: its group of input channels, and where."""
+        group, position = divmod(place, math.prod(self.kernel))
+        there = divmod(position, self.kernel[1])
+        return group, window(there, self.stride, self.padding, plane, size)
 
     def _currents(self, cells: Tensor, rows: Tensor) -> Tensor:
         """Sums of the columns of a crossbar (columns, reads), of cells (columns, rows) and what
@@ -455,10 +480,14 @@ class CrossbarLayer:
             numbers.normal_(generator=generator)
         return by_row.t().reshape(columns, reads)
 
-    def _convert(self, sums: Tensor, columns: Tensor | None, read: Tensor) -> None:
-        """Add to `read` (all columns, ...) what ADCs make of the sums of these columns, or, where
-        they only clip, how much less it is. See `convert`; `sums` are overwritten."""
+    def _convert(
+        self, sums: Tensor, reader: Readers, outputs: tuple[slice, slice], read: Tensor
+    ) -> None:
+        """Add to these outputs of `read` (all columns, ...) what ADCs make of the sums of a
+        reader's columns, or, where they only clip, how much less it is. See `convert`; `sums` are
+        overwritten."""
         step, largest_code = self.adc_step, self.largest_code
+        read = read[:, *outputs]
         flat = sums.flatten(1)
         peaks = flat.amax(dim=1)
         if self.largest_sum is not None:
@@ -469,22 +498,97 @@ class CrossbarLayer:
         if self.only_clips:
             if len(clipped):
                 over = sums.index_select(0, clipped).sub_(largest_code).clamp_min_(0)
-                self.counts.clipped += _count_above(over, 0)
-                read.index_add_(0, columns[clipped], over, alpha=-1)
+                columns = reader.columns[clipped]
+                self._keep_clipped(over, 0, columns, reader, outputs)
+                read.index_add_(0, columns, over, alpha=-1)
             return
         if self.chip.adc_bits is not None:
             if step != 1:
                 flat.div_(step)
             flat.round_()
             if len(clipped):
-                above = flat if 2 * len(clipped) > len(flat) else flat.index_select(0, clipped)
-                self.counts.clipped += _count_above(above, largest_code)
+                above = sums if 2 * len(clipped) > len(flat) else sums.index_select(0, clipped)
+                columns = torch.arange(len(sums)) if above is sums else clipped
+                self._keep_clipped(above, largest_code, columns, reader, outputs)
                 above.clamp_(max=largest_code)
-                if above is not flat:
-                    flat.index_copy_(0, clipped, above)
+                if above is not sums:
+                    sums.index_copy_(0, clipped, above)
             if step != 1:
                 flat.mul_(step)
         read += sums
+
+    def _keep_clipped(
+        self,
+        sums: Tensor,
+        largest: float,
+        columns: Tensor,
+        reader: Readers,
+        outputs: tuple[slice, slice],
+    ) -> None:
+        """Count those of the sums of columns that are larger; keep which, where asked."""
+        self.counts.clipped += _count_above(sums, largest)
+        if self.clipped is not None:
+            places = tuple(place for place, _ in reader.crossbars)
+            self.clipped[-1][1].append(Clipped(columns, places, sums > largest, outputs))
+
+    def lost_gradient(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """What of the gradient of the last call's sums (N, O, H', W') does not reach its inputs x
+        and the weight codes, because ADCs clipped; straight-through else (`keep` has "clipped").
+
+        The ideal sums are those of crossbars, of positive weights less those of negative ones. A
+        sum of a crossbar is of several conversions, slices by input bits, each of which counts a
+        power of two. The gradient goes through as much of them as was not clipped:
+
+            d sum / d its inputs = stored weights (1 - lost), d sum / d its weights = inputs
+            (1 - lost), lost = (what the clipped conversions count) / (what all of them count)
+
+        A weight of 0 stands between the two, and gets the mean of both gradients.
+        """
+        count = self.slice_weights.float() / self.slice_weights.sum()
+        planes = [x.float() for x in self.how.stored(self.codes)]
+        signs = torch.tensor([1.0, -1.0][: len(planes)])
+        stored = torch.stack(planes) * signs.view(-1, 1, 1, 1, 1)
+        stored = self._in_crossbars((stored[..., None] * count).flatten(-2))
+        stored = torch.cat(stored.unbind(), dim=-1)  # (places, rows, columns)
+        of_stored = torch.zeros_like(stored)
+        bits = 2.0 ** torch.arange(self.input_bits)
+        bits = (bits / bits.sum())[:, None]
+        of_inputs = []
+        for here, parts in self.clipped:
+            inputs, grads = images_last(x[here].float()), images_last(grad[here].float())
+            of_input = torch.zeros_like(inputs)
+            for columns, places, where, outputs in parts:
+                lost = (where.unflatten(-1, (self.input_bits, -1)) * bits).sum(dim=-2)
+                of_sums = grads[columns // self.slices % len(self.codes)][:, *outputs] * lost
+                for place in places:
+                    group, at = self._window(place, inputs.shape[1:3], grads.shape[1:3])
+                    rows = slice(group * self.rows, (group + 1) * self.rows)
+                    fed = inputs[rows, *at.inputs]
+                    arriving = of_sums if len(places) == 1 else of_sums[:, *at.outputs]
+                    arriving = arriving.flatten(1)
+                    back = stored[place, : len(fed)].index_select(1, columns) @ arriving
+                    of_input[rows, *at.inputs] += back.view_as(fed)
+                    forth = fed.flatten(1) @ arriving.T
+                    of_stored[place, : len(fed)].index_add_(1, columns, forth)
+            of_inputs.append(images_first(of_input))
+        return torch.cat(of_inputs).to(grad.dtype), self._of_codes(of_stored, count)
+
+    def lost_gradient_of_means(self, spikes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The same where it was called with mean spikes; (N, I) and (O, I)."""
+        grad = grad[..., None, None] / self.positions
+        of_numbers, of_codes = self.lost_gradient(self._numbers(spikes), grad)
+        return of_numbers.flatten(1) * self.positions, of_codes.flatten(1)
+
+    def _of_codes(self, of_stored: Tensor, count: Tensor) -> Tensor:
+        """The gradient of codes (O, I, k, k), of that of what is stored in columns (k²·groups,
+        rows, columns) and counts so much."""
+        by_position = of_stored.unflatten(0, (self.groups, -1)).transpose(0, 1).flatten(1, 2)
+        planes = by_position[:, : self.in_channels].unflatten(-1, (len(self.cells), -1, len(count)))
+        planes = (planes @ count).permute(2, 3, 1, 0).unflatten(-1, self.kernel)
+        if len(planes) == 1:
+            return planes[0]
+        positive = (1 + self.codes.sign()) / 2
+        return planes[0] * positive + planes[1] * (1 - positive)
 
     def _keep_sums(self, sums: Tensor) -> None:
         self.sums[0] -= sums.numel()  # `_count` took them for zeros

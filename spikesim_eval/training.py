@@ -3,16 +3,19 @@
 In training the cells are drawn anew in every forward pass, so that the network learns to do with
 any chip, not with one; in evaluation they are those of the first chip that `nonideal` draws with
 its seed 0, and so is the noise of its reads. The gradient is that of the ideal sums
-(models/quantized_layers.py): straight-through, also where an ADC clips.
+(models/quantized_layers.py), straight-through, but of what an ADC clips there is none
+(`CrossbarLayer.lost_gradient`): else the loss drives on sums that cannot follow.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models import SpikingNetwork
+from models.quantized_layers import Lost
 from runtime.errors import UserError
 
 from .chip import Chip, check_layers
@@ -49,19 +52,29 @@ class LayerOnChip:
         self.network, self.description, self.index = network, description, index
         self.layer, self.chip, self.generator = description.layers[index], chip, generator
 
-    def __call__(self, x: Tensor, codes: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, codes: Tensor) -> tuple[Tensor, Lost | None]:
         """The sums of integers x (N, I, H, W) with weight codes (O, I, k, k); of a linear layer,
-        (O, I), that reads mean spikes (N, I), their means."""
-        layer = self.layer
+        (O, I), that reads mean spikes (N, I), their means. And, in training, what of their gradient
+        is lost where ADCs clip."""
+        layer, is_training = self.layer, self.network.training
         description = replace(self.description, time_steps=self.network.time_window)
-        is_training = self.network.training
         generator = self.generator if is_training else generator_of(self.index, description, 0)
         codes = codes.round().int()
-        what = layer, description, self.chip
-        common = {"generator": generator, "images": self.images}
-        if not layer.linear:
-            return CrossbarLayer(codes, *what, layer.stride, layer.padding, **common)(x)
-        return CrossbarLayer(codes[..., None, None], *what, **common).of_means(x)
+        if layer.linear:
+            codes, how = codes[..., None, None], ()
+        else:
+            how = layer.stride, layer.padding
+        placed = CrossbarLayer(
+            *(codes, layer, description, self.chip, *how),
+            generator=generator,
+            images=self.images,
+            keep=["clipped"] if is_training else [],
+        )
+        if layer.linear:
+            sums, lost = placed.of_means(x), placed.lost_gradient_of_means
+        else:
+            sums, lost = placed(x), placed.lost_gradient
+        return sums, partial(lost, x) if is_training else None
 
 
 def put_on_chip(network: SpikingNetwork, chip: Chip) -> None:
