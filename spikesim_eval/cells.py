@@ -19,7 +19,7 @@ Laws, of g = target / highest conductance:
 - `after` t: G ((t + t0) / t0)^-|nu|, nu normal with mean and deviation that each are
   a + b ln g, no less than c and no more than d (the same PCM).
 - 1/f noise by then, where a technology has it: G (1 + q n sqrt(ln((t + t0 + t_r) / 2 t_r))),
-  q = min(a g^b, c) of the written g (the same PCM).
+  q = min(a g^b, c) of the written g (the same PCM); none in less time than a read takes.
 
 What would be negative is 0.
 """
@@ -139,7 +139,7 @@ class Cells:
             a, b, most = technology.coefficients("device.flicker")
             reading = technology["device.flicker_read_s"]
             share = (a * (cells / self.highest) ** b).clamp_max(most)
-            share = share * math.sqrt(math.log((time + reading) / (2 * reading)))
+            share = share * math.sqrt(math.log(max(1.0, (time + reading) / (2 * reading))))
             noise = torch.randn(cells.shape, generator=generator)
             aged = aged * (1 + share * noise)
         return aged.clamp_min(0)

@@ -31,6 +31,11 @@ def drifting(mean, deviation=0.0, start=1.0):
     return DEFAULT.with_values({f"device.{key}": value for key, value in law.items()})
 
 
+def flickering(law: str, reading: float = 1e-6):
+    """A technology that drifts the same everywhere, with this law of 1/f noise."""
+    return drifting(0.05).with_values({"device.flicker": law, "device.flicker_read_s": reading})
+
+
 def written(level: int, chip: Chip, seed: int = 0, many: int = MANY) -> torch.Tensor:
     """So many cells of this level, of weights of 5 bits: 16 levels in a cell of 4 bits."""
     generator = torch.Generator().manual_seed(seed)
@@ -335,8 +340,47 @@ def test_a_technology_says_what_its_cells_do_where_its_chip_does_not(tmp_path):
     assert Chip(**options_of(own) | {"read_noise": 0.0}).read_noise == 0
     assert Chip(**options_of(PCM)).programming == PCM["device.programming"]
     assert not any(Chip(**options_of(DEFAULT)).ideal.options("simulation").get(x) for x in NOISES)
-    assert Chip(**options_of(PCM), after="1h").is_random
     assert not Chip(**options_of(PCM), after="1h").ideal.is_random
+
+
+CERTAIN = {
+    "no noise": {},
+    "programming": {"programming": "0,0"},
+    "drift": {"technology": drifting(0.05), "after": "1h"},
+    "drift, limits": {"technology": drifting("0.1,0.1,0,1", "0.1,0.1,0,0"), "after": "1h"},
+    "flicker": {"technology": flickering("0,-0.65,0.2"), "after": "1h"},
+    "all on": {"stuck_on": 1.0, "sigma": 0.1},
+    "all off": {"stuck_off": 1.0, "programming": "0.1"},
+}
+DRAWN = {
+    "variation": {"sigma": 1e-3},
+    "programming": {"programming": "0,0.1"},
+    "drift": {"technology": drifting(0.05, 0.01), "after": "1h"},
+    "drift, limits": {"technology": drifting(0.05, "0.1,0.1,0,1"), "after": "1h"},
+    "flicker": {"technology": flickering("0.1,-0.65,0.2"), "after": "1h"},
+    "some on": {"stuck_on": 0.1},
+    "some on, others off": {"stuck_on": 0.5, "stuck_off": 0.5},
+}
+
+
+def test_in_less_time_than_a_read_takes_no_flicker_adds_up():
+    long = written(9, Chip(technology=flickering("0.1,-0.65,0.2", 1e6), after="1h"))
+    assert torch.equal(long, written(9, Chip(technology=drifting(0.05), after="1h")))
+
+
+@pytest.mark.parametrize("case", CERTAIN)
+def test_chips_that_cannot_differ_are_not_random(case):
+    chip = Chip(**CERTAIN[case])
+    assert torch.equal(written(9, chip, many=1000), written(9, chip, seed=1, many=1000))
+    assert not chip.is_random
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_chips_that_differ_are_random(case):
+    chip = Chip(**DRAWN[case])
+    assert not torch.equal(written(9, chip, many=1000), written(9, chip, seed=1, many=1000))
+    assert chip.is_random
+    assert Chip(**DRAWN[case] | {"read_noise": 0.1}).is_random
 
 
 NOISES = ("sigma", "programming", "after", "stuck_on", "stuck_off", "read_noise", "wire_ohm")
