@@ -94,7 +94,7 @@ class _OnCrossbars(torch.autograd.Function):
         return grad, -of_x, -of_codes, None, None
 
 
-def on_crossbars(ideal: Tensor, x: Tensor, codes: Tensor, crossbars: Crossbars) -> Tensor:
+def sums_of_crossbars(ideal: Tensor, x: Tensor, codes: Tensor, crossbars: Crossbars) -> Tensor:
     """What crossbars give instead of the ideal sums of x and weight codes."""
     return _OnCrossbars.apply(ideal, x, codes, *crossbars(x.detach(), codes.detach()))
 
@@ -119,7 +119,7 @@ class QuanConv2d(Conv2d):
         sums = self.accumulate(x, codes)
         if self.crossbars is None:
             return sums
-        return on_crossbars(sums, x, codes, self.crossbars)
+        return sums_of_crossbars(sums, x, codes, self.crossbars)
 
     def accumulate(self, x: Tensor, codes: Tensor) -> Tensor:
         fits = self.of_spikes and x.dtype == torch.float32 and x.device.type == "cpu"
@@ -144,7 +144,8 @@ class QuanLinear(nn.Linear):
         with torch.autocast(x.device.type, enabled=False):
             if self.crossbars is None:
                 return F.linear(x, codes * step, self.bias)
-            return on_crossbars(F.linear(x, codes), x, codes, self.crossbars) * step.T + self.bias
+            sums = sums_of_crossbars(F.linear(x, codes), x, codes, self.crossbars)
+            return sums * step.T + self.bias
 
 
 def quantized_layers(

@@ -206,7 +206,7 @@ class CrossbarLayer:
             timestep by itself. Without, for each row of the inputs of all calls.
         keep: which of KEPT to keep: "errors", how far the sums are off (`relative_error`);
             "largest", the largest sum of a column; "sums", how often each sum was read; "clipped",
-            where ADCs clipped in the last call, for `lost_gradient`.
+            where ADCs clipped in the last call, for training.py.
 
     Raises UserError for a weight that does not fit into a crossbar row.
     """
@@ -257,7 +257,7 @@ class CrossbarLayer:
         self.set_adc_step: float | None = None  # where calibration has set one
         # Called with the layer and what it reads, before it computes; see calibration.py.
         self.before: Callable[[CrossbarLayer, Tensor], None] | None = None
-        meant = self._in_crossbars(torch.stack(self.how.targets(codes)))
+        meant = self.in_crossbars(torch.stack(self.how.targets(codes)))
         self.as_meant = torch.equal(self.cells, meant)
         self._plan()
 
@@ -284,7 +284,7 @@ class CrossbarLayer:
                 cells = zip(places, crossbars.unbind(), strict=False)
                 self.readers.append(Readers(columns, tuple(cells)))
 
-    def _in_crossbars(self, cells: Tensor) -> Tensor:
+    def in_crossbars(self, cells: Tensor) -> Tensor:
         """(planes, k, k, I, O·slices) as (planes, k²·groups, rows, O·slices): those of an input
         block in line, as they lie in PEs. Rows that no channel uses stay unselected."""
         cells = F.pad(cells.flatten(1, 2), (0, 0, 0, self.groups * self.rows - self.in_channels))
@@ -292,7 +292,7 @@ class CrossbarLayer:
 
     def _wired(self, cells: Tensor) -> Tensor:
         """Cells in crossbars, and with wires what ADCs see of them."""
-        chip, cells = self.chip, self._in_crossbars(cells)
+        chip, cells = self.chip, self.in_crossbars(cells)
         if chip.wire_ohm:
             highest = (2**chip.cell_bits - 1) / chip.on_ohm  # of the cell's own levels
             cell_step = highest / (self.levels + self.off_conductance)
@@ -403,9 +403,9 @@ class CrossbarLayer:
     def of_means(self, spikes: Tensor) -> Tensor:
         """The same of a linear layer that reads mean spikes (N, I) over all timesteps and
         positions, of which the crossbars are fed the numbers: mean sums (N, O)."""
-        return self(self._numbers(spikes)).flatten(1) / self.positions
+        return self(self.numbers(spikes)).flatten(1) / self.positions
 
-    def _numbers(self, spikes: Tensor) -> Tensor:
+    def numbers(self, spikes: Tensor) -> Tensor:
         return (spikes * self.positions).round()[..., None, None]
 
     def _sums(self, x: Tensor, size: tuple[int, int]) -> Tensor | None:
@@ -428,7 +428,7 @@ class CrossbarLayer:
         for reader in self.readers:
             sums, outputs = None, (slice(None), slice(None))
             for place, cells in reader.crossbars:
-                group, at = self._window(place, plane, size)
+                group, at = self.window_of(place, plane, size)
                 rows = fed[group * self.rows : (group + 1) * self.rows, *at.inputs]
                 if not rows.numel():
                     continue
@@ -444,7 +444,7 @@ class CrossbarLayer:
                 self._convert(sums, reader, outputs, read)
         return read
 
-    def _window(
+    def window_of(
         self, place: int, plane: tuple[int, int], size: tuple[int, int]
     ) -> tuple[int, Window]:
         """What a crossbar in line reads and gives: its group of input channels, and where."""
@@ -530,65 +530,6 @@ class CrossbarLayer:
         if self.clipped is not None:
             places = tuple(place for place, _ in reader.crossbars)
             self.clipped[-1][1].append(Clipped(columns, places, sums > largest, outputs))
-
-    def lost_gradient(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """What of the gradient of the last call's sums (N, O, H', W') does not reach its inputs x
-        and the weight codes, because ADCs clipped; straight-through else (`keep` has "clipped").
-
-        The ideal sums are those of crossbars, of positive weights less those of negative ones. A
-        sum of a crossbar is of several conversions, slices by input bits, each of which counts a
-        power of two. The gradient goes through as much of them as was not clipped:
-
-            d sum / d its inputs = stored weights (1 - lost), d sum / d its weights = inputs
-            (1 - lost), lost = (what the clipped conversions count) / (what all of them count)
-
-        A weight of 0 stands between the two, and gets the mean of both gradients.
-        """
-        count = self.slice_weights.float() / self.slice_weights.sum()
-        planes = [x.float() for x in self.how.stored(self.codes)]
-        signs = torch.tensor([1.0, -1.0][: len(planes)])
-        stored = torch.stack(planes) * signs.view(-1, 1, 1, 1, 1)
-        stored = self._in_crossbars((stored[..., None] * count).flatten(-2))
-        stored = torch.cat(stored.unbind(), dim=-1)  # (places, rows, columns)
-        of_stored = torch.zeros_like(stored)
-        bits = 2.0 ** torch.arange(self.input_bits)
-        bits = (bits / bits.sum())[:, None]
-        of_inputs = []
-        for here, parts in self.clipped:
-            inputs, grads = images_last(x[here].float()), images_last(grad[here].float())
-            of_input = torch.zeros_like(inputs)
-            for columns, places, where, outputs in parts:
-                lost = (where.unflatten(-1, (self.input_bits, -1)) * bits).sum(dim=-2)
-                of_sums = grads[columns // self.slices % len(self.codes)][:, *outputs] * lost
-                for place in places:
-                    group, at = self._window(place, inputs.shape[1:3], grads.shape[1:3])
-                    rows = slice(group * self.rows, (group + 1) * self.rows)
-                    fed = inputs[rows, *at.inputs]
-                    arriving = of_sums if len(places) == 1 else of_sums[:, *at.outputs]
-                    arriving = arriving.flatten(1)
-                    back = stored[place, : len(fed)].index_select(1, columns) @ arriving
-                    of_input[rows, *at.inputs] += back.view_as(fed)
-                    forth = fed.flatten(1) @ arriving.T
-                    of_stored[place, : len(fed)].index_add_(1, columns, forth)
-            of_inputs.append(images_first(of_input))
-        return torch.cat(of_inputs).to(grad.dtype), self._of_codes(of_stored, count)
-
-    def lost_gradient_of_means(self, spikes: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The same where it was called with mean spikes; (N, I) and (O, I)."""
-        grad = grad[..., None, None] / self.positions
-        of_numbers, of_codes = self.lost_gradient(self._numbers(spikes), grad)
-        return of_numbers.flatten(1) * self.positions, of_codes.flatten(1)
-
-    def _of_codes(self, of_stored: Tensor, count: Tensor) -> Tensor:
-        """The gradient of codes (O, I, k, k), of that of what is stored in columns (k²·groups,
-        rows, columns) and counts so much."""
-        by_position = of_stored.unflatten(0, (self.groups, -1)).transpose(0, 1).flatten(1, 2)
-        planes = by_position[:, : self.in_channels].unflatten(-1, (len(self.cells), -1, len(count)))
-        planes = (planes @ count).permute(2, 3, 1, 0).unflatten(-1, self.kernel)
-        if len(planes) == 1:
-            return planes[0]
-        positive = (1 + self.codes.sign()) / 2
-        return planes[0] * positive + planes[1] * (1 - positive)
 
     def _keep_sums(self, sums: Tensor) -> None:
         self.sums[0] -= sums.numel()  # `_count` took them for zeros

@@ -30,7 +30,12 @@ from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.nonideal import nonideal_lines, nonideal_report, on_crossbars
 from spikesim_eval.technology import load_technology
 from spikesim_eval.trace import describe
-from spikesim_eval.training import draw_cells, put_on_chip
+from spikesim_eval.training import (
+    draw_cells,
+    lost_gradient,
+    lost_gradient_of_means,
+    put_on_chip,
+)
 from test_resume import PowerCutError, assert_same_end, cut_off_after
 
 IDEAL = Chip(adc_bits=None)
@@ -170,7 +175,7 @@ def test_the_gradient_of_a_layer_is_that_of_the_ideal_sums_but_for_what_is_lost(
 def gradients_by_definition(
     layer: CrossbarLayer, codes: torch.Tensor, x: torch.Tensor, upstream: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """`CrossbarLayer.lost_gradient` crossbar by crossbar and conversion by conversion, with
+    """`lost_gradient` crossbar by crossbar and conversion by conversion, with
     autograd in float64; what goes through, not what is lost."""
     chip, cells, k = layer.chip, layer.how, layer.kernel[0]
     x, weights = x.double().requires_grad_(), codes.double().requires_grad_()
@@ -259,7 +264,7 @@ def test_no_gradient_comes_through_what_an_adc_clips(seed, reads, kernel, stride
     )
     sums = layer(x)
     upstream = torch.randn_like(sums)
-    lost = layer.lost_gradient(x, upstream)
+    lost = lost_gradient(layer, x, upstream)
     ideal_x, ideal_codes = x.double().requires_grad_(), codes.double().requires_grad_()
     ideal = torch.nn.functional.conv2d(ideal_x, ideal_codes, None, stride, padding)
     ideals = torch.autograd.grad(ideal, (ideal_x, ideal_codes), upstream.double())
@@ -279,7 +284,7 @@ def test_the_gradient_of_mean_spikes_is_that_of_their_numbers():
     network, chip = LayerList(2, 8, 4, (about,), ()), Chip(xbar_size=8, adc_bits=4)
     layer = CrossbarLayer(codes, about, network, chip, keep=["clipped"])
     upstream = torch.randn_like(layer.of_means(spikes))
-    of_spikes, of_codes = layer.lost_gradient_of_means(spikes, upstream)
+    of_spikes, of_codes = lost_gradient_of_means(layer, spikes, upstream)
     numbers = 8 * spikes[..., None, None]
     through = gradients_by_definition(layer, codes, numbers, upstream[..., None, None].double())
     ideal_spikes, ideal_codes = upstream @ codes[..., 0, 0].float(), upstream.T @ spikes
