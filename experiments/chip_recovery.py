@@ -4,18 +4,19 @@ with and without the chip that it will run on.
     python -m experiments.chip_recovery --data digits --bits 4 --seeds 1 2 3 4 5 \\
         --crossbar spikesim-65nm --sigma 0.1 0.2 0.4 --adc_bits 3 4 --trained_sigma 0.2
 
-Every network is run on --chips draws of each chip, of every --sigma and --adc_bits. With the chip
-it is trained at the same ADC and the one variation of --trained_sigma, and is tested where it was
-trained and beside. A row of chips.csv is a network on one drawn chip. The yield is the share of
-chips on which it is at most --max_drop points below the same method's network of the same seed that
-was trained without the chip and runs on none. All other options are those of experiments.study.
+Every network is run on --chips draws of each chip, of every --sigma and --adc_bits, as it is made
+and once more calibrated with --images training images. With the chip it is trained at the same ADC
+and the one variation of --trained_sigma, and is tested where it was trained and beside. A row of
+chips.csv is a network on one drawn chip. The yield is the share of chips on which it is at most
+--max_drop points below the same method's network of the same seed that was trained without the chip
+and runs on none. All other options are those of experiments.study.
 """
 
 import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
@@ -24,7 +25,9 @@ from statistics import fmean as mean
 from typing import Any
 
 from matplotlib.figure import Figure
+from torch import nn
 
+from checkpoints import load_checkpoint
 from display import legend_below, new_figure, percent, picture_files, styles
 from experiments.plan import NOT_GIVEN, STARTS, TEACHER, Planned, plan
 from experiments.run_plan import measured, say
@@ -34,14 +37,18 @@ from runtime.command import Parser
 from runtime.errors import UserError
 from runtime.files import write_files, write_whole
 from settings import OF_CHIP
+from spikesim_eval.calibration import calibration_of
 from spikesim_eval.chip import Chip, check_draws
+from spikesim_eval.crossbar import CrossbarLayer
 from spikesim_eval.estimate import estimate
-from spikesim_eval.layer_list import Subject
+from spikesim_eval.layer_list import Subject, check_int
 from spikesim_eval.nonideal import on_chip
 from spikesim_eval.render import csv_text
 from spikesim_eval.trace import trace_checkpoint
 
 METHODS = ("student", "CLK")
+ACCURACIES = {"accuracy": "as made", "calibrated_accuracy": "calibrated"}
+Prepare = Callable[[nn.Module, Collection[CrossbarLayer]], None]
 CHIPS = "chips.csv"
 
 
@@ -61,6 +68,7 @@ class OneChip:
     adc_bits: int
     draw: int
     accuracy: float
+    calibrated_accuracy: float
     digital_accuracy: float
     energy_pj: float
     delay_ns: float
@@ -85,6 +93,7 @@ def recovery_parser() -> Parser:
     for name, kind, default, text in (
         ("--trained_sigma", str, "0.2", "variation of the chips that networks are trained for"),
         ("--chips", int, 10, "draws of each chip"),
+        ("--images", int, 64, "training images that calibrate a chip"),
         ("--max_drop", float, 5.0, "points that a network may lose on a chip that counts as good"),
     ):
         text = f"{text} (default {default})"
@@ -95,6 +104,7 @@ def recovery_parser() -> Parser:
 def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
     """Those without the chip, and then those with it."""
     check_draws(0, args.chips)
+    check_int(args.images, "images", 10**4)
     if len(args.crossbar) > 1:
         raise UserError("--crossbar: a study is of one technology")
     axes, theirs = axes_of(args), of_teacher(args)
@@ -124,27 +134,34 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
         if one.method == TEACHER or not measured(one.folder(runs)):
             continue
         there = {(x.sigma, x.adc_bits, x.draw) for x in rows if x.run == one.name}
-        subject = None
+        subject = prepare = None
         for chip in chips_of(one, args, some):
             if all((chip.sigma, chip.adc_bits, draw) in there for draw in range(args.chips)):
                 continue
             if subject is None:
-                subject = trace_checkpoint(str(one.checkpoint(runs)), one.settings.data_path)
-            found = on_chips(one, subject, chip, args.chips)
+                path, data_path = one.checkpoint(runs), one.settings.data_path
+                subject = trace_checkpoint(str(path), data_path)
+                prepare = calibration_of(load_checkpoint(path), data_path, args.images)
+            found = on_chips(one, subject, chip, args.chips, prepare)
             rows = [x for x in rows if (x.run, x.sigma, x.adc_bits) != key_of(one, chip)] + found
             write_whole(path, csv_of(rows).encode())
             about = f"{one.title}: sigma {chip.sigma:g}, ADCs of {chip.adc_bits} bits"
-            say(f"on chips  {about}: {percent(mean(x.accuracy for x in found), 2)}")
+            said = [mean(getattr(x, name) for x in found) for name in ACCURACIES]
+            say(f"on chips  {about}: {percent(said[0], 2)}, calibrated {percent(said[1], 2)}")
 
 
 def key_of(planned: Planned, chip: Chip) -> tuple[str, float, int]:
     return planned.name, chip.sigma, chip.adc_bits
 
 
-def on_chips(planned: Planned, subject: Subject, chip: Chip, draws: int) -> list[OneChip]:
+def on_chips(
+    planned: Planned, subject: Subject, chip: Chip, draws: int, calibrate: Prepare
+) -> list[OneChip]:
     """A trained network on so many draws of a chip, and what an image costs there."""
     settings = planned.settings
-    accuracies, _ = on_chip(subject, chip, trials=draws)
+    as_made, _ = on_chip(subject, chip, trials=draws)
+    calibrated, _ = on_chip(subject, chip, trials=draws, prepare=calibrate)
+    times = 1 if chip.is_random else draws  # all are the same
     total = estimate(subject.network, chip).total
     about = {name: getattr(settings, name) for name in ("data", "bits", "seed")}
     about |= {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
@@ -158,11 +175,12 @@ def on_chips(planned: Planned, subject: Subject, chip: Chip, draws: int) -> list
             sigma=chip.sigma,
             adc_bits=chip.adc_bits,
             draw=draw,
-            accuracy=accuracy,
+            accuracy=accuracies[0],
+            calibrated_accuracy=accuracies[1],
             digital_accuracy=subject.accuracy,
             **about,
         )
-        for draw, accuracy in enumerate(accuracies * (draws if len(accuracies) < draws else 1))
+        for draw, accuracies in enumerate(zip(as_made * times, calibrated * times, strict=True))
     ]
 
 
@@ -200,15 +218,14 @@ WORDS = {
 }
 
 
-def yields(rows: Sequence[OneChip], max_drop: float) -> Callable[[Sequence[OneChip]], float]:
-    """A function that gives the share of good ones among chips: not more than `max_drop` points
-    below what the network of the same data, width, method, start and seed that was trained without
-    the chip has on none."""
+def yields(rows: Sequence[OneChip], max_drop: float) -> Callable[[Sequence[OneChip], str], float]:
+    """A function that gives the share of good ones among chips, by an accuracy's name: not more
+    than `max_drop` points below what the network of the same data, width, method, start and seed
+    that was trained without the chip has on none."""
     bar = {key_of_bar(x): x.digital_accuracy for x in rows if x.trained_sigma is None}
 
-    def share(chips: Sequence[OneChip]) -> float:
-        good = [100 * (bar[key_of_bar(x)] - x.accuracy) <= max_drop + 1e-9 for x in chips]
-        return sum(good) / len(good)
+    def share(chips: Sequence[OneChip], name: str) -> float:
+        return mean(100 * (bar[key_of_bar(x)] - getattr(x, name)) <= max_drop + 1e-9 for x in chips)
 
     return share
 
@@ -242,63 +259,71 @@ def cells_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
             if not seeds:
                 continue
             line = [data, str(bits), f"{sigma:g}", str(adc_bits), name, str(len(seeds))]
-            for values, form in (
-                ([100 * x[0].digital_accuracy for x in seeds], "{:.2f}"),
-                ([100 * mean([y.accuracy for y in x]) for x in seeds], "{:.2f}"),
-                ([100 * good(x) for x in seeds], "{:.0f}"),
-                ([mean([y.edap for y in x]) for x in seeds], "{:.4g}"),
-            ):
-                line.append(cell(values, form.format, len(seeds)))
-            lines.append(line)
+            line.append(
+                cell([100 * x[0].digital_accuracy for x in seeds], "{:.2f}".format, len(seeds))
+            )
+            for name in ACCURACIES:
+                values = [100 * mean(getattr(y, name) for y in x) for x in seeds]
+                line.append(cell(values, "{:.2f}".format, len(seeds)))
+                line.append(cell([100 * good(x, name) for x in seeds], "{:.0f}".format, len(seeds)))
+            lines.append([*line, f"{mean(x.edap for x in chip if x.network == network):.4g}"])
     header = ["data", "bits", "sigma", "ADC bits", "network", "seeds", "digital, %"]
-    return [[*header, "on chips, %", "yield, %", "EDAP, µJ·ms·mm²"], *lines]
+    for name in ACCURACIES.values():
+        header += [f"{name}, %", "yield, %"]
+    return [[*header, "EDAP, µJ·ms·mm²"], *lines]
 
 
 def cheapest_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
     """What a chip costs at equal accuracy, with a header: at each variation, for each network, the
     cheapest of the ADCs with which its mean over seeds and chips loses at most `max_drop` points
     of its method's accuracy, trained without the chip and on none."""
-    header = ["data", "bits", "sigma", "network", "ADC bits", "EDAP, µJ·ms·mm²"]
+    header = ["data", "bits", "sigma", "network"]
+    for name in ACCURACIES.values():
+        header += [f"ADC bits, {name}", "EDAP, µJ·ms·mm²"]
     lines = []
     for data, bits, sigma in sorted({(x.data, x.bits, x.sigma) for x in rows}):
         here = [x for x in rows if (x.data, x.bits, x.sigma) == (data, bits, sigma)]
-        for network, name in WORDS.items():
+        for network, title in WORDS.items():
+            its = [x for x in here if x.network == network]
             plain = [x.digital_accuracy for x in here if x.network == (*network[:2], False)]
-            found = []
-            for adc_bits in sorted({x.adc_bits for x in here if x.network == network}):
-                chips = [x for x in here if x.network == network and x.adc_bits == adc_bits]
-                if 100 * (mean(plain) - mean([x.accuracy for x in chips])) <= max_drop:
-                    found.append((mean([x.edap for x in chips]), adc_bits))
-            if any(x.network == network for x in here):
-                edap, bits_said = (f"{min(found)[0]:.4g}", str(min(found)[1])) if found else "--"
-                lines.append([data, str(bits), f"{sigma:g}", name, bits_said, edap])
+            line = [data, str(bits), f"{sigma:g}", title]
+            for name in ACCURACIES:
+                found = []
+                for adc_bits in sorted({x.adc_bits for x in its}):
+                    chips = [x for x in its if x.adc_bits == adc_bits]
+                    if 100 * (mean(plain) - mean(getattr(x, name) for x in chips)) <= max_drop:
+                        found.append((mean(x.edap for x in chips), adc_bits))
+                line += [str(min(found)[1]), f"{min(found)[0]:.4g}"] if found else ["-", "-"]
+            if its:
+                lines.append(line)
     return [header, *lines]
 
 
 def picture(rows: Sequence[OneChip]) -> Figure:
-    """Accuracy over EDAP, a point a chip; a panel for each data set, width and variation."""
-    panels = sorted({(x.data, x.bits, x.sigma) for x in rows})
-    figure, axes = new_figure(3.4 * len(panels), 4, 1, len(panels), sharey=True, squeeze=False)
+    """Accuracy over EDAP, a point a chip, as made and calibrated; a column of panels for each data
+    set, width and variation."""
+    columns = sorted({(x.data, x.bits, x.sigma) for x in rows})
+    shared = {"sharex": "col", "sharey": True, "squeeze": False}
+    figure, axes = new_figure(3.4 * len(columns), 6.4, len(ACCURACIES), len(columns), **shared)
     looks = dict(zip(WORDS, styles([method for method, *_ in WORDS]), strict=True))
-    for (data, bits, sigma), panel in zip(panels, axes[0], strict=True):
-        for network, name in WORDS.items():
-            chips = [
-                x
-                for x in rows
-                if (x.data, x.bits, x.sigma) == (data, bits, sigma) and x.network == network
-            ]
-            marker, colour = "o" if network[2] else "x", looks[network]["color"]
-            if not chips:
-                continue
-            x, y = [x.edap for x in chips], [100 * x.accuracy for x in chips]
-            how = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.8}
-            panel.scatter(x, y, label=name, **how)
-        panel.set_title(f"{data}, {bits} bits, sigma {sigma:g}", loc="left", fontsize=10)
-        panel.set(xlabel="EDAP, µJ·ms·mm²")
-        panel.set_xlim(left=0)
-        panel.margins(x=0.1)
-    axes[0, 0].set_ylabel("accuracy on a chip, %")
-    legend_below(figure, axes.flat)
+    for (data, bits, sigma), column in zip(columns, axes.T, strict=True):
+        here = [x for x in rows if (x.data, x.bits, x.sigma) == (data, bits, sigma)]
+        for (name, said), panel in zip(ACCURACIES.items(), column, strict=True):
+            for network, title in WORDS.items():
+                chips = [x for x in here if x.network == network]
+                marker, colour = "o" if network[2] else "x", looks[network]["color"]
+                if not chips:
+                    continue
+                x, y = [x.edap for x in chips], [100 * getattr(x, name) for x in chips]
+                how = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.8}
+                panel.scatter(x, y, label=title, **how)
+            panel.set_title(f"{data}, {bits} bits, sigma {sigma:g}, {said}", loc="left", fontsize=9)
+            panel.set_xlim(left=0)
+            panel.margins(x=0.1)
+        column[-1].set_xlabel("EDAP, µJ·ms·mm²")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("accuracy on a chip, %")
+    legend_below(figure, axes.flat, ncols=4)
     return figure
 
 

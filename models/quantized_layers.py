@@ -68,21 +68,35 @@ class _SpikeConvolution(torch.autograd.Function):
         return *grads[:2], None, None
 
 
+# What of the gradient with respect to a layer's ideal sums does not reach (inputs, weight codes),
+# because a chip clipped what it came from.
+Lost = Callable[[Tensor], tuple[Tensor, Tensor]]
 # What a chip makes of a layer's sums: (what the layer reads, its weight codes) -> sums, of the
-# shape of the ideal ones.
-Crossbars = Callable[[Tensor, Tensor], Tensor]
+# shape of the ideal ones, and what their gradient loses (None: nothing).
+Crossbars = Callable[[Tensor, Tensor], tuple[Tensor, Lost | None]]
 
 
 class _OnCrossbars(torch.autograd.Function):
-    """The sums of crossbars with the gradient of the ideal ones (straight-through)."""
+    """The sums of crossbars with the gradient of the ideal ones (straight-through), but for what
+    is lost. `x` and `codes` are what the ideal sums come from."""
 
     @staticmethod
-    def forward(ctx, ideal: Tensor, sums: Tensor) -> Tensor:
+    def forward(ctx, ideal: Tensor, x: Tensor, codes: Tensor, sums: Tensor, lost: Lost | None):
+        ctx.lost = lost
         return torch.empty_like(ideal).copy_(sums)  # in the ideal ones' type and layout
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor):
-        return grad, None
+        if ctx.lost is None:
+            return grad, None, None, None, None
+        of_x, of_codes = ctx.lost(grad)
+        return grad, -of_x, -of_codes, None, None
+
+
+def sums_of_crossbars(ideal: Tensor, x: Tensor, codes: Tensor, crossbars: Crossbars) -> Tensor:
+    """What crossbars give instead of the ideal sums of x and weight codes."""
+    return _OnCrossbars.apply(ideal, x, codes, *crossbars(x.detach(), codes.detach()))
 
 
 class QuanConv2d(Conv2d):
@@ -91,7 +105,7 @@ class QuanConv2d(Conv2d):
     Its output is the integer accumulator: the batch norm that follows undoes the scales of inputs
     and weights anyway, so they enter only through the codes. Autocast is off, because bfloat16
     rounds integers above 256. Of spikes, a CPU computes it in 8-bit integers. Where `crossbars` are
-    put there, what they give takes the place of the accumulator, and its gradient stays.
+    put there, what they give takes the place of the accumulator.
     """
 
     def __init__(self, *args, bits: int, of_spikes: bool = False):
@@ -105,7 +119,7 @@ class QuanConv2d(Conv2d):
         sums = self.accumulate(x, codes)
         if self.crossbars is None:
             return sums
-        return _OnCrossbars.apply(sums, self.crossbars(x.detach(), codes.detach()))
+        return sums_of_crossbars(sums, x, codes, self.crossbars)
 
     def accumulate(self, x: Tensor, codes: Tensor) -> Tensor:
         fits = self.of_spikes and x.dtype == torch.float32 and x.device.type == "cpu"
@@ -128,11 +142,10 @@ class QuanLinear(nn.Linear):
         step = self.quantizer.positive_step(self.weight[0].numel())
         x, codes = x.to(step.dtype), self.quantizer(self.weight)
         with torch.autocast(x.device.type, enabled=False):
-            y = F.linear(x, codes * step, self.bias)
-        if self.crossbars is None:
-            return y
-        sums = self.crossbars(x.detach(), codes.detach())
-        return _OnCrossbars.apply(y, sums * step.detach().T + self.bias.detach())
+            if self.crossbars is None:
+                return F.linear(x, codes * step, self.bias)
+            sums = sums_of_crossbars(F.linear(x, codes), x, codes, self.crossbars)
+            return sums * step.T + self.bias
 
 
 def quantized_layers(

@@ -167,11 +167,14 @@ def add_nonideal(nonideal: Parser) -> None:
     nonideal.add_argument("--checkpoint", nargs="+", required=True, help=of)
     nonideal.add_argument("--time_steps", type=int, help="T, where it is not the trained one")
     add_chip_options(nonideal, "simulation")
-    alone = "also every layer alone on such crossbars"
+    alone = "also every layer alone on such crossbars, of as many chips"
     nonideal.add_argument("--each_layer", action="store_true", help=alone)
     strengths = "also at other values of an option of its cells, as sigma=0.05,0.1,0.2"
     nonideal.add_argument("--over", help=strengths)
-    changes = "also on chips with one ADC bit more, one cell bit less, other columns, half the side"
+    changes = (
+        "also on chips with one ADC bit more (everywhere, and in the layer that clips most), one "
+        "cell bit less, other columns, half the side"
+    )
     nonideal.add_argument("--each_change", action="store_true", help=changes)
     good = "points of its own accuracy that a network may lose on a chip that counts as good"
     add_option(nonideal, "max_drop", 1.0, good, type=float)

@@ -10,7 +10,7 @@ images that it computes itself. Two things, layer by layer in one forward pass:
   rounded as always.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,18 @@ def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) 
     return torch.stack([train_set[index][0] for index in range(number)])
 
 
+def calibration_of(
+    checkpoint: Checkpoint, data_path: str | None, images: int
+) -> Callable[[nn.Module, Collection[CrossbarLayer]], None]:
+    """What calibrates a chip that computes a checkpoint's network, with so many training images;
+    `on_chip` takes it as its `prepare`."""
+    seen, trained_at = (
+        training_images(checkpoint, data_path, images),
+        checkpoint.settings.trained_at,
+    )
+    return lambda network, layers: calibrate(network, layers, seen, trained_at)
+
+
 def calibration_report(
     path: str, data_path: str | None, chip: Chip, images: int, seed: int = 0, trials: int = 1
 ) -> dict[str, Any]:
@@ -88,14 +100,11 @@ def calibration_report(
     check_draws(seed, trials)
     check_int(images, "images", 10**4)
     checkpoint, network, batches = load_quantized(path, data_path)
-    description, trained_at = describe(network), checkpoint.settings.trained_at
+    description = describe(network)
     check_layers(chip, [description])
-    seen = training_images(checkpoint, data_path, images)
+    prepare = calibration_of(checkpoint, data_path, images)
     digital = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
     subject = Subject(path, description, tested=(network, batches))
-
-    def prepare(network: nn.Module, layers: Collection[CrossbarLayer]) -> None:
-        calibrate(network, layers, seen, trained_at)
 
     before, _ = on_chip(subject, chip, seed, trials, "as made")
     after, runs = on_chip(subject, chip, seed, trials, "calibrated", prepare=prepare)

@@ -19,7 +19,7 @@ Laws, of g = target / highest conductance:
 - `after` t: G ((t + t0) / t0)^-|nu|, nu normal with mean and deviation that each are
   a + b ln g, no less than c and no more than d (the same PCM).
 - 1/f noise by then, where a technology has it: G (1 + q n sqrt(ln((t + t0 + t_r) / 2 t_r))),
-  q = min(a g^b, c) of the written g (the same PCM).
+  q = min(a g^b, c) of the written g (the same PCM); none in less time than a read takes.
 
 What would be negative is 0.
 """
@@ -66,16 +66,19 @@ class Cells:
         slices = torch.arange(chip.slices(weight_bits))
         self.slice_weights = 2.0 ** (self.cell_bits * slices).double()
 
-    def digits(self, codes: Tensor) -> list[Tensor]:
-        """Levels of the cells, (k, k, I, O·slices), for weight codes (O, I, k, k): those of
-        positive and of negative weights, or of weights with the offset."""
-        codes = codes.long()
+    def stored(self, codes: Tensor) -> list[Tensor]:
+        """What is written, (k, k, I, O), for weight codes (O, I, k, k): positive and negative
+        weights, each with zeros in the other's places, or weights with the offset."""
+        codes = codes.long().permute(2, 3, 1, 0)
         if self.chip.columns == "differential":
-            stored = [codes.clamp_min(0), (-codes).clamp_min(0)]
-        else:
-            stored = [codes + self.offset]
-        digits = (slices_of(x, self.stored_bits, self.cell_bits) for x in stored)
-        return [x.permute(2, 3, 1, 0, 4).flatten(3) for x in digits]
+            return [codes.clamp_min(0), (-codes).clamp_min(0)]
+        return [codes + self.offset]
+
+    def digits(self, codes: Tensor) -> list[Tensor]:
+        """The same as levels of cells, (k, k, I, O·slices)."""
+        return [
+            slices_of(x, self.stored_bits, self.cell_bits).flatten(3) for x in self.stored(codes)
+        ]
 
     def targets(self, codes: Tensor) -> list[Tensor]:
         """What the same cells are meant to conduct: levels one cell step apart, in cell steps."""
@@ -136,7 +139,7 @@ class Cells:
             a, b, most = technology.coefficients("device.flicker")
             reading = technology["device.flicker_read_s"]
             share = (a * (cells / self.highest) ** b).clamp_max(most)
-            share = share * math.sqrt(math.log((time + reading) / (2 * reading)))
+            share = share * math.sqrt(math.log(max(1.0, (time + reading) / (2 * reading))))
             noise = torch.randn(cells.shape, generator=generator)
             aged = aged * (1 + share * noise)
         return aged.clamp_min(0)

@@ -27,6 +27,7 @@ from .technology import (
     OF_CELLS,
     Technology,
     check_coefficients,
+    coefficients,
     load_technology,
 )
 
@@ -428,8 +429,23 @@ class Chip:
     @property
     def is_random(self) -> bool:
         """Whether two chips of this kind differ, or two reads of one."""
-        drawn = (self.sigma, self.programming, self.after, self.stuck_on, self.stuck_off)
-        return any(drawn) or self.read_noise > 0
+        if self.read_noise:
+            return True
+        if 1 in (self.stuck_on, self.stuck_off):  # nothing else is left of any cell
+            return False
+        written = self.sigma or (self.programming and any(coefficients(self.programming)))
+        return bool(written or self.stuck_on or self.stuck_off or self._ages_at_random)
+
+    @property
+    def _ages_at_random(self) -> bool:
+        if not self.after:
+            return False
+        if self.technology.coefficients("device.drift_deviation")[-1] > 0:  # it, or its limit
+            return True
+        if not self.technology.has("flicker"):
+            return False
+        factor, _, most = self.technology.coefficients("device.flicker")
+        return factor != 0 and most != 0
 
     @property
     def ideal(self) -> "Chip":

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .cells import Cells
 from .chip import Chip, place_layer
@@ -33,7 +33,8 @@ from .layer_list import Layer, LayerList
 from .silence import pes_together
 
 LARGEST_WORKSPACE = 2**19  # partial sums held at once: about what a core's cache holds
-KEPT = ("errors", "largest", "sums")  # what a layer keeps of what it has computed, where asked
+# what a layer keeps of what it has computed, where asked
+KEPT = ("errors", "largest", "sums", "clipped")
 
 
 def ladder(conductance: Tensor, wire: float) -> Tensor:
@@ -143,11 +144,33 @@ def window(
     return Window(tuple(outputs), tuple(inputs))
 
 
+class Images:
+    """The images that a network computes right now, each known by what it is. Noise that is drawn
+    by that depends neither on the rest of the batch nor on the order in which it is computed."""
+
+    def __init__(self, network: nn.Module):
+        self.digests: list[bytes] = []
+        network.register_forward_pre_hook(self._look)
+
+    def _look(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        whole = inputs[0].detach().contiguous().numpy()
+        self.digests = [hashlib.blake2b(image, digest_size=16).digest() for image in whole]
+
+
 class Readers(NamedTuple):
     """Columns that ADCs read of a crossbar, or of the crossbars in line in a PE together."""
 
     columns: Tensor | None  # their numbers; None: all
     crossbars: tuple[tuple[int, Tensor], ...]  # place in line, conductances (columns, rows)
+
+
+class Clipped(NamedTuple):
+    """Conversions that ADCs clipped, of columns that are read together."""
+
+    columns: Tensor  # their numbers
+    crossbars: tuple[int, ...]  # places in line of what they read
+    where: Tensor  # (columns, H', W', input bits · images), of `outputs` alone
+    outputs: tuple[slice, slice]  # along both sides of the plane
 
 
 @dataclass
@@ -179,8 +202,11 @@ class CrossbarLayer:
         chip: the options.
         stride, padding: of the convolution.
         generator: for the cells' variation, and then for the noise of reads.
+        images: that the network computes: the noise of reads is then drawn for each of them and
+            timestep by itself. Without, for each row of the inputs of all calls.
         keep: which of KEPT to keep: "errors", how far the sums are off (`relative_error`);
-            "largest", the largest sum of a column; "sums", how often each sum was read.
+            "largest", the largest sum of a column; "sums", how often each sum was read; "clipped",
+            where ADCs clipped in the last call, for training.py.
 
     Raises UserError for a weight that does not fit into a crossbar row.
     """
@@ -195,6 +221,7 @@ class CrossbarLayer:
         padding: tuple[int, int] = (0, 0),
         generator: torch.Generator | None = None,
         keep: Collection[str] = (),
+        images: Images | None = None,
     ):
         self.chip, self.stride, self.padding = chip.of_layer(layer.name), stride, padding
         self.input_bits, self.signed_input = network.input_bits(layer), network.reads_stream(layer)
@@ -210,21 +237,27 @@ class CrossbarLayer:
         placement = place_layer(network, layer, chip)
         self.stack, self.slices = placement.stack, placement.slices
         self.together = pes_together(placement, chip)
-        self.generator = generator
         # (planes, k²·groups, rows, O·slices), as the ADCs see them
         self.cells = self._wired(torch.stack(self.how.conductances(codes, generator)))
         self.slice_weights = self.how.slice_weights
 
+        self.images = images
+        self.noise_seed = 0
+        if chip.read_noise:
+            self.noise_seed = torch.randint(2**62, (1,), generator=generator).item()
+        self.reading: list[torch.Generator] = []  # of the noise in what is computed right now
         self.positions = network.time_steps * math.prod(layer.in_size)
         self.counts = Counts()
         self.sums = torch.zeros(1, dtype=torch.int64) if "sums" in keep else None
         self.largest_sum = 0.0 if "largest" in keep else None  # in cell steps
         self.squared_error = self.squared_output = 0.0 if "errors" in keep else None
+        # of each chunk of images
+        self.clipped: list[tuple[slice, list[Clipped]]] | None = [] if "clipped" in keep else None
         self.columns = len(self.cells) * self.cells.shape[-1]  # side by side
         self.set_adc_step: float | None = None  # where calibration has set one
         # Called with the layer and what it reads, before it computes; see calibration.py.
         self.before: Callable[[CrossbarLayer, Tensor], None] | None = None
-        meant = self._in_crossbars(torch.stack(self.how.targets(codes)))
+        meant = self.in_crossbars(torch.stack(self.how.targets(codes)))
         self.as_meant = torch.equal(self.cells, meant)
         self._plan()
 
@@ -251,7 +284,7 @@ class CrossbarLayer:
                 cells = zip(places, crossbars.unbind(), strict=False)
                 self.readers.append(Readers(columns, tuple(cells)))
 
-    def _in_crossbars(self, cells: Tensor) -> Tensor:
+    def in_crossbars(self, cells: Tensor) -> Tensor:
         """(planes, k, k, I, O·slices) as (planes, k²·groups, rows, O·slices): those of an input
         block in line, as they lie in PEs. Rows that no channel uses stay unselected."""
         cells = F.pad(cells.flatten(1, 2), (0, 0, 0, self.groups * self.rows - self.in_channels))
@@ -259,7 +292,7 @@ class CrossbarLayer:
 
     def _wired(self, cells: Tensor) -> Tensor:
         """Cells in crossbars, and with wires what ADCs see of them."""
-        chip, cells = self.chip, self._in_crossbars(cells)
+        chip, cells = self.chip, self.in_crossbars(cells)
         if chip.wire_ohm:
             highest = (2**chip.cell_bits - 1) / chip.on_ohm  # of the cell's own levels
             cell_step = highest / (self.levels + self.off_conductance)
@@ -334,6 +367,8 @@ class CrossbarLayer:
                 x.shape[2:], self.padding, self.kernel, self.stride, strict=True
             )
         )
+        if self.clipped is not None:
+            self.clipped.clear()
         ideal = result = None
         if self.only_clips or self.squared_error is not None:
             inputs = x.to(self.codes.dtype)
@@ -348,6 +383,10 @@ class CrossbarLayer:
         chunk = max(1, LARGEST_WORKSPACE // (self.columns * self.input_bits * math.prod(size)))
         for start in range(0, len(x), chunk):
             here = slice(start, start + chunk)
+            if self.clipped is not None:
+                self.clipped.append((here, []))
+            if self.chip.read_noise:
+                self.reading = [self._noise_of(row, x) for row in range(len(x))[here]]
             sums = self._sums(x[here], size)
             if sums is None:
                 continue
@@ -364,8 +403,10 @@ class CrossbarLayer:
     def of_means(self, spikes: Tensor) -> Tensor:
         """The same of a linear layer that reads mean spikes (N, I) over all timesteps and
         positions, of which the crossbars are fed the numbers: mean sums (N, O)."""
-        counts = (spikes * self.positions).round()[..., None, None]
-        return self(counts).flatten(1) / self.positions
+        return self(self.numbers(spikes)).flatten(1) / self.positions
+
+    def numbers(self, spikes: Tensor) -> Tensor:
+        return (spikes * self.positions).round()[..., None, None]
 
     def _sums(self, x: Tensor, size: tuple[int, int]) -> Tensor | None:
         """Sums (O, H', W', N), or, where ADCs only clip, how much less they are; None: nothing."""
@@ -385,25 +426,31 @@ class CrossbarLayer:
         images, plane = fed.shape[-1], fed.shape[1:3]
         read = torch.zeros(self.columns, *size, images)
         for reader in self.readers:
-            sums = inside = None
+            sums, outputs = None, (slice(None), slice(None))
             for place, cells in reader.crossbars:
-                group, position = divmod(place, math.prod(self.kernel))
-                there = divmod(position, self.kernel[1])
-                (out_y, out_x), (in_y, in_x) = window(there, self.stride, self.padding, plane, size)
-                rows = fed[group * self.rows : (group + 1) * self.rows, in_y, in_x]
+                group, at = self.window_of(place, plane, size)
+                rows = fed[group * self.rows : (group + 1) * self.rows, *at.inputs]
                 if not rows.numel():
                     continue
                 found = self._currents(cells[:, : len(rows)], rows.flatten(1))
                 found = found.unflatten(1, rows.shape[1:])
                 if len(reader.crossbars) == 1:
-                    sums, inside = found, read[:, out_y, out_x]
+                    sums, outputs = found, at.outputs
                 else:
                     if sums is None:
-                        sums, inside = torch.zeros(len(cells), *size, images), read
-                    sums[:, out_y, out_x] += found
+                        sums = torch.zeros(len(cells), *size, images)
+                    sums[:, *at.outputs] += found
             if sums is not None:
-                self._convert(sums, reader.columns, inside)
+                self._convert(sums, reader, outputs, read)
         return read
+
+    def window_of(
+        self, place: int, plane: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[int, Window]:
+        """What a crossbar in line reads and gives: its group of input channels, and where."""
+        group, position = divmod(place, math.prod(self.kernel))
+        there = divmod(position, self.kernel[1])
+        return group, window(there, self.stride, self.padding, plane, size)
 
     def _currents(self, cells: Tensor, rows: Tensor) -> Tensor:
         """Sums of the columns of a crossbar (columns, reads), of cells (columns, rows) and what
@@ -413,14 +460,34 @@ class CrossbarLayer:
         sums = cells @ rows
         if self.chip.read_noise:
             deviation = (cells.square() @ rows).sqrt_().mul_(self.chip.read_noise)
-            noise = torch.randn(sums.shape, generator=self.generator)
-            sums = sums.add_(deviation.mul_(noise)).clamp_min_(0)
+            sums = sums.add_(deviation.mul_(self._noise(*sums.shape))).clamp_min_(0)
         return sums
 
-    def _convert(self, sums: Tensor, columns: Tensor | None, read: Tensor) -> None:
-        """Add to `read` (all columns, ...) what ADCs make of the sums of these columns, or, where
-        they only clip, how much less it is. See `convert`; `sums` are overwritten."""
+    def _noise_of(self, row: int, x: Tensor) -> torch.Generator:
+        """Of the noise in what is read for this row of inputs x (T·images, ...)."""
+        if self.images is None:
+            what = b"%d" % (self.counts.images - len(x) + row)
+        else:
+            timestep, image = divmod(row, len(self.images.digests))
+            what = b"%d of %s" % (timestep, self.images.digests[image])
+        seed = hashlib.blake2b(b"%d %s" % (self.noise_seed, what), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(seed))
+
+    def _noise(self, columns: int, reads: int) -> Tensor:
+        """Standard normal numbers (columns, reads); rows of inputs come last in reads."""
+        by_row = torch.empty(len(self.reading), columns * reads // len(self.reading))
+        for numbers, generator in zip(by_row, self.reading, strict=True):
+            numbers.normal_(generator=generator)
+        return by_row.t().reshape(columns, reads)
+
+    def _convert(
+        self, sums: Tensor, reader: Readers, outputs: tuple[slice, slice], read: Tensor
+    ) -> None:
+        """Add to these outputs of `read` (all columns, ...) what ADCs make of the sums of a
+        reader's columns, or, where they only clip, how much less it is. See `convert`; `sums` are
+        overwritten."""
         step, largest_code = self.adc_step, self.largest_code
+        read = read[:, *outputs]
         flat = sums.flatten(1)
         peaks = flat.amax(dim=1)
         if self.largest_sum is not None:
@@ -431,22 +498,38 @@ class CrossbarLayer:
         if self.only_clips:
             if len(clipped):
                 over = sums.index_select(0, clipped).sub_(largest_code).clamp_min_(0)
-                self.counts.clipped += _count_above(over, 0)
-                read.index_add_(0, columns[clipped], over, alpha=-1)
+                columns = reader.columns[clipped]
+                self._keep_clipped(over, 0, columns, reader, outputs)
+                read.index_add_(0, columns, over, alpha=-1)
             return
         if self.chip.adc_bits is not None:
             if step != 1:
                 flat.div_(step)
             flat.round_()
             if len(clipped):
-                above = flat if 2 * len(clipped) > len(flat) else flat.index_select(0, clipped)
-                self.counts.clipped += _count_above(above, largest_code)
+                above = sums if 2 * len(clipped) > len(flat) else sums.index_select(0, clipped)
+                columns = torch.arange(len(sums)) if above is sums else clipped
+                self._keep_clipped(above, largest_code, columns, reader, outputs)
                 above.clamp_(max=largest_code)
-                if above is not flat:
-                    flat.index_copy_(0, clipped, above)
+                if above is not sums:
+                    sums.index_copy_(0, clipped, above)
             if step != 1:
                 flat.mul_(step)
         read += sums
+
+    def _keep_clipped(
+        self,
+        sums: Tensor,
+        largest: float,
+        columns: Tensor,
+        reader: Readers,
+        outputs: tuple[slice, slice],
+    ) -> None:
+        """Count those of the sums of columns that are larger; keep which, where asked."""
+        self.counts.clipped += _count_above(sums, largest)
+        if self.clipped is not None:
+            places = tuple(place for place, _ in reader.crossbars)
+            self.clipped[-1][1].append(Clipped(columns, places, sums > largest, outputs))
 
     def _keep_sums(self, sums: Tensor) -> None:
         self.sums[0] -= sums.numel()  # `_count` took them for zeros

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from operator import add, sub
 from typing import Any
 
 import numpy as np
@@ -57,21 +58,25 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
 
 
 def layers_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Layers, that with the largest error of its sums on top, and, where it is known, what is lost
-    with that layer alone on crossbars."""
+    """Layers, that with the largest error of its sums on top, and, where it is known, the accuracy
+    with that layer alone on crossbars, with the deviation of chips."""
     rows = sorted(rows, key=lambda row: -row["relative_error"])
-    panels = {"error of sums (root mean square), %": [100 * row["relative_error"] for row in rows]}
-    panels["sums clipped, %"] = [100 * row["clipped_share"] for row in rows]
+    panels = {"error of sums (root mean square), %": "relative_error"}
+    panels["sums clipped, %"] = "clipped_share"
     if "accuracy_alone" in rows[0]:
-        panels["accuracy with it alone, %"] = [100 * row["accuracy_alone"] for row in rows]
+        panels["accuracy with it alone, %"] = "accuracy_alone"
     height = 1.0 + 0.2 * len(rows)
     figure, drawn = new_figure(WIDTH, height, columns=len(panels), sharey=True)
-    for panel, (what, values) in zip(drawn, panels.items(), strict=True):
-        panel.barh(range(len(rows)), values, color=CRITICAL if panel is drawn[0] else BESIDE_IT)
+    for panel, (what, key) in zip(drawn, panels.items(), strict=True):
+        values = [100 * row[key] for row in rows]
+        spread = [100 * row.get(f"{key}_std", 0) for row in rows]
+        colour = CRITICAL if panel is drawn[0] else BESIDE_IT
+        panel.barh(range(len(rows)), values, color=colour, xerr=spread if any(spread) else None)
         panel.set_xlabel(what)
         panel.margins(y=0.01)
         if what.startswith("accuracy"):
-            panel.set_xlim(min(values) - 1, max(values) + 0.5)
+            low, high = min(map(sub, values, spread)), max(map(add, values, spread))
+            panel.set_xlim(low - 1, high + 0.5)
     label_ticks(drawn[0].yaxis, [row["layer"] for row in rows], fontsize=8)
     drawn[0].invert_yaxis()
     return figure

@@ -18,7 +18,7 @@ from models import SpikingNetwork
 from runtime.errors import UserError
 
 from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
-from .crossbar import CrossbarLayer
+from .crossbar import CrossbarLayer, Images
 from .layer_list import Layer, LayerList, Subject
 from .render import mean_and_deviation
 from .trace import counting_rows, describe, evaluation_data, network_at
@@ -39,6 +39,7 @@ def on_crossbars(
     what a `CrossbarLayer` is to keep.
     """
     network = copy.deepcopy(network).eval()
+    images = Images(network) if chip.read_noise else None
     layers: dict[str, CrossbarLayer] = {}
     bar = tqdm(description.layers, "wires", leave=False, disable=not chip.wire_ohm or None)
     for index, layer in enumerate(bar):
@@ -46,7 +47,7 @@ def on_crossbars(
             continue
         module = network.get_submodule(layer.name)
         generator = generator_of(index, description, seed)
-        layers[layer.name] = _place(module, layer, description, chip, generator, keep)
+        layers[layer.name] = _place(module, layer, description, chip, generator, keep, images)
     return network, layers
 
 
@@ -62,6 +63,7 @@ def _place(
     chip: Chip,
     generator: torch.Generator,
     keep: Collection[str],
+    images: Images | None,
 ) -> CrossbarLayer:
     """Let crossbars compute what `module` computes."""
     codes, step = module.quantizer.codes(module.weight)
@@ -74,6 +76,7 @@ def _place(
         (0, 0) if layer.linear else module.padding,
         generator,
         keep,
+        images,
     )
     if not layer.linear:
         module.forward = placed
@@ -94,15 +97,17 @@ def on_chip(
     name: str = "on the chip",
     keep: Collection[str] = (),
     prepare: Callable[[nn.Module, Collection[CrossbarLayer]], None] | None = None,
+    only: Collection[str] | None = None,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
     """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
     chip of which nothing is random all are the same, and one is enough. `keep`: what a
-    `CrossbarLayer` is to keep. `prepare` is done to each chip before."""
+    `CrossbarLayer` is to keep. `prepare` is done to each chip before. With `only` no other layers
+    are on it."""
     network, batches = subject.tested
     accuracies, runs = [], []
     for trial in range(trials if chip.is_random else 1):
         draw = seed * MOST_TRIALS + trial
-        placed, layers = on_crossbars(network, subject.network, chip, draw, keep=keep)
+        placed, layers = on_crossbars(network, subject.network, chip, draw, only, keep)
         if prepare is not None:
             prepare(placed, layers.values())
         what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
@@ -243,9 +248,10 @@ def report_of(
     accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars", keep=["errors"])
     rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
     for row in rows if each_layer else ():
-        draw = seed * MOST_TRIALS
-        placed, _ = on_crossbars(network, description, chip, draw, only=[row["layer"]])
-        row["accuracy_alone"] = accuracy(placed, row["layer"])
+        name = row["layer"]
+        alone, _ = on_chip(subject, chip, seed, trials, name, only=[name])
+        mean, deviation = mean_and_deviation(alone)
+        row |= {"accuracy_alone": mean, "accuracy_alone_std": deviation or 0.0}
     mean, deviation = mean_and_deviation(accuracies)
     return {
         "checkpoint": subject.name,
@@ -265,18 +271,31 @@ def report_of(
     }
 
 
+def clipped_share(chips: Sequence[CrossbarLayer]) -> float:
+    """Of the conversions of a layer, on these chips."""
+    return statistics.mean(x.counts.clipped / x.counts.conversions for x in chips)
+
+
+def most_clipped(runs: Sequence[dict[str, CrossbarLayer]]) -> tuple[float, str]:
+    """The largest `clipped_share` of a layer, and the layer."""
+    return max((clipped_share([layers[name] for layers in runs]), name) for name in runs[0])
+
+
 def layer_row(name: str, runs: Sequence[CrossbarLayer], needed: CrossbarLayer) -> dict[str, Any]:
     """One layer over all trials; sums, in cell steps, are those of the digital network."""
     return {
         "layer": name,
         "relative_error": statistics.mean(layer.relative_error for layer in runs),
-        "clipped_share": statistics.mean(
-            layer.counts.clipped / layer.counts.conversions for layer in runs
-        ),
+        "clipped_share": clipped_share(runs),
         "largest_sum_cell_steps": needed.largest_sum,
         "unclipped_adc_bits": needed.unclipped_adc_bits,
         "adc_reach_cell_steps": runs[0].adc_reach,
     }
+
+
+def spread_text(mean: float, deviation: float) -> str:
+    """ "95.28 ± 0.83 %": of accuracies of several chips."""
+    return f"{100 * mean:.2f} ± {percent(deviation, 2)}"
 
 
 def nonideal_lines(report: dict[str, Any]) -> list[str]:
@@ -284,7 +303,7 @@ def nonideal_lines(report: dict[str, Any]) -> list[str]:
     lost = 100 * (report["digital_accuracy"] - report["accuracy_mean"])
     lines = [
         f"digital accuracy {percent(report['digital_accuracy'], 2)}; on crossbars "
-        f"{100 * report['accuracy_mean']:.2f} ± {percent(report['accuracy_std'], 2)} "
+        f"{spread_text(report['accuracy_mean'], report['accuracy_std'])} "
         f"({len(report['accuracies'])} trials, {lost:.2f} points lost)",
         *run_at(report["time_steps"], report["trained_time_steps"]),
         *trained_for(report["trained_for"]),
@@ -293,7 +312,9 @@ def nonideal_lines(report: dict[str, Any]) -> list[str]:
     by_error = sorted(report["layers"], key=lambda row: -row["relative_error"])
     worst = sorted(by_error, key=lambda row: row.get("accuracy_alone", 0.0))[:5]
     for row in worst:
-        alone = f", alone {percent(row['accuracy_alone'], 2)}" if "accuracy_alone" in row else ""
+        alone = ""
+        if "accuracy_alone" in row:
+            alone = f", alone {spread_text(row['accuracy_alone'], row['accuracy_alone_std'])}"
         lines.append(
             f"  {row['layer']}: {percent(row['relative_error'])}, "
             f"{percent(row['clipped_share'])} of partial sums clipped{alone}"

@@ -6,7 +6,7 @@ digital accuracy there, and the yield is the share of good ones.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,14 @@ from .chip import OPTIONS, Chip, bits_by_layer, check_draws, check_layers
 from .device_plots import adc_plot, bands_plot, layers_plot
 from .estimate import estimate
 from .layer_list import Subject, check_number
-from .nonideal import load_subject, nonideal_lines, on_chip, report_of
+from .nonideal import (
+    load_subject,
+    most_clipped,
+    nonideal_lines,
+    on_chip,
+    report_of,
+    spread_text,
+)
 from .plots import svg
 from .render import Section, csv_text, mean_and_deviation, page, shown
 
@@ -84,14 +91,19 @@ def chips_over(chip: Chip, text: str) -> tuple[str, list[tuple[str, Chip]]]:
     return name, found
 
 
-def changed_chips(chip: Chip) -> Iterator[tuple[str, Chip]]:
-    """Chips that differ from this one in one thing that a designer can choose, with a name."""
+def changed_chips(chip: Chip, layer: str) -> Iterator[tuple[str, Chip]]:
+    """Chips that differ from this one in one thing that a designer can choose, with a name; of a
+    layer the ADCs alone."""
     other = {"differential": "offset", "offset": "differential"}[chip.columns]
     changes: dict[str, dict[str, Any]] = {"as it is": {}}
     if chip.adc_bits is not None:
         more = {x: bits + 1 for x, bits in bits_by_layer(chip.layer_adc_bits).items()}
-        said = ",".join(f"{x}={bits}" for x, bits in more.items())
-        changes["a bit more in ADCs"] = {"adc_bits": chip.adc_bits + 1, "layer_adc_bits": said}
+        changes["a bit more in ADCs"] = {
+            "adc_bits": chip.adc_bits + 1,
+            "layer_adc_bits": said_by_layer(more),
+        }
+        one = bits_by_layer(chip.layer_adc_bits) | {layer: chip.of_layer(layer).adc_bits + 1}
+        changes[f"a bit more in ADCs of {layer}"] = {"layer_adc_bits": said_by_layer(one)}
     changes["a bit less in cells"] = {"cell_bits": chip.cell_bits - 1}
     changes[f"{other} columns"] = {"columns": other}
     half = chip.xbar_size // 2
@@ -104,6 +116,11 @@ def changed_chips(chip: Chip) -> Iterator[tuple[str, Chip]]:
             yield name, replace(chip, **change)
         except UserError:  # no chip can be so: an SRAM cell has one bit, and a crossbar 8 rows
             continue
+
+
+def said_by_layer(bits: Mapping[str, int]) -> str:
+    """As `bits_by_layer` reads it."""
+    return ",".join(f"{name}={x}" for name, x in bits.items())
 
 
 def network_report(
@@ -120,12 +137,15 @@ def network_report(
 
     report |= {"kind": subject.kind, "max_drop_points": draws.max_drop}
     report |= judged(report["accuracies"], subject.accuracy, draws.max_drop, chip.is_random)
+    clipped, worst = max((row["clipped_share"], row["layer"]) for row in report["layers"])
 
     def on(other: Chip, name: str) -> dict[str, Any]:
-        accuracies = report["accuracies"]
+        accuracies, most = report["accuracies"], (clipped, worst)
         if other != chip:
-            accuracies, _ = on_chip(subject, other, draws.seed, draws.trials, name)
-        return judged(accuracies, subject.accuracy, draws.max_drop, other.is_random)
+            accuracies, runs = on_chip(subject, other, draws.seed, draws.trials, name)
+            most = most_clipped(runs)
+        found = judged(accuracies, subject.accuracy, draws.max_drop, other.is_random)
+        return found | dict(zip(("clipped_share", "clipped_layer"), most, strict=True))
 
     if over is not None:
         name, chips = chips_over(chip, over)
@@ -133,7 +153,7 @@ def network_report(
         report["over"] = {"option": name, "points": points}
     if each_change:
         report["changes"] = []
-        for name, changed in changed_chips(chip):
+        for name, changed in changed_chips(chip, worst):
             energy = None  # of an ideal ADC nobody knows it
             if changed.adc_bits is not None:
                 energy = estimate(subject.network, changed).total["energy_pj"]
@@ -173,7 +193,7 @@ def yield_text(found: dict[str, Any]) -> str:
 
 
 def accuracy_text(found: dict[str, Any]) -> str:
-    return f"{100 * found['accuracy_mean']:.2f} ± {percent(found['accuracy_std'], 2)}"
+    return spread_text(found["accuracy_mean"], found["accuracy_std"])
 
 
 def over_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -186,13 +206,14 @@ def over_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def change_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["chip", "accuracy", "yield (95 % sure)", "energy", "times"]
+    header = ["chip", "accuracy", "yield (95 % sure)", "clipped, worst layer", "energy", "times"]
     first, rows = report["changes"][0]["energy_pj"], []
     for x in report["changes"]:
         energy = ["", ""]
         if first and x["energy_pj"]:
             energy = [shown("energy_pj", x["energy_pj"]), f"{x['energy_pj'] / first:.3g}"]
-        rows.append([x["change"], accuracy_text(x), yield_text(x), *energy])
+        clipped = percent(x["clipped_share"], 2)
+        rows.append([x["change"], accuracy_text(x), yield_text(x), clipped, *energy])
     return header, rows
 
 

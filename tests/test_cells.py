@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from conftest import refused
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
 from spikesim_eval.cells import Cells
 from spikesim_eval.chip import TIMES, Chip, options_of, seconds
-from spikesim_eval.crossbar import CrossbarLayer
+from spikesim_eval.crossbar import CrossbarLayer, Images
 from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.technology import DEFAULT, load_technology
 from test_nonideal import exact, random_layer
@@ -28,6 +29,11 @@ def drifting(mean, deviation=0.0, start=1.0):
     """The default technology with this law of drift and no 1/f noise."""
     law = {"drift": mean, "drift_deviation": deviation, "drift_start_s": start}
     return DEFAULT.with_values({f"device.{key}": value for key, value in law.items()})
+
+
+def flickering(law: str, reading: float = 1e-6):
+    """A technology that drifts the same everywhere, with this law of 1/f noise."""
+    return drifting(0.05).with_values({"device.flicker": law, "device.flicker_read_s": reading})
 
 
 def written(level: int, chip: Chip, seed: int = 0, many: int = MANY) -> torch.Tensor:
@@ -214,7 +220,7 @@ def test_read_noise_is_new_at_every_read_and_plane_and_has_the_cells_deviation()
     codes = [15, 8, 3, 1]
     chip = Chip(read_noise=0.02, adc_bits=None)
     layer = one_column(chip, codes, input_bits=2)
-    x = torch.tensor([1.0, 3.0, 0.0, 2.0])[None, :, None, None].repeat(50_000, 1, 1, 1)
+    x = torch.tensor([1.0, 3.0, 0.0, 2.0])[None, :, None, None].repeat(20_000, 1, 1, 1)
     sums = layer(x).double().flatten()
     # each plane of bits is a read: 15 and 8 in the first, twice 8 and 1 in the second
     variance = 0.02**2 * (15**2 + 8**2 + 4 * (8**2 + 1**2))
@@ -235,6 +241,20 @@ def test_read_noise_is_that_of_cells_drawn_one_by_one():
     assert sums.std().item() == pytest.approx(drawn.std().item(), rel=0.02)
     at = torch.tensor([0.05, 0.5, 0.95]).double()
     torch.testing.assert_close(sums.quantile(at), drawn.quantile(at), rtol=0.003, atol=0)
+
+
+def test_read_noise_of_an_image_is_new_at_every_timestep_and_the_same_whenever_it_is_read():
+    layer = one_column(Chip(read_noise=0.1, adc_bits=None), [15, 8, 3, 1])
+    network = nn.Identity()
+    layer.images = Images(network)
+    images = torch.rand(4000, 1)
+    network(images)
+    at = layer(torch.ones(3 * len(images), 4, 1, 1)).view(3, -1)
+    check_moments(at.flatten().double(), 27, 0.1 * math.sqrt(15**2 + 8**2 + 3**2 + 1))
+    others = torch.corrcoef(at)[[0, 0, 1], [1, 2, 2]]
+    assert others.abs().max() < 5 / math.sqrt(len(images))
+    network(images[7:9])
+    assert torch.equal(layer(torch.ones(6, 4, 1, 1)).view(3, 2), at[:, 7:9])
 
 
 def test_an_adc_of_noisy_sums_neither_reads_below_0_nor_above_its_range():
@@ -320,8 +340,47 @@ def test_a_technology_says_what_its_cells_do_where_its_chip_does_not(tmp_path):
     assert Chip(**options_of(own) | {"read_noise": 0.0}).read_noise == 0
     assert Chip(**options_of(PCM)).programming == PCM["device.programming"]
     assert not any(Chip(**options_of(DEFAULT)).ideal.options("simulation").get(x) for x in NOISES)
-    assert Chip(**options_of(PCM), after="1h").is_random
     assert not Chip(**options_of(PCM), after="1h").ideal.is_random
+
+
+CERTAIN = {
+    "no noise": {},
+    "programming": {"programming": "0,0"},
+    "drift": {"technology": drifting(0.05), "after": "1h"},
+    "drift, limits": {"technology": drifting("0.1,0.1,0,1", "0.1,0.1,0,0"), "after": "1h"},
+    "flicker": {"technology": flickering("0,-0.65,0.2"), "after": "1h"},
+    "all on": {"stuck_on": 1.0, "sigma": 0.1},
+    "all off": {"stuck_off": 1.0, "programming": "0.1"},
+}
+DRAWN = {
+    "variation": {"sigma": 1e-3},
+    "programming": {"programming": "0,0.1"},
+    "drift": {"technology": drifting(0.05, 0.01), "after": "1h"},
+    "drift, limits": {"technology": drifting(0.05, "0.1,0.1,0,1"), "after": "1h"},
+    "flicker": {"technology": flickering("0.1,-0.65,0.2"), "after": "1h"},
+    "some on": {"stuck_on": 0.1},
+    "some on, others off": {"stuck_on": 0.5, "stuck_off": 0.5},
+}
+
+
+def test_in_less_time_than_a_read_takes_no_flicker_adds_up():
+    long = written(9, Chip(technology=flickering("0.1,-0.65,0.2", 1e6), after="1h"))
+    assert torch.equal(long, written(9, Chip(technology=drifting(0.05), after="1h")))
+
+
+@pytest.mark.parametrize("case", CERTAIN)
+def test_chips_that_cannot_differ_are_not_random(case):
+    chip = Chip(**CERTAIN[case])
+    assert torch.equal(written(9, chip, many=1000), written(9, chip, seed=1, many=1000))
+    assert not chip.is_random
+
+
+@pytest.mark.parametrize("case", DRAWN)
+def test_chips_that_differ_are_random(case):
+    chip = Chip(**DRAWN[case])
+    assert not torch.equal(written(9, chip, many=1000), written(9, chip, seed=1, many=1000))
+    assert chip.is_random
+    assert Chip(**DRAWN[case] | {"read_noise": 0.1}).is_random
 
 
 NOISES = ("sigma", "programming", "after", "stuck_on", "stuck_off", "read_noise", "wire_ohm")

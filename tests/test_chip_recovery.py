@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints import load_checkpoint
 from experiments import chip_recovery
 from experiments.chip_recovery import (
     OneChip,
@@ -12,14 +13,18 @@ from experiments.chip_recovery import (
     cheapest_of,
     chips_of,
     csv_of,
+    on_chips,
     planned_runs,
     read_chips,
 )
 from runtime.errors import UserError
+from spikesim_eval.calibration import calibration_of, calibration_report
+from spikesim_eval.chip import Chip
+from spikesim_eval.trace import trace_checkpoint
 
 ROW = OneChip(
     *("digits", 4, "student", "scratch", 1, "run", None, "spikesim-65nm", 0.1, 4, 0),
-    *(0.9, 0.95, 2e6, 3e6, 4e6),
+    *(0.9, 0.91, 0.95, 2e6, 3e6, 4e6),
 )
 
 
@@ -68,9 +73,29 @@ def test_the_tables_say_accuracy_yield_and_the_cheapest_adc():
         replace(ROW, trained_sigma=0.2, digital_accuracy=0.5, accuracy=0.96, draw=1),
     ]
     header, plain, trained = cells_of(chips, 5)
-    assert header[-3:] == ["on chips, %", "yield, %", "EDAP, µJ·ms·mm²"]
-    assert plain[4:] == ["student", "1", "95.00", "85.00", "50", "24"]
-    assert trained[4:] == ["student, for the chip", "1", "50.00", "95.00", "100", "24"]
+    assert header[-5:-1] == ["as made, %", "yield, %", "calibrated, %", "yield, %"]
+    assert plain[4:] == ["student", "1", "95.00", "85.00", "50", "91.00", "100", "24"]
+    assert trained[4:] == [
+        "student, for the chip",
+        "1",
+        "50.00",
+        *("95.00", "100", "91.00", "100", "24"),
+    ]
     _, plain, trained = cheapest_of(chips, 5)
-    assert plain[3:] == ["student", "-", "-"]
-    assert trained[3:] == ["student, for the chip", "4", "24"]
+    assert plain[3:] == ["student", "-", "-", "4", "24"]
+    assert trained[3:] == ["student, for the chip", "4", "24", "4", "24"]
+
+
+def test_a_network_is_tested_on_chips_as_made_and_calibrated(trained, tmp_path):
+    _, (_, student, *_) = planned("--seeds 1", tmp_path)
+    path, chip = str(trained["student"]), Chip(sigma=0.2, adc_bits=3)
+    calibrate = calibration_of(load_checkpoint(path), None, 32)
+    rows = on_chips(student, trace_checkpoint(path), chip, 2, calibrate)
+    expected = calibration_report(path, None, chip, 32, trials=2)
+    assert [x.accuracy for x in rows] == expected["accuracies_before"]
+    assert [x.calibrated_accuracy for x in rows] == expected["accuracies_after"]
+    assert rows[0].calibrated_accuracy != rows[0].accuracy
+    first, second = on_chips(
+        student, trace_checkpoint(path), replace(chip, sigma=0.0), 2, calibrate
+    )
+    assert replace(second, draw=0) == first  # nothing is random

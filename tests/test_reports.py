@@ -587,7 +587,11 @@ def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsy
     report = json.loads((tmp_path / "nonideal.json").read_text())
     assert len(report["accuracies"]) == 2
     assert len(report["layers"]) == 21
-    assert all(0 <= row["accuracy_alone"] <= 1 for row in report["layers"])
+    subject = nonideal.load_subject(report["checkpoint"], None, 1)
+    row = report["layers"][0]
+    alone, _ = nonideal.on_chip(subject, Chip(sigma=1.0), trials=2, only=[row["layer"]])
+    assert row["accuracy_alone"] == statistics.mean(alone)
+    assert row["accuracy_alone_std"] == statistics.stdev(alone)
     assert max(row["relative_error"] for row in report["layers"]) > 0.01
     printed = capsys.readouterr().out
     assert "digital accuracy" in printed

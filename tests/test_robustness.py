@@ -13,7 +13,7 @@ from spikesim_eval import device_plots, robustness
 from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
-from spikesim_eval.nonideal import load_subject, nonideal_report, on_chip
+from spikesim_eval.nonideal import load_subject, most_clipped, nonideal_report, on_chip
 from spikesim_eval.robustness import changed_chips, chips_over, judged, wilson
 
 
@@ -42,13 +42,16 @@ def test_a_chip_is_good_where_no_more_is_lost_than_allowed():
 
 def test_changes_are_of_one_thing_and_only_those_that_can_be_built():
     chip = Chip(adc_bits=5, layer_adc_bits="linear=6,stem.conv=3", cell_bits=1, xbar_size=8)
-    found = dict(changed_chips(chip))
-    assert list(found) == ["as it is", "a bit more in ADCs", "offset columns"]
+    found = dict(changed_chips(chip, "linear"))
+    more_in_one = "a bit more in ADCs of linear"
+    assert list(found) == ["as it is", "a bit more in ADCs", more_in_one, "offset columns"]
+    assert found[more_in_one] == replace(chip, layer_adc_bits="linear=7,stem.conv=3")
+    assert dict(changed_chips(chip, "a"))["a bit more in ADCs of a"].of_layer("a").adc_bits == 6
     more = found["a bit more in ADCs"]
     assert (more.adc_bits, more.layer_adc_bits) == (6, "linear=7,stem.conv=4")
     assert replace(more, adc_bits=5, layer_adc_bits=chip.layer_adc_bits) == chip
-    assert "a bit more in ADCs" not in dict(changed_chips(Chip(adc_bits=None)))
-    assert dict(changed_chips(Chip()))["crossbars of half the side"].xbar_size == 32
+    assert "a bit more in ADCs" not in dict(changed_chips(Chip(adc_bits=None), "a"))
+    assert dict(changed_chips(Chip(), "a"))["crossbars of half the side"].xbar_size == 32
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +83,28 @@ def test_the_report_of_several_networks_has_each_ones_own(found, trained):
         assert f"{report['checkpoint']}:\ndigital accuracy" in printed
     assert printed.count("yield, the share of chips that lose at most 5 points: ") == 2
     assert printed.count("\na bit more in ADCs  ") == 2
+    assert printed.count("\na bit more in ADCs of ") == 2
 
 
 def test_what_a_change_buys_back_is_what_that_chip_has(found):
     report = json.loads((found[0] / "nonideal.json").read_text())[0]
     subject = load_subject(report["checkpoint"], None, 1)
-    chips = dict(changed_chips(Chip(sigma=1.0)))
+    layer = max(report["layers"], key=lambda row: row["clipped_share"])["layer"]
+    chips = dict(changed_chips(Chip(sigma=1.0), layer))
     assert [x["change"] for x in report["changes"]] == list(chips)
     assert report["changes"][0]["accuracies"] == report["accuracies"]
     for row in report["changes"]:
         total = estimate(subject.network, chips[row["change"]]).total
         assert row["energy_pj"] == total["energy_pj"]
     row = report["changes"][-1]
-    assert row["accuracies"] == on_chip(subject, chips[row["change"]], trials=2)[0]
+    accuracies, runs = on_chip(subject, chips[row["change"]], trials=2)
+    assert row["accuracies"] == accuracies
+    counts = [layers[row["clipped_layer"]].counts for layers in runs]
+    clipped = [x.clipped / x.conversions for x in counts]
+    assert row["clipped_share"] == pytest.approx(np.mean(clipped)) == most_clipped(runs)[0]
+    as_it_is, more, more_in_one = report["changes"][:3]
+    assert as_it_is["clipped_layer"] == layer
+    assert as_it_is["clipped_share"] > more_in_one["clipped_share"] >= more["clipped_share"]
 
 
 def test_the_csv_of_chips_gives_the_yield(found):
@@ -100,7 +112,7 @@ def test_the_csv_of_chips_gives_the_yield(found):
     rows = read_csv(out / "chips.csv")
     for report in json.loads((out / "nonideal.json").read_text()):
         own = [row for row in rows if row["network"] == report["checkpoint"]]
-        assert len(own) == 2 * (1 + 2 + 4)
+        assert len(own) == 2 * (1 + 2 + 5)
         plain = [row for row in own if row["what"] == "as it is"]
         assert [float(row["accuracy_share"]) for row in plain] == report["accuracies"]
         assert sum(row["good"] == "yes" for row in plain) / 2 == report["yield_share"]

@@ -21,14 +21,21 @@ from models import QuanMSResNet
 from models.quantized_layers import QuanConv2d
 from runtime.errors import UserError
 from settings import OF_CHIP, Settings
-from spikesim_eval import trace
+from spikesim_eval import crossbar, trace
 from spikesim_eval.chip import OPTIONS as CHIP_OPTIONS
 from spikesim_eval.chip import Chip
 from spikesim_eval.compare import notes
+from spikesim_eval.crossbar import CrossbarLayer
+from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.nonideal import nonideal_lines, nonideal_report, on_crossbars
 from spikesim_eval.technology import load_technology
 from spikesim_eval.trace import describe
-from spikesim_eval.training import draw_cells, put_on_chip
+from spikesim_eval.training import (
+    draw_cells,
+    lost_gradient,
+    lost_gradient_of_means,
+    put_on_chip,
+)
 from test_resume import PowerCutError, assert_same_end, cut_off_after
 
 IDEAL = Chip(adc_bits=None)
@@ -64,6 +71,7 @@ def gradients(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tens
         adc_range=st.sampled_from(["unit", "full"]),
         on_off_ratio=st.sampled_from([10.0, math.inf]),
         sigma=st.sampled_from([0.0, 0.1]),
+        read_noise=st.sampled_from([0.0, 0.1]),
         layer_adc_bits=st.sampled_from(["", "stem.conv=3,blocks.2.conv1=2"]),
     ),
 )
@@ -71,10 +79,31 @@ def test_a_trained_network_is_evaluated_as_nonideal_simulates_it(bits, chip):
     network, x = a_network(bits)
     simulated, _ = on_crossbars(network, describe(network), chip, seed=0)
     put_on_chip(network, chip)
-    logits, membranes = network.eval()(x, membranes=True)
+    network.eval()(x.flip(0))  # what was tested before changes nothing
+    logits, membranes = network(x, membranes=True)
     theirs, their_membranes = simulated(x, membranes=True)
     assert all(map(torch.equal, membranes, their_membranes))
     assert torch.equal(logits, theirs)
+
+
+@pytest.mark.parametrize("static", [True, False], ids=["image", "frames"])
+@pytest.mark.parametrize(("bits", "options"), [(4, {}), (8, {"adc_of": "pe", "sigma": 0.1})])
+def test_an_image_meets_the_same_noise_in_any_batch_however_a_layer_divides_it(
+    bits, options, static, monkeypatch
+):
+    network, _ = a_network(bits)
+    chip = Chip(read_noise=0.1, **options)
+    x = torch.rand(6, 2, 8, 8) if static else torch.rand(6, 2, 2, 8, 8)
+    found = []
+    for size, largest in ((6, crossbar.LARGEST_WORKSPACE), (4, 2**12), (1, 1)):
+        monkeypatch.setattr(crossbar, "LARGEST_WORKSPACE", largest)
+        placed, _ = on_crossbars(network, describe(network), chip, seed=3)
+        with torch.no_grad():
+            found.append(torch.cat([placed(batch) for batch in x.split(size)]))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    placed, _ = on_crossbars(network, describe(network), chip, seed=4)
+    assert not torch.equal(placed(x), found[0])
 
 
 def test_what_a_layer_computes_in_training_is_the_definition_crossbar_by_crossbar():
@@ -121,16 +150,147 @@ def test_on_an_ideal_chip_training_is_that_of_the_plain_student(bits):
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_the_gradient_of_a_layer_is_that_of_the_ideal_sums():
+def test_the_gradient_of_a_layer_is_that_of_the_ideal_sums_but_for_what_is_lost():
     conv = QuanConv2d(4, 3, 3, bits=4)
     x = (torch.rand(2, 4, 5, 5) < 0.3).float().requires_grad_()
     upstream = torch.randn(2, 3, 5, 5)
-    ideal = torch.autograd.grad(conv(x), (x, conv.weight, conv.quantizer.step), upstream)
-    conv.crossbars = lambda x, codes: torch.full((2, 3, 5, 5), 7.0)
-    sums = conv(x)
-    assert torch.equal(sums, torch.full((2, 3, 5, 5), 7.0))
-    found = torch.autograd.grad(sums, (x, conv.weight, conv.quantizer.step), upstream)
-    assert all(map(torch.equal, found, ideal))
+    of = x, conv.weight, conv.quantizer.step
+    ideal = torch.autograd.grad(conv(x), of, upstream)
+    sevens, half = torch.full((2, 3, 5, 5), 7.0), torch.autograd.grad(conv(x), of, upstream / 2)
+
+    def lost(grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes = conv.quantizer(conv.weight).detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(conv.convolve(x, codes), (x, codes), grad / 2)
+
+    for nothing_or_half, expected in ((None, ideal), (lost, half)):
+        conv.crossbars = lambda x, codes, lost=nothing_or_half: (sevens, lost)
+        sums = conv(x)
+        assert torch.equal(sums, sevens)
+        found = torch.autograd.grad(sums, of, upstream)
+        for its, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(its, theirs, rtol=1e-4, atol=1e-5)
+
+
+def gradients_by_definition(
+    layer: CrossbarLayer, codes: torch.Tensor, x: torch.Tensor, upstream: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """`lost_gradient` crossbar by crossbar and conversion by conversion, with
+    autograd in float64; what goes through, not what is lost."""
+    chip, cells, k = layer.chip, layer.how, layer.kernel[0]
+    x, weights = x.double().requires_grad_(), codes.double().requires_grad_()
+    straight, sign = weights - weights.detach(), codes.sign()
+    if chip.columns == "differential":
+        planes = [
+            (1, codes.clamp_min(0), (1 + sign) / 2),
+            (-1, (-codes).clamp_min(0), (1 - sign) / 2),
+        ]
+    else:
+        planes = [(1, codes + cells.offset, torch.ones_like(codes))]
+    H, W = upstream.shape[2:]
+    padding, stride = layer.padding[0], layer.stride[0]
+
+    def read_at(values: torch.Tensor, place: int) -> torch.Tensor:
+        group, position = divmod(place, k * k)
+        y, z = divmod(position, k)
+        padded = torch.nn.functional.pad(values, [padding] * 4)
+        rows = padded[:, group * layer.rows : (group + 1) * layer.rows]
+        return rows[
+            ..., y : y + stride * (H - 1) + 1 : stride, z : z + stride * (W - 1) + 1 : stride
+        ]
+
+    def weights_at(values: torch.Tensor, place: int) -> torch.Tensor:
+        group, position = divmod(place, k * k)
+        return values[:, group * layer.rows : (group + 1) * layer.rows, *divmod(position, k)]
+
+    sums = 0
+    for start in range(0, layer.stack, layer.per_reading):
+        places = range(start, min(start + layer.per_reading, layer.stack))
+        for p, (plane, stored, share) in enumerate(planes):
+            columns = stored + share * plane * straight
+            ideal = sum(
+                torch.einsum("nihw,oi->nohw", read_at(x, r), weights_at(columns, r)) for r in places
+            )
+            lost = all_of_them = 0
+            for s, counts in enumerate(cells.slice_weights.tolist()):
+                for bit in range(layer.input_bits):
+                    fed = (x.detach().long() >> bit & 1).double()
+                    read = 0
+                    for r in places:
+                        rows = read_at(fed, r)
+                        of_slice = layer.cells[p, r, : rows.shape[1], s :: layer.slices].double()
+                        read = read + torch.einsum("nihw,io->nohw", rows, of_slice)
+                    clipped = (read / layer.adc_step).round() > layer.largest_code
+                    lost = lost + counts * 2**bit * clipped
+                    all_of_them += counts * 2**bit
+            sums = sums + plane * ideal * (1 - lost / all_of_them)
+    if chip.columns == "offset":
+        ones = torch.ones(1, codes.shape[1], k, k, dtype=torch.float64)
+        sums = sums - cells.offset * torch.nn.functional.conv2d(x, ones, None, stride, padding)
+    return torch.autograd.grad(sums, (x, weights), upstream)
+
+
+@settings(max_examples=40, deadline=None, database=None)
+@given(
+    seed=st.integers(0, 1000),
+    reads=st.sampled_from(["spikes", "image", "stream"]),
+    kernel=st.sampled_from([1, 3]),
+    stride=st.sampled_from([1, 2]),
+    chip=st.builds(
+        Chip,
+        xbar_size=st.sampled_from([8, 64]),
+        cell_bits=st.sampled_from([1, 2, 4]),
+        columns=st.sampled_from(["differential", "offset"]),
+        adc_bits=st.sampled_from([None, 1, 2, 4]),
+        adc_of=st.sampled_from(["crossbar", "pe"]),
+        adc_range=st.sampled_from(["unit", "full"]),
+        sigma=st.sampled_from([0.0, 0.3]),
+    ),
+)
+def test_no_gradient_comes_through_what_an_adc_clips(seed, reads, kernel, stride, chip):
+    torch.manual_seed(seed)
+    codes = torch.randint(-7, 8, (5, 11, kernel, kernel))
+    low, high = {"spikes": (0, 2), "image": (0, 256), "stream": (-8, 8)}[reads]
+    x = torch.randint(low, high, (2, 11, 5, 5)).float()
+    padding = kernel // 2
+    size = (4 + stride) // stride
+    stem = Layer("stem", 1, 1, 11, (5, 5), (5, 5), 8, ())
+    bits = {"spikes": 1, "image": 8, "stream": 4}[reads]
+    about = Layer("a", kernel, 11, 5, (5, 5), (size, size), bits, ("stem",))
+    how = (stride, stride), (padding, padding)
+    generator = torch.Generator().manual_seed(seed)
+    layer = CrossbarLayer(
+        codes, about, LayerList(1, 4, 4, (stem, about), ()), chip, *how, generator, keep=["clipped"]
+    )
+    sums = layer(x)
+    upstream = torch.randn_like(sums)
+    lost = lost_gradient(layer, x, upstream)
+    ideal_x, ideal_codes = x.double().requires_grad_(), codes.double().requires_grad_()
+    ideal = torch.nn.functional.conv2d(ideal_x, ideal_codes, None, stride, padding)
+    ideals = torch.autograd.grad(ideal, (ideal_x, ideal_codes), upstream.double())
+    through = gradients_by_definition(layer, codes, x, upstream.double())
+    for its, whole, expected in zip(lost, ideals, through, strict=True):
+        assert its.shape == expected.shape
+        torch.testing.assert_close(whole - its, expected, rtol=1e-4, atol=1e-3)
+    if chip.adc_bits == 1 and chip.adc_range == "unit":
+        assert all(its.abs().max() > 0 for its in lost)
+
+
+def test_the_gradient_of_mean_spikes_is_that_of_their_numbers():
+    torch.manual_seed(0)
+    codes = torch.randint(-127, 128, (5, 11, 1, 1))
+    spikes = torch.randint(0, 9, (3, 11)) / 8  # of two timesteps of 2 x 2 pixels
+    about = Layer("linear", 1, 11, 5, (2, 2), (1, 1), None, (), linear=True)
+    network, chip = LayerList(2, 8, 4, (about,), ()), Chip(xbar_size=8, adc_bits=4)
+    layer = CrossbarLayer(codes, about, network, chip, keep=["clipped"])
+    upstream = torch.randn_like(layer.of_means(spikes))
+    of_spikes, of_codes = lost_gradient_of_means(layer, spikes, upstream)
+    numbers = 8 * spikes[..., None, None]
+    through = gradients_by_definition(layer, codes, numbers, upstream[..., None, None].double())
+    ideal_spikes, ideal_codes = upstream @ codes[..., 0, 0].float(), upstream.T @ spikes
+    assert of_codes.abs().max() > 0
+    torch.testing.assert_close(ideal_spikes - of_spikes, through[0][..., 0, 0].float())
+    torch.testing.assert_close(ideal_codes - of_codes, through[1][..., 0, 0].float() / 8)
 
 
 def test_cells_are_drawn_anew_in_every_step_and_the_same_in_the_same_step():
@@ -146,6 +306,11 @@ def test_cells_are_drawn_anew_in_every_step_and_the_same_in_the_same_step():
     assert not torch.equal(logits(1), first)
     assert torch.equal(logits(0), first)
     assert not torch.equal(network(x), first)  # a later part of the same step
+    put_on_chip(network, replace(IDEAL, read_noise=0.2))
+    first = logits(0)
+    assert not torch.equal(logits(1), first)
+    assert torch.equal(logits(0), first)
+    assert not torch.equal(network(x), first)
     network.eval()
     assert torch.equal(network(x), network(x))  # tested on one chip
 
