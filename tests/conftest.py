@@ -6,6 +6,7 @@ run on the CPU, and main.py in them sees no GPU.
 """
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import kernels
 import main
+from spikesim_eval.__main__ import main as spikesim_eval
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # For scripts, which set the rest: ten steps, for with fewer it warns.
@@ -200,6 +202,20 @@ def refused(
     assert re.fullmatch(r"[\w.]+: error: .+\n", err), err
     assert started or out == ""
     return err
+
+
+def evaluated(capture: Any, checkpoint: Path, *options: object) -> dict[str, Any]:
+    """What `main.py --eval_only` finds: one JSON object, and nothing else on stdout."""
+    capture.readouterr()
+    arguments = ["--eval_only", checkpoint, "--json", "--workers", 0, *options]
+    assert main.main([*map(str, arguments)]) == 0
+    return json.loads(capture.readouterr().out)
+
+
+def reported(out: Path, words: str) -> dict[str, Any]:
+    """The report.json that `spikesim_eval report` with these words writes into a folder."""
+    assert spikesim_eval(["report", *words.split(), "--out", str(out)]) == 0
+    return json.loads((out / "report.json").read_text())
 
 
 @pytest.fixture

@@ -913,16 +913,16 @@ class Scaled(Folded):
 
 
 class Unrolled(nn.Module):
-    """All timesteps in a call, along `axis` of its input."""
+    """All timesteps in a call, along `axis` of its input, each by `step`."""
 
-    def __init__(self, axis):
+    def __init__(self, axis=0, step=fire):
         super().__init__()
-        self.axis = axis
+        self.axis, self.step = axis, step
 
     def forward(self, x):
         mem, spikes = 0, []
         for current in x.unbind(self.axis):
-            mem, fired = fire(mem, current)
+            mem, fired = self.step(mem, current)
             spikes.append(fired)
         return torch.stack(spikes, self.axis)
 
@@ -978,20 +978,14 @@ def test_timesteps_that_a_network_does_not_run_are_refused():
         trace(once, images(N=4)[0])
 
 
-class Graded(nn.Module):
-    """Fires up to 4 times a timestep; gives them divided by 4; (T, N, ...)."""
-
-    def forward(self, x):
-        mem, spikes = 0, []
-        for current in x:
-            mem = mem + 3 * current
-            spikes.append(mem.round().clamp(0, 4) / 4)
-            mem = mem - 4 * spikes[-1]
-        return torch.stack(spikes)
-
-
 def test_fractions_of_an_integer_firing_neuron_are_its_counts():
-    net = Between(node=Graded)
+    def graded(mem, x):
+        """Fires up to 4 times, and gives them divided by 4."""
+        mem = mem + 3 * x
+        fired = mem.round().clamp(0, 4) / 4
+        return mem - 4 * fired, fired
+
+    net = Between(node=lambda: Unrolled(step=graded))
     traced = trace(net)
     read = 4 * inputs(net, images())["conv2"]
     ones = (read % 2 + read // 2 % 2 + read // 4).mean().item() / 3
@@ -1002,18 +996,13 @@ def test_fractions_of_an_integer_firing_neuron_are_its_counts():
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.3])
 def test_a_neuron_gives_as_many_bits_as_it_can_fire_whatever_a_spike_is_worth(scale):
-    class Bursts(nn.Module):
-        """Fires up to 15 times a timestep, which the sample does not show; (T, N, ...)."""
+    def bursts(mem, x):
+        """Fires up to 15 times, which the sample does not show."""
+        mem = mem + 4 * x
+        fired = mem.round().clamp(0, 15) * scale
+        return mem - fired / scale, fired
 
-        def forward(self, x):
-            mem, spikes = 0, []
-            for current in x:
-                mem = mem + 4 * current
-                spikes.append(mem.round().clamp(0, 15) * scale)
-                mem = mem - spikes[-1] / scale
-            return torch.stack(spikes)
-
-    net = Between(node=Bursts)
+    net = Between(node=lambda: Unrolled(step=bursts))
     read = (inputs(net, images())["conv2"] / scale).round()
     found = trace(net).layers[1]
     assert set(read.tolist()) >= {1, 2}

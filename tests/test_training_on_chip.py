@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import main
 import spikesim_eval.__main__
 from checkpoints import load_checkpoint
-from conftest import refused
+from conftest import evaluated, refused
 from engine.log import next_commands
 from exchange.__main__ import about_of
 from models import QuanMSResNet
@@ -371,9 +371,8 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
     assert main.main(["--eval_only", str(last)]) == 0
     assert "digital, but trained for a chip of spikesim-65nm" in capsys.readouterr().out
 
-    assert main.main(["--eval_only", str(last), "--json"]) == 0
     told = "spikesim-65nm: crossbars of 64 x 64, ADCs of 4 bits, sigma 0.1"
-    assert json.loads(capsys.readouterr().out)["trained_for"] == told
+    assert evaluated(capsys, last)["trained_for"] == told
 
     # No accuracy of the chip passes for a digital one, and no other chip for that one.
     assert about_of(checkpoint, checkpoint.settings.time_window)["accuracy"] is None
