@@ -315,7 +315,7 @@ def simulated(
     check_simulation(subjects, args)
     for subject in subjects:  # what cannot be priced is not simulated
         estimate(subject.network, chip, getattr(args, "area_mm2", None))
-    from .nonideal import on_chip, smallest_adcs
+    from .nonideal import most_clipped, on_chip, smallest_adcs
 
     draws = args.seed, args.trials
     tested = [subject for subject in subjects if subject.tested is not None]
@@ -324,8 +324,8 @@ def simulated(
     found = []
     for subject in subjects:
         if subject.tested is not None:
-            accuracies, _ = on_chip(subject, chip, *draws, subject.name)
-            subject = replace(subject, chip_accuracies=accuracies)
+            accuracies, runs = on_chip(subject, chip, *draws, subject.name)
+            subject = replace(subject, chip_accuracies=accuracies, clipped=most_clipped(runs))
         found.append(subject)
     return found, chip
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from checkpoints import load_checkpoint
 from conftest import read_csv, refused, reported
+from display import percent
 from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
@@ -356,6 +357,23 @@ def test_compare_chooses_by_the_accuracy_on_the_chip(on_chip, trained, tmp_path,
         drop = float(teacher["digital_accuracy_percent"]) - mean
         assert float(row["drop_points"]) == pytest.approx(drop)
     assert "on chip" in capsys.readouterr().out
+
+
+def test_adcs_that_are_too_small_are_said_beside_the_accuracy(trained, tmp_path, capsys):
+    line = f"report --checkpoint {trained['qamd']} --time_steps 1 --on_chip --out {tmp_path}"
+    assert main([*line.split(), "--adc_bits", "1"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    lost = 100 * (report["accuracy"] - report["chip_accuracies"][0])
+    rows = nonideal_report(str(trained["qamd"]), None, Chip(adc_bits=1), time_steps=1)["layers"]
+    worst = max(rows, key=lambda row: row["clipped_share"])
+    assert lost > 1
+    said = (
+        f"on the chip it loses {lost:.2f} points, and ADCs clip {percent(worst['clipped_share'])}"
+    )
+    said += f" of the sums of {worst['layer']}: give them more --adc_bits, or auto"
+    assert said in capsys.readouterr().out
+    assert main([*line.split(), "--adc_bits", "8"]) == 0
+    assert "ADCs clip" not in capsys.readouterr().out
 
 
 def test_a_sweep_simulates_only_chips_that_a_simulation_tells_apart(
