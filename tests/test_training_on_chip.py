@@ -106,6 +106,16 @@ def test_an_image_meets_the_same_noise_in_any_batch_however_a_layer_divides_it(
     assert not torch.equal(placed(x), found[0])
 
 
+def test_under_autocast_a_chip_computes_as_without():
+    network, x = a_network()
+    put_on_chip(network.eval(), Chip(adc_bits=6, sigma=0.1))
+    logits, membranes = network(x, membranes=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, their_membranes = network(x, membranes=True)
+    assert all(map(torch.equal, membranes, their_membranes))
+    assert torch.equal(logits, theirs)
+
+
 def test_what_a_layer_computes_in_training_is_the_definition_crossbar_by_crossbar():
     network, x = a_network()
     chip = Chip(xbar_size=8, cell_bits=2, adc_bits=3)
