@@ -139,9 +139,9 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
             if all((chip.sigma, chip.adc_bits, draw) in there for draw in range(args.chips)):
                 continue
             if subject is None:
-                path, data_path = one.checkpoint(runs), one.settings.data_path
-                subject = trace_checkpoint(str(path), data_path)
-                prepare = calibration_of(load_checkpoint(path), data_path, args.images)
+                trained, data_path = one.checkpoint(runs), one.settings.data_path
+                subject = trace_checkpoint(str(trained), data_path)
+                prepare = calibration_of(load_checkpoint(trained), data_path, args.images)
             found = on_chips(one, subject, chip, args.chips, prepare)
             rows = [x for x in rows if (x.run, x.sigma, x.adc_bits) != key_of(one, chip)] + found
             write_whole(path, csv_of(rows).encode())

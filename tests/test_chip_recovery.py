@@ -1,5 +1,6 @@
 """The study of networks trained for the chip that they run on."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from experiments.chip_recovery import (
     on_chips,
     planned_runs,
     read_chips,
+)
+from experiments.chip_recovery import (
+    test_on_chips as run_on_chips,
 )
 from runtime.errors import UserError
 from spikesim_eval.calibration import calibration_of, calibration_report
@@ -99,3 +103,17 @@ def test_a_network_is_tested_on_chips_as_made_and_calibrated(trained, tmp_path):
         student, trace_checkpoint(path), replace(chip, sigma=0.0), 2, calibrate
     )
     assert replace(second, draw=0) == first  # nothing is random
+
+
+def test_what_chips_give_goes_to_chips_csv_and_leaves_checkpoints_as_they_are(trained, tmp_path):
+    words = f"--seeds 1 --sigma 0.2 0 --adc_bits 3 --chips 1 --images 8 --results {tmp_path}"
+    args, (_, student, *others) = planned(words, tmp_path)
+    for folder in (student.folder(tmp_path), tmp_path / args.name):
+        folder.mkdir()
+    (student.folder(tmp_path) / "measured.json").write_text('{"accuracy": 0.9}')
+    checkpoint = shutil.copy(trained["student"], student.checkpoint(tmp_path))
+    before = checkpoint.read_bytes()
+    run_on_chips(args, tmp_path, [student, *others])
+    assert checkpoint.read_bytes() == before
+    rows = read_chips(tmp_path / args.name / "chips.csv")
+    assert [(x.run, x.sigma) for x in rows] == [(student.name, 0.2), (student.name, 0.0)]
