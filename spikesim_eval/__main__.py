@@ -477,7 +477,7 @@ def run_technologies(args: argparse.Namespace) -> None:
 def run_nonideal(args: argparse.Namespace) -> None:
     chip, draws = Chip(**given(args)), (args.seed, args.trials, args.max_drop)
     check_sources(args, args.checkpoint)
-    from .robustness import Draws, chips_csv, layers_csv, lines_of, page_of, reports
+    from .robustness import Draws, bands_of, chips_csv, layers_csv, lines_of, page_of, reports
 
     what = {"each_layer": args.each_layer, "over": args.over, "each_change": args.each_change}
     found = reports(args.checkpoint, args.data_path, chip, Draws(*draws), args.time_steps, **what)
@@ -488,6 +488,8 @@ def run_nonideal(args: argparse.Namespace) -> None:
         "chips.csv": chips_csv(found),
         "nonideal.html": page_of(found),
     }
+    if args.over is not None:
+        contents |= picture_files(bands_of(found), "nonideal")
     write_files(args.out, contents)
     for report in found:
         if len(found) > 1:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from display import percent, short_names, text_table
 from runtime.errors import UserError
 
@@ -217,6 +219,20 @@ def change_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def layer_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Layers, that with the largest error of its sums first."""
+    header = ["layer", "error of sums", "clipped", "largest sum", "ADC reaches", "bits for all"]
+    rows = []
+    for x in sorted(report["layers"], key=lambda row: -row["relative_error"]):
+        reach = x["adc_reach_cell_steps"]
+        sums = [f"{x['largest_sum_cell_steps']:g}", "all" if reach is None else f"{reach:g}"]
+        shares = [percent(x["relative_error"], 2), percent(x["clipped_share"], 2)]
+        rows.append([x["layer"], *shares, *sums, str(x["unclipped_adc_bits"])])
+        if "accuracy_alone" in x:
+            rows[-1].append(spread_text(x["accuracy_alone"], x["accuracy_alone_std"]))
+    return header + ["accuracy alone"] * (len(rows[0]) - len(header)), rows
+
+
 def lines_of(report: dict[str, Any]) -> list[str]:
     """Of one network, in a terminal."""
     first, *others = nonideal_lines(report)
@@ -259,25 +275,31 @@ def layers_csv(found: Sequence[dict[str, Any]]) -> str:
     return csv_text(rows[0], (row.values() for row in rows))
 
 
+def bands_of(found: Sequence[dict[str, Any]]) -> Figure:
+    """The picture of `over`."""
+    return bands_plot(short_names([report["checkpoint"] for report in found]), found)
+
+
 def page_of(found: Sequence[dict[str, Any]]) -> str:
     """All of it, with pictures."""
     names = short_names([report["checkpoint"] for report in found])
     plots = {}
     if "over" in found[0]:
         heading = f"Accuracy and yield over {found[0]['over']['option']}"
-        plots[heading] = svg(bands_plot(names, found))
+        plots[heading] = svg(bands_of(found))
     sections = []
     for name, report in zip(names, found, strict=True):
-        plots[f"{name}: layers by what is lost in them"] = svg(layers_plot(report["layers"]))
-        plots[f"{name}: sums that ADCs read"] = svg(adc_plot(report))
+        layers = layers_plot(report["layers"], report["digital_accuracy"])
+        plots[f"{name}: layers by what is lost in them"] = svg(layers)
+        heading = f"{name}: sums that ADCs read of the digital network, and those that they clip"
+        plots[heading] = svg(adc_plot(report))
         sentences = [x for x in lines_of({k: v for k, v in report.items() if k not in TABLES}) if x]
         sections.append(Section(report["checkpoint"], sentences))
         for key, (title, table) in TABLES.items():
             if key in report:
                 sections.append(Section(f"{name}: {title}", [], *table(report)))
-        rows = sorted(report["layers"], key=lambda row: -row["relative_error"])
-        header, cells = list(rows[0]), [list(row.values()) for row in rows]
-        sections.append(Section(f"{name}: layers", [], header, cells))
+        about = "Sums are in cell steps; the largest is the digital network's."
+        sections.append(Section(f"{name}: layers", [about], *layer_table(report)))
     return page("On crossbars", sections, plots)
 
 

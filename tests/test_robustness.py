@@ -1,7 +1,9 @@
 """Many chips of one kind: yield, strengths of a noise, what one change buys back, the page."""
 
 import json
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -134,6 +136,23 @@ def test_the_page_shows_bands_layers_sums_and_tables(found):
         assert words in page, words
 
 
+def test_the_page_is_well_formed_and_every_id_stands_once(found):
+    page = (found[0] / "nonideal.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 100
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
+    assert used
+    assert used <= set(ids)
+    body = page.removeprefix("<!doctype html>").replace('<meta charset="utf-8">', "")
+    root = ElementTree.fromstring(body)
+    assert [x.text for x in root.iter("h2")][1] == "Accuracy and yield over sigma"
+
+
+def test_the_picture_is_kept_beside_the_page(found):
+    assert (found[0] / "nonideal.png").read_bytes().startswith(b"\x89PNG")
+    assert (found[0] / "nonideal.pdf").read_bytes().startswith(b"%PDF")
+
+
 def test_histograms_are_of_the_digital_networks_sums_and_say_what_is_clipped(found):
     report = json.loads((found[0] / "nonideal.json").read_text())[0]
     linear = next(row for row in report["layers"] if row["layer"] == "linear")
@@ -144,10 +163,11 @@ def test_histograms_are_of_the_digital_networks_sums_and_say_what_is_clipped(fou
     assert device_plots.share_above(counts, 31) == share
     assert device_plots.share_above(counts, None) == 0
     titles = [panel.get_title() for panel in device_plots.adc_plot(report).axes]
-    assert titles[20] == ("linear" if share == 0 else f"linear, {100 * share:.2f} % above")
+    assert titles[20] == f"linear\n{100 * share:.2f} % clipped"
+    assert titles[0] == "stem.conv\nnone clipped"
     row = {"layer": "a", "clipped_share": 0.0, "adc_reach_cell_steps": 1.0}
     plot = device_plots.adc_plot({"layers": [row], "adc_sums": {"a": [8, 4, 3, 1]}})
-    assert plot.axes[0].get_title() == "a, 25.00 % above"
+    assert plot.axes[0].get_title() == "a\n25.00 % clipped"
 
 
 def test_bands_lie_around_the_mean_of_the_chips(found):

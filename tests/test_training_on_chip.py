@@ -348,12 +348,6 @@ STUDENT += ["--paper_setting", "student", "--bits", "4", "--epochs", "2", "--det
 ON_CHIP = [*STUDENT, "--crossbar", "spikesim-65nm", "--sigma", "0.1", "--adc_bits", "4"]
 
 
-@pytest.fixture(autouse=True)
-def nondeterministic_again():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkeypatch, capsys):
     def train(folder: Path, *options: str) -> int:
         return main.main([*ON_CHIP, "--save_path", str(folder), *options])
