@@ -106,6 +106,16 @@ def test_an_image_meets_the_same_noise_in_any_batch_however_a_layer_divides_it(
     assert not torch.equal(placed(x), found[0])
 
 
+def test_under_autocast_a_chip_computes_as_without():
+    network, x = a_network()
+    put_on_chip(network.eval(), Chip(adc_bits=6, sigma=0.1))
+    logits, membranes = network(x, membranes=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, their_membranes = network(x, membranes=True)
+    assert all(map(torch.equal, membranes, their_membranes))
+    assert torch.equal(logits, theirs)
+
+
 def test_what_a_layer_computes_in_training_is_the_definition_crossbar_by_crossbar():
     network, x = a_network()
     chip = Chip(xbar_size=8, cell_bits=2, adc_bits=3)
@@ -336,12 +346,6 @@ def test_less_and_less_variation_ends_at_the_integer_network():
 STUDENT = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
 STUDENT += ["--paper_setting", "student", "--bits", "4", "--epochs", "2", "--deterministic"]
 ON_CHIP = [*STUDENT, "--crossbar", "spikesim-65nm", "--sigma", "0.1", "--adc_bits", "4"]
-
-
-@pytest.fixture(autouse=True)
-def nondeterministic_again():
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkeypatch, capsys):
