@@ -93,9 +93,9 @@ def chips_over(chip: Chip, text: str) -> tuple[str, list[tuple[str, Chip]]]:
     return name, found
 
 
-def changed_chips(chip: Chip, layer: str) -> Iterator[tuple[str, Chip]]:
+def changed_chips(chip: Chip, layer: str | None) -> Iterator[tuple[str, Chip]]:
     """Chips that differ from this one in one thing that a designer can choose, with a name; of a
-    layer the ADCs alone."""
+    layer the ADCs alone, where one is given."""
     other = {"differential": "offset", "offset": "differential"}[chip.columns]
     changes: dict[str, dict[str, Any]] = {"as it is": {}}
     if chip.adc_bits is not None:
@@ -104,6 +104,7 @@ def changed_chips(chip: Chip, layer: str) -> Iterator[tuple[str, Chip]]:
             "adc_bits": chip.adc_bits + 1,
             "layer_adc_bits": said_by_layer(more),
         }
+    if chip.adc_bits is not None and layer is not None:
         one = bits_by_layer(chip.layer_adc_bits) | {layer: chip.of_layer(layer).adc_bits + 1}
         changes[f"a bit more in ADCs of {layer}"] = {"layer_adc_bits": said_by_layer(one)}
     changes["a bit less in cells"] = {"cell_bits": chip.cell_bits - 1}
@@ -155,7 +156,7 @@ def network_report(
         report["over"] = {"option": name, "points": points}
     if each_change:
         report["changes"] = []
-        for name, changed in changed_chips(chip, worst):
+        for name, changed in changed_chips(chip, worst if clipped else None):
             energy = None  # of an ideal ADC nobody knows it
             if changed.adc_bits is not None:
                 energy = estimate(subject.network, changed).total["energy_pj"]

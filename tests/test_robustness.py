@@ -16,7 +16,14 @@ from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
 from spikesim_eval.nonideal import load_subject, most_clipped, nonideal_report, on_chip
-from spikesim_eval.robustness import changed_chips, chips_over, judged, wilson
+from spikesim_eval.robustness import (
+    Draws,
+    changed_chips,
+    chips_over,
+    judged,
+    network_report,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("good", "of"), [(0, 10), (3, 10), (10, 10), (1, 1), (50, 400)])
@@ -107,6 +114,13 @@ def test_what_a_change_buys_back_is_what_that_chip_has(found):
     as_it_is, more, more_in_one = report["changes"][:3]
     assert as_it_is["clipped_layer"] == layer
     assert as_it_is["clipped_share"] > more_in_one["clipped_share"] >= more["clipped_share"]
+
+
+def test_where_nothing_is_clipped_no_layer_is_said_to_clip_most(trained):
+    subject, chip = load_subject(str(trained["student"]), None, 1), Chip(adc_range="full")
+    changes = network_report(subject, chip, Draws(), each_change=True)["changes"]
+    assert [x["clipped_share"] for x in changes] == [0.0] * 5
+    assert not any("ADCs of" in x["change"] for x in changes)
 
 
 def test_the_csv_of_chips_gives_the_yield(found):
