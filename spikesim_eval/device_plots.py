@@ -23,7 +23,7 @@ MEANING = {
     "on_off_ratio": "highest over lowest conductance, --on_off_ratio",
 }
 WIDE = 20  # values further apart than that, as a ratio, stand on a logarithmic axis
-APART = 0.02  # networks' marks of the same value, as a share of it
+APART = 0.01  # networks' yields at the same value, as a share of the axis
 MOST_HISTOGRAMS = 40
 
 
@@ -37,8 +37,11 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
     texts = [point["value"] for point in reports[0]["over"]["points"]]
     x = np.array([seconds(text) if option == "after" else float(text) for text in texts])
     order = np.argsort(x)
+    is_wide = x.min() > 0 and x.max() > WIDE * x.min()
+    along = np.log(x[order]) if is_wide else x[order]
     for number, (name, look, report) in enumerate(zip(names, looks, reports, strict=True)):
-        beside = x[order] * (1 + APART * (number - (len(names) - 1) / 2))
+        beside = along + APART * np.ptp(along) * (number - (len(names) - 1) / 2)
+        beside = np.exp(beside) if is_wide else beside
         points = [report["over"]["points"][i] for i in order]
         mean, spread = (
             100 * np.array([p[f"accuracy_{k}"] for p in points]) for k in ("mean", "std")
@@ -46,7 +49,7 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
         colour, label = look["color"], plain(cut(name, LONGEST_LABEL))
         above.fill_between(x[order], mean - spread, mean + spread, color=colour, alpha=0.18, lw=0)
         above.plot(x[order], mean, label=label, marker="o", markersize=3, **look)
-        for at, point in zip(beside, points, strict=True):
+        for at, point in zip(x[order], points, strict=True):
             chips = 100 * np.array(point["accuracies"])
             above.scatter(np.full(len(chips), at), chips, s=7, color=colour, alpha=0.5, lw=0)
         above.axhline(100 * report["digital_accuracy"], color=colour, linestyle="--", linewidth=0.8)
@@ -58,7 +61,7 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
     above.plot([], [], color="black", linestyle="--", linewidth=0.8, label="digital")
     above.set_ylabel("accuracy on chips, %")
     below.set(ylabel="yield, %", ylim=(-4, 104), xlabel=MEANING[option])
-    if x.min() > 0 and x.max() > WIDE * x.min():
+    if is_wide:
         below.set_xscale("log")
     below.set_xticks(x, texts)
     below.minorticks_off()

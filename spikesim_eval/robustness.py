@@ -222,7 +222,14 @@ def change_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def layer_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Layers, that with the largest error of its sums first."""
-    header = ["layer", "error of sums", "clipped", "largest sum", "ADC reaches", "bits for all"]
+    header = [
+        "layer",
+        "error of sums",
+        "clipped",
+        "largest sum",
+        "ADC reaches",
+        "bits that clip none",
+    ]
     rows = []
     for x in sorted(report["layers"], key=lambda row: -row["relative_error"]):
         reach = x["adc_reach_cell_steps"]
@@ -301,6 +308,9 @@ def page_of(found: Sequence[dict[str, Any]]) -> str:
                 sections.append(Section(f"{name}: {title}", [], *table(report)))
         about = "Sums are in cell steps; the largest is the digital network's."
         sections.append(Section(f"{name}: layers", [about], *layer_table(report)))
+    chip = found[0]["crossbar"] | {"seed": found[0]["seed"], "trials": len(found[0]["accuracies"])}
+    options = [[x, "ideal" if y is None else y] for x, y in chip.items() if y != ""]
+    sections.append(Section("Chips", [], ["option", "value"], options))
     return page("On crossbars", sections, plots)
 
 

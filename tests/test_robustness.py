@@ -145,6 +145,8 @@ def test_the_page_shows_bands_layers_sums_and_tables(found):
         "sums that ADCs read",
         "what one change of the chip buys back",
         "crossbars of half the side",
+        "<td>sigma</td><td>1</td>",
+        "<td>trials</td><td>2</td>",
         "with 95 % confidence",
     ):
         assert words in page, words
