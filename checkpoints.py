@@ -8,7 +8,6 @@ import importlib.util
 import math
 import os
 import pickletools
-import random
 import reprlib
 import sys
 import traceback
@@ -41,7 +40,6 @@ from settings import (
 
 MOST_TEXT = 300  # characters of what is said of a network of one's own
 MOST_TUPLES = 20_000  # four a tensor, and few besides
-SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
 
 class Checkpoint(NamedTuple):
@@ -240,72 +238,6 @@ def same_classes(ours: Settings, theirs: Settings) -> bool:
 def names_of_labels(names: Sequence[str], number: int) -> list[str]:
     """The names of so many classes: where there are fewer, the rest are called by their labels."""
     return [*names[:number], *map(str, range(len(names), number))]
-
-
-def momentum_of(state_dict: Any, parameters: list[Tensor]) -> list[Tensor | None] | None:
-    """The momentum of each parameter in a saved optimizer; None where that is damaged.
-
-    Nothing else is taken from it: learning rate and weight decay are the settings'.
-    """
-    states = state_dict.get("state") if isinstance(state_dict, dict) else None
-    if not isinstance(states, dict) or not set(states) <= set(range(len(parameters))):
-        return None
-    momentum: list[Tensor | None] = [None] * len(parameters)
-    for number, state in states.items():
-        buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
-        expected = parameters[number].dtype, parameters[number].shape
-        if not isinstance(buffer, Tensor) or (buffer.dtype, buffer.shape) != expected:
-            return None
-        if not buffer.isfinite().all():
-            return None
-        momentum[number] = buffer
-    return momentum
-
-
-def are_random_states(states: Any) -> bool:
-    """Whether they could be set: tried on generators of their own."""
-    if not isinstance(states, list) or not states:
-        return False
-    try:
-        for state in states:
-            if type(state["python"]) is not tuple or not state["torch"].is_contiguous():
-                return False
-            random.Random().setstate(state["python"])
-            torch.Generator().set_state(state["torch"])
-            if state["cuda"] is not None and torch.cuda.is_initialized():
-                torch.Generator("cuda").set_state(state["cuda"])
-    except Exception:  # whatever the three raise for what is not theirs
-        return False
-    return True
-
-
-def are_sums(sums: Any) -> bool:
-    """A non-empty list of dictionaries of finite numbers, all with the same names."""
-    return (
-        isinstance(sums, list)
-        and len(sums) > 0
-        and all(isinstance(part, dict) and part.keys() == sums[0].keys() for part in sums)
-        and all(type(x) is float and math.isfinite(x) for part in sums for x in part.values())
-        and (not sums[0] or sum(part.get("images", 0) for part in sums) > 0)
-        and (not sums[0] or {"loss", "train_accuracy"} <= sums[0].keys() <= SUMS)
-    )
-
-
-def are_rows(rows: Any, held_out: bool) -> bool:
-    """A list of metrics, one dictionary of numbers an epoch; of held-out images too, or not."""
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        return False
-    numbers = ["test_accuracy", "best_accuracy", "time"] + ["val_accuracy"] * held_out
-    return all(
-        all(type(name) is str for name in row)
-        and all(type(x) in (float, type(None)) for name, x in row.items() if name != "epoch")
-        and type(row.get("epoch")) is int
-        and row["epoch"] == epoch
-        and all(type(row.get(name)) is float and math.isfinite(row[name]) for name in numbers)
-        and (held_out or row.get("val_accuracy") is None)
-        and 0 <= (row.get("seconds") or 0.0) < math.inf
-        for epoch, row in enumerate(rows, 1)
-    )
 
 
 def _refuse_bombs(path: str | Path) -> None:

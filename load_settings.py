@@ -418,8 +418,9 @@ def about_images(settings: Settings) -> str:
 
 def start_from_checkpoint(network: SpikingNetwork, settings: Settings) -> None:
     """Give a fresh network the weights of --init_from; a classifier of other classes stays."""
-    start = load_network(settings.init_from)
-    if not same_classes(settings, load_checkpoint(settings.init_from, weights=False).settings):
+    checkpoint = load_checkpoint(settings.init_from)
+    start = load_network(checkpoint)
+    if not same_classes(settings, checkpoint.settings):
         start.linear = copy.deepcopy(network.linear)
     network.start_from(start)
 

@@ -43,11 +43,9 @@ BOUNDS = ((99, 2), (50, 64))  # percent, room: see input_of
 MOST_VALUES = 2**24  # of training data that quantiles are taken of, and that are read at once
 
 SITE = "https://www.garrickorchard.com/datasets"
-CALTECH = Archive(
-    "Caltech101.zip", "Caltech101", "66201824eabb0239c7ab992480b50ba3", f"{SITE}/n-caltech101"
-)
-TRAIN = Archive("Train.zip", "Train", "20959b8e626244a1b502305a9e6e2031", f"{SITE}/n-mnist")
-TEST = Archive("Test.zip", "Test", "69ca8762b2fe404d9b9bad1103e97832", f"{SITE}/n-mnist")
+CALTECH = Archive("Caltech101", "66201824eabb0239c7ab992480b50ba3", f"{SITE}/n-caltech101")
+TRAIN = Archive("Train", "20959b8e626244a1b502305a9e6e2031", f"{SITE}/n-mnist")
+TEST = Archive("Test", "69ca8762b2fe404d9b9bad1103e97832", f"{SITE}/n-mnist")
 N_CALTECH101 = Recordings("N-Caltech101", (180, 240), {CALTECH.top: CALTECH}, one_in=10)
 N_MNIST = Recordings(
     "N-MNIST", (34, 34), {TRAIN.top: TRAIN, TEST.top: TEST}, classes=tuple("0123456789")

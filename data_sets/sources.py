@@ -90,10 +90,13 @@ class Samples(NamedTuple):
 class Archive(NamedTuple):
     """A zip file that is only unpacked where it is the one that was published."""
 
-    name: str
-    top: str  # the only folder in it
+    top: str  # the only folder in it, whose name it has
     md5: str
     url: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.top}.zip"
 
     def unpack(self, archive: Path, folder: Path) -> None:
         """Make `folder` of what is in it; raises UserError for another archive, which is kept."""

@@ -41,7 +41,6 @@ def cifar(request: Request) -> Samples:
 
 
 TINY_IMAGENET = Archive(
-    "tiny-imagenet-200.zip",
     "tiny-imagenet-200",
     "90528d7ca1a48142e341f4ef8d21d0de",
     "http://cs231n.stanford.edu/tiny-imagenet-200.zip",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NoReturn
 
 import torch
@@ -103,13 +103,12 @@ def watch_numbers(network: nn.Module, found: Callable[[str], None]) -> Iterator[
         return check
 
     # The network's own output comes last: it is its linear layer's.
-    handles = [layer.register_forward_hook(hook_of(name)) for name, layer in layers if name]
-    handles.append(network.register_forward_pre_hook(check_layers))
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers:
+            if name:
+                hooks.enter_context(layer.register_forward_hook(hook_of(name)))
+        hooks.enter_context(network.register_forward_pre_hook(check_layers))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def first_bad_gradient(network: nn.Module) -> str:

@@ -21,10 +21,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from checkpoints import Checkpoint, are_random_states, are_rows, are_sums, momentum_of
+from checkpoints import Checkpoint
 from display import percent
 from distiller import MEMBRANE_LOSS_VERSION, MEMBRANE_LOSSES
 from engine.run_folder import (
+    are_rows,
     best_row,
     checkpoints_of,
     deciding,
@@ -46,6 +47,8 @@ from runtime.processes import (
     world_size,
 )
 from settings import MAY_CHANGE, Settings, as_text, input_step_of
+
+SUMS = {"loss", "ce", "logit", "membrane", "train_accuracy", "images"}  # over an epoch's steps
 
 
 class Run:
@@ -381,6 +384,38 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
+def momentum_of(state_dict: Any, parameters: list[Tensor]) -> list[Tensor | None] | None:
+    """The momentum of each parameter in a saved optimizer; None where that is damaged.
+
+    Nothing else is taken from it: learning rate and weight decay are the settings'.
+    """
+    states = state_dict.get("state") if isinstance(state_dict, dict) else None
+    if not isinstance(states, dict) or not set(states) <= set(range(len(parameters))):
+        return None
+    momentum: list[Tensor | None] = [None] * len(parameters)
+    for number, state in states.items():
+        buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
+        expected = parameters[number].dtype, parameters[number].shape
+        if not isinstance(buffer, Tensor) or (buffer.dtype, buffer.shape) != expected:
+            return None
+        if not buffer.isfinite().all():
+            return None
+        momentum[number] = buffer
+    return momentum
+
+
+def are_sums(sums: Any) -> bool:
+    """A non-empty list of dictionaries of finite numbers, all with the same names."""
+    return (
+        isinstance(sums, list)
+        and len(sums) > 0
+        and all(isinstance(part, dict) and part.keys() == sums[0].keys() for part in sums)
+        and all(type(x) is float and math.isfinite(x) for part in sums for x in part.values())
+        and (not sums[0] or sum(part.get("images", 0) for part in sums) > 0)
+        and (not sums[0] or {"loss", "train_accuracy"} <= sums[0].keys() <= SUMS)
+    )
+
+
 def random_state() -> dict[str, Any]:
     """Of this process. NumPy's global one is used nowhere."""
     return {
@@ -396,3 +431,20 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def are_random_states(states: Any) -> bool:
+    """Whether they could be set: tried on generators of their own."""
+    if not isinstance(states, list) or not states:
+        return False
+    try:
+        for state in states:
+            if type(state["python"]) is not tuple or not state["torch"].is_contiguous():
+                return False
+            random.Random().setstate(state["python"])
+            torch.Generator().set_state(state["torch"])
+            if state["cuda"] is not None and torch.cuda.is_initialized():
+                torch.Generator("cuda").set_state(state["cuda"])
+    except Exception:  # whatever the three raise for what is not theirs
+        return False
+    return True

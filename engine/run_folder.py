@@ -7,6 +7,7 @@ python -m engine.run_folder FOLDER renames it to the first of FOLDER.1, FOLDER.2
 
 import csv
 import itertools
+import math
 import os
 import shutil
 import sys
@@ -207,6 +208,23 @@ def deciding(row: dict[str, Any]) -> str:
 
 def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return max(rows, key=lambda row: row[deciding(row)])  # the first of equal ones
+
+
+def are_rows(rows: Any, held_out: bool) -> bool:
+    """A list of metrics, one dictionary of numbers an epoch; of held-out images too, or not."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        return False
+    numbers = ["test_accuracy", "best_accuracy", "time"] + ["val_accuracy"] * held_out
+    return all(
+        all(type(name) is str for name in row)
+        and all(type(x) in (float, type(None)) for name, x in row.items() if name != "epoch")
+        and type(row.get("epoch")) is int
+        and row["epoch"] == epoch
+        and all(type(row.get(name)) is float and math.isfinite(row[name]) for name in numbers)
+        and (held_out or row.get("val_accuracy") is None)
+        and 0 <= (row.get("seconds") or 0.0) < math.inf
+        for epoch, row in enumerate(rows, 1)
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

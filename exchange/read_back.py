@@ -3,6 +3,8 @@
 import io
 import json
 import warnings
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -37,16 +39,14 @@ def run(network: SpikingNetwork, images: Tensor) -> Found:
     if not isinstance(network.linear, QuanLinear):
         network = folded(network)
     spikes: dict[str, np.ndarray] = {}
-    handles = [
-        layer.register_forward_hook(
-            lambda _, inputs, x, name=name: spikes.update({name: x.numpy()})
-        )
-        for name, layer in network.neurons().items()
-    ]
-    logits = network.eval()(images).numpy()
-    for handle in handles:
-        handle.remove()
-    return Found(logits, spikes)
+
+    def keep(_: nn.Module, inputs: tuple, fired: Tensor, name: str) -> None:
+        spikes[name] = fired.numpy()
+
+    with ExitStack() as hooks:
+        for name, layer in network.neurons().items():
+            hooks.enter_context(layer.register_forward_hook(partial(keep, name=name)))
+        return Found(network.eval()(images).numpy(), spikes)
 
 
 def run_in_integers(network: SpikingNetwork, images: Tensor) -> Found | None:

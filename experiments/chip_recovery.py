@@ -18,11 +18,9 @@ import io
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Any
 
 from matplotlib.figure import Figure
 from torch import nn
@@ -36,12 +34,12 @@ from experiments.table import cell, markdown
 from runtime.command import Parser
 from runtime.errors import UserError
 from runtime.files import write_files, write_whole
-from settings import OF_CHIP
+from settings import OF_CHIP, chip_defaults
 from spikesim_eval.calibration import calibration_of
 from spikesim_eval.chip import Chip, check_draws
 from spikesim_eval.crossbar import CrossbarLayer
 from spikesim_eval.estimate import estimate
-from spikesim_eval.layer_list import Subject, check_int
+from spikesim_eval.layer_list import Subject, check_int, check_number
 from spikesim_eval.nonideal import on_chip
 from spikesim_eval.render import csv_text
 from spikesim_eval.trace import trace_checkpoint
@@ -102,9 +100,14 @@ def recovery_parser() -> Parser:
 
 
 def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
-    """Those without the chip, and then those with it."""
+    """Those without the chip, and then those with it. Raises UserError for what no chip can have,
+    and for networks that the tables would not tell apart, also from those of chips.csv."""
     check_draws(0, args.chips)
     check_int(args.images, "images", 10**4)
+    check_number(args.max_drop, "max_drop", 0, 100)
+    for name in OF_CHIP:
+        if name not in ("sigma", "adc_bits") and len(getattr(args, name) or ()) > 1:
+            raise UserError(f"--{name}: a study is of one chip, but for --sigma and --adc_bits")
     if len(args.crossbar) > 1:
         raise UserError("--crossbar: a study is of one technology")
     axes, theirs = axes_of(args), of_teacher(args)
@@ -112,7 +115,50 @@ def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
     without = axes | dict.fromkeys(of_chip, NOT_GIVEN)
     found = plan(without, args.bits, METHODS, args.starts, theirs, runs)
     trained = axes | {"sigma": [args.trained_sigma]}
-    return plan(trained, args.bits, METHODS, args.starts, theirs, runs, found)
+    found = plan(trained, args.bits, METHODS, args.starts, theirs, runs, found)
+    some = with_a_chip(found)
+    for one in found:
+        list(chips_of(one, args, some))
+    check_told_apart(found, args.results / args.name / CHIPS, about_chip(some))
+    return found
+
+
+def with_a_chip(planned: Sequence[Planned]) -> Planned:
+    return next(x for x in planned if x.settings.crossbar is not None)
+
+
+def about_chip(planned: Planned) -> str:
+    """The technology that a network is trained for, with its own options but for those of which a
+    study has several."""
+    settings = planned.settings
+    usual = chip_defaults(settings.crossbar)
+    own = {name: getattr(settings, name) for name in OF_CHIP if name not in ("sigma", "adc_bits")}
+    said = [f"{name} {x}" for name, x in own.items() if x != usual[name]]
+    return ", ".join([str(settings.chip.technology), *said])
+
+
+def check_told_apart(planned: Sequence[Planned], path: Path, crossbar: str) -> None:
+    """Raise UserError where two runs would be one network in the tables, or the rows that are there
+    are those of other chips."""
+    runs = {}
+    for row in read_chips(path):
+        if row.crossbar != crossbar:
+            raise UserError(
+                f"{path} is of {row.crossbar}, and not {crossbar}: choose another --name"
+            )
+        trained_at = None if row.trained_sigma is None else row.adc_bits
+        runs[*key_of_bar(row), trained_at] = row.run
+    for one in planned:
+        if one.method != TEACHER:
+            settings = one.settings
+            key = settings.data, settings.bits, one.method, one.start, settings.seed
+            run = runs.setdefault((*key, settings.adc_bits), one.name)
+            if run != one.name:
+                raise UserError(
+                    f"the tables would not tell {run} from {one.name}: give one value of what is "
+                    "none of --data, --bits, --starts, --seeds, --sigma and --adc_bits, or choose "
+                    "another --name"
+                )
 
 
 def chips_of(planned: Planned, args: argparse.Namespace, some: Planned) -> Iterator[Chip]:
@@ -120,7 +166,11 @@ def chips_of(planned: Planned, args: argparse.Namespace, some: Planned) -> Itera
     they are."""
     own = planned.settings.chip
     for sigma, adc_bits in product(args.sigma, args.adc_bits):
-        chip = replace(some.settings.chip, sigma=float(sigma), adc_bits=int(adc_bits))
+        try:
+            strength = float(sigma)
+        except ValueError:
+            raise UserError(f"--sigma must be numbers, got {sigma!r}") from None
+        chip = replace(some.settings.chip, sigma=strength, adc_bits=int(adc_bits))
         if own is None or own.adc_bits == chip.adc_bits:
             yield chip
 
@@ -129,7 +179,7 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
     """Add to chips.csv what is missing there of the networks that are trained."""
     path = args.results / args.name / CHIPS
     rows = read_chips(path)
-    some = next(x for x in planned if x.settings.crossbar is not None)
+    some = with_a_chip(planned)
     for one in planned:
         if one.method == TEACHER or not measured(one.folder(runs)):
             continue
@@ -139,10 +189,10 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
             if all((chip.sigma, chip.adc_bits, draw) in there for draw in range(args.chips)):
                 continue
             if subject is None:
-                path, data_path = one.checkpoint(runs), one.settings.data_path
-                subject = trace_checkpoint(str(path), data_path)
-                prepare = calibration_of(load_checkpoint(path), data_path, args.images)
-            found = on_chips(one, subject, chip, args.chips, prepare)
+                trained, data_path = one.checkpoint(runs), one.settings.data_path
+                subject = trace_checkpoint(str(trained), data_path)
+                prepare = calibration_of(load_checkpoint(trained), data_path, args.images)
+            found = on_chips(one, subject, chip, about_chip(some), args.chips, prepare)
             rows = [x for x in rows if (x.run, x.sigma, x.adc_bits) != key_of(one, chip)] + found
             write_whole(path, csv_of(rows).encode())
             about = f"{one.title}: sigma {chip.sigma:g}, ADCs of {chip.adc_bits} bits"
@@ -155,9 +205,10 @@ def key_of(planned: Planned, chip: Chip) -> tuple[str, float, int]:
 
 
 def on_chips(
-    planned: Planned, subject: Subject, chip: Chip, draws: int, calibrate: Prepare
+    planned: Planned, subject: Subject, chip: Chip, crossbar: str, draws: int, calibrate: Prepare
 ) -> list[OneChip]:
-    """A trained network on so many draws of a chip, and what an image costs there."""
+    """A trained network on so many draws of a chip, in whose rows it is called `crossbar`, and what
+    an image costs there."""
     settings = planned.settings
     as_made, _ = on_chip(subject, chip, trials=draws)
     calibrated, _ = on_chip(subject, chip, trials=draws, prepare=calibrate)
@@ -171,7 +222,7 @@ def on_chips(
             start=planned.start,
             run=planned.name,
             trained_sigma=settings.sigma,
-            crossbar=str(chip.technology),
+            crossbar=crossbar,
             sigma=chip.sigma,
             adc_bits=chip.adc_bits,
             draw=draw,
@@ -205,7 +256,10 @@ def read_chips(path: Path) -> list[OneChip]:
             for line in lines
         ]
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is not the chips.csv of such a study: {error}") from None
+        raise UserError(
+            f"{path} is not the chips.csv of such a study ({error}): move it away, or choose "
+            "another --name"
+        ) from None
 
 
 # What is said.
@@ -280,7 +334,7 @@ def cheapest_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
     header = ["data", "bits", "sigma", "network"]
     for name in ACCURACIES.values():
         header += [f"ADC bits, {name}", "EDAP, µJ·ms·mm²"]
-    lines = []
+    lines, most = [], max_drop + 1e-9
     for data, bits, sigma in sorted({(x.data, x.bits, x.sigma) for x in rows}):
         here = [x for x in rows if (x.data, x.bits, x.sigma) == (data, bits, sigma)]
         for network, title in WORDS.items():
@@ -291,7 +345,7 @@ def cheapest_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
                 found = []
                 for adc_bits in sorted({x.adc_bits for x in its}):
                     chips = [x for x in its if x.adc_bits == adc_bits]
-                    if 100 * (mean(plain) - mean(getattr(x, name) for x in chips)) <= max_drop:
+                    if 100 * (mean(plain) - mean(getattr(x, name) for x in chips)) <= most:
                         found.append((mean(x.edap for x in chips), adc_bits))
                 line += [str(min(found)[1]), f"{min(found)[0]:.4g}"] if found else ["-", "-"]
             if its:
@@ -329,9 +383,16 @@ def picture(rows: Sequence[OneChip]) -> Figure:
 
 def write(folder: Path, max_drop: float) -> None:
     """Write table.md and picture.png, .pdf into the folder of chips.csv, and print the tables."""
+    check_number(max_drop, "max_drop", 0, 100)
     rows = read_chips(folder / CHIPS)
     if not rows:
         raise UserError(f"{folder / CHIPS} holds no rows: there is no table yet")
+    bars = {key_of_bar(x) for x in rows if x.trained_sigma is None}
+    if lacking := [x.run for x in rows if key_of_bar(x) not in bars]:
+        raise UserError(
+            f"{folder / CHIPS} holds {lacking[0]}, and not the same network trained without the "
+            "chip, which says how good a chip is: run the study to its end"
+        )
     draws = max(x.draw for x in rows) + 1
     notes = [
         f"Mean ± standard error over seeds, of a seed over {draws} chips. Yield: chips on which a "
@@ -350,20 +411,18 @@ def write(folder: Path, max_drop: float) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = recovery_parser()
-    known: dict[str, Any] = {"max_drop": parser.get_default("max_drop")}
+    to_test: list[Planned] = []
 
     def planned(args: argparse.Namespace, runs: Path) -> list[Planned]:
-        found = planned_runs(args, runs)
-        known.update(max_drop=args.max_drop, test=partial(test_on_chips, args, runs, found))
-        return found
+        to_test.extend(planned_runs(args, runs))
+        return [*to_test]
 
-    def tables(folder: Path) -> None:
-        if "test" in known:
-            known["test"]()
-        write(folder, known["max_drop"])
+    def tables(args: argparse.Namespace, folder: Path) -> None:
+        if to_test:
+            test_on_chips(args, args.runs / args.name, to_test)
+        write(folder, args.max_drop)
 
-    return command(argv, parser, planned, tables)
+    return command(argv, recovery_parser(), planned, tables)
 
 
 if __name__ == "__main__":

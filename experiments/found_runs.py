@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from checkpoints import are_rows, load_checkpoint
+from checkpoints import load_checkpoint
 from data_sets import DATA_SETS
 from display import kind_of
-from engine.run_folder import best_row, checkpoints_of, is_locked, read_metrics
+from engine.run_folder import are_rows, best_row, checkpoints_of, is_locked, read_metrics
 from load_settings import read_settings
 from runtime.command import similar_path
 from runtime.errors import UserError

@@ -28,7 +28,7 @@ from experiments import as_command
 from load_settings import load_network
 from runtime.command import HelpFormatter, Parser
 from runtime.errors import UserError
-from spikesim_eval.render import QUANTITIES, RATIO_NAMES, shown
+from spikesim_eval.render import QUANTITIES, RATIO_NAMES, markdown_table, shown
 
 COSTS = ("energy", "delay", "area", "edap")
 FILE_UNITS = {  # in table.csv: (row, one of the report's unit in the row's)
@@ -182,8 +182,7 @@ def write_table(
     print("\n".join(["", title, "", *text_table(header, rows), "", teacher]))
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([header, *table(runs, distances, for_programs=True)])
-    lines = [header, ["---"] * len(header), *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = "\n".join(markdown_table(header, rows))
     (folder / "table.md").write_text(f"{title}\n\n{text}\n\n{teacher}\n")
 
 

@@ -14,6 +14,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def is_there(planned: Planned, folder: Path) -> bool:
     return bool(measured(planned.folder(folder))) and planned.checkpoint(folder).is_file()
 
 
-def write_tables(results: Path) -> None:
+def write_tables(args: argparse.Namespace, results: Path) -> None:
     from experiments import study_table  # matplotlib takes a second
 
     study_table.write_tables(results)
@@ -175,7 +176,7 @@ def command(
     argv: Sequence[str] | None,
     parser: Parser,
     planned_runs: Callable[[argparse.Namespace, Path], list[Planned]],
-    write_tables: Callable[[Path], None],
+    write_tables: Callable[[argparse.Namespace, Path], None],
 ) -> int:
     """Run the command line of a study; the exit code: 0, 1 where a run has failed, 2 for a mistake,
     and 128 + its number after a signal."""
@@ -185,7 +186,7 @@ def command(
         check(args)
         results, runs = args.results / args.name, args.runs / args.name
         if args.table and args.data is None:
-            write_tables(results)
+            write_tables(args, results)
             return 0
         for option, folder in (("results", results), ("runs", runs)):
             check_writable(folder, f"--{option}")
@@ -203,7 +204,7 @@ def command(
             if args.slurm:
                 words = sys.argv[1:] if argv is None else argv
                 return write_slurm(plan, results, [parser.prog, *words])
-            return carry_out(plan, results, write_tables, only_table=args.table)
+            return carry_out(plan, results, partial(write_tables, args), only_table=args.table)
 
     return as_command(parser.prog, work, "interrupted: the same command goes on")
 

@@ -154,7 +154,7 @@ def picture(groups: Sequence[Group]) -> Figure:
     return figure
 
 
-def write(folder: Path) -> None:
+def write(args: argparse.Namespace, folder: Path) -> None:
     write_tables(folder, cells_of, picture)
 
 

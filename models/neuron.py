@@ -16,7 +16,7 @@ are (T·B, ...), all images of timestep 1 first.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -189,10 +189,8 @@ def count_spikes(network: nn.Module) -> Iterator[dict[str, Tensor]]:
 
         return add
 
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, LIF)]
-    handles = [layer.register_forward_hook(hook_of(name)) for name, layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in network.named_modules():
+            if isinstance(layer, LIF):
+                hooks.enter_context(layer.register_forward_hook(hook_of(name)))
         yield counts
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -95,8 +95,10 @@ class _OnCrossbars(torch.autograd.Function):
 
 
 def sums_of_crossbars(ideal: Tensor, x: Tensor, codes: Tensor, crossbars: Crossbars) -> Tensor:
-    """What crossbars give instead of the ideal sums of x and weight codes."""
-    return _OnCrossbars.apply(ideal, x, codes, *crossbars(x.detach(), codes.detach()))
+    """What crossbars give instead of the ideal sums of x and weight codes. Autocast is off for them
+    too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _OnCrossbars.apply(ideal, x, codes, *crossbars(x.detach(), codes.detach()))
 
 
 class QuanConv2d(Conv2d):

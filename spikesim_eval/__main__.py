@@ -315,7 +315,7 @@ def simulated(
     check_simulation(subjects, args)
     for subject in subjects:  # what cannot be priced is not simulated
         estimate(subject.network, chip, getattr(args, "area_mm2", None))
-    from .nonideal import on_chip, smallest_adcs
+    from .nonideal import most_clipped, on_chip, smallest_adcs
 
     draws = args.seed, args.trials
     tested = [subject for subject in subjects if subject.tested is not None]
@@ -324,8 +324,8 @@ def simulated(
     found = []
     for subject in subjects:
         if subject.tested is not None:
-            accuracies, _ = on_chip(subject, chip, *draws, subject.name)
-            subject = replace(subject, chip_accuracies=accuracies)
+            accuracies, runs = on_chip(subject, chip, *draws, subject.name)
+            subject = replace(subject, chip_accuracies=accuracies, clipped=most_clipped(runs))
         found.append(subject)
     return found, chip
 
@@ -477,7 +477,7 @@ def run_technologies(args: argparse.Namespace) -> None:
 def run_nonideal(args: argparse.Namespace) -> None:
     chip, draws = Chip(**given(args)), (args.seed, args.trials, args.max_drop)
     check_sources(args, args.checkpoint)
-    from .robustness import Draws, chips_csv, layers_csv, lines_of, page_of, reports
+    from .robustness import Draws, bands_of, chips_csv, layers_csv, lines_of, page_of, reports
 
     what = {"each_layer": args.each_layer, "over": args.over, "each_change": args.each_change}
     found = reports(args.checkpoint, args.data_path, chip, Draws(*draws), args.time_steps, **what)
@@ -488,6 +488,8 @@ def run_nonideal(args: argparse.Namespace) -> None:
         "chips.csv": chips_csv(found),
         "nonideal.html": page_of(found),
     }
+    if args.over is not None:
+        contents |= picture_files(bands_of(found), "nonideal")
     write_files(args.out, contents)
     for report in found:
         if len(found) > 1:

@@ -33,7 +33,7 @@ from torch import Tensor
 from .chip import Chip, seconds
 from .technology import coefficients
 
-SMALLEST = 1e-7  # of g, in its logarithm, as aihwkit has it
+SMALLEST = 1e-7  # of g, in its logarithm, as aihwkit has it, and where b below 0 is its power
 
 
 def slices_of(codes: Tensor, bits: int, cell_bits: int) -> Tensor:
@@ -138,7 +138,8 @@ class Cells:
         if technology.has("flicker"):
             a, b, most = technology.coefficients("device.flicker")
             reading = technology["device.flicker_read_s"]
-            share = (a * (cells / self.highest) ** b).clamp_max(most)
+            written = (cells / self.highest).clamp_min(SMALLEST)
+            share = (a * written**b).clamp_max(most)
             share = share * math.sqrt(math.log(max(1.0, (time + reading) / (2 * reading))))
             noise = torch.randn(cells.shape, generator=generator)
             aged = aged * (1 + share * noise)

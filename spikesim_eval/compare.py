@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from display import room_for_names, run_at, short_names, significant, trained_for
+from display import percent, room_for_names, run_at, short_names, significant, trained_for
 from runtime.errors import UserError
 
 from .chip import AS_PUBLISHED, CHOICES, NOTHING, SKIPPED, Chip
@@ -60,8 +60,22 @@ def notes(subjects: Sequence[Subject], on_chip: bool = False) -> list[str]:
         said = run_at(T, subject.trained_time_steps or [T])
         if on_chip or subject.chip_accuracies:
             said += trained_for(subject.trained_for)
+        if subject.chip_accuracies and subject.clipped is not None:
+            said += clipping(subject)
         found += (f"{subject.name}: {x}" for x in said)
     return found + [x for subject in subjects[1:] for x in differences(subject, subjects[0])]
+
+
+def clipping(subject: Subject) -> list[str]:
+    """Where ADCs are too small for a network that runs on the chip, and loses a point there."""
+    lost = 100 * (subject.accuracy - mean_and_deviation(subject.chip_accuracies)[0])
+    share, layer = subject.clipped
+    if lost < 1 or share < 0.01:
+        return []
+    return [
+        f"on the chip it loses {lost:.2f} points, and ADCs clip {percent(share)} of the sums of "
+        f"{layer}: give them more --adc_bits, or auto"
+    ]
 
 
 def differences(ours: Subject, baseline: Subject) -> list[str]:

@@ -510,9 +510,7 @@ class CrossbarLayer:
                 above = sums if 2 * len(clipped) > len(flat) else sums.index_select(0, clipped)
                 columns = torch.arange(len(sums)) if above is sums else clipped
                 self._keep_clipped(above, largest_code, columns, reader, outputs)
-                above.clamp_(max=largest_code)
-                if above is not sums:
-                    sums.index_copy_(0, clipped, above)
+                flat.clamp_(max=largest_code)  # all: faster than to put the clipped ones back
             if step != 1:
                 flat.mul_(step)
         read += sums

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from operator import add, sub
 from typing import Any
 
 import numpy as np
@@ -14,8 +13,17 @@ from display import cut, legend_beside, new_figure, percent, plain, styles
 from .chip import seconds
 from .plots import BESIDE_IT, CRITICAL, LONGEST_LABEL, WIDTH, label_ticks
 
-UNITS = {"wire_ohm": ", Ω", "sigma": "", "read_noise": ""}
+MEANING = {
+    "sigma": "relative deviation of cells, --sigma",
+    "read_noise": "relative deviation of cells from read to read, --read_noise",
+    "stuck_on": "share of cells that stay on, --stuck_on",
+    "stuck_off": "share of cells that stay off, --stuck_off",
+    "after": "time since cells were written, --after",
+    "wire_ohm": "wire from cell to cell, Ω, --wire_ohm",
+    "on_off_ratio": "highest over lowest conductance, --on_off_ratio",
+}
 WIDE = 20  # values further apart than that, as a ratio, stand on a logarithmic axis
+APART = 0.01  # networks' yields at the same value, as a share of the axis
 MOST_HISTOGRAMS = 40
 
 
@@ -29,7 +37,11 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
     texts = [point["value"] for point in reports[0]["over"]["points"]]
     x = np.array([seconds(text) if option == "after" else float(text) for text in texts])
     order = np.argsort(x)
-    for name, look, report in zip(names, looks, reports, strict=True):
+    is_wide = x.min() > 0 and x.max() > WIDE * x.min()
+    along = np.log(x[order]) if is_wide else x[order]
+    for number, (name, look, report) in enumerate(zip(names, looks, reports, strict=True)):
+        beside = along + APART * np.ptp(along) * (number - (len(names) - 1) / 2)
+        beside = np.exp(beside) if is_wide else beside
         points = [report["over"]["points"][i] for i in order]
         mean, spread = (
             100 * np.array([p[f"accuracy_{k}"] for p in points]) for k in ("mean", "std")
@@ -45,11 +57,11 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
             100 * np.array([p[key] for p in points])
             for key in ("yield_share", "yield_low_share", "yield_high_share")
         )
-        below.errorbar(x[order], share, [share - low, high - share], capsize=3, lw=1, **look)
+        below.errorbar(beside, share, [share - low, high - share], capsize=3, lw=1, **look)
     above.plot([], [], color="black", linestyle="--", linewidth=0.8, label="digital")
     above.set_ylabel("accuracy on chips, %")
-    below.set(ylabel="yield, %", ylim=(-4, 104), xlabel=option + UNITS.get(option, ""))
-    if x.min() > 0 and x.max() > WIDE * x.min():
+    below.set(ylabel="yield, %", ylim=(-4, 104), xlabel=MEANING[option])
+    if is_wide:
         below.set_xscale("log")
     below.set_xticks(x, texts)
     below.minorticks_off()
@@ -57,9 +69,9 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
     return figure
 
 
-def layers_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
+def layers_plot(rows: Sequence[Mapping[str, Any]], digital: float) -> Figure:
     """Layers, that with the largest error of its sums on top, and, where it is known, the accuracy
-    with that layer alone on crossbars, with the deviation of chips."""
+    with that layer alone on crossbars, with the deviation of chips and, dashed, the `digital`."""
     rows = sorted(rows, key=lambda row: -row["relative_error"])
     panels = {"error of sums (root mean square), %": "relative_error"}
     panels["sums clipped, %"] = "clipped_share"
@@ -68,15 +80,15 @@ def layers_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
     height = 1.0 + 0.2 * len(rows)
     figure, drawn = new_figure(WIDTH, height, columns=len(panels), sharey=True)
     for panel, (what, key) in zip(drawn, panels.items(), strict=True):
-        values = [100 * row[key] for row in rows]
-        spread = [100 * row.get(f"{key}_std", 0) for row in rows]
-        colour = CRITICAL if panel is drawn[0] else BESIDE_IT
-        panel.barh(range(len(rows)), values, color=colour, xerr=spread if any(spread) else None)
+        values, places = [100 * row[key] for row in rows], range(len(rows))
+        if key == "accuracy_alone":
+            spread = [100 * row["accuracy_alone_std"] for row in rows]
+            panel.errorbar(values, places, xerr=spread, fmt="o", markersize=4, color="black", lw=1)
+            panel.axvline(100 * digital, color="black", linestyle="--", linewidth=0.8)
+        else:
+            panel.barh(places, values, color=CRITICAL if panel is drawn[0] else BESIDE_IT)
         panel.set_xlabel(what)
         panel.margins(y=0.01)
-        if what.startswith("accuracy"):
-            low, high = min(map(sub, values, spread)), max(map(add, values, spread))
-            panel.set_xlim(low - 1, high + 0.5)
     label_ticks(drawn[0].yaxis, [row["layer"] for row in rows], fontsize=8)
     drawn[0].invert_yaxis()
     return figure
@@ -84,22 +96,23 @@ def layers_plot(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 def adc_plot(report: Mapping[str, Any]) -> Figure:
     """A panel a layer: how often a column's sum, in cell steps, is what it is in the digital
-    network, on a logarithmic scale; in colour what the layer's ADC clips, and how much that is."""
+    network, on a logarithmic scale; in colour what the layer's ADC clips of it, and how much that
+    is."""
     rows = report["layers"]
     if len(rows) > MOST_HISTOGRAMS:
         rows = sorted(rows, key=lambda row: -row["clipped_share"])[:MOST_HISTOGRAMS]
     columns = min(5, len(rows))
     lines = math.ceil(len(rows) / columns)
-    figure, panels = new_figure(WIDTH, 0.5 + 1.35 * lines, lines, columns, squeeze=False)
+    figure, panels = new_figure(WIDTH, 0.5 + 1.5 * lines, lines, columns, squeeze=False)
     for panel in panels.flat[len(rows) :]:
         panel.set_axis_off()
     for panel, row in zip(panels.flat, rows, strict=False):
         counts = np.array(report["adc_sums"][row["layer"]], dtype=float)
         draw_sums(panel, counts, row["adc_reach_cell_steps"])
         share = share_above(counts, row["adc_reach_cell_steps"])
-        said = "" if share == 0 else f", {percent(share, 2)} above"
-        said = ", < 0.01 % above" if 0 < share < 1e-4 else said
-        panel.set_title(f"{plain(cut(row['layer'], 17))}{said}", fontsize=7)
+        said = "none clipped" if share == 0 else f"{percent(share, 2)} clipped"
+        said = "< 0.01 % clipped" if 0 < share < 1e-4 else said
+        panel.set_title(f"{plain(cut(row['layer'], LONGEST_LABEL))}\n{said}", fontsize=7)
         panel.tick_params(labelsize=6)
     figure.supxlabel("sum of a column, cell steps", fontsize=8)
     figure.supylabel("share of reads", fontsize=8)

@@ -343,7 +343,8 @@ class Subject:
     trained, where that is known: a key of display.COLOURS; `trained_time_steps` with which T, and
     `trained_for` for which chip, in words.
     `tested` is the network and its test batches where it can run on a simulated chip, and
-    `chip_accuracies` what it has there, a share for each draw of its cells.
+    `chip_accuracies` what it has there, a share for each draw of its cells; `clipped` is the
+    largest share of a layer's sums that ADCs clip there, and the layer.
     """
 
     name: str
@@ -355,6 +356,7 @@ class Subject:
     tested: tuple[Any, Any] | None = None
     chip_accuracies: Sequence[float] | None = None
     trained_for: str | None = None
+    clipped: tuple[float, str] | None = None
 
 
 def stride_and_padding(size: int, outputs: int, kernel: int) -> tuple[int, int]:

@@ -4,7 +4,6 @@ What its layers read is measured (watch.py); here it is put in the estimate's wo
 """
 
 import importlib
-import math
 import sys
 from collections import Counter
 from math import prod
@@ -24,19 +23,27 @@ MOST_TEXT = 300  # characters of a message
 
 
 def dynamics(module: nn.Module) -> tuple[float | None, str | None]:
-    """(leak, reset) of a neuron of this project, spikingjelly or snntorch, as it says of itself;
-    (None, None) of others, and where neurons of a module have several."""
+    """(leak, reset) of a neuron of this project, or of the (leaky) integrate-and-fire neurons of
+    spikingjelly and snntorch, as it says of itself; (None, None) of others, of a membrane that is
+    reset to anything but 0, and where neurons of a module have several."""
     if isinstance(module, LIF):
         return module.neuron.leak, module.neuron.reset
     leak, reset = None, None
+    kinds = {kind.__name__ for kind in type(module).__mro__}
     if hasattr(module, "v_reset"):  # spikingjelly: None subtracts the threshold
-        tau = getattr(module, "tau", math.inf)
-        leak = 1 - 1 / tau if isinstance(tau, float | int) else None
-        reset = "soft" if module.v_reset is None else "hard"
+        reset = {None: "soft", 0.0: "hard"}.get(module.v_reset)
+        if kinds & {"LIFNode", "SimpleLIFNode"}:
+            leak = 1 - 1 / module.tau if isinstance(module.tau, float | int) else None
+        elif "ParametricLIFNode" in kinds:
+            leak = 1 - module.w.sigmoid().item()
+        elif kinds & {"IFNode", "SimpleIFNode"}:
+            leak = 1.0
     elif hasattr(module, "reset_mechanism"):  # snntorch
-        beta = getattr(module, "beta", None)
-        leak = float(beta) if isinstance(beta, Tensor) and beta.numel() == 1 else None
         reset = {"subtract": "soft", "zero": "hard"}.get(module.reset_mechanism)
+        if "Leaky" in kinds and module.beta.numel() == 1:
+            leak = module.beta.item()
+        elif "Lapicque" in kinds and module.R.numel() == module.C.numel() == 1:
+            leak = 1 - (module.time_step / (module.R * module.C)).item()
     is_known = leak is not None and 0 <= leak <= 1 and reset is not None
     return (leak, reset) if is_known else (None, None)
 

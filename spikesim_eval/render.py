@@ -127,14 +127,21 @@ def page(title: str, sections: Iterable[Section], plots: Mapping[str, str]) -> s
     for index, section in enumerate(sections):
         body += _html(section)
         if index == 0:
-            for heading, svg in plots.items():
-                body += [f"<h2>{escape(heading)}</h2>", svg[svg.index("<svg") :]]
+            for number, (heading, svg) in enumerate(plots.items()):
+                body += [f"<h2>{escape(heading)}</h2>", _ids_of_its_own(svg, number)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+
+
+def _ids_of_its_own(svg: str, number: int) -> str:
+    """A picture as part of a page, where no id may stand twice."""
+    for start in (' id="', "url(#", 'href="#'):
+        svg = svg.replace(start, f"{start}{number}-")
+    return svg[svg.index("<svg") :]
 
 
 def _html(section: Section) -> list[str]:

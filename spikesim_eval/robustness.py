@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from display import percent, short_names, text_table
 from runtime.errors import UserError
 
@@ -91,9 +93,9 @@ def chips_over(chip: Chip, text: str) -> tuple[str, list[tuple[str, Chip]]]:
     return name, found
 
 
-def changed_chips(chip: Chip, layer: str) -> Iterator[tuple[str, Chip]]:
+def changed_chips(chip: Chip, layer: str | None) -> Iterator[tuple[str, Chip]]:
     """Chips that differ from this one in one thing that a designer can choose, with a name; of a
-    layer the ADCs alone."""
+    layer the ADCs alone, where one is given."""
     other = {"differential": "offset", "offset": "differential"}[chip.columns]
     changes: dict[str, dict[str, Any]] = {"as it is": {}}
     if chip.adc_bits is not None:
@@ -102,6 +104,7 @@ def changed_chips(chip: Chip, layer: str) -> Iterator[tuple[str, Chip]]:
             "adc_bits": chip.adc_bits + 1,
             "layer_adc_bits": said_by_layer(more),
         }
+    if chip.adc_bits is not None and layer is not None:
         one = bits_by_layer(chip.layer_adc_bits) | {layer: chip.of_layer(layer).adc_bits + 1}
         changes[f"a bit more in ADCs of {layer}"] = {"layer_adc_bits": said_by_layer(one)}
     changes["a bit less in cells"] = {"cell_bits": chip.cell_bits - 1}
@@ -153,7 +156,7 @@ def network_report(
         report["over"] = {"option": name, "points": points}
     if each_change:
         report["changes"] = []
-        for name, changed in changed_chips(chip, worst):
+        for name, changed in changed_chips(chip, worst if clipped else None):
             energy = None  # of an ideal ADC nobody knows it
             if changed.adc_bits is not None:
                 energy = estimate(subject.network, changed).total["energy_pj"]
@@ -217,6 +220,27 @@ def change_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
+def layer_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Layers, that with the largest error of its sums first."""
+    header = [
+        "layer",
+        "error of sums",
+        "clipped",
+        "largest sum",
+        "ADC reaches",
+        "bits that clip none",
+    ]
+    rows = []
+    for x in sorted(report["layers"], key=lambda row: -row["relative_error"]):
+        reach = x["adc_reach_cell_steps"]
+        sums = [f"{x['largest_sum_cell_steps']:g}", "all" if reach is None else f"{reach:g}"]
+        shares = [percent(x["relative_error"], 2), percent(x["clipped_share"], 2)]
+        rows.append([x["layer"], *shares, *sums, str(x["unclipped_adc_bits"])])
+        if "accuracy_alone" in x:
+            rows[-1].append(spread_text(x["accuracy_alone"], x["accuracy_alone_std"]))
+    return header + ["accuracy alone"] * (len(rows[0]) - len(header)), rows
+
+
 def lines_of(report: dict[str, Any]) -> list[str]:
     """Of one network, in a terminal."""
     first, *others = nonideal_lines(report)
@@ -259,25 +283,34 @@ def layers_csv(found: Sequence[dict[str, Any]]) -> str:
     return csv_text(rows[0], (row.values() for row in rows))
 
 
+def bands_of(found: Sequence[dict[str, Any]]) -> Figure:
+    """The picture of `over`."""
+    return bands_plot(short_names([report["checkpoint"] for report in found]), found)
+
+
 def page_of(found: Sequence[dict[str, Any]]) -> str:
     """All of it, with pictures."""
     names = short_names([report["checkpoint"] for report in found])
     plots = {}
     if "over" in found[0]:
         heading = f"Accuracy and yield over {found[0]['over']['option']}"
-        plots[heading] = svg(bands_plot(names, found))
+        plots[heading] = svg(bands_of(found))
     sections = []
     for name, report in zip(names, found, strict=True):
-        plots[f"{name}: layers by what is lost in them"] = svg(layers_plot(report["layers"]))
-        plots[f"{name}: sums that ADCs read"] = svg(adc_plot(report))
+        layers = layers_plot(report["layers"], report["digital_accuracy"])
+        plots[f"{name}: layers by what is lost in them"] = svg(layers)
+        heading = f"{name}: sums that ADCs read of the digital network, and those that they clip"
+        plots[heading] = svg(adc_plot(report))
         sentences = [x for x in lines_of({k: v for k, v in report.items() if k not in TABLES}) if x]
         sections.append(Section(report["checkpoint"], sentences))
         for key, (title, table) in TABLES.items():
             if key in report:
                 sections.append(Section(f"{name}: {title}", [], *table(report)))
-        rows = sorted(report["layers"], key=lambda row: -row["relative_error"])
-        header, cells = list(rows[0]), [list(row.values()) for row in rows]
-        sections.append(Section(f"{name}: layers", [], header, cells))
+        about = "Sums are in cell steps; the largest is the digital network's."
+        sections.append(Section(f"{name}: layers", [about], *layer_table(report)))
+    chip = found[0]["crossbar"] | {"seed": found[0]["seed"], "trials": len(found[0]["accuracies"])}
+    options = [[x, "ideal" if y is None else y] for x, y in chip.items() if y != ""]
+    sections.append(Section("Chips", [], ["option", "value"], options))
     return page("On crossbars", sections, plots)
 
 

@@ -374,6 +374,8 @@ def check_value(key: str, value: object, file: str) -> None:
                 f"{file}: {key} is {show(value)}: give a number of at least 0, or a,b,c,d with "
                 "limits c of at least 0 and d of at least c"
             )
+        if key == "device.flicker" and min(found[0], found[2]) < 0:
+            raise UserError(f"{file}: {key} is {show(value)}: a and c must be at least 0")
         return
     if key not in VALUES:  # an option of a chip, which checks it itself
         return

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -149,30 +149,26 @@ def counting_rows(
     network reads as real numbers is not in it.
     """
     counts: dict[str, Rows] = {}
-    handles = []
 
-    def count(layer: Layer, inputs: tuple[Tensor]) -> None:
+    def count(layer: Layer, _: nn.Module, inputs: tuple[Tensor]) -> None:
         (x,) = inputs
         if layer.linear:
             x = (x * description.time_steps * prod(layer.in_size)).round()[..., None, None]
         counts[layer.name].add(x.long())
 
     is_integer = bits_of(network.linear) is not None
-    for layer in description.layers:
-        if is_integer or layer.linear or layer.input_bits == 1:
+    with ExitStack() as hooks:
+        for layer in description.layers:
+            if not (is_integer or layer.linear or layer.input_bits == 1):
+                continue
             sizes = () if chip is None else tile_sizes(layer, chip)
             how = (1, 1), (0, 0)
             if not layer.linear:
                 how = layer.stride, layer.padding
             counts[layer.name] = Rows(layer.kernel, description.input_bits(layer), *how, sizes)
-            hook = partial(count, layer)
             module = network.get_submodule(layer.name)
-            handles.append(module.register_forward_pre_hook(lambda _, x, hook=hook: hook(x)))
-    try:
+            hooks.enter_context(module.register_forward_pre_hook(partial(count, layer)))
         yield lambda: {name: rows.found() for name, rows in counts.items()}
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_same_data(checkpoints: Sequence[str]) -> None:

@@ -6,12 +6,13 @@ run on the CPU, and main.py in them sees no GPU.
 """
 
 import csv
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import kernels
 import main
+from spikesim_eval.__main__ import main as spikesim_eval
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # For scripts, which set the rest: ten steps, for with fewer it warns.
@@ -88,6 +90,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "device" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.device)
+
+
+@pytest.fixture(autouse=True)
+def nondeterministic_again() -> Iterator[None]:
+    """After a test that has run main.py with --deterministic."""
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")
@@ -200,6 +209,20 @@ def refused(
     assert re.fullmatch(r"[\w.]+: error: .+\n", err), err
     assert started or out == ""
     return err
+
+
+def evaluated(capture: Any, checkpoint: Path, *options: object) -> dict[str, Any]:
+    """What `main.py --eval_only` finds: one JSON object, and nothing else on stdout."""
+    capture.readouterr()
+    arguments = ["--eval_only", checkpoint, "--json", "--workers", 0, *options]
+    assert main.main([*map(str, arguments)]) == 0
+    return json.loads(capture.readouterr().out)
+
+
+def reported(out: Path, words: str) -> dict[str, Any]:
+    """The report.json that `spikesim_eval report` with these words writes into a folder."""
+    assert spikesim_eval(["report", *words.split(), "--out", str(out)]) == 0
+    return json.loads((out / "report.json").read_text())
 
 
 @pytest.fixture

@@ -313,6 +313,7 @@ IN_FILES = {
     'drift = { value = 0.05, source = "mine" }': "device.drift_deviation .* missing beside the",
     'flicker = { value = "1,2", source = "mine" }': "device.flicker must be 3 numbers",
     'flicker = { value = [1, 2, 3], source = "mine" }': "device.flicker must be 3 numbers",
+    'flicker = { value = "0,1,-1", source = "mine" }': "a and c must be at least 0",
     'stuck_on = { value = 2, source = "mine" }': "chip.stuck_on: stuck_on must be",
     'stuck_on = { value = -1, source = "mine" }': "device.stuck_on is -1: give a number of at",
     'read_noise = { value = 0.1, unit = "S", source = "mine" }': "has the unit 'S': it has none",
@@ -366,6 +367,12 @@ DRAWN = {
 def test_in_less_time_than_a_read_takes_no_flicker_adds_up():
     long = written(9, Chip(technology=flickering("0.1,-0.65,0.2", 1e6), after="1h"))
     assert torch.equal(long, written(9, Chip(technology=drifting(0.05), after="1h")))
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.0088])
+def test_a_cell_that_conducts_nothing_does_not_flicker(factor):
+    chip = Chip(technology=flickering(f"{factor},-0.65,0.2"), after="1h")
+    assert not written(0, chip).any()
 
 
 @pytest.mark.parametrize("case", CERTAIN)

@@ -1,11 +1,13 @@
 """The study of networks trained for the chip that they run on."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from checkpoints import load_checkpoint
+from conftest import refused
 from experiments import chip_recovery
 from experiments.chip_recovery import (
     OneChip,
@@ -16,6 +18,9 @@ from experiments.chip_recovery import (
     on_chips,
     planned_runs,
     read_chips,
+)
+from experiments.chip_recovery import (
+    test_on_chips as run_on_chips,
 )
 from runtime.errors import UserError
 from spikesim_eval.calibration import calibration_of, calibration_report
@@ -29,7 +34,8 @@ ROW = OneChip(
 
 
 def planned(words: str, tmp_path: Path):
-    args = chip_recovery.recovery_parser().parse_args(["--data", "digits", *words.split()])
+    start = ["--data", "digits", "--results", str(tmp_path)]
+    args = chip_recovery.recovery_parser().parse_args([*start, *words.split()])
     return args, planned_runs(args, tmp_path)
 
 
@@ -90,12 +96,73 @@ def test_a_network_is_tested_on_chips_as_made_and_calibrated(trained, tmp_path):
     _, (_, student, *_) = planned("--seeds 1", tmp_path)
     path, chip = str(trained["student"]), Chip(sigma=0.2, adc_bits=3)
     calibrate = calibration_of(load_checkpoint(path), None, 32)
-    rows = on_chips(student, trace_checkpoint(path), chip, 2, calibrate)
+    rows = on_chips(student, trace_checkpoint(path), chip, "it", 2, calibrate)
     expected = calibration_report(path, None, chip, 32, trials=2)
     assert [x.accuracy for x in rows] == expected["accuracies_before"]
     assert [x.calibrated_accuracy for x in rows] == expected["accuracies_after"]
     assert rows[0].calibrated_accuracy != rows[0].accuracy
-    first, second = on_chips(
-        student, trace_checkpoint(path), replace(chip, sigma=0.0), 2, calibrate
-    )
+    never_random = replace(chip, sigma=0.0)
+    first, second = on_chips(student, trace_checkpoint(path), never_random, "it", 2, calibrate)
     assert replace(second, draw=0) == first  # nothing is random
+
+
+def test_what_chips_give_goes_to_chips_csv_and_leaves_checkpoints_as_they_are(trained, tmp_path):
+    words = "--seeds 1 --sigma 0.2 0 --adc_bits 3 --chips 1 --images 8"
+    args, (_, student, *others) = planned(words, tmp_path)
+    for folder in (student.folder(tmp_path), tmp_path / args.name):
+        folder.mkdir()
+    (student.folder(tmp_path) / "measured.json").write_text('{"accuracy": 0.9}')
+    checkpoint = shutil.copy(trained["student"], student.checkpoint(tmp_path))
+    before = checkpoint.read_bytes()
+    run_on_chips(args, tmp_path, [student, *others])
+    assert checkpoint.read_bytes() == before
+    rows = read_chips(tmp_path / args.name / "chips.csv")
+    assert [(x.run, x.sigma) for x in rows] == [(student.name, 0.2), (student.name, 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("--sigma much", "--sigma must be numbers"),
+        ("--sigma 0.1 -1", "sigma must be"),
+        ("--max_drop -1", "max_drop must be"),
+        ("--xbar_size 32 64", "--xbar_size: a study is of one chip"),
+        ("--epochs 1 2", "would not tell"),
+        ("--folds 0 1", "would not tell"),
+    ],
+)
+def test_what_the_tables_cannot_tell_apart_is_refused_before_training(words, reason, tmp_path):
+    with pytest.raises(UserError, match=reason):
+        planned(f"--seeds 1 {words}", tmp_path)
+
+
+def test_rows_of_other_chips_or_runs_are_not_taken_for_these(tmp_path):
+    words, path = "--seeds 1", tmp_path / "chip_recovery" / "chips.csv"
+    path.parent.mkdir()
+    _, runs = planned(words, tmp_path)
+    path.write_text(csv_of([replace(ROW, run=runs[1].name)]))
+    planned(words, tmp_path)
+    for other, reason in (
+        ("--xbar_size 32", "is of spikesim-65nm, and not spikesim-65nm, xbar_size 32"),
+        ("--crossbar isaac-32nm", "is of spikesim-65nm, and not isaac-32nm"),
+        ("--epochs 3", "would not tell"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            planned(f"{words} {other}", tmp_path)
+    path.write_text(csv_of([ROW]).replace("calibrated_accuracy", "other"))
+    with pytest.raises(UserError, match="move it away, or choose another"):
+        planned(words, tmp_path)
+
+
+def test_tables_are_of_the_drop_that_is_asked_for_and_of_rows_with_a_bar(tmp_path, capsys):
+    path = tmp_path / "chip_recovery" / "chips.csv"
+    path.parent.mkdir()
+    path.write_text(csv_of([ROW]))
+    command = ["--table", "--results", str(tmp_path), "--max_drop"]
+    for drop, share in (("5", "100"), ("3", "0")):
+        assert chip_recovery.main([*command, drop]) == 0
+        said = capsys.readouterr().out
+        assert f"at most {drop} points" in said
+        assert f"| 90.00 | {share} |" in said
+    path.write_text(csv_of([replace(ROW, trained_sigma=0.2)]))
+    assert "trained without the chip" in refused(capsys, chip_recovery.main, [*command, "5"])

@@ -16,9 +16,8 @@ from torchvision.datasets import CIFAR100
 
 import main
 from checkpoints import load_checkpoint
-from conftest import DIGITS, REPOSITORY, read_csv
+from conftest import DIGITS, REPOSITORY, read_csv, reported
 from load_settings import load_network, parse_settings
-from spikesim_eval.__main__ import main as spikesim_eval
 from stand_in_data import (
     cifar_environment,
     cifar_md5_lists,
@@ -100,11 +99,10 @@ def test_all_six_published_commands_train_evaluate_and_write_their_files(publish
 
 
 def report_of(checkpoint: str | Path, out: Path, *options: str) -> dict:
-    arguments = ["report", "--checkpoint", str(checkpoint), "--out", str(out), *options]
-    assert spikesim_eval(arguments) == 0
+    report = reported(out, " ".join(["--checkpoint", str(checkpoint), *options]))
     files = {f"report.{kind}" for kind in ("json", "csv", "md", "html")}
     assert {path.name for path in out.iterdir()} == files | {"layers.json"}
-    return json.loads((out / "report.json").read_text())
+    return report
 
 
 def test_the_hardware_report_reads_their_checkpoints(published_runs, clone, tmp_path, monkeypatch):
@@ -226,7 +224,6 @@ def test_deterministic_runs_of_one_seed_are_bitwise_the_same_with_any_number_of_
         options = [*DIGITS, "--deterministic", "--workers", workers, "--save_path", str(folder)]
         assert main.main([*options, "--paper_setting", "student", "--bits", "4"]) == 0
         written.append((load_checkpoint(folder / "student-last.pth").model, folder / "metrics.csv"))
-    torch.use_deterministic_algorithms(False)
     (one, one_csv), (other, other_csv) = written
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert one_csv.read_text() == other_csv.read_text()

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import refused, reported
 from models import QuanMSResNet
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
@@ -224,21 +225,20 @@ def test_a_report_says_what_comes_from_dram(tmp_path, capsys):
     path, out = tmp_path / "net.json", tmp_path / "report"
     path.write_text(json.dumps(asdict(network)))
     area = 0.7 * estimate(network, Chip(pe_per_tile=2)).total["area_um2"] / 1e6
-    line = ["report", "--layers", str(path), "--area_mm2", str(area), "--pe_per_tile", "2"]
-    assert main([*line, "--baseline", str(path), "--out", str(out)]) == 0
+    line = f"--layers {path} --area_mm2 {area} --pe_per_tile 2"
+    report = reported(out, f"{line} --baseline {path}")
     printed = capsys.readouterr().out
     assert re.search(r"layers from DRAM +\d of 6 +\d of 6", printed)
     assert re.search(r"from and to DRAM +[\d.]+ Mbit", printed)
     page = (out / "report.html").read_text()
     for words in ("from DRAM share", "cell write", ">DRAM<"):
         assert words in page
-    report = json.loads((out / "report.json").read_text())
     outside = report["area_outside_layers"]
     assert outside["shared_pes"] > 0
     in_layers = sum(row["area_um2"] for row in report["layers"])
     assert sum(outside.values()) + in_layers == pytest.approx(report["total"]["area_um2"])
-    assert main([*line, "--noc", "mesh", "--out", str(out)]) == 2
-    assert "have no place of their own on a mesh" in capsys.readouterr().err
+    error = refused(capsys, main, f"report {line} --noc mesh --out {out}".split())
+    assert "have no place of their own on a mesh" in error
 
 
 def test_layers_with_adcs_of_their_own_share_the_largest():

@@ -13,7 +13,7 @@ from PIL import Image
 
 import main
 from checkpoints import class_names, load_checkpoint
-from conftest import DIGITS, REPOSITORY, refused
+from conftest import DIGITS, REPOSITORY, evaluated, refused
 from data_loader import ImageSet, read_sample
 from data_sets.event_camera import as_atis
 from engine import eval_only
@@ -35,12 +35,6 @@ def checkpoint(trained, tmp_path_factory) -> Path:
     return Path(shutil.copy(trained["student"], tmp_path_factory.mktemp("evaluated") / "s.pth"))
 
 
-def result_of(arguments: list[str], capfd) -> dict:
-    """What main.py prints with --json: one object, and nothing else on stdout."""
-    assert main.main([*arguments, "--json", "--workers", "0"]) == 0
-    return json.loads(capfd.readouterr().out)
-
-
 def rows_of(path: Path) -> list[list[str]]:
     with path.open(newline="") as file:
         return list(csv.reader(file))
@@ -49,7 +43,7 @@ def rows_of(path: Path) -> list[list[str]]:
 def test_per_class_counts_each_test_image_once_and_its_files_say_what_json_says(
     checkpoint, test_set, capfd
 ):
-    found = result_of(["--eval_only", str(checkpoint), "--per_class", "--integer"], capfd)
+    found = evaluated(capfd, checkpoint, "--per_class", "--integer")
     folder = checkpoint.with_name("s-classes")
     assert {path.name for path in folder.iterdir()} == set(eval_only.FILES)
     assert json.loads((folder / "evaluation.json").read_text()) == found
@@ -133,9 +127,9 @@ def test_with_json_nothing_else_is_on_stdout(checkpoint, capfd, monkeypatch):
 
 
 def test_two_processes_find_what_one_finds(checkpoint, capfd, tmp_path):
-    options = ["--eval_only", str(checkpoint), "--per_class", "--amp", "--out"]
-    one = result_of([*options, str(tmp_path / "one")], capfd)
-    json_too = [*options, str(tmp_path / "two"), "--json", "--workers", "0"]
+    options = ["--per_class", "--amp", "--out"]
+    one = evaluated(capfd, checkpoint, *options, tmp_path / "one")
+    json_too = ["--eval_only", str(checkpoint), *options, str(tmp_path / "two"), "--json"]
     two = launched(2, REPOSITORY / "main.py", *json_too, cwd=tmp_path)
     assert two.returncode == 0, two.stderr[-3000:]
     two = json.loads(two.stdout)
@@ -183,7 +177,7 @@ def test_predict_reads_a_file_as_the_data_set_s_images_are_read(
     for path, image in zip(images, test_set.images, strict=False):
         assert np.array_equal(read_sample(path, settings), image.numpy())
     options = ["--eval_only", str(checkpoint), "--predict", *map(str, images)]
-    found = result_of([*options, "--data_path", "not there"], capfd)["predictions"]
+    found = evaluated(capfd, checkpoint, *options[2:], "--data_path", "not there")["predictions"]
     inputs = torch.stack([test_set[i][0] for i in range(len(images))])
     with torch.no_grad():
         expected = load_network(checkpoint)(inputs).softmax(1)
@@ -210,7 +204,7 @@ def test_predict_scales_images_and_names_the_classes_of_a_folder(tmp_path, capfd
     assert np.array_equal(read_sample(file, settings), test.images[0].numpy())
     shutil.rmtree(data / "train")  # the network alone is enough
     capfd.readouterr()
-    found = result_of(["--eval_only", str(last), "--predict", str(file)], capfd)
+    found = evaluated(capfd, last, "--predict", file)
     names = {x["class"] for x in found["predictions"][0]["classes"]}
     assert names <= {path.name for path in (data / "val").iterdir()}
 
@@ -256,10 +250,7 @@ def test_predict_reads_frames_and_raw_events(tmp_path, capfd, monkeypatch):
     # every tenth row and column of the camera is read
     seen = (x % 10 == 0) & (y % 10 == 0)
     assert counts.sum() == seen.sum() > 0
-    capfd.readouterr()
-    found = result_of(
-        ["--eval_only", str(last), "--predict", str(file), str(tmp_path / "raw.bin")], capfd
-    )
+    found = evaluated(capfd, last, "--predict", file, tmp_path / "raw.bin")
     assert len(found["predictions"]) == 2
     (tmp_path / "x.png").touch()
     options = ["--eval_only", str(last), "--predict", str(tmp_path / "x.png")]
@@ -272,7 +263,7 @@ def test_a_network_predicts_from_python_what_main_py_evaluates(checkpoint, test_
     network = load_network(str(checkpoint))
     shares = network.predict(test_set.images)
 
-    found = result_of(["--eval_only", str(checkpoint)], capfd)
+    found = evaluated(capfd, checkpoint)
     assert (shares.argmax(1) == test_set.labels).sum() == found["correct"]
     assert shares.shape == (360, 10)
     torch.testing.assert_close(shares.sum(1), torch.ones(360))

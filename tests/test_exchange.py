@@ -127,12 +127,16 @@ def check(read: Callable, content: Any, which: tuple) -> None:
     compare(found, own(*which), exact=which[0] is not None)
 
 
+def onnx_of(description: Description) -> bytes:
+    from exchange.onnx_file import onnx_file
+
+    return onnx_file(description)
+
+
 @needs_onnx
 @pytest.mark.parametrize("which", EVERY)
 def test_onnxruntime_fires_every_spike_and_a_student_has_every_bit_of_its_logits(which):
-    from exchange.onnx_file import onnx_file
-
-    check(read_back.by_onnxruntime, onnx_file(described(network(*which))), which)
+    check(read_back.by_onnxruntime, onnx_of(described(network(*which))), which)
 
 
 @pytest.mark.parametrize("which", [(None, SOFT), (2,), (4, DEFAULT_NEURON, True)])
@@ -152,11 +156,9 @@ def test_the_reader_in_numpy_needs_nothing_else():
 
 @needs_onnx
 def test_onnxruntime_fires_every_spike_of_a_leak_that_integers_have_not():
-    from exchange.onnx_file import onnx_file
-
     which = 4, Neuron(leak=0.3)
     found = read_back.by_onnxruntime(
-        onnx_file(described(network(*which))), images_of(*which), network(*which)
+        onnx_of(described(network(*which))), images_of(*which), network(*which)
     )
     assert not any(differing(found, own(*which)).values())
 
@@ -164,9 +166,7 @@ def test_onnxruntime_fires_every_spike_of_a_leak_that_integers_have_not():
 @needs_onnx
 @pytest.mark.parametrize("which", [(2,), (4, DEFAULT_NEURON, True)])
 def test_onnx_takes_any_number_of_images(which):
-    from exchange.onnx_file import onnx_file
-
-    content = onnx_file(described(network(*which)))
+    content = onnx_of(described(network(*which)))
     for number in (1, 7):
         found = read_back.by_onnxruntime(content, images_of(*which)[:number], network(*which))
         np.testing.assert_array_equal(found.logits, own(*which).logits[:number])
@@ -249,20 +249,16 @@ def coarse_digits() -> Tensor:
 def test_an_onnx_file_holds_no_constant_that_nothing_reads(which, time_window):
     import onnx
 
-    from exchange.onnx_file import onnx_file
-
     with network(*which).running_for(time_window):
-        graph = onnx.load_from_string(onnx_file(described(network(*which)))).graph
+        graph = onnx.load_from_string(onnx_of(described(network(*which)))).graph
     read = {name for node in graph.node for name in node.input}
     assert {x.name for x in graph.initializer} < read
 
 
 @needs_onnx
 def test_onnxruntime_fires_no_membrane_at_the_threshold():
-    from exchange.onnx_file import onnx_file
-
     made, images = with_ties(), coarse_digits()
-    found = read_back.by_onnxruntime(onnx_file(described(made)), images, made)
+    found = read_back.by_onnxruntime(onnx_of(described(made)), images, made)
     assert not any(differing(found, run(made, images)).values())
 
 

@@ -17,14 +17,13 @@ from hypothesis.extra.numpy import arrays
 import data_loader
 import main
 from checkpoints import load_checkpoint
-from conftest import refused
+from conftest import refused, reported
 from data_loader import data_of
 from data_sets import events
 from data_sets.events import input_of, read_frames
 from load_settings import load_network
 from loading import data_sets_of
 from quantization import ImageQuantizer, codes_of
-from spikesim_eval.__main__ import main as spikesim_eval
 
 T, SIDE = 2, 12
 
@@ -59,7 +58,7 @@ def networks(request, tmp_path_factory) -> tuple[Path, dict[str, Path]]:
     data, paths = write(folder / "data", request.param), {}
     for name, options in (
         ("teacher", ("--paper_setting", "original")),
-        ("4 bits", ("--paper_setting", "student", "--bits", 4)),
+        ("student", ("--paper_setting", "student", "--bits", 4)),
     ):
         assert main.main(command(data, folder / name, "--epochs", 3, *options)) == 0
         paths[name] = next((folder / name).glob("*-last.pth"))
@@ -88,9 +87,8 @@ def test_teacher_and_students_learn_frames_that_are_no_small_counts(networks, tm
         assert out[1].startswith("accuracy 100.00 % (12 of 12")
     index = next((data.parent / "made").rglob("*.json"))
     made = index.stat().st_mtime_ns
-    report = ["report", "--checkpoint", paths["4 bits"], "--data_path", data, "--out", tmp_path]
-    assert spikesim_eval([str(x) for x in report]) == 0
-    assert json.loads((tmp_path / "report.json").read_text())["accuracy"] == 1
+    report = reported(tmp_path, f"--checkpoint {paths['student']} --data_path {data}")
+    assert report["accuracy"] == 1
     assert index.stat().st_mtime_ns == made
 
 
@@ -98,7 +96,7 @@ def test_other_data_are_read_in_the_checkpoint_s_steps_with_a_warning(networks, 
     data, paths = networks
     kind = data.parent.name.rstrip("0123456789")
     other = write(tmp_path, kind, factor=2)
-    settings = load_checkpoint(paths["4 bits"]).settings
+    settings = load_checkpoint(paths["student"]).settings
     _, test = data_of(settings, other)
     assert test.step == settings.input_step
     expected = (test.images[3].double() / settings.input_step).round().clamp(max=255)
@@ -106,13 +104,11 @@ def test_other_data_are_read_in_the_checkpoint_s_steps_with_a_warning(networks, 
     warning = capsys.readouterr().err
     assert f"was trained with the input step {settings.input_step:.4g}" in warning
     assert warning.count("\n") == 1
-    report = ["report", "--checkpoint", paths["4 bits"], "--data_path", other, "--out", tmp_path]
-    assert spikesim_eval([str(x) for x in report]) == 0
+    report = reported(tmp_path, f"--checkpoint {paths['student']} --data_path {other}")
     assert warning == capsys.readouterr().err
-    assert main.main(["--eval_only", str(paths["4 bits"]), "--data_path", str(other)]) == 0
+    assert main.main(["--eval_only", str(paths["student"]), "--data_path", str(other)]) == 0
     out, err = capsys.readouterr()
-    accuracy = json.loads((tmp_path / "report.json").read_text())["accuracy"]
-    assert (err, f"accuracy {100 * accuracy:.2f} %" in out) == (warning, True)
+    assert (err, f"accuracy {100 * report['accuracy']:.2f} %" in out) == (warning, True)
     # A teacher of these data does not fit those.
     options = ("--paper_setting", "qamd", "--bits", 4, "--teacher_path", paths["teacher"])
     text = refused(capsys, main.main, command(other, tmp_path / "run", *options), started=True)
@@ -127,12 +123,12 @@ def test_other_data_are_read_in_the_checkpoint_s_steps_with_a_warning(networks, 
 
 def test_a_checkpoint_from_before_steps_reads_whole_counts_as_it_did(networks, tmp_path):
     data, paths = networks
-    content = torch.load(paths["4 bits"], weights_only=True)
+    content = torch.load(paths["student"], weights_only=True)
     for name in ("input_step", "cache_path"):
         del content["settings"][name]
     torch.save(content, tmp_path / "old.pth")
     old = load_checkpoint(tmp_path / "old.pth")
-    now = load_checkpoint(paths["4 bits"]).settings
+    now = load_checkpoint(paths["student"]).settings
     assert old.settings == replace(now, input_step=None, cache_path=None)
     _, test = data_of(old.settings, data)
     values = test.images[-1].float()

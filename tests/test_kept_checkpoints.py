@@ -1,13 +1,12 @@
 """Checkpoints of an older version, of two epochs on digits, kept in tests/data."""
 
-import json
 import shutil
 
 import pytest
 
 import main
 from checkpoints import load_checkpoint
-from conftest import REPOSITORY
+from conftest import REPOSITORY, evaluated
 from settings import PAPER_SETTINGS
 
 KEPT = REPOSITORY / "tests" / "data"
@@ -17,8 +16,7 @@ KEPT = REPOSITORY / "tests" / "data"
 def test_a_kept_checkpoint_has_its_accuracy_still_and_is_gone_on_with(setting, tmp_path, capsys):
     kept = KEPT / f"{setting}-last.pth"
     checkpoint = load_checkpoint(kept)
-    assert main.main(["--eval_only", str(kept), "--json", "--workers", "0"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = evaluated(capsys, kept)
     # Another machine's rounding may move an image.
     assert found["accuracy"] == pytest.approx(checkpoint.accuracy, abs=2 / found["images"])
     assert checkpoint.accuracy > 0.15

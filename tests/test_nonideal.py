@@ -1,6 +1,5 @@
 """Crossbars: exact where they are ideal, and the right distance away where they are not."""
 
-import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import reported
 from models import QuanMSResNet
 from runtime.errors import UserError
 from spikesim_eval import nonideal
@@ -314,27 +314,6 @@ def test_a_network_on_ideal_crossbars_is_the_digital_network(bits, static):
     assert torch.equal(network(x), logits)  # which has stayed what it was
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"xbar_size": 12},
-        {"cell_bits": 0},
-        {"adc_bits": 0},
-        {"on_off_ratio": 1.0},
-        {"on_off_ratio": math.nan},
-        {"sigma": -0.1},
-        {"wire_ohm": math.inf},
-        {"wire_ohm": 1e-320},
-        {"on_ohm": 0},
-        {"columns": "both"},
-        {"adc_range": "half"},
-    ],
-)
-def test_a_crossbar_that_cannot_be_is_one_line(options):
-    with pytest.raises(UserError, match=next(iter(options))):
-        Chip(**options)
-
-
 def test_a_wire_of_an_ohm_takes_half_the_current_of_four_bit_cells():
     # Cells of all levels, as the engine of SpikeSim has them: level L has 19139 / L ohm.
     generator = torch.Generator().manual_seed(0)
@@ -388,10 +367,9 @@ def test_negative_conductances_set_to_0_raise_the_mean_as_the_formula_says(sigma
 
 
 def test_auto_finds_adcs_layer_by_layer_that_serve_and_cost_less(trained, tmp_path, capsys):
-    line = f"report --checkpoint {trained['qamd']} --on_chip --adc_bits auto --max_drop 2"
-    assert main([*line.split(), "--out", str(tmp_path / "auto")]) == 0
+    line = f"--checkpoint {trained['qamd']} --on_chip --adc_bits auto --max_drop 2"
+    found = reported(tmp_path / "auto", line)
     assert "ADC bits, by layer" in capsys.readouterr().out
-    found = json.loads((tmp_path / "auto" / "report.json").read_text())
     (accuracy,) = found["chip_accuracies"]
     assert 100 * (found["accuracy"] - accuracy) <= 2 + 1e-9
     uniform = found["chip"]["adc_bits"]
@@ -405,9 +383,7 @@ def test_auto_finds_adcs_layer_by_layer_that_serve_and_cost_less(trained, tmp_pa
     if uniform > 1:
         fewer = nonideal_report(str(trained["qamd"]), None, Chip(adc_bits=uniform - 1))
         assert 100 * (found["accuracy"] - fewer["accuracy_mean"]) > 2
-    same = f"report --checkpoint {trained['qamd']} --adc_bits {uniform} --out {tmp_path / 'same'}"
-    assert main(same.split()) == 0
-    everywhere = json.loads((tmp_path / "same" / "report.json").read_text())
+    everywhere = reported(tmp_path, f"--checkpoint {trained['qamd']} --adc_bits {uniform}")
     for key in ("energy_pj", "area_um2", "delay_ns"):
         assert found["total"][key] <= everywhere["total"][key]
     assert found["total"]["energy_pj"] < everywhere["total"]["energy_pj"]

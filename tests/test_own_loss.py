@@ -1,6 +1,5 @@
 """A loss of one's own, from outside of the repository: the script of docs/extend.md."""
 
-import json
 import re
 import runpy
 import sys
@@ -11,6 +10,7 @@ import torch
 
 import distiller
 import main
+from conftest import evaluated
 from distiller import Distiller
 from models import MSResNet, QuanMSResNet
 from spikesim_eval.__main__ import main as spikesim
@@ -55,8 +55,7 @@ def test_it_trains_and_what_it_trained_is_evaluated_without_it(script, tmp_path,
     assert loss == pytest.approx(ce + logit + 5 * membrane, rel=0.02)
 
     path = student / "qamd-best.pth"
-    assert main.main(["--eval_only", str(path), "--integer", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["integers"]["differing_spikes"] == 0
+    assert evaluated(capsys, path, "--integer")["integers"]["differing_spikes"] == 0
     assert spikesim(["report", "--checkpoint", str(path), "--out", str(tmp_path / "report")]) == 0
     capsys.readouterr()
     assert main.main([*map(str, options), "--loss", "COS", "--resume"]) == 2

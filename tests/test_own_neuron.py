@@ -9,13 +9,12 @@ import pytest
 
 import main
 from checkpoints import build_network, load_checkpoint
-from conftest import DIGITS, refused
+from conftest import DIGITS, evaluated, refused, reported
 from load_settings import load_network, parse_settings, run_name
 from models.graph import graph_of
 from models.neuron import DEFAULT_NEURON, LIF, Neuron, neuron_of
 from runtime.errors import UserError
 from spikesim_eval import Chip, estimate
-from spikesim_eval.__main__ import main as spikesim_eval
 from spikesim_eval.layer_list import LayerList
 from spikesim_eval.trace import describe
 from test_bad_input import ORIGINAL, QAMD, STUDENT
@@ -86,9 +85,7 @@ def test_a_teacher_of_another_neuron_is_refused_and_one_of_another_surrogate_is_
 
 def test_it_evaluates_in_integers_and_goes_on(trained_own, capfd):
     checkpoint = trained_own["student"]
-    capfd.readouterr()
-    assert main.main(["--eval_only", str(checkpoint), "--integer", "--json"]) == 0
-    found = json.loads(capfd.readouterr().out)
+    found = evaluated(capfd, checkpoint, "--integer")
     assert found["integers"]["differing_spikes"] == 0
     assert found["integers"]["correct"] == found["correct"]
     assert main.main(["--eval_only", str(checkpoint), "--leak", "0.25"]) == 2
@@ -145,9 +142,8 @@ def test_the_hardware_report_charges_what_another_reset_or_leak_takes(trained_ow
 
 
 def test_the_report_of_a_checkpoint_says_its_neuron(trained_own, tmp_path):
-    line = ["report", "--checkpoint", str(trained_own["student"]), "--out", str(tmp_path)]
-    assert spikesim_eval([*line, "--baseline", str(trained_own["teacher"])]) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
+    pair = "--checkpoint {student} --baseline {teacher}".format(**trained_own)
+    report = reported(tmp_path, pair)
     assert (report["network"]["leak"], report["network"]["reset"]) == (0.5, "soft")
     assert any("A soft reset takes an addition of 25 bits more" in x for x in report["assumptions"])
 

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,12 +33,6 @@ STEPS = 5  # an epoch, of 1,293 images
 
 LABELS = st.lists(st.integers(0, 5), min_size=2, max_size=200)
 SHARES = st.floats(0.01, 0.5)
-
-
-@pytest.fixture(autouse=True)
-def nondeterministic_again() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @given(LABELS, SHARES, st.integers(0, 2**63 - 1))

@@ -1,6 +1,7 @@
 """What stands in a report, comparisons, sweeps, and networks that are not this project's."""
 
 import json
+import re
 import statistics
 import textwrap
 from dataclasses import replace
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import load_checkpoint
-from conftest import read_csv, refused
+from conftest import read_csv, refused, reported
+from display import percent
 from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
@@ -83,9 +85,8 @@ def test_the_critical_path_runs_through_the_slower_branch():
 
 
 def test_every_published_constant_stands_in_the_report_with_unit_and_source(files, tmp_path):
-    assert main(f"report --layers {files['NET']} --out {tmp_path}".split()) == 0
+    constants = reported(tmp_path, f"--layers {files['NET']}")["constants"]
     text = (tmp_path / "report.md").read_text()
-    constants = json.loads((tmp_path / "report.json").read_text())["constants"]
     assert len(constants) > 20
     for constant in constants:
         assert constant["source"]
@@ -112,14 +113,13 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_one_file_with_plots_and_tables_that_loads_nothing(trained, files, tmp_path):
-    line = f"report --checkpoint {trained['qamd']} --baseline {trained['original']} --out"
-    assert main([*line.split(), str(tmp_path)]) == 0
+    pair = f"--checkpoint {trained['qamd']} --baseline {trained['original']}"
+    report = reported(tmp_path, pair)
     page = Page()
     page.feed((tmp_path / "report.html").read_text())
     assert page.loads == []
     assert page.count["svg"] == 6
     assert page.count["table"] == 9
-    report = json.loads((tmp_path / "report.json").read_text())
     for row in report["layers"]:
         assert row["name"] in page.text
     rates = report["spike_rates_by_timestep"]
@@ -329,9 +329,8 @@ def on_chip(trained) -> dict[str, list[float]]:
 def test_a_report_gives_the_accuracy_that_nonideal_finds_on_that_chip(
     on_chip, trained, tmp_path, capsys
 ):
-    line = f"report --checkpoint {trained['qamd']} --baseline {trained['student']} {ON_CHIP}"
-    assert main(f"{line} --out {tmp_path}".split()) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
+    pair = f"--checkpoint {trained['qamd']} --baseline {trained['student']}"
+    report = reported(tmp_path, f"{pair} {ON_CHIP}")
     assert report["chip_accuracies"] == on_chip["qamd"]
     assert report["baseline_chip_accuracies"] == on_chip["student"]
     assert report["chip"]["sigma"] == 0.2
@@ -358,6 +357,23 @@ def test_compare_chooses_by_the_accuracy_on_the_chip(on_chip, trained, tmp_path,
         drop = float(teacher["digital_accuracy_percent"]) - mean
         assert float(row["drop_points"]) == pytest.approx(drop)
     assert "on chip" in capsys.readouterr().out
+
+
+def test_adcs_that_are_too_small_are_said_beside_the_accuracy(trained, tmp_path, capsys):
+    line = f"report --checkpoint {trained['qamd']} --time_steps 1 --on_chip --out {tmp_path}"
+    assert main([*line.split(), "--adc_bits", "1"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    lost = 100 * (report["accuracy"] - report["chip_accuracies"][0])
+    rows = nonideal_report(str(trained["qamd"]), None, Chip(adc_bits=1), time_steps=1)["layers"]
+    worst = max(rows, key=lambda row: row["clipped_share"])
+    assert lost > 1
+    said = (
+        f"on the chip it loses {lost:.2f} points, and ADCs clip {percent(worst['clipped_share'])}"
+    )
+    said += f" of the sums of {worst['layer']}: give them more --adc_bits, or auto"
+    assert said in capsys.readouterr().out
+    assert main([*line.split(), "--adc_bits", "8"]) == 0
+    assert "ADCs clip" not in capsys.readouterr().out
 
 
 def test_a_sweep_simulates_only_chips_that_a_simulation_tells_apart(
@@ -411,9 +427,8 @@ def test_a_sweep_simulates_what_nonideal_does(on_chip, trained, tmp_path):
     [("", 16), ("--preset published", 32), ("--full_precision_bits 24 --preset published", 24)],
 )
 def test_a_teacher_has_the_width_of_full_precision_on_a_chip(options, bits, trained, tmp_path):
-    line = f"report --checkpoint {trained['original']} --baseline {trained['qamd']} {options}"
-    assert main(f"{line} --out {tmp_path}".split()) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
+    pair = f"--checkpoint {trained['original']} --baseline {trained['qamd']}"
+    report = reported(tmp_path, f"{pair} {options}")
     assert report["network"]["weight_bits"] == report["network"]["membrane_bits"] == bits
     assert report["baseline_network"]["weight_bits"] == 4
     rows = {row["name"]: row for row in report["layers"]}
@@ -440,9 +455,7 @@ def test_other_widths_change_weights_membranes_and_streams_but_not_stem_and_clas
 def test_every_rate_of_a_quantized_network_is_measured_and_its_stem_runs_once(trained, tmp_path):
     rows = {}
     for name, preset in (("qamd", "default"), ("qamd", "published"), ("original", "default")):
-        line = f"report --checkpoint {trained[name]} --preset {preset} --out {tmp_path}"
-        assert main(line.split()) == 0
-        report = json.loads((tmp_path / "report.json").read_text())
+        report = reported(tmp_path, f"--checkpoint {trained[name]} --preset {preset}")
         rows[name, preset] = {row["name"]: row for row in report["layers"]}
     ours, published, teacher = rows.values()
     assert all(0 < row["spike_rate"] < 1 for row in ours.values())
@@ -645,11 +658,13 @@ MISTAKES = {  # a command: what makes each a mistake
 @pytest.mark.parametrize(
     "line", [f"{x} {y}" for x, mistakes in MISTAKES.items() for y in mistakes.split("; ")]
 )
-def test_a_mistake_is_one_line_and_writes_nothing(line, files, trained, tmp_path, capsys):
+def test_a_mistake_is_one_line_that_names_the_option(line, files, trained, tmp_path, capsys):
     names = files | {"OUT": tmp_path / "out", "QAMD": trained["qamd"], "FP": trained["original"]}
     names |= {"FOLDER": tmp_path, "NET/out": files["NET"] / "out"}
     before = files["NET"].read_bytes()
-    refused(capsys, main, [str(names.get(word, word)) for word in line.split()])
+    error = refused(capsys, main, [str(names.get(word, word)) for word in line.split()])
+    option = re.search(r"--(?!layers|baseline|checkpoint|out)(\w+)[ =]\S+$", line)
+    assert option is None or option[1] in error or "--module json" in line
     assert not (tmp_path / "out").exists()
     assert files["NET"].read_bytes() == before
 
@@ -671,11 +686,7 @@ def test_a_grid_beyond_a_million_points_needs_force(files, tmp_path, capsys):
 
 def test_a_report_of_the_layer_list_that_a_report_wrote_is_the_same(trained, tmp_path):
     options = "--skip rows,patches,tiles --noc mesh"
-    for source, out in (
-        (f"--checkpoint {trained['qamd']}", "a"),
-        (f"--layers {tmp_path}/a/layers.json", "b"),
-    ):
-        assert main(f"report {source} {options} --out {tmp_path / out}".split()) == 0
-    first, again = (json.loads((tmp_path / x / "report.json").read_text()) for x in "ab")
+    first = reported(tmp_path, f"--checkpoint {trained['qamd']} {options}")
+    again = reported(tmp_path / "again", f"--layers {tmp_path / 'layers.json'} {options}")
     assert first["total"] == again["total"]
     assert first["layers"] == again["layers"]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -32,12 +31,6 @@ MAIN = REPOSITORY / "main.py"
 DIGITS = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
 DIGITS += ["--time_window", "2"]
 STUDENT = [*DIGITS, "--paper_setting", "student", "--bits", "4", "--epochs", "2", "--deterministic"]
-
-
-@pytest.fixture(autouse=True)
-def nondeterministic_again() -> Iterator[None]:
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def train(folder: Path, *options: str) -> int:

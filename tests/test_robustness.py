@@ -1,7 +1,9 @@
 """Many chips of one kind: yield, strengths of a noise, what one change buys back, the page."""
 
 import json
+import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,7 +16,14 @@ from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.estimate import estimate
 from spikesim_eval.nonideal import load_subject, most_clipped, nonideal_report, on_chip
-from spikesim_eval.robustness import changed_chips, chips_over, judged, wilson
+from spikesim_eval.robustness import (
+    Draws,
+    changed_chips,
+    chips_over,
+    judged,
+    network_report,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("good", "of"), [(0, 10), (3, 10), (10, 10), (1, 1), (50, 400)])
@@ -107,6 +116,13 @@ def test_what_a_change_buys_back_is_what_that_chip_has(found):
     assert as_it_is["clipped_share"] > more_in_one["clipped_share"] >= more["clipped_share"]
 
 
+def test_where_nothing_is_clipped_no_layer_is_said_to_clip_most(trained):
+    subject, chip = load_subject(str(trained["student"]), None, 1), Chip(adc_range="full")
+    changes = network_report(subject, chip, Draws(), each_change=True)["changes"]
+    assert [x["clipped_share"] for x in changes] == [0.0] * 5
+    assert not any("ADCs of" in x["change"] for x in changes)
+
+
 def test_the_csv_of_chips_gives_the_yield(found):
     out, _ = found
     rows = read_csv(out / "chips.csv")
@@ -129,9 +145,28 @@ def test_the_page_shows_bands_layers_sums_and_tables(found):
         "sums that ADCs read",
         "what one change of the chip buys back",
         "crossbars of half the side",
+        "<td>sigma</td><td>1</td>",
+        "<td>trials</td><td>2</td>",
         "with 95 % confidence",
     ):
         assert words in page, words
+
+
+def test_the_page_is_well_formed_and_every_id_stands_once(found):
+    page = (found[0] / "nonideal.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 100
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', page))
+    assert used
+    assert used <= set(ids)
+    body = page.removeprefix("<!doctype html>").replace('<meta charset="utf-8">', "")
+    root = ElementTree.fromstring(body)
+    assert [x.text for x in root.iter("h2")][1] == "Accuracy and yield over sigma"
+
+
+def test_the_picture_is_kept_beside_the_page(found):
+    assert (found[0] / "nonideal.png").read_bytes().startswith(b"\x89PNG")
+    assert (found[0] / "nonideal.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_histograms_are_of_the_digital_networks_sums_and_say_what_is_clipped(found):
@@ -144,10 +179,11 @@ def test_histograms_are_of_the_digital_networks_sums_and_say_what_is_clipped(fou
     assert device_plots.share_above(counts, 31) == share
     assert device_plots.share_above(counts, None) == 0
     titles = [panel.get_title() for panel in device_plots.adc_plot(report).axes]
-    assert titles[20] == ("linear" if share == 0 else f"linear, {100 * share:.2f} % above")
+    assert titles[20] == f"linear\n{100 * share:.2f} % clipped"
+    assert titles[0] == "stem.conv\nnone clipped"
     row = {"layer": "a", "clipped_share": 0.0, "adc_reach_cell_steps": 1.0}
     plot = device_plots.adc_plot({"layers": [row], "adc_sums": {"a": [8, 4, 3, 1]}})
-    assert plot.axes[0].get_title() == "a, 25.00 % above"
+    assert plot.axes[0].get_title() == "a\n25.00 % clipped"
 
 
 def test_bands_lie_around_the_mean_of_the_chips(found):

@@ -13,14 +13,13 @@ import pytest
 import torch
 from matplotlib.colors import same_color
 
-from conftest import REPOSITORY, refused
+from conftest import REPOSITORY, refused, reported
 from display import COLOURS
 from engine.run_folder import is_locked, read_metrics
 from experiments import curves, runs
 from experiments.found_runs import compared, find_runs, names_of
 from runtime.files import digest
 from settings import Settings, complete
-from spikesim_eval.__main__ import main as spikesim_eval
 
 
 def output(arguments: list[str], capfd) -> tuple[str, str]:
@@ -276,8 +275,7 @@ def test_edap_is_taken_from_the_report_of_the_run_s_own_network(copied, trained,
     run = copied / "student-0"
     shutil.copytree(trained["student"].parent, run, dirs_exist_ok=True)
     last = run / "student-last.pth"
-    assert spikesim_eval(["report", "--checkpoint", str(last), "--out", str(run / "edap")]) == 0
-    report = json.loads((run / "edap" / "report.json").read_text())
+    report = reported(run / "edap", f"--checkpoint {last}")
     total = report["total"]
     out, err = csv_of([run], capfd)
     expected = total["energy_pj"] * 1e-6 * total["delay_ns"] * 1e-6 * total["area_um2"] * 1e-6

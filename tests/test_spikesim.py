@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import read_csv, refused
+from conftest import read_csv, refused, reported
 from display import engineering
 from runtime.errors import UserError
 from spikesim_eval import layer_list
@@ -436,12 +436,11 @@ def test_adcs_of_a_layer_that_is_not_there_are_refused(command, layer_file, tmp_
 
 def test_report_command_writes_its_files_and_prints_the_totals(layer_file, tmp_path, capsys):
     out = tmp_path / "new" / "out"
-    assert main(f"report --layers {layer_file} --out {out} --xbar_size 128".split()) == 0
+    report = reported(out, f"--layers {layer_file} --xbar_size 128")
     files = {f"report.{suffix}" for suffix in ("csv", "html", "json", "md")}
     assert {path.name for path in out.iterdir()} == files | {"layers.json"}
     assert load_layer_list(out / "layers.json") == load_layer_list(layer_file)
 
-    report = json.loads((out / "report.json").read_text())
     expected = estimate(load_layer_list(layer_file), Chip(xbar_size=128))
     assert report["total"] == expected.total
     assert report["chip"]["xbar_size"] == 128
@@ -472,8 +471,7 @@ def test_report_compares_with_a_baseline_and_shows_the_published_ratios(
     layer_file, baseline_file, tmp_path
 ):
     out = tmp_path / "out"
-    assert main(f"report --layers {layer_file} --baseline {baseline_file} --out {out}".split()) == 0
-    report = json.loads((out / "report.json").read_text())
+    report = reported(out, f"--layers {layer_file} --baseline {baseline_file}")
     assert report["baseline"] == estimate(load_layer_list(baseline_file), Chip()).total
     assert report["ratio"] == ratios(report["total"], report["baseline"])
     assert report["ratio"]["energy"] > 1
@@ -507,14 +505,13 @@ def test_every_chip_option_of_the_command_reaches_the_estimate(layer_file, tmp_p
     }
     priced = {x.name for x in fields(Chip) if x.metadata["part"] != "simulation"}
     assert options.keys() == priced - {"technology"}  # of test_technology.py
-    network, line = load_layer_list(layer_file), f"report --layers {layer_file} --out {tmp_path}"
+    network = load_layer_list(layer_file)
     for costs in ("counted", "published"):
         chip = options | {"costs": costs}
         if costs == "published":
             chip |= {"skip": "nothing", "noc": "free", "layer_adc_bits": ""}
-        said = [f"--{name}={value}" for name, value in chip.items()]
-        assert main([*line.split(), *said]) == 0
-        report = json.loads((tmp_path / "report.json").read_text())
+        said = " ".join(f"--{name}={value}" for name, value in chip.items())
+        report = reported(tmp_path, f"--layers {layer_file} {said}")
         assert report["total"] == estimate(network, Chip(**chip)).total
         assert report["chip"] == chip | {"technology": "spikesim-65nm"}
 
@@ -534,17 +531,14 @@ OLD_DEFAULT = {
 
 
 def test_the_published_preset_is_the_default_of_earlier_versions(layer_file, tmp_path):
-    line = f"report --layers {layer_file} --out {tmp_path} --preset published"
-    assert main(line.split()) == 0
-    total = json.loads((tmp_path / "report.json").read_text())["total"]
+    total = reported(tmp_path, f"--layers {layer_file} --preset published")["total"]
     assert {name: total[name] for name in OLD_DEFAULT} == pytest.approx(OLD_DEFAULT, rel=1e-12)
     assert total["leakage_mw"] == 0
 
 
 def test_an_option_that_is_given_wins_over_the_preset(layer_file, tmp_path):
-    line = f"report --layers {layer_file} --out {tmp_path} --preset published --adc_bits 6"
-    assert main([*line.split(), "--columns", "differential"]) == 0
-    report = json.loads((tmp_path / "report.json").read_text())
+    options = "--preset published --adc_bits 6 --columns differential"
+    report = reported(tmp_path, f"--layers {layer_file} {options}")
     chip = published(adc_bits=6, columns="differential")
     assert report["total"] == estimate(load_layer_list(layer_file), chip).total
     assert report["chip"] == chip.options("price")

@@ -20,7 +20,7 @@ from matplotlib.colors import same_color
 import main
 import stand_in_data
 from checkpoints import load_checkpoint
-from conftest import DIGITS, REPOSITORY, read_csv, write_programs
+from conftest import DIGITS, REPOSITORY, evaluated, read_csv, write_programs
 from display import COLOURS
 from engine.log import git_commit
 from experiments import one_run, rows, run_plan, study, study_table, timesteps
@@ -688,12 +688,9 @@ def test_a_network_for_every_t_is_measured_and_has_a_row_at_each(trained, tmp_pa
     last = tmp_path / "every" / "qamd-last.pth"
     found = one_run.measure(last, teacher)
     for T, measured in ((1, found["at"][1]), (2, found)):
-        capfd.readouterr()
-        at_t = ["--eval_only", str(last), "--time_window", str(T), "--workers", "0", "--json"]
-        assert main.main(at_t) == 0
-        evaluated = json.loads(capfd.readouterr().out)
-        assert measured["accuracy"] == evaluated["accuracy"]
-        assert measured["spike_rate"] == pytest.approx(evaluated["spike_rate"])
+        by_main = evaluated(capfd, last, "--time_window", T)
+        assert measured["accuracy"] == by_main["accuracy"]
+        assert measured["spike_rate"] == pytest.approx(by_main["spike_rate"])
         assert measured["membrane_kl"] > 0
     assert found["delay_ns"] > found["at"][1]["delay_ns"]
     planned = Planned("CLK", (), load_checkpoint(last).settings, None)

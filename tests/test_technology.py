@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import read_csv, refused
+from conftest import read_csv, refused, reported
 from experiments import against_the_field
 from runtime.errors import UserError
 from spikesim_eval.__main__ import main
@@ -112,9 +112,7 @@ def test_a_file_of_ones_own_changes_what_it_says(tmp_path, capsys):
     layers = tmp_path / "net.json"
     layers.write_text(LAYERS)
     out = tmp_path / "out"
-    line = f"report --layers {layers} --technology {path} --set cell.energy_pj=0 --out {out}"
-    assert main(line.split()) == 0
-    report = json.loads((out / "report.json").read_text())
+    report = reported(out, f"--layers {layers} --technology {path} --set cell.energy_pj=0")
     assert report["chip"]["technology"] == path
     assert report["chip"]["xbar_size"] == 128
     values = {f"{x['table']}.{x['name']}": x for x in report["constants"]}

@@ -9,7 +9,7 @@ from PIL import Image
 
 import main
 from checkpoints import load_checkpoint
-from conftest import DIGITS, read_csv, refused
+from conftest import DIGITS, evaluated, read_csv, refused
 from experiments.membrane_report import main as membrane_report
 from experiments.runs import main as runs
 from load_settings import load_network, parse_settings, time_window_of
@@ -22,12 +22,6 @@ from spikesim_eval.report import build_report
 from spikesim_eval.trace import trace_checkpoint
 from stand_in_data import write_ncaltech101
 from test_resume import PowerCutError, cut_off_after
-
-
-def evaluated(path, *options, capfd) -> dict:
-    capfd.readouterr()
-    assert main.main(["--eval_only", str(path), "--workers", "0", "--json", *options]) == 0
-    return json.loads(capfd.readouterr().out)
 
 
 @torch.no_grad()
@@ -71,7 +65,7 @@ def test_a_checkpoint_is_evaluated_at_another_t_and_both_are_said(trained, tmp_p
     path = trained["qamd"]
     _, test_set = data_sets_of("digits", ".", 4)
     for T in (1, 2, 6):
-        found = evaluated(path, "--time_window", str(T), "--integer", capfd=capfd)
+        found = evaluated(capfd, path, "--time_window", T, "--integer")
         assert (found["time_window"], found["trained_time_windows"]) == (T, [4])
         assert found["correct"] == correct_at(path, T, test_set)
         assert found["integers"]["correct"] == found["correct"]
@@ -79,8 +73,8 @@ def test_a_checkpoint_is_evaluated_at_another_t_and_both_are_said(trained, tmp_p
     subject = trace_checkpoint(str(path), time_steps=6)
     assert subject.accuracy == found["accuracy"]
     assert f"{path}: run at T 6 (trained at T 4)" in build_report(subject, Chip())["notes"]
-    own = evaluated(path, capfd=capfd)
-    assert own == evaluated(path, "--time_window", "4", capfd=capfd)
+    own = evaluated(capfd, path)
+    assert own == evaluated(capfd, path, "--time_window", "4")
     assert (own["time_window"], own["trained_time_windows"]) == (4, [4])
     for options, said in ([], False), (["--time_window", "4"], False), (["--time_window", "2"], 1):
         assert main.main(["--eval_only", str(path), "--workers", "0", *options]) == 0
@@ -88,7 +82,7 @@ def test_a_checkpoint_is_evaluated_at_another_t_and_both_are_said(trained, tmp_p
 
     image = tmp_path / "image.png"
     Image.fromarray(test_set.images[0, 0].numpy()).save(image)
-    found = evaluated(path, "--predict", str(image), "--time_window", "2", capfd=capfd)
+    found = evaluated(capfd, path, "--predict", image, "--time_window", 2)
     (predicted,) = found["predictions"]
     expected = load_network(path, 2).predict(test_set.images[:1]).max().item()
     assert predicted["classes"][0]["share"] == expected
@@ -97,7 +91,7 @@ def test_a_checkpoint_is_evaluated_at_another_t_and_both_are_said(trained, tmp_p
 
     # What is there of another T is not replaced.
     out = ["--per_class", "--out", str(tmp_path / "classes")]
-    evaluated(path, *out, capfd=capfd)
+    evaluated(capfd, path, *out)
     assert main.main(["--eval_only", str(path), "--time_window", "2", *out]) == 2
     assert "of something else than" in capfd.readouterr().err
     assert json.loads((tmp_path / "classes" / "evaluation.json").read_text())["time_window"] == 4
@@ -132,7 +126,7 @@ def test_events_of_another_t_are_frames_of_that_t(tmp_path, capfd):
     assert said.endswith("T 2, run for 3 timesteps")
 
     where = ["--data_path", str(tmp_path)]
-    found = evaluated(teacher, "--time_window", "3", *where, capfd=capfd)
+    found = evaluated(capfd, teacher, "--time_window", "3", *where)
     _, test_set = data_sets_of("ncaltech101", tmp_path, 3, image_size=(8, 8))
     assert test_set[0][0].shape[0] == 3
     assert found["correct"] == correct_at(teacher, 3, test_set)
@@ -222,16 +216,16 @@ def test_one_network_is_evaluated_at_each_t(several, capfd):
     path = folder / "qamd-last.pth"
     _, test_set = data_sets_of("digits", ".", 4)
     for T in (1, 2, 4):
-        found = evaluated(path, "--time_window", str(T), "--integer", capfd=capfd)
+        found = evaluated(capfd, path, "--time_window", T, "--integer")
         assert (found["time_window"], found["trained_time_windows"]) == (T, [1, 2, 4])
         assert found["correct"] == correct_at(path, T, test_set)
         assert found["integers"]["differing_spikes"] == 0
     assert found["accuracy"] == load_checkpoint(path).accuracy  # each epoch's: at the largest
-    assert evaluated(path, capfd=capfd)["time_window"] == 4
+    assert evaluated(capfd, path)["time_window"] == 4
     assert main.main(["--eval_only", str(path), "--workers", "0"]) == 0
     assert capfd.readouterr().out.endswith(", run at T 4 (trained at T 1, 2, 4)\n")
     # The options of its training may stay where they are.
-    assert evaluated(path, *SEVERAL, capfd=capfd) == evaluated(path, capfd=capfd)
+    assert evaluated(capfd, path, *SEVERAL) == evaluated(capfd, path)
     assert main.main(["--eval_only", str(path), "--time_windows", "1", "2"]) == 2
     assert "--time_windows has no meaning with --eval_only" in capfd.readouterr().err
 

@@ -23,7 +23,7 @@ from spikesim_eval.__main__ import main
 from spikesim_eval.chip import Chip
 from spikesim_eval.codes import Levels, common_step
 from spikesim_eval.estimate import estimate
-from spikesim_eval.module import trace_network
+from spikesim_eval.module import dynamics, trace_network
 from spikesim_eval.trace import counting_rows, describe
 
 T, N = 4, 2
@@ -913,16 +913,16 @@ class Scaled(Folded):
 
 
 class Unrolled(nn.Module):
-    """All timesteps in a call, along `axis` of its input."""
+    """All timesteps in a call, along `axis` of its input, each by `step`."""
 
-    def __init__(self, axis):
+    def __init__(self, axis=0, step=fire):
         super().__init__()
-        self.axis = axis
+        self.axis, self.step = axis, step
 
     def forward(self, x):
         mem, spikes = 0, []
         for current in x.unbind(self.axis):
-            mem, fired = fire(mem, current)
+            mem, fired = self.step(mem, current)
             spikes.append(fired)
         return torch.stack(spikes, self.axis)
 
@@ -978,20 +978,14 @@ def test_timesteps_that_a_network_does_not_run_are_refused():
         trace(once, images(N=4)[0])
 
 
-class Graded(nn.Module):
-    """Fires up to 4 times a timestep; gives them divided by 4; (T, N, ...)."""
-
-    def forward(self, x):
-        mem, spikes = 0, []
-        for current in x:
-            mem = mem + 3 * current
-            spikes.append(mem.round().clamp(0, 4) / 4)
-            mem = mem - 4 * spikes[-1]
-        return torch.stack(spikes)
-
-
 def test_fractions_of_an_integer_firing_neuron_are_its_counts():
-    net = Between(node=Graded)
+    def graded(mem, x):
+        """Fires up to 4 times, and gives them divided by 4."""
+        mem = mem + 3 * x
+        fired = mem.round().clamp(0, 4) / 4
+        return mem - 4 * fired, fired
+
+    net = Between(node=lambda: Unrolled(step=graded))
     traced = trace(net)
     read = 4 * inputs(net, images())["conv2"]
     ones = (read % 2 + read // 2 % 2 + read // 4).mean().item() / 3
@@ -1002,18 +996,13 @@ def test_fractions_of_an_integer_firing_neuron_are_its_counts():
 
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.3])
 def test_a_neuron_gives_as_many_bits_as_it_can_fire_whatever_a_spike_is_worth(scale):
-    class Bursts(nn.Module):
-        """Fires up to 15 times a timestep, which the sample does not show; (T, N, ...)."""
+    def bursts(mem, x):
+        """Fires up to 15 times, which the sample does not show."""
+        mem = mem + 4 * x
+        fired = mem.round().clamp(0, 15) * scale
+        return mem - fired / scale, fired
 
-        def forward(self, x):
-            mem, spikes = 0, []
-            for current in x:
-                mem = mem + 4 * current
-                spikes.append(mem.round().clamp(0, 15) * scale)
-                mem = mem - spikes[-1] / scale
-            return torch.stack(spikes)
-
-    net = Between(node=Bursts)
+    net = Between(node=lambda: Unrolled(step=bursts))
     read = (inputs(net, images())["conv2"] / scale).round()
     found = trace(net).layers[1]
     assert set(read.tolist()) >= {1, 2}
@@ -1173,6 +1162,73 @@ def test_a_network_of_our_own_is_described_as_any_module_is(events):
             unlike["silent_patches"] = None
         assert replace(ours, **unlike) == theirs
         assert ours.linear or (ours.silent_patches is None) == (ours.input_bits > 1)
+
+
+def of_spikingjelly(name: str, **options) -> nn.Module:
+    return getattr(pytest.importorskip("spikingjelly.activation_based.neuron"), name)(**options)
+
+
+def of_snntorch(name: str, **options) -> nn.Module:
+    return getattr(pytest.importorskip("snntorch"), name)(**options)
+
+
+NEURONS = {  # what makes one, with or without the subtraction of the threshold
+    "IF": lambda soft: of_spikingjelly("IFNode", v_reset=None if soft else 0.0),
+    "LIF": lambda soft: of_spikingjelly("LIFNode", tau=3.0, v_reset=None if soft else 0.0),
+    "parametric": lambda soft: of_spikingjelly(
+        "ParametricLIFNode", init_tau=4.0, decay_input=False, v_reset=None if soft else 0.0
+    ),
+    "Leaky": lambda soft: of_snntorch(
+        "Leaky", beta=0.85, reset_mechanism="subtract" if soft else "zero"
+    ),
+    "Lapicque": lambda soft: of_snntorch(
+        "Lapicque", beta=0.7, reset_mechanism="subtract" if soft else "zero"
+    ),
+    "Lapicque, RC": lambda soft: of_snntorch(
+        "Lapicque", R=5.0, C=1.0, reset_mechanism="subtract" if soft else "zero"
+    ),
+}
+
+
+@pytest.mark.parametrize("soft", [True, False], ids=["soft", "hard"])
+@pytest.mark.parametrize("name", NEURONS)
+def test_neurons_of_other_libraries_do_what_is_read_off_them(name, soft):
+    """Their membrane is charged below the threshold, leaks, and is charged above it."""
+    neuron = NEURONS[name](soft)
+    leak, reset = dynamics(neuron)
+    assert reset == ("soft" if soft else "hard")
+    spikes, membranes, mem = [], [], None
+    for x in (0.5, 0.0, 0.0, 8.0, 0.0):
+        with torch.no_grad():
+            if hasattr(neuron, "reset_mechanism"):
+                spike, mem = neuron(torch.tensor([[x]]), mem)
+            else:
+                spike, mem = neuron(torch.tensor([[x]])), neuron.v
+        spikes.append(spike.item())
+        membranes.append(mem.item())
+    first, second, third, fired, last = membranes
+    assert spikes[:4] == [0, 0, 0, 1]
+    assert (second / first, third / second) == pytest.approx((leak, leak))
+    if hasattr(neuron, "reset_mechanism"):  # that it has fired shows a timestep later
+        assert last == pytest.approx(leak * fired - 1 if soft else 0, abs=1e-6)
+    else:
+        assert (fired > 0) == soft
+
+
+@pytest.mark.parametrize(
+    "neuron",
+    [
+        lambda: of_spikingjelly("LIFNode", v_reset=-0.5),
+        lambda: of_spikingjelly("QIFNode"),
+        lambda: of_spikingjelly("IzhikevichNode"),
+        lambda: of_snntorch("Leaky", beta=0.9, reset_mechanism="none"),
+        lambda: of_snntorch("Leaky", beta=torch.tensor([0.9, 0.5])),
+        lambda: of_snntorch("Synaptic", alpha=0.5, beta=0.9),
+    ],
+    ids=["reset below 0", "quadratic", "Izhikevich", "no reset", "several leaks", "two states"],
+)
+def test_of_neurons_of_another_kind_nothing_is_read_off(neuron):
+    assert dynamics(neuron()) == (None, None)
 
 
 @pytest.mark.parametrize(

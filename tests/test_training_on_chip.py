@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import main
 import spikesim_eval.__main__
 from checkpoints import load_checkpoint
-from conftest import refused
+from conftest import evaluated, refused
 from engine.log import next_commands
 from exchange.__main__ import about_of
 from models import QuanMSResNet
@@ -104,6 +104,16 @@ def test_an_image_meets_the_same_noise_in_any_batch_however_a_layer_divides_it(
     assert torch.equal(found[0], found[2])
     placed, _ = on_crossbars(network, describe(network), chip, seed=4)
     assert not torch.equal(placed(x), found[0])
+
+
+def test_under_autocast_a_chip_computes_as_without():
+    network, x = a_network()
+    put_on_chip(network.eval(), Chip(adc_bits=6, sigma=0.1))
+    logits, membranes = network(x, membranes=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, their_membranes = network(x, membranes=True)
+    assert all(map(torch.equal, membranes, their_membranes))
+    assert torch.equal(logits, theirs)
 
 
 def test_what_a_layer_computes_in_training_is_the_definition_crossbar_by_crossbar():
@@ -338,12 +348,6 @@ STUDENT += ["--paper_setting", "student", "--bits", "4", "--epochs", "2", "--det
 ON_CHIP = [*STUDENT, "--crossbar", "spikesim-65nm", "--sigma", "0.1", "--adc_bits", "4"]
 
 
-@pytest.fixture(autouse=True)
-def nondeterministic_again():
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkeypatch, capsys):
     def train(folder: Path, *options: str) -> int:
         return main.main([*ON_CHIP, "--save_path", str(folder), *options])
@@ -371,9 +375,8 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
     assert main.main(["--eval_only", str(last)]) == 0
     assert "digital, but trained for a chip of spikesim-65nm" in capsys.readouterr().out
 
-    assert main.main(["--eval_only", str(last), "--json"]) == 0
     told = "spikesim-65nm: crossbars of 64 x 64, ADCs of 4 bits, sigma 0.1"
-    assert json.loads(capsys.readouterr().out)["trained_for"] == told
+    assert evaluated(capsys, last)["trained_for"] == told
 
     # No accuracy of the chip passes for a digital one, and no other chip for that one.
     assert about_of(checkpoint, checkpoint.settings.time_window)["accuracy"] is None
