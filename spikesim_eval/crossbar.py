@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -169,8 +170,14 @@ class Clipped(NamedTuple):
 
     columns: Tensor  # their numbers
     crossbars: tuple[int, ...]  # places in line of what they read
-    where: Tensor  # (columns, H', W', input bits · images), of `outputs` alone
     outputs: tuple[slice, slice]  # along both sides of the plane
+    size: torch.Size  # (columns, H', W', input bits · images), of `outputs` alone
+    bits: np.ndarray  # one of each, packed: they wait for the backward pass
+
+    @property
+    def where(self) -> Tensor:
+        bits = np.unpackbits(self.bits, count=self.size.numel())
+        return torch.from_numpy(bits).view(self.size)
 
 
 @dataclass
@@ -527,7 +534,8 @@ class CrossbarLayer:
         self.counts.clipped += _count_above(sums, largest)
         if self.clipped is not None:
             places = tuple(place for place, _ in reader.crossbars)
-            self.clipped[-1][1].append(Clipped(columns, places, sums > largest, outputs))
+            bits = np.packbits((sums > largest).numpy())
+            self.clipped[-1][1].append(Clipped(columns, places, outputs, sums.shape, bits))
 
     def _keep_sums(self, sums: Tensor) -> None:
         self.sums[0] -= sums.numel()  # `_count` took them for zeros

@@ -102,8 +102,9 @@ def lost_gradient(layer: CrossbarLayer, x: Tensor, grad: Tensor) -> tuple[Tensor
     for images, parts in layer.clipped:
         inputs, grads = images_last(x[images].float()), images_last(grad[images].float())
         of_input = torch.zeros_like(inputs)
-        for columns, places, where, outputs in parts:
-            lost = (where.unflatten(-1, (layer.input_bits, -1)) * bits).sum(dim=-2)
+        for part in parts:
+            columns, places, outputs = part.columns, part.crossbars, part.outputs
+            lost = (part.where.unflatten(-1, (layer.input_bits, -1)) * bits).sum(dim=-2)
             of_outputs = grads[columns // layer.slices % len(layer.codes)]
             of_sums = of_outputs[:, *outputs] * lost
             for place in places:
