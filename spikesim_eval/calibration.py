@@ -3,7 +3,8 @@ images that it computes itself. Two things, layer by layer in one forward pass:
 
 - the range of a layer's ADCs: the step with which they are off the least from the sums that they
   read (mean square), as NeuRRAM's are set to the distribution of its outputs (Wan et al., Nature
-  608, 2022);
+  608, 2022). A network that was trained for a chip has learned to do with what its ADCs clip:
+  they stay as they are;
 - a digital scale and shift of each output channel: the statistics of the batch norm behind a
   convolution, of what the chip gives instead of what a perfect one would (AdaBS: Joshi et al.,
   Nature Communications 11, 2020). It is folded into what the batch norm multiplies anyway, and
@@ -39,11 +40,13 @@ def calibrate(
     layers: Collection[CrossbarLayer],
     images: Tensor,
     time_windows: Sequence[int],
+    adcs: bool = True,
 ) -> None:
     """Calibrate a network whose layers run on crossbars (`on_crossbars`), on a batch of images, for
-    the T that it was trained with; it is in evaluation mode then."""
+    the T that it was trained with: its batch norms, and before them the ADCs. It is in evaluation
+    mode then."""
     for layer in layers:
-        layer.before = choose_step
+        layer.before = choose_step if adcs else None
     with torch.no_grad():
         estimate_statistics(network, [images], time_windows)
     for layer in layers:
@@ -82,11 +85,9 @@ def calibration_of(
 ) -> Callable[[nn.Module, Collection[CrossbarLayer]], None]:
     """What calibrates a chip that computes a checkpoint's network, with so many training images;
     `on_chip` takes it as its `prepare`."""
-    seen, trained_at = (
-        training_images(checkpoint, data_path, images),
-        checkpoint.settings.trained_at,
-    )
-    return lambda network, layers: calibrate(network, layers, seen, trained_at)
+    seen, settings = training_images(checkpoint, data_path, images), checkpoint.settings
+    adcs = settings.chip is None
+    return lambda network, layers: calibrate(network, layers, seen, settings.trained_at, adcs)
 
 
 def calibration_report(

@@ -1,6 +1,7 @@
 """Calibration: the best step of an ADC, batch norms of the chip's own sums, and what it wins."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -8,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoints import load_checkpoint
 from models import QuanMSResNet
 from models.batch_norm import BatchNorm
+from settings import OF_CHIP, Settings
 from spikesim_eval.__main__ import main
-from spikesim_eval.calibration import best_step, calibrate
+from spikesim_eval.calibration import best_step, calibrate, calibration_of
 from spikesim_eval.chip import Chip
 from spikesim_eval.crossbar import convert
-from spikesim_eval.nonideal import on_crossbars
-from spikesim_eval.trace import describe
+from spikesim_eval.nonideal import on_chip, on_crossbars
+from spikesim_eval.trace import describe, trace_checkpoint
 
 
 def a_network() -> tuple[QuanMSResNet, torch.Tensor]:
@@ -75,6 +78,26 @@ def test_calibrated_adcs_are_off_less_layer_by_layer_and_nothing_of_it_is_counte
     # The first layer reads the same in both.
     assert layers["stem.conv"].adc_step > 1
     assert layers["stem.conv"].relative_error < others["stem.conv"].relative_error
+
+
+def test_adcs_stay_where_a_network_was_trained_with_them(trained):
+    checkpoint = load_checkpoint(trained["student"])
+    chip = Chip(adc_bits=2, sigma=0.1)
+    subject = trace_checkpoint(str(trained["student"]))
+
+    def calibrated(settings: Settings) -> tuple[list[float], dict[str, float]]:
+        prepare = calibration_of(checkpoint._replace(settings=settings), None, 32)
+        accuracies, (layers,) = on_chip(subject, chip, prepare=prepare)
+        return accuracies, {name: layer.adc_step for name, layer in layers.items()}
+
+    plain, steps = calibrated(checkpoint.settings)
+    assert max(steps.values()) > 1
+    of_chip = dataclasses.asdict(Settings.of("digits", "student", bits=4, crossbar="spikesim-65nm"))
+    of_chip = {name: of_chip[name] for name in ("crossbar", *OF_CHIP)}
+    accuracies, steps = calibrated(dataclasses.replace(checkpoint.settings, **of_chip))
+    assert set(steps.values()) == {1.0}
+    as_made, _ = on_chip(subject, chip)
+    assert accuracies not in (plain, as_made)  # batch norms are
 
 
 def test_the_command_says_what_calibration_wins(trained, tmp_path, capsys):
