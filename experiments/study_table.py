@@ -354,7 +354,8 @@ def picture(groups: Sequence[Group]) -> Figure:
 
     def panel_of(row: Row) -> str:
         parts = [row["data"], f"T {row['time_window']}", f"from {row['start']}"]
-        return ", ".join([*parts, *words(row, of_panel), *filter(None, [row["teacher_options"]])])
+        teachers = [f"teachers with {x}" for x in [row["teacher_options"]] if x]
+        return ", ".join([*parts, *words(row, of_panel), *teachers])
 
     students = _students(groups)
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))
