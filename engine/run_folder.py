@@ -20,7 +20,7 @@ from checkpoints import Checkpoint, load_checkpoint
 from load_settings import parse_settings
 from runtime.command import run_command
 from runtime.errors import UserError
-from runtime.files import check_writable, is_locked_open, lock_open
+from runtime.files import check_writable, is_locked_open, is_still_at, lock_open
 from settings import PAPER_SETTINGS, Settings
 
 PROGRAM = Path(__file__).resolve().parent.parent
@@ -185,7 +185,7 @@ def lock(folder: Path, warn: bool = False) -> ExitStack:
                 file=sys.stderr,
             )
     # Between opening and locking it another run may have moved the folder and taken its place.
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+    if not is_still_at(path, file):
         held.close()
         raise refusal
     return held

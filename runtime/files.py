@@ -145,13 +145,22 @@ def file_lock(target: Path) -> Iterator[None]:
             except BlockingIOError:
                 print(waiting, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+            if not is_still_at(path, file):
                 continue  # its owner has finished and removed it
             try:
                 yield
             finally:
                 path.unlink()
             return
+
+
+def is_still_at(path: Path, file: IO) -> bool:
+    """Whether what lies at the path is this open file, neither removed nor replaced by another
+    process."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def lock_open(file: IO) -> Callable[[], None]:

@@ -71,6 +71,23 @@ def test_what_is_made_is_made_by_one_at_a_time_and_others_say_that_they_wait(bot
     assert most == [1] * 4
 
 
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_lock_whose_file_goes_when_it_is_looked_at_is_taken_anew(look, tmp_path, monkeypatch):
+    stat, looks = Path.stat, []
+
+    def gone(path: Path, **how: bool) -> os.stat_result:
+        if path.name == ".made.lock":
+            looks.append(path)
+            if len(looks) == look:  # its owner ends
+                path.unlink()
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", gone)
+    with files.file_lock(tmp_path / "made"):
+        assert ".made.lock" in os.listdir(tmp_path)
+    assert looks
+
+
 def test_a_file_that_a_dead_process_has_left_is_no_lock(both, tmp_path):
     (tmp_path / ".made.lock").touch()
     with files.file_lock(tmp_path / "made"):
