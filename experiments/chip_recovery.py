@@ -16,14 +16,13 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean as mean
 
 from matplotlib.figure import Figure
-from torch import nn
 
 from checkpoints import load_checkpoint
 from display import legend_below, new_figure, percent, picture_files, styles
@@ -37,16 +36,14 @@ from runtime.files import write_files, write_whole
 from settings import OF_CHIP, chip_defaults
 from spikesim_eval.calibration import calibration_of
 from spikesim_eval.chip import Chip, check_draws
-from spikesim_eval.crossbar import CrossbarLayer
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject, check_int, check_number
-from spikesim_eval.nonideal import on_chip
+from spikesim_eval.nonideal import Prepare, on_chip
 from spikesim_eval.render import csv_text
 from spikesim_eval.trace import trace_checkpoint
 
 METHODS = ("student", "CLK")
 ACCURACIES = {"accuracy": "as made", "calibrated_accuracy": "calibrated"}
-Prepare = Callable[[nn.Module, Collection[CrossbarLayer]], None]
 CHIPS = "chips.csv"
 
 

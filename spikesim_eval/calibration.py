@@ -11,7 +11,7 @@ images that it computes itself. Two things, layer by layer in one forward pass:
   rounded as always.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from runtime.errors import UserError
 from .chip import Chip, check_draws, check_layers
 from .crossbar import CrossbarLayer, convert
 from .layer_list import Subject, check_int
-from .nonideal import load_quantized, on_chip
+from .nonideal import Prepare, load_quantized, on_chip
 from .render import mean_and_deviation
 from .trace import describe
 
@@ -80,11 +80,8 @@ def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) 
     return torch.stack([train_set[index][0] for index in range(number)])
 
 
-def calibration_of(
-    checkpoint: Checkpoint, data_path: str | None, images: int
-) -> Callable[[nn.Module, Collection[CrossbarLayer]], None]:
-    """What calibrates a chip that computes a checkpoint's network, with so many training images;
-    `on_chip` takes it as its `prepare`."""
+def calibration_of(checkpoint: Checkpoint, data_path: str | None, images: int) -> Prepare:
+    """What calibrates a chip that computes a checkpoint's network, with so many training images."""
     seen, settings = training_images(checkpoint, data_path, images), checkpoint.settings
     adcs = settings.chip is None
     return lambda network, layers: calibrate(network, layers, seen, settings.trained_at, adcs)

@@ -24,6 +24,8 @@ from .render import mean_and_deviation
 from .trace import counting_rows, describe, evaluation_data, network_at
 
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
+# What is done to a network on a chip, and its layers there, before it is tested.
+Prepare = Callable[[nn.Module, Collection[CrossbarLayer]], None]
 
 
 def on_crossbars(
@@ -96,7 +98,7 @@ def on_chip(
     trials: int = 1,
     name: str = "on the chip",
     keep: Collection[str] = (),
-    prepare: Callable[[nn.Module, Collection[CrossbarLayer]], None] | None = None,
+    prepare: Prepare | None = None,
     only: Collection[str] | None = None,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
     """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a

@@ -39,6 +39,13 @@ from spikesim_eval.training import (
 from test_resume import PowerCutError, assert_same_end, cut_off_after
 
 IDEAL = Chip(adc_bits=None)
+CHIPS = {
+    "xbar_size": st.sampled_from([8, 64]),
+    "cell_bits": st.sampled_from([1, 2, 4]),
+    "columns": st.sampled_from(["differential", "offset"]),
+    "adc_of": st.sampled_from(["crossbar", "pe"]),
+    "adc_range": st.sampled_from(["unit", "full"]),
+}
 
 
 def a_network(bits: int = 4, T: int = 2) -> tuple[QuanMSResNet, torch.Tensor]:
@@ -63,12 +70,8 @@ def gradients(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tens
     bits=st.sampled_from([2, 4]),
     chip=st.builds(
         Chip,
-        xbar_size=st.sampled_from([8, 64]),
-        cell_bits=st.sampled_from([1, 2, 4]),
-        columns=st.sampled_from(["differential", "offset"]),
+        **CHIPS,
         adc_bits=st.sampled_from([None, 2, 4]),
-        adc_of=st.sampled_from(["crossbar", "pe"]),
-        adc_range=st.sampled_from(["unit", "full"]),
         on_off_ratio=st.sampled_from([10.0, math.inf]),
         sigma=st.sampled_from([0.0, 0.1]),
         read_noise=st.sampled_from([0.0, 0.1]),
@@ -248,12 +251,8 @@ def gradients_by_definition(
     stride=st.sampled_from([1, 2]),
     chip=st.builds(
         Chip,
-        xbar_size=st.sampled_from([8, 64]),
-        cell_bits=st.sampled_from([1, 2, 4]),
-        columns=st.sampled_from(["differential", "offset"]),
+        **CHIPS,
         adc_bits=st.sampled_from([None, 1, 2, 4]),
-        adc_of=st.sampled_from(["crossbar", "pe"]),
-        adc_range=st.sampled_from(["unit", "full"]),
         sigma=st.sampled_from([0.0, 0.3]),
     ),
 )
