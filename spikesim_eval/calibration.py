@@ -11,6 +11,7 @@ images that it computes itself. Two things, layer by layer in one forward pass:
   rounded as always.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -26,13 +27,13 @@ from models.batch_norm import estimate_statistics
 from runtime.errors import UserError
 
 from .chip import Chip, check_draws, check_layers
-from .crossbar import CrossbarLayer, convert
+from .crossbar import CrossbarLayer
 from .layer_list import Subject, check_int
 from .nonideal import Prepare, load_quantized, on_chip
 from .render import mean_and_deviation
 from .trace import describe
 
-STEPS = 64  # that are tried, evenly on a logarithmic scale
+RATIO = 2**0.5  # of a step of an ADC to the next one that is tried, from one cell step up
 
 
 def calibrate(
@@ -55,19 +56,30 @@ def calibrate(
 
 
 def choose_step(layer: CrossbarLayer, x: Tensor) -> None:
-    """Set the step of a layer's ADCs by what they read of inputs x."""
-    if layer.chip.adc_bits is not None:
-        layer.set_step(best_step(layer.sums_of(x), layer.chip.adc_bits))
+    """Set the step of a layer's ADCs to that with which the sums of inputs x lose the least."""
+    chip = layer.chip
+    if chip.adc_bits is None:
+        return
+    widest = max(1.0, layer.full_range / layer.largest_code)  # clips nothing that is meant
+    steps = [RATIO**i for i in range(1 + math.ceil(math.log(widest, RATIO)))]
+    ideal = layer.ideal_sums(x)
+    found = [lost_share(layer.trial(x, step), ideal, not layer.linear) for step in steps]
+    layer.set_step(steps[int(np.argmin(found))])
 
 
-def best_step(counts: Tensor, bits: int) -> float:
-    """The step of an ADC of so many bits, in cell steps and at least one, with the smallest mean
-    square of what it adds to sums 0, 1, 2 …, of which there are so many each."""
-    sums = torch.arange(len(counts)).double()
-    largest = max(1.0, (len(counts) - 1) / (2**bits - 1))
-    steps = np.geomspace(1, largest, STEPS).tolist()
-    errors = [(counts * (convert(sums, step, bits) - sums).square()).sum().item() for step in steps]
-    return steps[int(np.argmin(errors))]
+def lost_share(sums: Tensor, ideal: Tensor, is_normalized: bool) -> float:
+    """What of the variance of the ideal sums (N, O, H', W') is not in a chip's, the mean over the
+    output channels: 1 where a channel says nothing. A batch norm behind them takes away a scale
+    and a shift of each channel, and then 1 - the squared correlation is left."""
+    sums, ideal = (x.double().transpose(0, 1).flatten(1) for x in (sums, ideal))
+    if not is_normalized:
+        squares = ideal.sub(ideal.mean(1, keepdim=True)).square().sum(1)
+        off = (sums - ideal).square().sum(1)
+        return (off / squares).nan_to_num(0.0, posinf=0.0).mean().item()
+    sums, ideal = (x - x.mean(1, keepdim=True) for x in (sums, ideal))
+    squares = sums.square().sum(1) * ideal.square().sum(1)
+    kept = (sums * ideal).sum(1).square() / squares
+    return 1 - kept.nan_to_num(0.0).mean().item()
 
 
 def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) -> Tensor:

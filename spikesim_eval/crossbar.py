@@ -231,6 +231,7 @@ class CrossbarLayer:
         images: Images | None = None,
     ):
         self.chip, self.stride, self.padding = chip.of_layer(layer.name), stride, padding
+        self.linear = layer.linear
         self.input_bits, self.signed_input = network.input_bits(layer), network.reads_stream(layer)
         # Sums of whole numbers below 2^24 are exact in float32, which is faster.
         is_small = network.accumulator_bits(layer) <= 25  # with the sign
@@ -330,8 +331,12 @@ class CrossbarLayer:
         """The same of an ADC of so many bits."""
         if self.chip.adc_range == "unit":
             return 1.0
-        full = self.per_reading * self.rows * (self.levels + self.off_conductance)
-        return max(1.0, full / (2**bits - 1))
+        return max(1.0, self.full_range / (2**bits - 1))
+
+    @property
+    def full_range(self) -> float:
+        """The largest sum of a column whose cells are as meant, in cell steps."""
+        return self.per_reading * self.rows * (self.levels + self.off_conductance)
 
     @property
     def largest_code(self) -> float:
@@ -350,18 +355,20 @@ class CrossbarLayer:
         self.set_adc_step = step
         self._plan()
 
-    def sums_of(self, x: Tensor) -> Tensor:
-        """How often the ADCs read each sum, rounded to cell steps, of inputs x; it counts nothing
-        of it."""
-        others = "largest_sum", "squared_error", "squared_output"
-        kept = {name: getattr(self, name) for name in ("sums", "before", "counts", *others)}
-        self.sums, self.before, self.counts = torch.zeros(1, dtype=torch.int64), None, Counts()
-        self._plan()
-        self(x)
-        found = self.sums
+    def trial(self, x: Tensor, step: float) -> Tensor:
+        """The sums of inputs x with ADCs of this step, which they keep; it counts nothing."""
+        self.set_step(step)
+        names = "counts", "before", "sums", "largest_sum", "squared_error", "squared_output"
+        kept = {name: getattr(self, name) for name in names}
+        vars(self).update(dict.fromkeys(names), counts=Counts())
+        sums = self(x)
         vars(self).update(kept)
-        self._plan()
-        return found
+        return sums
+
+    def ideal_sums(self, x: Tensor) -> Tensor:
+        """Those of inputs x (N, I, H, W) that a perfect chip would give, (N, O, H', W')."""
+        inputs = x.to(self.codes.dtype)
+        return F.conv2d(inputs, self.codes, None, self.stride, self.padding)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Sums (N, O, H', W') of integer inputs x (N, I, H, W), in the dtype of x."""
@@ -378,8 +385,7 @@ class CrossbarLayer:
             self.clipped.clear()
         ideal = result = None
         if self.only_clips or self.squared_error is not None:
-            inputs = x.to(self.codes.dtype)
-            ideal = F.conv2d(inputs, self.codes, None, self.stride, self.padding)
+            ideal = self.ideal_sums(x)
         if self.squared_error is not None:
             self.squared_output += ideal.double().square().sum().item()
         if self.only_clips:

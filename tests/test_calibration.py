@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,11 +15,12 @@ from models import QuanMSResNet
 from models.batch_norm import BatchNorm
 from settings import OF_CHIP, Settings
 from spikesim_eval.__main__ import main
-from spikesim_eval.calibration import best_step, calibrate, calibration_of
+from spikesim_eval.calibration import calibrate, calibration_of, choose_step, lost_share
 from spikesim_eval.chip import Chip
-from spikesim_eval.crossbar import convert
 from spikesim_eval.nonideal import on_chip, on_crossbars
 from spikesim_eval.trace import describe, trace_checkpoint
+from test_nonideal import on_chip as one_layer
+from test_nonideal import random_layer
 
 
 def a_network() -> tuple[QuanMSResNet, torch.Tensor]:
@@ -31,21 +33,66 @@ def a_network() -> tuple[QuanMSResNet, torch.Tensor]:
     return network.eval(), x
 
 
-@settings(max_examples=30, deadline=None, database=None)
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=80), st.integers(1, 6))
-def test_no_other_step_of_an_adc_is_off_less(counts, bits):
-    counts = torch.tensor(counts)
-    sums = torch.arange(len(counts)).double()
+def channels(numbers: list[list[float]]) -> torch.Tensor:
+    """(N, O, 1, 1) of so many numbers of each channel."""
+    return torch.tensor(numbers).T[..., None, None]
 
-    def error(step: float) -> float:
-        return (counts * (convert(sums, step, bits) - sums).square()).sum().item()
 
-    found = best_step(counts, bits)
-    assert found >= 1
-    assert error(found) <= error(1.0)  # that of --adc_range unit
-    assert error(found) <= error(max(1.0, (len(counts) - 1) / (2**bits - 1))) + 1e-9  # of all
-    if len(counts) <= 2**bits:
-        assert error(found) == 0
+NUMBERS = st.lists(
+    st.lists(st.integers(-9, 9), min_size=6, max_size=6), min_size=2, max_size=2
+).filter(lambda x: all(len(set(channel)) > 1 for channel in x))
+
+
+@settings(max_examples=50, deadline=None, database=None)
+@given(NUMBERS, NUMBERS, st.floats(0.01, 100), st.integers(-50, 50))
+def test_what_is_lost_is_what_no_batch_norm_brings_back(sums, ideal, scale, shift):
+    expected = [1 - np.corrcoef(a, b)[0, 1] ** 2 for a, b in zip(sums, ideal, strict=True)]
+    sums, ideal = channels(sums).double(), channels(ideal).double()
+    assert lost_share(sums, ideal, is_normalized=True) == pytest.approx(np.mean(expected))
+    changed = sums * torch.tensor([scale, 1.0])[:, None, None] + shift
+    assert lost_share(changed, ideal, is_normalized=True) == pytest.approx(np.mean(expected))
+    # without one, scale and shift are errors
+    off = (changed - ideal).square().mean(0) / ideal.var(0, correction=0)
+    assert lost_share(changed, ideal, is_normalized=False) == pytest.approx(off.mean().item())
+
+
+@pytest.mark.parametrize("is_normalized", [True, False])
+def test_a_channel_that_says_nothing_is_lost(is_normalized):
+    ideal = channels([[1.0, 2, 3], [1, 2, 4], [5, 5, 5]])
+    silent = channels([[1.0, 2, 3], [0, 0, 0], [5, 5, 5]])
+    found = lost_share(silent, ideal, is_normalized)
+    assert found - lost_share(ideal, ideal, is_normalized) >= 1 / 3 - 1e-12
+
+
+def test_a_channel_of_small_weights_is_not_rounded_away():
+    """With the step that is off the least over all columns (mean square) it would be."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(4, 8, (8, 64, 1, 1), generator=generator)
+    codes[0] = (torch.rand(64, 1, 1, generator=generator) < 0.1).int()
+    x = (torch.rand(40, 64, 2, 2, generator=generator) < 0.3).double()
+    layer = one_layer(codes, 4, Chip(adc_bits=3))
+    choose_step(layer, x)
+    sums = layer(x)
+    assert sums[:, 0].std() > 0
+    ideal = layer.ideal_sums(x)
+    found = lost_share(sums, ideal, True)
+    for step in (1.0, 2.0, 4.0, 8.0, 16.0):
+        assert found <= lost_share(layer.trial(x, step), ideal, True) + 1e-12
+
+
+def test_a_trial_counts_nothing_and_keeps_nothing():
+    layer, _, x = random_layer(Chip(adc_bits=2), keep=["errors", "largest", "sums"])
+    layer(x)
+    names = "counts", "sums", "largest_sum", "squared_error", "squared_output"
+    before = copy.deepcopy([getattr(layer, name) for name in names])
+    sums = layer.trial(x, 4.0)
+    after = [getattr(layer, name) for name in names]
+    assert all(
+        torch.equal(a, b) if name == "sums" else a == b
+        for name, a, b in zip(names, after, before, strict=True)
+    )
+    assert layer.adc_step == 4
+    torch.testing.assert_close(layer(x), sums)
 
 
 def test_a_perfect_chip_is_calibrated_to_the_batch_norms_of_the_digital_network():
