@@ -65,19 +65,31 @@ def test_a_channel_that_says_nothing_is_lost(is_normalized):
 
 
 def test_a_channel_of_small_weights_is_not_rounded_away():
-    """With the step that is off the least over all columns (mean square) it would be."""
+    """A step of 3 would be right for all columns but those of the first channel, and is off the
+    least; of the first channel nothing would be left. With a step of 1 batch norms lose nothing."""
     generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(4, 8, (8, 64, 1, 1), generator=generator)
-    codes[0] = (torch.rand(64, 1, 1, generator=generator) < 0.1).int()
-    x = (torch.rand(40, 64, 2, 2, generator=generator) < 0.3).double()
-    layer = one_layer(codes, 4, Chip(adc_bits=3))
-    choose_step(layer, x)
-    sums = layer(x)
-    assert sums[:, 0].std() > 0
+    codes = torch.randint(0, 2, (8, 1, 3, 3), generator=generator) * 2 - 1
+    codes[1:] *= 3
+    x = torch.randint(0, 2, (9, 1, 8, 8), generator=generator).double()
+    layer = one_layer(codes, 3, Chip(adc_bits=1))
     ideal = layer.ideal_sums(x)
-    found = lost_share(sums, ideal, True)
-    for step in (1.0, 2.0, 4.0, 8.0, 16.0):
-        assert found <= lost_share(layer.trial(x, step), ideal, True) + 1e-12
+    off = [(layer.trial(x, step) - ideal).square().mean() for step in (1, 3)]
+    assert off[1] < off[0]
+    choose_step(layer, x)
+    assert layer.adc_step == 1
+    assert lost_share(layer(x), ideal, is_normalized=True) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.parametrize("bits", [1, 2, 3])
+def test_no_other_step_that_is_tried_loses_less(bits, linear):
+    layer, _, x = random_layer(Chip(adc_bits=bits, sigma=0.2), keep=())
+    layer.linear = linear
+    choose_step(layer, x)
+    ideal = layer.ideal_sums(x)
+    lost = lost_share(layer(x), ideal, not linear)
+    for step in (1.0, 2.0, 4.0, 8.0):  # 8 reaches 6 rows of 3, in cells of 2 bits
+        assert lost <= lost_share(layer.trial(x, step), ideal, not linear) + 1e-12
 
 
 def test_a_trial_counts_nothing_and_keeps_nothing():
@@ -111,20 +123,14 @@ def test_a_perfect_chip_is_calibrated_to_the_batch_norms_of_the_digital_network(
         torch.testing.assert_close(a.running_var, b.running_var)
 
 
-def test_calibrated_adcs_are_off_less_layer_by_layer_and_nothing_of_it_is_counted():
+def test_adcs_are_calibrated_layer_by_layer_and_nothing_of_it_is_counted():
     network, x = a_network()
-    chip = Chip(adc_bits=2, sigma=0.1)
-    keep = ["errors"]
-    placed, layers = on_crossbars(network, describe(network), chip, seed=0, keep=keep)
+    placed, layers = on_crossbars(network, describe(network), Chip(adc_bits=2, sigma=0.1), seed=0)
     calibrate(placed, layers.values(), x, [2])
     assert not placed.training
     assert all(layer.before is None for layer in layers.values())
     assert {layer.counts.images for layer in layers.values()} == {16, 32}  # a static stem's once
-    made, others = on_crossbars(network, describe(network), chip, seed=0, keep=keep)
-    made(x)
-    # The first layer reads the same in both.
-    assert layers["stem.conv"].adc_step > 1
-    assert layers["stem.conv"].relative_error < others["stem.conv"].relative_error
+    assert len({layer.adc_step for layer in layers.values()}) > 1
 
 
 def test_adcs_stay_where_a_network_was_trained_with_them(trained):
@@ -152,7 +158,8 @@ def test_the_command_says_what_calibration_wins(trained, tmp_path, capsys):
     assert main([*line.split(), "--out", str(tmp_path)]) == 0
     assert "calibrated (32 images)" in capsys.readouterr().out
     found = json.loads((tmp_path / "calibration.json").read_text())
-    assert len(found["accuracies_before"]) == len(found["accuracies_after"]) == 1
+    (before,), (after,) = found["accuracies_before"], found["accuracies_after"]
+    assert after > before
     assert max(max(steps) for steps in found["adc_steps"].values()) > 1
 
 
