@@ -1,14 +1,17 @@
 """Calibration of a chip: what is set once on each, after its cells are written, with a few training
 images that it computes itself. Two things, layer by layer in one forward pass:
 
-- the range of a layer's ADCs: the step with which they are off the least from the sums that they
-  read (mean square), as NeuRRAM's are set to the distribution of its outputs (Wan et al., Nature
-  608, 2022). A network that was trained for a chip has learned to do with what its ADCs clip:
-  they stay as they are;
-- a digital scale and shift of each output channel: the statistics of the batch norm behind a
-  convolution, of what the chip gives instead of what a perfect one would (AdaBS: Joshi et al.,
-  Nature Communications 11, 2020). It is folded into what the batch norm multiplies anyway, and
-  rounded as always.
+- the range of a layer's ADCs, as NeuRRAM's are set from training data (Wan et al., Nature 608,
+  2022): the step with which the least is lost of what the sums of each output channel say, whatever
+  their scale (`lost_share`). The step that is off the least from all that they read would round
+  channels of small weights away;
+- a digital scale and shift of each output channel, which are multiplied anyway: the statistics of
+  the batch norm behind a convolution, of what the chip gives instead of what a perfect one would
+  (AdaBS: Joshi et al., Nature Communications 11, 2020), and of the classifier, which has no batch
+  norm, the line of least squares.
+
+Of a network that was trained for a chip batch norms alone are set: it has learned to do with what
+its ADCs clip, and the perfect chip's sums are not what it wants.
 """
 
 import math
@@ -41,13 +44,13 @@ def calibrate(
     layers: Collection[CrossbarLayer],
     images: Tensor,
     time_windows: Sequence[int],
-    adcs: bool = True,
+    sums: bool = True,
 ) -> None:
     """Calibrate a network whose layers run on crossbars (`on_crossbars`), on a batch of images, for
-    the T that it was trained with: its batch norms, and before them the ADCs. It is in evaluation
-    mode then."""
+    the T that it was trained with: its batch norms, and before them, with `sums`, what is set in
+    the layers. It is in evaluation mode then."""
     for layer in layers:
-        layer.before = choose_step if adcs else None
+        layer.before = calibrate_sums if sums else None
     with torch.no_grad():
         estimate_statistics(network, [images], time_windows)
     for layer in layers:
@@ -55,31 +58,37 @@ def calibrate(
     network.eval()
 
 
-def choose_step(layer: CrossbarLayer, x: Tensor) -> None:
-    """Set the step of a layer's ADCs to that with which the sums of inputs x lose the least."""
-    chip = layer.chip
-    if chip.adc_bits is None:
-        return
+def calibrate_sums(layer: CrossbarLayer, x: Tensor) -> None:
+    """Set the step of a layer's ADCs to that with which the sums of inputs x lose the least, and of
+    a linear layer the scale and shift of each output, by least squares from the ideal sums."""
     widest = max(1.0, layer.full_range / layer.largest_code)  # clips nothing that is meant
     steps = [RATIO**i for i in range(1 + math.ceil(math.log(widest, RATIO)))]
     ideal = layer.ideal_sums(x)
-    found = [lost_share(layer.trial(x, step), ideal, not layer.linear) for step in steps]
-    layer.set_step(steps[int(np.argmin(found))])
+    lost = [lost_share(layer.trial(x, step), ideal) for step in steps]
+    sums = layer.trial(x, steps[int(np.argmin(lost))])
+    if layer.linear:
+        layer.correction = scale_and_shift(sums.flatten(1), ideal.flatten(1))
 
 
-def lost_share(sums: Tensor, ideal: Tensor, is_normalized: bool) -> float:
-    """What of the variance of the ideal sums (N, O, H', W') is not in a chip's, the mean over the
-    output channels: 1 where a channel says nothing. A batch norm behind them takes away a scale
-    and a shift of each channel, and then 1 - the squared correlation is left."""
+def lost_share(sums: Tensor, ideal: Tensor) -> float:
+    """What of the ideal sums (N, O, H', W') no scale and shift of a chip's brings back, a share of
+    their variance: the mean of 1 - squared correlation over the output channels. A channel that
+    says nothing counts 1."""
     sums, ideal = (x.double().transpose(0, 1).flatten(1) for x in (sums, ideal))
-    if not is_normalized:
-        squares = ideal.sub(ideal.mean(1, keepdim=True)).square().sum(1)
-        off = (sums - ideal).square().sum(1)
-        return (off / squares).nan_to_num(0.0, posinf=0.0).mean().item()
-    sums, ideal = (x - x.mean(1, keepdim=True) for x in (sums, ideal))
-    squares = sums.square().sum(1) * ideal.square().sum(1)
-    kept = (sums * ideal).sum(1).square() / squares
+    sums, ideal = (x - x.mean(dim=1, keepdim=True) for x in (sums, ideal))
+    squares = sums.square().sum(dim=1) * ideal.square().sum(dim=1)
+    kept = (sums * ideal).sum(dim=1).square() / squares
     return 1 - kept.nan_to_num(0.0).mean().item()
+
+
+def scale_and_shift(sums: Tensor, ideal: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, shift), (O,) each, with which sums (N, O) are nearest to the ideal ones; a scale of 0
+    where all sums of an output are the same."""
+    sums, ideal, dtype = sums.double(), ideal.double(), sums.dtype
+    centre = sums.mean(dim=0)
+    scale = ((sums - centre) * ideal).sum(dim=0) / (sums - centre).square().sum(dim=0)
+    scale = scale.nan_to_num(0.0, posinf=0.0, neginf=0.0)
+    return scale.to(dtype), (ideal.mean(dim=0) - scale * centre).to(dtype)
 
 
 def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) -> Tensor:
@@ -95,8 +104,8 @@ def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) 
 def calibration_of(checkpoint: Checkpoint, data_path: str | None, images: int) -> Prepare:
     """What calibrates a chip that computes a checkpoint's network, with so many training images."""
     seen, settings = training_images(checkpoint, data_path, images), checkpoint.settings
-    adcs = settings.chip is None
-    return lambda network, layers: calibrate(network, layers, seen, settings.trained_at, adcs)
+    plain = settings.chip is None
+    return lambda network, layers: calibrate(network, layers, seen, settings.trained_at, plain)
 
 
 def calibration_report(

@@ -262,7 +262,9 @@ class CrossbarLayer:
         # of each chunk of images
         self.clipped: list[tuple[slice, list[Clipped]]] | None = [] if "clipped" in keep else None
         self.columns = len(self.cells) * self.cells.shape[-1]  # side by side
-        self.set_adc_step: float | None = None  # where calibration has set one
+        # Where calibration has set them: the ADCs' step; scale and shift of a linear layer's sums.
+        self.set_adc_step: float | None = None
+        self.correction: tuple[Tensor, Tensor] | None = None
         # Called with the layer and what it reads, before it computes; see calibration.py.
         self.before: Callable[[CrossbarLayer, Tensor], None] | None = None
         meant = self.in_crossbars(torch.stack(self.how.targets(codes)))
@@ -416,7 +418,11 @@ class CrossbarLayer:
     def of_means(self, spikes: Tensor) -> Tensor:
         """The same of a linear layer that reads mean spikes (N, I) over all timesteps and
         positions, of which the crossbars are fed the numbers: mean sums (N, O)."""
-        return self(self.numbers(spikes)).flatten(1) / self.positions
+        sums = self(self.numbers(spikes)).flatten(1)
+        if self.correction is not None:
+            scale, shift = self.correction
+            sums = sums * scale + shift
+        return sums / self.positions
 
     def numbers(self, spikes: Tensor) -> Tensor:
         return (spikes * self.positions).round()[..., None, None]
