@@ -352,26 +352,27 @@ def cheapest_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
 
 def picture(rows: Sequence[OneChip]) -> Figure:
     """Accuracy over EDAP, a point a chip, as made and calibrated; a column of panels for each data
-    set, width and variation."""
+    set, width and variation. What costs the same is drawn side by side."""
     columns = sorted({(x.data, x.bits, x.sigma) for x in rows})
     shared = {"sharex": "col", "sharey": True, "squeeze": False}
     figure, axes = new_figure(3.4 * len(columns), 6.4, len(ACCURACIES), len(columns), **shared)
     looks = dict(zip(WORDS, styles([method for method, *_ in WORDS]), strict=True))
     for (data, bits, sigma), column in zip(columns, axes.T, strict=True):
         here = [x for x in rows if (x.data, x.bits, x.sigma) == (data, bits, sigma)]
+        there = [network for network in WORDS if any(x.network == network for x in here)]
+        apart = 0.025 * max(x.edap for x in here)
         for (name, said), panel in zip(ACCURACIES.items(), column, strict=True):
-            for network, title in WORDS.items():
+            for place, network in enumerate(there):
                 chips = [x for x in here if x.network == network]
                 marker, colour = "o" if network[2] else "x", looks[network]["color"]
-                if not chips:
-                    continue
-                x, y = [x.edap for x in chips], [100 * getattr(x, name) for x in chips]
+                aside = apart * (place - (len(there) - 1) / 2)
+                x, y = [x.edap + aside for x in chips], [100 * getattr(x, name) for x in chips]
                 how = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.8}
-                panel.scatter(x, y, label=title, **how)
+                panel.scatter(x, y, label=WORDS[network], **how)
             panel.set_title(f"{data}, {bits} bits, sigma {sigma:g}, {said}", loc="left", fontsize=9)
             panel.set_xlim(left=0)
             panel.margins(x=0.1)
-        column[-1].set_xlabel("EDAP, µJ·ms·mm²")
+        column[-1].set_xlabel("EDAP, µJ·ms·mm² (equal ones side by side)")
     for panel in axes[:, 0]:
         panel.set_ylabel("accuracy on a chip, %")
     legend_below(figure, axes.flat, ncols=4)
