@@ -92,13 +92,15 @@ def scale_and_shift(sums: Tensor, ideal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) -> Tensor:
-    """The first training images of a checkpoint's data, as they are: no augmentation. Raises
-    UserError where there are fewer."""
+    """Some training images of a checkpoint's data, as they are: no augmentation; always the same,
+    and of all classes, which lie one behind the other in some data sets. Raises UserError where
+    there are fewer."""
     train_set, _ = data_of(checkpoint.settings, data_path or ".")
     if number > len(train_set):
         raise UserError(f"--images {number}: there are {len(train_set)} training images")
     train_set.augment = None
-    return torch.stack([train_set[index][0] for index in range(number)])
+    chosen = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0))[:number]
+    return torch.stack([train_set[int(index)][0] for index in chosen])
 
 
 def calibration_of(checkpoint: Checkpoint, data_path: str | None, images: int) -> Prepare:
