@@ -220,6 +220,13 @@ def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageS
     return load_data_sets(here, input_step_of(settings))
 
 
+def some_images(data_set: Dataset, number: int) -> Tensor:
+    """So many images of a data set, or all where it has fewer, (N, ...) as a network reads them:
+    always the same, and drawn, since in many data sets the classes lie one behind the other."""
+    drawn = torch.randperm(len(data_set), generator=torch.Generator().manual_seed(0))[:number]
+    return torch.stack([data_set[index][0] for index in drawn.tolist()])
+
+
 @contextmanager
 def preparing(request: Request) -> Iterator[None]:
     """What the disk refuses becomes a UserError; of a folder that cannot be written, it says what

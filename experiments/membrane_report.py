@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from checkpoints import load_checkpoint
-from data_loader import Share, data_of, evaluation_loader
+from data_loader import Share, data_of, evaluation_loader, some_images
 from display import COLOURS, legend_below, new_figure, save_picture
 from distiller import distance_to_teacher, membrane_kl
 from experiments import as_command
@@ -186,8 +186,8 @@ def membrane_report(args: argparse.Namespace) -> None:
     batches = evaluation_loader(test_set, Share(settings.batch_size, workers=settings.workers))
 
     with teacher.running_for(settings.time_window):
-        first_images, _ = next(iter(batches))
-        rounded = RoundedTeacher(teacher, settings.bits, first_images)
+        images = some_images(test_set, settings.batch_size)
+        rounded = RoundedTeacher(teacher, settings.bits, images)
         compared = {x: networks[x] for x in ("student", "MD-SNN")} | {ROUNDED: rounded}
         distances = {x: distance_to_teacher(teacher, y, batches) for x, y in compared.items()}
         membranes = {x: membrane_of(y, names.index(layer), batches) for x, y in networks.items()}

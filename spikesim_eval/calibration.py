@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints import Checkpoint
-from data_loader import data_of
+from data_loader import data_of, some_images
 from display import percent
 from engine.evaluate import evaluate
 from models.batch_norm import estimate_statistics
@@ -92,15 +92,12 @@ def scale_and_shift(sums: Tensor, ideal: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) -> Tensor:
-    """Some training images of a checkpoint's data, as they are: no augmentation; always the same,
-    and of all classes, which lie one behind the other in some data sets. Raises UserError where
+    """Some training images of a checkpoint's data, without augmentation. Raises UserError where
     there are fewer."""
     train_set, _ = data_of(checkpoint.settings, data_path or ".")
     if number > len(train_set):
         raise UserError(f"--images {number}: there are {len(train_set)} training images")
-    train_set.augment = None
-    chosen = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(0))[:number]
-    return torch.stack([train_set[int(index)][0] for index in chosen])
+    return some_images(train_set, number)
 
 
 def calibration_of(checkpoint: Checkpoint, data_path: str | None, images: int) -> Prepare:

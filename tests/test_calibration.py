@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from checkpoints import load_checkpoint
 from models import QuanMSResNet
 from models.batch_norm import BatchNorm
 from settings import OF_CHIP, Settings
-from spikesim_eval import calibration
 from spikesim_eval.__main__ import main
 from spikesim_eval.calibration import (
     calibrate,
@@ -23,7 +21,6 @@ from spikesim_eval.calibration import (
     calibration_of,
     lost_share,
     scale_and_shift,
-    training_images,
 )
 from spikesim_eval.chip import Chip
 from spikesim_eval.nonideal import on_chip, on_crossbars
@@ -175,24 +172,6 @@ def test_adcs_stay_where_a_network_was_trained_with_them(trained):
     assert set(steps.values()) == {1.0}
     as_made, _ = on_chip(subject, chip)
     assert accuracies not in (plain, as_made)  # batch norms are
-
-
-def test_the_images_are_of_all_classes_and_always_the_same(monkeypatch):
-    class InOrder:
-        """As image folders are read: class by class."""
-
-        def __len__(self):
-            return 1000
-
-        def __getitem__(self, index):
-            return torch.tensor([index // 100, index]), index // 100
-
-    monkeypatch.setattr(calibration, "data_of", lambda settings, path: (InOrder(), None))
-    checkpoint = SimpleNamespace(settings=None)
-    images = training_images(checkpoint, None, 64)
-    assert set(images[:, 0].tolist()) == set(range(10))
-    assert len(set(images[:, 1].tolist())) == 64
-    assert torch.equal(images, training_images(checkpoint, None, 64))
 
 
 def test_the_command_says_what_calibration_wins(trained, tmp_path, capsys):

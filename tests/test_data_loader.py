@@ -23,7 +23,15 @@ from torchvision.transforms import v2
 import data_loader
 import main
 import stand_in_data
-from data_loader import DeviceLoader, ImageSet, Share, evaluation_loader, set_epoch, training_loader
+from data_loader import (
+    DeviceLoader,
+    ImageSet,
+    Share,
+    evaluation_loader,
+    set_epoch,
+    some_images,
+    training_loader,
+)
 from data_sets import DATA_SETS, DataSet, static
 from data_sets.augment import CropAndFlip, augmentation
 from data_sets.sources import Samples
@@ -739,3 +747,20 @@ def test_the_first_process_prepares_before_the_others_which_learn_if_it_failed(t
     with multiprocessing.get_context("fork").Pool(2) as pool:
         both = [pool.apply_async(prepare_twice, (rank, tmp_path / "met")) for rank in (0, 1)]
         assert [x.get(60) for x in both] == [["entered", "no data"], ["no data"]]
+
+
+def test_some_images_are_of_all_classes_and_always_the_same():
+    class ByClass(torch.utils.data.Dataset):
+        """As folders of images are read: class by class."""
+
+        def __len__(self) -> int:
+            return 1000
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return torch.tensor([index // 100, index]), index // 100
+
+    images = some_images(ByClass(), 64)
+    assert set(images[:, 0].tolist()) == set(range(10))
+    assert len(set(images[:, 1].tolist())) == 64
+    assert torch.equal(images, some_images(ByClass(), 64))
+    assert len(some_images(ByClass(), 2000)) == 1000
