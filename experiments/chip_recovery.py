@@ -360,18 +360,17 @@ def picture(rows: Sequence[OneChip]) -> Figure:
     for (data, bits, sigma), column in zip(columns, axes.T, strict=True):
         here = [x for x in rows if (x.data, x.bits, x.sigma) == (data, bits, sigma)]
         there = [network for network in WORDS if any(x.network == network for x in here)]
-        apart = 0.025 * max(x.edap for x in here)
+        most = max(x.edap for x in here)
         for (name, said), panel in zip(ACCURACIES.items(), column, strict=True):
             for place, network in enumerate(there):
                 chips = [x for x in here if x.network == network]
                 marker, colour = "o" if network[2] else "x", looks[network]["color"]
-                aside = apart * (place - (len(there) - 1) / 2)
+                aside = 0.025 * most * (place - (len(there) - 1) / 2)
                 x, y = [x.edap + aside for x in chips], [100 * getattr(x, name) for x in chips]
                 how = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidths": 0.8}
                 panel.scatter(x, y, label=WORDS[network], **how)
             panel.set_title(f"{data}, {bits} bits, sigma {sigma:g}, {said}", loc="left", fontsize=9)
-            panel.set_xlim(left=0)
-            panel.margins(x=0.1)
+            panel.set_xlim(0, 1.1 * most)
         column[-1].set_xlabel("EDAP, µJ·ms·mm² (equal ones side by side)")
     for panel in axes[:, 0]:
         panel.set_ylabel("accuracy on a chip, %")
