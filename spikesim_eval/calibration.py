@@ -65,8 +65,9 @@ def calibrate_sums(layer: CrossbarLayer, x: Tensor) -> None:
     steps = [RATIO**i for i in range(1 + math.ceil(math.log(widest, RATIO)))]
     ideal = layer.ideal_sums(x)
     lost = [lost_share(layer.trial(x, step), ideal) for step in steps]
-    sums = layer.trial(x, steps[int(np.argmin(lost))])
+    layer.set_step(steps[int(np.argmin(lost))])
     if layer.linear:
+        sums = layer.trial(x, layer.adc_step)
         layer.correction = scale_and_shift(sums.flatten(1), ideal.flatten(1))
 
 
