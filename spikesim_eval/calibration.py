@@ -36,7 +36,8 @@ from .nonideal import Prepare, load_quantized, on_chip
 from .render import mean_and_deviation
 from .trace import describe
 
-RATIO = 2**0.5  # of a step of an ADC to the next one that is tried, from one cell step up
+RATIO = 2**0.5  # of a step of an ADC to the next one that is tried
+SMALLEST = -4  # RATIO to its power is the smallest, in cell steps: cells that drifted add up to less
 
 
 def calibrate(
@@ -62,7 +63,8 @@ def calibrate_sums(layer: CrossbarLayer, x: Tensor) -> None:
     """Set the step of a layer's ADCs to that with which the sums of inputs x lose the least, and of
     a linear layer the scale and shift of each output, by least squares from the ideal sums."""
     widest = max(1.0, layer.full_range / layer.largest_code)  # clips nothing that is meant
-    steps = [RATIO**i for i in range(1 + math.ceil(math.log(widest, RATIO)))]
+    powers = range(SMALLEST, 1 + math.ceil(math.log(widest, RATIO)))
+    steps = [RATIO**i for i in reversed(powers)]  # of equal ones the largest: it reaches furthest
     ideal = layer.ideal_sums(x)
     lost = [lost_share(layer.trial(x, step), ideal) for step in steps]
     layer.set_step(steps[int(np.argmin(lost))])

@@ -95,8 +95,23 @@ def test_no_other_step_that_is_tried_loses_less(bits):
     calibrate_sums(layer, x)
     ideal = layer.ideal_sums(x)
     lost = lost_share(layer(x), ideal)
-    for step in (1.0, 2.0, 4.0, 8.0):  # 8 reaches 6 rows of 3, in cells of 2 bits
+    for step in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0):  # 8 reaches 6 rows of 3, in cells of 2 bits
         assert lost <= lost_share(layer.trial(x, step), ideal) + 1e-12
+
+
+def test_of_steps_that_lose_nothing_the_largest_is_taken():
+    layer, _, x = random_layer(Chip(adc_bits=16), keep=())
+    calibrate_sums(layer, x)
+    assert layer.adc_step == 1
+
+
+def test_cells_that_lost_most_of_their_conductance_are_read_in_smaller_steps():
+    layer, _, x = random_layer(Chip(adc_bits=8), keep=())
+    layer.cells *= 0.3
+    ideal = layer.ideal_sums(x)
+    calibrate_sums(layer, x)
+    assert layer.adc_step < 0.3
+    assert lost_share(layer(x), ideal) < 0.5 * lost_share(layer.trial(x, 1.0), ideal)
 
 
 def test_what_a_classifier_on_a_chip_is_off_by_scale_and_shift_comes_back():
