@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import kernels
 from checkpoints import Checkpoint, build_network
 from data_loader import ImageSet
-from engine.data import share_of
+from engine.data import share_of, tested_share_of
 from load_settings import build_loss
 from models.batch_norm import estimate_statistics
 from runtime.processes import all_or_none, is_main_process, rank, world_size
@@ -65,17 +65,19 @@ def compile_for(
     training_images = 0 if train_set is None else len(train_set)
     share = min(batch, -(-training_images // world_size()))
     trained = -(-share // settings.accumulate)
-    evaluated = [test_set]
-    if train_set is not None and train_set.held_out is not None:
-        evaluated.append(train_set.held_out)
+    evaluated, at_once = [test_set], batch
+    if train_set is not None:
+        at_once = tested_share_of(settings, device).batch_size
+        if train_set.held_out is not None:
+            evaluated.append(train_set.held_out)
     shares = [len(range(rank(), len(data_set), world_size())) for data_set in evaluated]
-    batches_tested = {size for n in shares for size in (min(batch, n), n % batch)} - {0}
+    batches_tested = {size for n in shares for size in (min(at_once, n), n % at_once)} - {0}
 
     def use() -> None:
         network = build_network(settings).to(device)
         image, _ = test_set[0]
-        images = torch.rand(batch, *image.shape, device=device)
-        labels = torch.zeros(len(images), dtype=torch.int64, device=device)
+        images = torch.rand(at_once, *image.shape, device=device)
+        labels = torch.zeros(batch, dtype=torch.int64, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.amp), torch.no_grad():
             network.eval()
             with all_or_none():

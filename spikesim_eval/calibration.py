@@ -37,7 +37,9 @@ from .render import mean_and_deviation
 from .trace import describe
 
 RATIO = 2**0.5  # of a step of an ADC to the next one that is tried
-SMALLEST = -4  # RATIO to its power is the smallest, in cell steps: cells that drifted add up to less
+SMALLEST = (
+    -4
+)  # RATIO to its power is the smallest, in cell steps: cells that drifted add up to less
 
 
 def calibrate(

@@ -28,6 +28,7 @@ from data_loader import (
     ImageSet,
     Share,
     evaluation_loader,
+    load_data_sets,
     set_epoch,
     some_images,
     training_loader,
@@ -35,6 +36,8 @@ from data_loader import (
 from data_sets import DATA_SETS, DataSet, static
 from data_sets.augment import CropAndFlip, augmentation
 from data_sets.sources import Samples
+from engine.data import batches_of
+from load_settings import parse_settings
 from loading import data_sets_of, one_by_one
 from runtime.errors import UserError
 from runtime.processes import first_process_first
@@ -331,6 +334,17 @@ def test_on_the_device_evaluation_is_exactly_that_of_a_data_loader_each_image_on
             assert all(torch.equal(a.cpu(), b) for a, b in zip(ours, theirs, strict=True))
             seen += ours[1].tolist()
     assert sorted(seen) == list(range(len(test)))
+
+
+def test_a_gpu_tests_more_images_at_once_than_it_trains_on(device):
+    settings = parse_settings(
+        ["--data", "digits", "--batch_size", "100", "--paper_setting", "original"]
+    )
+    train, test = load_data_sets(settings)
+    batches = batches_of(settings, train, test, device)
+    trained, tested = ([len(labels) for _, labels in x] for x in (batches.train, batches.test))
+    assert trained == [100] * 14
+    assert tested == ([300, 60] if device.type == "cuda" else [100, 100, 100, 60])
 
 
 @pytest.mark.parametrize("size", [10, 64, 70])
