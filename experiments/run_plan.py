@@ -123,6 +123,15 @@ def measure_times(plan: Plan) -> None:
         )
 
 
+def learn_time(plan: Plan, done: Planned, found: dict[str, Any]) -> None:
+    """What a run has taken, for those of its kind of which nobody has measured it."""
+    an_epoch = found["seconds"] / done.settings.epochs
+    for planned in plan.todo:
+        if planned not in plan.seconds and kind(planned) == kind(done):
+            epochs = planned.settings.epochs - epochs_done(planned.folder(plan.runs))
+            plan.seconds[planned] = STARTING + epochs * an_epoch
+
+
 def epochs_done(folder: Path) -> int:
     try:
         return len(read_metrics(folder / "metrics.csv"))
@@ -167,7 +176,9 @@ def run_all(
                 going.remove(one)
                 reason = what_ended(one, plan.runs)
                 if reason is None:
-                    finished(one.planned, measured(one.planned.folder(plan.runs)))
+                    found = measured(one.planned.folder(plan.runs))
+                    finished(one.planned, found)
+                    learn_time(plan, one.planned, found)
                 elif not received:
                     failed.append((one.planned, reason))
                     say(f"failed    {one.planned.title}: {reason}")
@@ -304,7 +315,7 @@ def say_finished(planned: Planned, found: dict[str, Any]) -> None:
 def say_left(plan: Plan, waiting: list[Planned], going: list[Going], done: Planned) -> None:
     left = len(waiting) + len(going)
     text = f"{len(plan.todo) - left} of {len(plan.todo)} runs have ended"
-    if left:
+    if left and all(x in plan.seconds for x in (*waiting, *(one.planned for one in going))):
         text += f", about {duration(seconds_left(plan, waiting, going))} left"
     say(f"          {text}")
 
@@ -312,6 +323,6 @@ def say_left(plan: Plan, waiting: list[Planned], going: list[Going], done: Plann
 def seconds_left(plan: Plan, waiting: Sequence[Planned], going: Sequence[Going] = ()) -> float:
     """Until all have ended, if all places are always in use."""
     now = time.monotonic()
-    rest = [max(0.0, plan.seconds.get(one.planned, 0.0) - (now - one.started)) for one in going]
-    rest += [plan.seconds.get(planned, 0.0) for planned in waiting]
+    rest = [max(0.0, plan.seconds[one.planned] - (now - one.started)) for one in going]
+    rest += [plan.seconds[planned] for planned in waiting]
     return max([*rest, sum(rest) / len(plan.places)], default=0.0)

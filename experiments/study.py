@@ -193,7 +193,7 @@ def command(
         there = places(args.parallel, args.gpus)
         plan = Plan(planned_runs(args, runs), runs, there)
         if args.dry_run:
-            outline(plan, read_rows(results / ROWS))
+            outline(plan, read_rows(results / ROWS), dry=True)
             return 0
         runs.mkdir(parents=True, exist_ok=True)
         try:
@@ -219,8 +219,8 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be 1 or more")
 
 
-def outline(plan: Plan, rows: Sequence[Row]) -> None:
-    """Leave in the plan what is missing, and say how much that is."""
+def outline(plan: Plan, rows: Sequence[Row], dry: bool) -> None:
+    """Leave in the plan what is missing, and say how much that is; `dry`: nothing runs after it."""
     wanted, plan.todo = plan.todo, missing(plan.todo, rows, plan.runs)
     teachers = sum(x.teacher is None for x in wanted)
     print(
@@ -228,7 +228,9 @@ def outline(plan: Plan, rows: Sequence[Row]) -> None:
         f"{len(plan.todo)} of them to run, {len(plan.places)} at a time",
         flush=True,
     )
-    if plan.todo:
+    if any(x.settings.compile for x in plan.todo) and not dry:
+        print("time      not measured, since compiling takes longer: --dry_run does", flush=True)
+    elif plan.todo:
         measure_times(plan)
         print(f"time      about {duration(seconds_left(plan, plan.todo))}", flush=True)
 
@@ -254,7 +256,7 @@ def carry_out(
         todo = missing(plan.todo, read_rows(path), plan.runs)
         failed = [(planned, why_missing(planned.folder(plan.runs))) for planned in todo]
     else:
-        outline(plan, read_rows(path))
+        outline(plan, read_rows(path), dry=False)
         failed = run_all(plan, finished) if plan.todo else []
     if not failed or read_rows(path):
         write_tables(results)
@@ -266,7 +268,7 @@ def carry_out(
 
 def write_slurm(plan: Plan, results: Path, words: Sequence[str]) -> int:
     take_finished(plan, results / ROWS)
-    outline(plan, read_rows(results / ROWS))
+    outline(plan, read_rows(results / ROWS), dry=True)
     words = [x for x in words if x != "--slurm"]
     path = write_jobs(plan.todo, plan.runs, ["python", "-m", *words, "--table"])
     print(f"submit    bash {path} [options of sbatch]")

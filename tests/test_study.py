@@ -252,6 +252,30 @@ def test_what_has_a_row_is_never_run_again_though_its_folder_is_gone(both, monke
     assert run(["--table"], capfd)[0] == 0
 
 
+def test_a_compiled_study_starts_at_once_and_learns_how_long_its_runs_take(
+    tmp_path, monkeypatch, capsys
+):
+    def measure(plan):
+        raise AssertionError("it would compile every kind of run first")
+
+    monkeypatch.setattr(study, "measure_times", measure)
+    todo = planned(["--compile", "--seeds", "1", "2", "--methods", "CLK"], tmp_path)
+    plan = run_plan.Plan(todo, tmp_path, [{}])
+    study.outline(plan, [], dry=False)
+    assert "time      not measured" in capsys.readouterr().out
+    teacher, student, second_teacher, _ = todo
+    run_plan.say_left(plan, todo[1:], [], teacher)
+    assert capsys.readouterr().out.endswith("1 of 4 runs have ended\n")
+    for done in (teacher, student):  # 200 and 400 s of 100 epochs
+        seconds = 400.0 if done is student else 200.0
+        run_plan.learn_time(plan, done, {"seconds": seconds})
+    run_plan.say_left(plan, todo[2:], [], student)
+    assert capsys.readouterr().out.endswith("2 of 4 runs have ended, about 10 min 10 s left\n")
+    assert plan.seconds[second_teacher] == 200.0 + run_plan.STARTING
+    with pytest.raises(AssertionError, match="would compile"):
+        study.outline(plan, [], dry=True)
+
+
 def processes_in(folder: Path) -> list[Path]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
