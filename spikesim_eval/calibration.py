@@ -36,10 +36,9 @@ from .nonideal import Prepare, load_quantized, on_chip
 from .render import mean_and_deviation
 from .trace import describe
 
-RATIO = 2**0.5  # of a step of an ADC to the next one that is tried
-SMALLEST = (
-    -4
-)  # RATIO to its power is the smallest, in cell steps: cells that drifted add up to less
+# Of the steps of an ADC that are tried, √2 apart, the first, in cell steps: cells that have drifted
+# add up to less.
+SMALLEST_STEP = 0.25
 
 
 def calibrate(
@@ -65,8 +64,9 @@ def calibrate_sums(layer: CrossbarLayer, x: Tensor) -> None:
     """Set the step of a layer's ADCs to that with which the sums of inputs x lose the least, and of
     a linear layer the scale and shift of each output, by least squares from the ideal sums."""
     widest = max(1.0, layer.full_range / layer.largest_code)  # clips nothing that is meant
-    powers = range(SMALLEST, 1 + math.ceil(math.log(widest, RATIO)))
-    steps = [RATIO**i for i in reversed(powers)]  # of equal ones the largest: it reaches furthest
+    first, last = (math.ceil(2 * math.log2(step)) for step in (SMALLEST_STEP, widest))
+    # Of steps that lose equally little the largest is taken: it reaches furthest.
+    steps = [2 ** (i / 2) for i in range(last, first - 1, -1)]
     ideal = layer.ideal_sums(x)
     lost = [lost_share(layer.trial(x, step), ideal) for step in steps]
     layer.set_step(steps[int(np.argmin(lost))])
