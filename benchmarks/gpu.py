@@ -3,10 +3,11 @@
 check    the tests that compare numbers, with `pytest --device cuda`
 speed    training_step and distillation_step
 cifar10  a teacher, a 4-bit student and a 4-bit CLK of full size, trained by main.py
+studies  what STUDIES below lists, a dozen small networks at a time
 
 A stage ends by itself within --minutes. What it finds is written into DIR at once, in few small
 files. Everything else stays in --work, checkpoints too: from them the same command goes on with
-cifar10. --dry_run does a stage in miniature on a CPU.
+cifar10 and studies. --dry_run does a stage in miniature on a CPU.
 """
 
 import argparse
@@ -48,6 +49,24 @@ TRAININGS = {  # options of main.py
     "student": ["--paper_setting", "student", "--bits", "4"],
     "CLK": ["--paper_setting", "qamd", "--bits", "4", "--loss", "CLK"],
 }
+QUARTER = "--data folder --data_path data/cifar10_12500 --image_size 32 --width 8 --batch_size 64"
+STUDIES = {  # by --name: the study's module in experiments/, and its options
+    "cifar10_45": ("study", f"{QUARTER} --epochs 45 --bits 4 2 --methods CLK student --seeds 1 2"),
+    "cifar10_timesteps": (
+        "timesteps",
+        f"{QUARTER} --epochs 15 --teacher_epochs 20 --bits 4 --seeds 1 2 "
+        "--teacher_time_window 4 --time_windows 1 2 4",
+    ),
+    "cifar10_methods": (
+        "study",
+        f"{QUARTER} --epochs 15 --teacher_epochs 20 --bits 4 --seeds 1 2 3 "
+        "--methods student CL CLM CLK --starts scratch teacher",
+    ),
+}
+OF_DRY_RUN = {"study": "--methods student", "timesteps": "--time_windows 1 2"}
+OF_A_CLASS = 1250  # training images of cifar10_12500
+AT_A_TIME = 12  # small networks that share a GPU: it waits for each one's Python
+KEPT = ("run.json", "measured.json", "metrics.csv", "settings.json", "commits.txt", "log.txt")
 WORKERS = 8  # processes that run tests: most wait for Python, or compile
 GRACE = 40  # seconds that a training gets to finish its step, or an evaluation, and to save
 
@@ -60,6 +79,8 @@ class Stage:
         self.dry_run, self.data, self.epochs = args.dry_run, args.data, args.epochs
         self.deadline = time.monotonic() + 60 * args.minutes
         self.device = torch.device("cpu" if args.dry_run else "cuda")
+        # Where this machine's own studies have theirs, which go on from what comes back.
+        self.runs = work / "runs" if args.dry_run else ROOT / "runs"
         self.environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         if args.dry_run:
             # Compiling takes a CPU minutes: torch.compile gives the eager functions here.
@@ -216,6 +237,47 @@ def cifar10(stage: Stage) -> bool:
     return succeeded
 
 
+def studies(stage: Stage) -> bool:
+    """Whether no run failed. The runs' small files come back as studies.tar.gz: unpacked here, they
+    give `python -m experiments.study --table` its rows."""
+    quarter_of(stage)
+    rows, succeeded = [], True
+    for name, (module, options) in STUDIES.items():
+        if stage.dry_run:
+            options = f"--data digits --width 1 --epochs 1 --bits 4 --seeds 1 {OF_DRY_RUN[module]}"
+        where = ["--name", name, "--runs", str(stage.runs), "--results", str(stage.work)]
+        code = stage.run(
+            *("-m", f"experiments.{module}", *options.split(), "--workers", "0", "--compile"),
+            *("--parallel", "2" if stage.dry_run else str(AT_A_TIME), *where),
+            grace=GRACE,
+        )
+        folders = [x for x in (stage.runs / name).glob("*") if x.is_dir()]
+        done = sum((folder / "measured.json").is_file() for folder in folders)
+        rows.append((name, str(done), str(len(folders) - done)))
+        succeeded &= code in (0, None)
+    with tarfile.open(stage.out / "studies.tar.gz", "w:gz") as archive:
+        for path in sorted(stage.runs.glob("*/*/*")):
+            if path.name in KEPT and path.parts[-3] in STUDIES:
+                archive.add(path, Path("runs", *path.parts[-3:]))
+    stage.write(table(("study", "runs done", "begun"), rows))
+    return succeeded
+
+
+def quarter_of(stage: Stage) -> None:
+    """Make data/cifar10_12500 where it is missing: a quarter for training, all test images."""
+    folder = ROOT / "data/cifar10_12500"
+    if stage.dry_run or folder.is_dir():
+        return
+    images = images_of(stage)
+    with whole_folder(folder) as unfinished:
+        for part in ("train", "val"):
+            for of_class in sorted((images / part).iterdir()):
+                to = unfinished / part / of_class.name
+                to.mkdir(parents=True)
+                for path in sorted(of_class.iterdir())[: OF_A_CLASS if part == "train" else None]:
+                    os.link(path, to / path.name)
+
+
 def epochs_in(metrics: Path) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv."""
     return list(csv.DictReader(metrics.open(newline=""))) if metrics.exists() else []
@@ -263,7 +325,8 @@ def write_tiny_archive(path: Path) -> None:
             files.addfile(member, image)
 
 
-STAGES = {"check": check, "speed": speed, "cifar10": cifar10}
+NEED_IMAGES = ("cifar10", "studies")
+STAGES = {"check": check, "speed": speed, "cifar10": cifar10, "studies": studies}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -286,7 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         problem = "there is no usable GPU: --dry_run tries a stage in miniature on the CPU"
     elif args.wheels is not None and not any(args.wheels.glob("*.whl")):
         problem = f"--wheels {args.wheels} holds no wheels (*.whl)"
-    elif args.stage == "cifar10" and not args.dry_run and not args.data.is_file():
+    elif args.stage in NEED_IMAGES and not args.dry_run and not args.data.is_file():
         problem = f"--data {args.data} is missing: copy the archive of the JPEGs there"
     if problem is not None:
         print(f"gpu.sh: error: {problem}", file=sys.stderr)

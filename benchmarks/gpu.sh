@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What can only be shown on a GPU, in stages that end within nine minutes and need no network:
-#   bash benchmarks/gpu.sh check|speed|cifar10 --out DIR [--dry_run] …
+#   bash benchmarks/gpu.sh check|speed|cifar10|studies --out DIR [--dry_run] …
 # benchmarks/README.md says how. Uses .venv where there is one, else the machine's own python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
