@@ -6,8 +6,8 @@ cifar10  a teacher, a 4-bit student and a 4-bit CLK of full size, trained by mai
 studies  what STUDIES below lists, a dozen small networks at a time
 
 A stage ends by itself within --minutes. What it finds is written into DIR at once, in few small
-files. Everything else stays in --work, checkpoints too: from them the same command goes on with
-cifar10 and studies. --dry_run does a stage in miniature on a CPU.
+files. Everything else stays in --work (of studies in data/ and runs/), checkpoints too: from them
+the same command goes on with cifar10 and studies. --dry_run does a stage in miniature on a CPU.
 """
 
 import argparse
@@ -63,7 +63,7 @@ STUDIES = {  # by --name: the study's module in experiments/, and its options
         "--methods student CL CLM CLK --starts scratch teacher",
     ),
 }
-OF_DRY_RUN = {"study": "--methods student", "timesteps": "--time_windows 1 2"}
+OF_DRY_RUN = {"study": "--methods student", "timesteps": "--time_windows 1 --teacher_time_window 1"}
 OF_A_CLASS = 1250  # training images of cifar10_12500
 AT_A_TIME = 12  # small networks that share a GPU: it waits for each one's Python
 KEPT = ("run.json", "measured.json", "metrics.csv", "settings.json", "commits.txt", "log.txt")
@@ -79,8 +79,8 @@ class Stage:
         self.dry_run, self.data, self.epochs = args.dry_run, args.data, args.epochs
         self.deadline = time.monotonic() + 60 * args.minutes
         self.device = torch.device("cpu" if args.dry_run else "cuda")
-        # Where this machine's own studies have theirs, which go on from what comes back.
-        self.runs = work / "runs" if args.dry_run else ROOT / "runs"
+        self.quarter = (work if args.dry_run else ROOT / "data") / "cifar10_12500"
+        self.runs = work / "runs" if args.dry_run else ROOT / "runs"  # of studies: their default
         self.environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         if args.dry_run:
             # Compiling takes a CPU minutes: torch.compile gives the eager functions here.
@@ -239,43 +239,43 @@ def cifar10(stage: Stage) -> bool:
 
 def studies(stage: Stage) -> bool:
     """Whether no run failed. The runs' small files come back as studies.tar.gz: unpacked here, they
-    give `python -m experiments.study --table` its rows."""
+    give the same studies their rows (--table)."""
     quarter_of(stage)
     rows, succeeded = [], True
     for name, (module, options) in STUDIES.items():
         if stage.dry_run:
             options = f"--data digits --width 1 --epochs 1 --bits 4 --seeds 1 {OF_DRY_RUN[module]}"
-        where = ["--name", name, "--runs", str(stage.runs), "--results", str(stage.work)]
         code = stage.run(
             *("-m", f"experiments.{module}", *options.split(), "--workers", "0", "--compile"),
-            *("--parallel", "2" if stage.dry_run else str(AT_A_TIME), *where),
+            *("--parallel", "2" if stage.dry_run else str(AT_A_TIME), "--name", name),
+            *("--runs", str(stage.runs), "--results", str(stage.work / "results")),
             grace=GRACE,
         )
-        folders = [x for x in (stage.runs / name).glob("*") if x.is_dir()]
-        done = sum((folder / "measured.json").is_file() for folder in folders)
-        rows.append((name, str(done), str(len(folders) - done)))
+        done = len(list((stage.runs / name).glob("*/measured.json")))
+        ends = {0: "all of it", None: "the time was up: the same command goes on"}
+        rows.append((name, str(done), ends.get(code, "failed: see studies.log")))
         succeeded &= code in (0, None)
-    with tarfile.open(stage.out / "studies.tar.gz", "w:gz") as archive:
-        for path in sorted(stage.runs.glob("*/*/*")):
-            if path.name in KEPT and path.parts[-3] in STUDIES:
-                archive.add(path, Path("runs", *path.parts[-3:]))
-    stage.write(table(("study", "runs done", "begun"), rows))
+        with tarfile.open(stage.out / "studies.tar.gz", "w:gz") as archive:
+            for path in sorted(stage.runs.glob("*/*/*")):
+                if path.name in KEPT and path.parts[-3] in STUDIES:
+                    archive.add(path, Path("runs", *path.parts[-3:]))
+        stage.write(table(("study", "runs done", "holds"), rows))
     return succeeded
 
 
 def quarter_of(stage: Stage) -> None:
     """Make data/cifar10_12500 where it is missing: a quarter for training, all test images."""
-    folder = ROOT / "data/cifar10_12500"
-    if stage.dry_run or folder.is_dir():
+    folder = stage.quarter
+    if folder.is_dir():
         return
-    images = images_of(stage)
+    images = unpacked(stage)
     with whole_folder(folder) as unfinished:
-        for part in ("train", "val"):
+        for part, most in (("train", OF_A_CLASS), ("val", None)):
             for of_class in sorted((images / part).iterdir()):
                 to = unfinished / part / of_class.name
                 to.mkdir(parents=True)
-                for path in sorted(of_class.iterdir())[: OF_A_CLASS if part == "train" else None]:
-                    os.link(path, to / path.name)
+                for path in sorted(of_class.iterdir())[:most]:
+                    shutil.copy(path, to)
 
 
 def epochs_in(metrics: Path) -> list[dict[str, str]]:
@@ -292,8 +292,8 @@ def figures(epochs: list[dict[str, str]]) -> tuple[str, str, str]:
     return percent(last, 2), percent(best, 2), f"{speed:.0f}"
 
 
-def images_of(stage: Stage) -> Path:
-    """The folder that the archive was unpacked into, and packed; made where it is missing."""
+def unpacked(stage: Stage) -> Path:
+    """The folder that the archive was unpacked into; made where it is missing."""
     folder = stage.work / "cifar10"
     if not folder.is_dir():
         archive = stage.work / "tiny.tar" if stage.dry_run else stage.data
@@ -301,6 +301,12 @@ def images_of(stage: Stage) -> Path:
             write_tiny_archive(archive)
         with whole_folder(folder) as unfinished, tarfile.open(archive) as files:
             files.extractall(unfinished, filter="data")
+    return folder
+
+
+def images_of(stage: Stage) -> Path:
+    """The same folder, packed."""
+    folder = unpacked(stage)
     packed = stage.work / "packed"
     if not packed.exists():
         # The first training would do it too, in its time.

@@ -28,9 +28,7 @@ from settings import Settings, input_step_of
 
 SHARE_OF_STATISTICS = 0.05  # of an epoch's batches, without gradients: under 2 % of its time
 MOST_OF_STATISTICS = 20  # batches: they stay in memory, and are little beside what a step takes
-# Images at once of an evaluation on a GPU, in times of a training step's: without what backward
-# needs they take less memory, and where a GPU waits for Python they take no longer.
-TESTED_AT_ONCE = 3
+TESTED_AT_ONCE = 256  # images, on a GPU: see tested_share_of
 
 DataSets = tuple[ImageSet, ImageSet]  # training and test data
 
@@ -51,10 +49,17 @@ def share_of(settings: Settings) -> Share:
 
 
 def tested_share_of(settings: Settings, device: torch.device) -> Share:
-    """The same of an evaluation between epochs."""
+    """The same of an evaluation between epochs.
+
+    A GPU waits for Python there, as long for 64 images as for 256: it takes so many at once, but
+    not more than four times a training step's. They take less memory than that step, since nothing
+    is kept for backward.
+    """
     share = share_of(settings)
-    times = TESTED_AT_ONCE if device.type == "cuda" else 1
-    return share._replace(batch_size=times * share.batch_size)
+    if device.type != "cuda":
+        return share
+    at_once = max(share.batch_size, min(4 * share.batch_size, TESTED_AT_ONCE))
+    return share._replace(batch_size=at_once)
 
 
 def batches_of(

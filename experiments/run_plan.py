@@ -91,12 +91,16 @@ def without(telling: str, names: Iterable[str]) -> str:
 
 
 def measure_times(plan: Plan) -> None:
-    """Fill in how long each run will take. Raises UserError where one cannot start."""
+    """Fill in how long each run will take, without compiling, of which each kind would need a
+    minute. Raises UserError where one cannot start."""
     kinds: dict[tuple[str, str], Planned] = {}
     for planned in plan.todo:
         kinds.setdefault(kind(planned), planned)
     jobs = [
-        {"options": x.options, "teacher": x.teacher.options if is_taught(x.settings) else None}
+        {
+            "options": not_compiled(x),
+            "teacher": not_compiled(x.teacher) if is_taught(x.settings) else None,
+        }
         for x in kinds.values()
     ]
     done = subprocess.run(
@@ -115,21 +119,28 @@ def measure_times(plan: Plan) -> None:
             raise UserError(f"{planned.title}: {found[key]['error']}")
     for planned in plan.todo:
         expected = found[kind(planned)]
-        epochs = planned.settings.epochs - epochs_done(planned.folder(plan.runs))
         plan.seconds[planned] = (
             STARTING
-            + epochs * expected["seconds_an_epoch"]
+            + epochs_left(planned, plan.runs) * expected["seconds_an_epoch"]
             + MEASURING * expected["seconds_an_evaluation"]
         )
 
 
-def learn_time(plan: Plan, done: Planned, found: dict[str, Any]) -> None:
-    """What a run has taken, for those of its kind of which nobody has measured it."""
-    an_epoch = found["seconds"] / done.settings.epochs
-    for planned in plan.todo:
-        if planned not in plan.seconds and kind(planned) == kind(done):
-            epochs = planned.settings.epochs - epochs_done(planned.folder(plan.runs))
-            plan.seconds[planned] = STARTING + epochs * an_epoch
+def not_compiled(planned: Planned) -> list[str]:
+    return [x for x in planned.options if x != "--compile"]
+
+
+def epochs_left(planned: Planned, runs: Path) -> int:
+    return planned.settings.epochs - epochs_done(planned.folder(runs))
+
+
+def learn_time(plan: Plan, waiting: Sequence[Planned], done: Planned, took: float) -> None:
+    """A run has ended that had all its epochs before it: those of its kind that still wait take as
+    long, by their epochs."""
+    for planned in waiting:
+        if kind(planned) == kind(done):
+            share = epochs_left(planned, plan.runs) / done.settings.epochs
+            plan.seconds[planned] = share * took
 
 
 def epochs_done(folder: Path) -> int:
@@ -150,6 +161,7 @@ class Going:
     process: subprocess.Popen
     place: int
     started: float
+    epochs: int  # that were left of it
 
 
 def run_all(
@@ -176,9 +188,10 @@ def run_all(
                 going.remove(one)
                 reason = what_ended(one, plan.runs)
                 if reason is None:
-                    found = measured(one.planned.folder(plan.runs))
-                    finished(one.planned, found)
-                    learn_time(plan, one.planned, found)
+                    finished(one.planned, measured(one.planned.folder(plan.runs)))
+                    if one.epochs == one.planned.settings.epochs:
+                        took = time.monotonic() - one.started
+                        learn_time(plan, waiting, one.planned, took)
                 elif not received:
                     failed.append((one.planned, reason))
                     say(f"failed    {one.planned.title}: {reason}")
@@ -227,6 +240,7 @@ def next_ready(waiting: list[Planned], going: list[Going], runs: Path) -> Planne
 def start(planned: Planned, plan: Plan, place: int) -> Going:
     folder = planned.folder(plan.runs)
     write_run(planned, plan.runs)
+    epochs = epochs_left(planned, plan.runs)
     with (folder / LOG).open("a") as log:
         process = subprocess.Popen(
             command(str(folder)),
@@ -237,7 +251,7 @@ def start(planned: Planned, plan: Plan, place: int) -> Going:
             start_new_session=True,  # Ctrl-C is for the study, which tells them
         )
     say(f"started   {planned.title}")
-    return Going(planned, process, place, time.monotonic())
+    return Going(planned, process, place, time.monotonic(), epochs)
 
 
 def write_run(planned: Planned, runs: Path) -> None:
@@ -315,7 +329,7 @@ def say_finished(planned: Planned, found: dict[str, Any]) -> None:
 def say_left(plan: Plan, waiting: list[Planned], going: list[Going], done: Planned) -> None:
     left = len(waiting) + len(going)
     text = f"{len(plan.todo) - left} of {len(plan.todo)} runs have ended"
-    if left and all(x in plan.seconds for x in (*waiting, *(one.planned for one in going))):
+    if left:
         text += f", about {duration(seconds_left(plan, waiting, going))} left"
     say(f"          {text}")
 
@@ -323,6 +337,6 @@ def say_left(plan: Plan, waiting: list[Planned], going: list[Going], done: Plann
 def seconds_left(plan: Plan, waiting: Sequence[Planned], going: Sequence[Going] = ()) -> float:
     """Until all have ended, if all places are always in use."""
     now = time.monotonic()
-    rest = [max(0.0, plan.seconds[one.planned] - (now - one.started)) for one in going]
-    rest += [plan.seconds[planned] for planned in waiting]
+    rest = [max(0.0, plan.seconds.get(one.planned, 0.0) - (now - one.started)) for one in going]
+    rest += [plan.seconds.get(planned, 0.0) for planned in waiting]
     return max([*rest, sum(rest) / len(plan.places)], default=0.0)

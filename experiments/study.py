@@ -193,7 +193,7 @@ def command(
         there = places(args.parallel, args.gpus)
         plan = Plan(planned_runs(args, runs), runs, there)
         if args.dry_run:
-            outline(plan, read_rows(results / ROWS), dry=True)
+            outline(plan, read_rows(results / ROWS))
             return 0
         runs.mkdir(parents=True, exist_ok=True)
         try:
@@ -219,8 +219,8 @@ def check(args: argparse.Namespace) -> None:
             raise UserError(f"--{name} must be 1 or more")
 
 
-def outline(plan: Plan, rows: Sequence[Row], dry: bool) -> None:
-    """Leave in the plan what is missing, and say how much that is; `dry`: nothing runs after it."""
+def outline(plan: Plan, rows: Sequence[Row]) -> None:
+    """Leave in the plan what is missing, and say how much that is."""
     wanted, plan.todo = plan.todo, missing(plan.todo, rows, plan.runs)
     teachers = sum(x.teacher is None for x in wanted)
     print(
@@ -228,11 +228,11 @@ def outline(plan: Plan, rows: Sequence[Row], dry: bool) -> None:
         f"{len(plan.todo)} of them to run, {len(plan.places)} at a time",
         flush=True,
     )
-    if any(x.settings.compile for x in plan.todo) and not dry:
-        print("time      not measured, since compiling takes longer: --dry_run does", flush=True)
-    elif plan.todo:
+    if plan.todo:
         measure_times(plan)
-        print(f"time      about {duration(seconds_left(plan, plan.todo))}", flush=True)
+        compiled = any(x.settings.compile for x in plan.todo)
+        how = ", as measured without --compile" * compiled
+        print(f"time      about {duration(seconds_left(plan, plan.todo))}{how}", flush=True)
 
 
 def take_finished(plan: Plan, path: Path) -> None:
@@ -256,7 +256,7 @@ def carry_out(
         todo = missing(plan.todo, read_rows(path), plan.runs)
         failed = [(planned, why_missing(planned.folder(plan.runs))) for planned in todo]
     else:
-        outline(plan, read_rows(path), dry=False)
+        outline(plan, read_rows(path))
         failed = run_all(plan, finished) if plan.todo else []
     if not failed or read_rows(path):
         write_tables(results)
@@ -268,7 +268,7 @@ def carry_out(
 
 def write_slurm(plan: Plan, results: Path, words: Sequence[str]) -> int:
     take_finished(plan, results / ROWS)
-    outline(plan, read_rows(results / ROWS), dry=True)
+    outline(plan, read_rows(results / ROWS))
     words = [x for x in words if x != "--slurm"]
     path = write_jobs(plan.todo, plan.runs, ["python", "-m", *words, "--table"])
     print(f"submit    bash {path} [options of sbatch]")

@@ -36,8 +36,7 @@ from .nonideal import Prepare, load_quantized, on_chip
 from .render import mean_and_deviation
 from .trace import describe
 
-# Of the steps of an ADC that are tried, √2 apart, the first, in cell steps: cells that have drifted
-# add up to less.
+# The smallest step of an ADC that is tried, in cell steps: cells that have drifted add up to less.
 SMALLEST_STEP = 0.25
 
 
@@ -65,7 +64,7 @@ def calibrate_sums(layer: CrossbarLayer, x: Tensor) -> None:
     a linear layer the scale and shift of each output, by least squares from the ideal sums."""
     widest = max(1.0, layer.full_range / layer.largest_code)  # clips nothing that is meant
     first, last = (math.ceil(2 * math.log2(step)) for step in (SMALLEST_STEP, widest))
-    # Of steps that lose equally little the largest is taken: it reaches furthest.
+    # √2 apart. Of steps that lose equally little the largest is taken: it reaches furthest.
     steps = [2 ** (i / 2) for i in range(last, first - 1, -1)]
     ideal = layer.ideal_sums(x)
     lost = [lost_share(layer.trial(x, step), ideal) for step in steps]

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tarfile
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from benchmarks import gpu
 from benchmarks.training_step import COMPILED, OURS, against_float32
 from conftest import REPOSITORY, read_csv, refused
+from experiments import study, timesteps
 
 
 def run(stage: str, out: Path, environment: dict[str, str], *options: str) -> str:
@@ -145,3 +147,33 @@ def test_ratios_over_precisions_are_of_medians():
         "bf16": {COMPILED: [1.0, 9.0, 2.0]},
     }
     assert list(against_float32(steps)) == [f"loops in float32 / {COMPILED} in bf16: step 2.500"]
+
+
+def test_studies_run_a_dozen_networks_and_bring_back_what_their_tables_need(
+    tmp_path, shell_environment
+):
+    work = tmp_path / "work"
+    text = run("studies", tmp_path / "out", shell_environment, "--work", str(work))
+    for name in gpu.STUDIES:
+        assert re.search(rf"\| {name} \| \d+ \| all of it \|", text)
+    with tarfile.open(tmp_path / "out/studies.tar.gz") as archive:
+        archive.extractall(tmp_path / "here", filter="data")
+    log = (tmp_path / "out/studies.log").read_text()
+    command = next(x for x in log.splitlines() if "--name cifar10_45" in x)
+    _, _, _, *options = command.removeprefix("$ ").split()
+    options[options.index("--runs") + 1] = str(tmp_path / "here/runs")
+    options[options.index("--results") + 1] = str(tmp_path / "here/results")
+    assert study.main([*options, "--table"]) == 0
+    assert len(read_csv(tmp_path / "here/results/cifar10_45/rows.csv")) == 2
+    images = sorted(x.relative_to(work / "cifar10") for x in (work / "cifar10").rglob("*.jpg"))
+    quarter = work / "cifar10_12500"  # of so few images all
+    assert images == sorted(x.relative_to(quarter) for x in quarter.rglob("*.jpg"))
+
+
+@pytest.mark.parametrize("name", gpu.STUDIES)
+def test_the_studies_can_be_planned(name, tmp_path):
+    module, options = gpu.STUDIES[name]
+    module = {"study": study, "timesteps": timesteps}[module]
+    parser = getattr(module, f"{module.__name__.split('.')[-1]}_parser")()
+    args = parser.parse_args([*options.split(), "--workers", "0", "--compile"])
+    assert len(module.planned_runs(args, tmp_path)) >= 10

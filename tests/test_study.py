@@ -252,28 +252,40 @@ def test_what_has_a_row_is_never_run_again_though_its_folder_is_gone(both, monke
     assert run(["--table"], capfd)[0] == 0
 
 
-def test_a_compiled_study_starts_at_once_and_learns_how_long_its_runs_take(
-    tmp_path, monkeypatch, capsys
-):
-    def measure(plan):
-        raise AssertionError("it would compile every kind of run first")
+def test_forecasts_do_not_compile_and_follow_what_runs_have_taken(tmp_path, monkeypatch, capsys):
+    asked: list[dict] = []
 
-    monkeypatch.setattr(study, "measure_times", measure)
+    def answer(command, input, **rest):
+        asked.extend(json.loads(input))
+        times = [{"seconds_an_epoch": 1.0, "seconds_an_evaluation": 1.0}] * len(json.loads(input))
+        return subprocess.CompletedProcess(command, 0, json.dumps(times) + "\n", "")
+
     todo = planned(["--compile", "--seeds", "1", "2", "--methods", "CLK"], tmp_path)
     plan = run_plan.Plan(todo, tmp_path, [{}])
-    study.outline(plan, [], dry=False)
-    assert "time      not measured" in capsys.readouterr().out
-    teacher, student, second_teacher, _ = todo
-    run_plan.say_left(plan, todo[1:], [], teacher)
-    assert capsys.readouterr().out.endswith("1 of 4 runs have ended\n")
-    for done in (teacher, student):  # 200 and 400 s of 100 epochs
-        seconds = 400.0 if done is student else 200.0
-        run_plan.learn_time(plan, done, {"seconds": seconds})
-    run_plan.say_left(plan, todo[2:], [], student)
-    assert capsys.readouterr().out.endswith("2 of 4 runs have ended, about 10 min 10 s left\n")
-    assert plan.seconds[second_teacher] == 200.0 + run_plan.STARTING
-    with pytest.raises(AssertionError, match="would compile"):
-        study.outline(plan, [], dry=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", answer)
+        study.outline(plan, [])
+    said = capsys.readouterr().out
+    assert (
+        "time      about 7 min 16 s, as measured without --compile" in said
+    )  # 4 · (5 + 100 + 4) s
+    assert len(asked) == 2
+    assert "--compile" in todo[0].options
+    assert not any("--compile" in (*x["options"], *(x["teacher"] or ())) for x in asked)
+
+    first, taught, second, half_done = todo
+    folder = half_done.folder(tmp_path)
+    folder.mkdir(parents=True)
+    rows = "".join(f"{epoch},0.1\n" for epoch in range(1, 51))
+    (folder / "metrics.csv").write_text(f"epoch,lr\n{rows}")
+    run_plan.learn_time(plan, [second, half_done], first, took=300.0)
+    assert plan.seconds[second] == 300
+    assert plan.seconds[half_done] == 109  # of another kind
+    run_plan.learn_time(plan, [half_done], taught, took=600.0)
+    assert plan.seconds[half_done] == 300
+    going = run_plan.Going(second, None, 0, time.monotonic() - 100, epochs=100)
+    run_plan.learn_time(plan, [half_done], first, took=50.0)
+    assert run_plan.seconds_left(plan, [half_done], [going]) == pytest.approx(500, abs=5)
 
 
 def processes_in(folder: Path) -> list[Path]:
