@@ -171,7 +171,10 @@ def test_studies_run_a_dozen_networks_and_bring_back_what_their_tables_need(
 
 
 @pytest.mark.parametrize("name", gpu.STUDIES)
-def test_the_studies_can_be_planned(name, tmp_path):
+def test_the_studies_can_be_planned(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / "data/cifar10_12500" / folder).mkdir(parents=True)
     module, options = gpu.STUDIES[name]
     module = {"study": study, "timesteps": timesteps}[module]
     parser = getattr(module, f"{module.__name__.split('.')[-1]}_parser")()
