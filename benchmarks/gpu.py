@@ -244,7 +244,8 @@ def studies(stage: Stage) -> bool:
     rows, succeeded = [], True
     for name, (module, options) in STUDIES.items():
         if stage.dry_run:
-            options = f"--data digits --width 1 --epochs 1 --bits 4 --seeds 1 {OF_DRY_RUN[module]}"
+            images = f"--data folder --data_path {stage.quarter} --image_size 16 --batch_size 8"
+            options = f"{images} --width 1 --epochs 1 --bits 4 --seeds 1 {OF_DRY_RUN[module]}"
         code = stage.run(
             *("-m", f"experiments.{module}", *options.split(), "--workers", "0", "--compile"),
             *("--parallel", "2" if stage.dry_run else str(AT_A_TIME), "--name", name),

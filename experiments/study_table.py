@@ -135,6 +135,11 @@ def kind_of(row: Row) -> tuple:
     return tuple(without_seed(values_of(row[x])) for x in ("settings", "teacher_settings"))
 
 
+def teacher_of(row: Row) -> tuple:
+    """What the teachers of a group's rows have in common."""
+    return without_seed(values_of(row["teacher_settings"]))
+
+
 def without_seed(values: Values) -> tuple:
     return tuple((name, x) for name, x in values.items() if name not in ("seed", "fold"))
 
@@ -347,17 +352,24 @@ def table_csv(groups: Sequence[Group]) -> str:
 
 def picture(groups: Sequence[Group]) -> Figure:
     """Accuracy, membrane KL and differing spikes over bits; a row of panels for each data set, T,
-    start and recipe."""
+    start and recipe. Those of a data set have one scale."""
     axes = varied(groups)
     of_line = [name for name in axes if name in of_method()]
     of_panel = [name for name in axes if name not in of_method()]
 
+    students = _students(groups)
+    # A student says only what its teacher has of its own: one that has less in common with the same
+    # teacher says more.
+    teachers: dict[tuple, str] = {}
+    for group in students:
+        said = teachers.get(teacher_of(group.about), ""), group.about["teacher_options"]
+        teachers[teacher_of(group.about)] = max(said, key=len)
+
     def panel_of(row: Row) -> str:
         parts = [row["data"], f"T {row['time_window']}", f"from {row['start']}"]
-        teachers = [f"teachers with {x}" for x in [row["teacher_options"]] if x]
-        return ", ".join([*parts, *words(row, of_panel), *teachers])
+        of_teachers = [f"teachers with {x}" for x in [teachers[teacher_of(row)]] if x]
+        return ", ".join([*parts, *words(row, of_panel), *of_teachers])
 
-    students = _students(groups)
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))
     labels = {}
     for group in students:
@@ -367,9 +379,13 @@ def picture(groups: Sequence[Group]) -> Figure:
     widths = sorted({int(group.about["bits"]) for group in students})
     height = 0.8 + 2.8 * len(titles)
     figure, panels = new_figure(12, height, len(titles), len(SHOWN), sharex=True, squeeze=False)
+    first_of: dict[str, Any] = {}  # the panels of a data set that are drawn first
     for title, line in zip(titles, panels, strict=True):
         here = [group for group in students if panel_of(group.about) == title]
-        for measure, panel in zip(SHOWN, line, strict=True):
+        firsts = first_of.setdefault(here[0].about["data"], line)
+        for measure, panel, first in zip(SHOWN, line, firsts, strict=True):
+            if panel is not first:
+                panel.sharey(first)
             _, label, scale, _ = MEASURES[measure]
             for i, (name, look) in enumerate(looks.items()):
                 shown = [

@@ -697,6 +697,22 @@ def test_the_picture_names_only_the_methods_that_were_run_in_their_colours():
         assert same_color(handle[0].get_color(), COLOURS[method])
 
 
+def test_panels_have_one_scale_and_one_teacher_is_named_alike_in_all():
+    """However much of its recipe a student shares with it."""
+    found = []
+    for method, not_in_common in (("student", "clip_grad=5 lr=0.3"), ("CLK", "lr=0.3")):
+        for lr, accuracy, said in (("0.1", 0.5, not_in_common), ("0.3", 0.9, "")):
+            of_teacher = {"teacher_settings": "epochs=20 lr=0.3", "teacher_options": said}
+            given = {"options": f"width=8 epochs=15 lr={lr}", "given": {"lr": lr}}
+            found.append(row(method, 0, accuracy, **given) | of_teacher)
+    figure = study_table.picture(study_table.groups_of(found))
+    panels = figure.axes[:: len(study_table.SHOWN)]
+    assert [panel.get_title(loc="left") for panel in panels] == [
+        f"digits, T 4, from scratch, lr {lr}, teachers with clip_grad=5 lr=0.3" for lr in (0.1, 0.3)
+    ]
+    assert panels[0].get_ylim() == panels[1].get_ylim()
+
+
 # Timesteps.
 
 
