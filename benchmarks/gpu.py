@@ -63,7 +63,10 @@ STUDIES = {  # by --name: the study's module in experiments/, and its options
         "--methods student CL CLM CLK --starts scratch teacher",
     ),
 }
-OF_DRY_RUN = {"study": "--methods student", "timesteps": "--time_windows 1 --teacher_time_window 1"}
+OF_DRY_RUN = {  # one study of each module
+    "cifar10_45": "--methods student",
+    "cifar10_timesteps": "--time_windows 1 --teacher_time_window 1",
+}
 OF_A_CLASS = 1250  # training images of cifar10_12500
 AT_A_TIME = 12  # small networks that share a GPU: it waits for each one's Python
 KEPT = ("run.json", "measured.json", "metrics.csv", "settings.json", "commits.txt", "log.txt")
@@ -242,10 +245,11 @@ def studies(stage: Stage) -> bool:
     give the same studies their rows (--table)."""
     quarter_of(stage)
     rows, succeeded = [], True
-    for name, (module, options) in STUDIES.items():
+    for name in OF_DRY_RUN if stage.dry_run else STUDIES:
+        module, options = STUDIES[name]
         if stage.dry_run:
             images = f"--data folder --data_path {stage.quarter} --image_size 16 --batch_size 8"
-            options = f"{images} --width 1 --epochs 1 --bits 4 --seeds 1 {OF_DRY_RUN[module]}"
+            options = f"{images} --width 1 --epochs 1 --bits 4 --seeds 1 {OF_DRY_RUN[name]}"
         code = stage.run(
             *("-m", f"experiments.{module}", *options.split(), "--workers", "0", "--compile"),
             *("--parallel", "2" if stage.dry_run else str(AT_A_TIME), "--name", name),
