@@ -135,8 +135,8 @@ def kind_of(row: Row) -> tuple:
     return tuple(without_seed(values_of(row[x])) for x in ("settings", "teacher_settings"))
 
 
-def teacher_of(row: Row) -> tuple:
-    """What the teachers of a group's rows have in common."""
+def teachers_of(row: Row) -> tuple:
+    """What tells them from others but seed and fold."""
     return without_seed(values_of(row["teacher_settings"]))
 
 
@@ -362,12 +362,12 @@ def picture(groups: Sequence[Group]) -> Figure:
     # teacher says more.
     teachers: dict[tuple, str] = {}
     for group in students:
-        said = teachers.get(teacher_of(group.about), ""), group.about["teacher_options"]
-        teachers[teacher_of(group.about)] = max(said, key=len)
+        said = teachers.get(teachers_of(group.about), ""), group.about["teacher_options"]
+        teachers[teachers_of(group.about)] = max(said, key=len)
 
     def panel_of(row: Row) -> str:
         parts = [row["data"], f"T {row['time_window']}", f"from {row['start']}"]
-        of_teachers = [f"teachers with {x}" for x in [teachers[teacher_of(row)]] if x]
+        of_teachers = [f"teachers with {x}" for x in [teachers[teachers_of(row)]] if x]
         return ", ".join([*parts, *words(row, of_panel), *of_teachers])
 
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))

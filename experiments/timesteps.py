@@ -25,9 +25,9 @@ from experiments.study_table import (
     MEASURES,
     Group,
     shown_value,
+    teachers_of,
     values_of,
     varied,
-    without_seed,
     words,
     write_tables,
 )
@@ -83,11 +83,6 @@ def networks_of(group: Group, groups: Sequence[Group]) -> list[str]:
         if other.about["method"] == METHOD and teachers_of(other.about) == teachers
     }
     return [ONE, OWN_T] if len(taught) > 1 else [OWN_T]
-
-
-def teachers_of(row: Row) -> tuple:
-    """What tells them from others but seed and fold."""
-    return without_seed(values_of(row["teacher_settings"]))
 
 
 def options_of(groups: Sequence[Group]) -> list[str]:

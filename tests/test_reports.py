@@ -614,6 +614,15 @@ def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsy
     printed = capsys.readouterr().out
     assert "digital accuracy" in printed
     assert "raises the mean conductance by 8.3 %" in printed
+    again = nonideal_report(
+        str(trained["qamd"]),
+        None,
+        Chip(sigma=1.0),
+        seed=0,
+        trials=2,
+        time_steps=1,
+    )
+    assert again["accuracies"] == report["accuracies"]  # seeded
 
 
 MISTAKES = {  # a command: what makes each a mistake
