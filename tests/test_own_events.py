@@ -14,7 +14,7 @@ from checkpoints import load_checkpoint
 from data_loader import read_sample
 from loading import data_sets_of
 from stand_in_data import write_nmnist
-from test_prepare import files_below, prepare, refused
+from test_prepare import files_below, frames_by_spikingjelly, prepare, refused
 from test_recordings import aedat2, aedat3, five_bytes, saved, table
 
 T = 3
@@ -327,11 +327,6 @@ def write_gesture(root: Path) -> None:
 def test_spikingjellys_data_sets_have_its_frames(
     data, theirs, folder, write_raw, samples, split_by, tmp_path, capsys
 ):
-    class WithoutDownload(theirs):
-        @classmethod
-        def resource_url_md5(cls):
-            return []
-
     write_raw(tmp_path / folder)
     command = ["prepare", "--data", data, "--time_window", T, "--image_size", 128]
     command += ["--split_by", split_by, "--data_path", tmp_path]
@@ -342,8 +337,7 @@ def test_spikingjellys_data_sets_have_its_frames(
     shutil.copytree(tmp_path / folder / "extract", other / "extract")
     for train in (True, False):
         which = {} if data == "cifar10dvs" else {"train": train}
-        how = {"data_type": "frame", "frames_number": T, "split_by": split_by}
-        WithoutDownload(str(other), **how, **which)
+        frames_by_spikingjelly(theirs, other, split_by, **which)
     name = f"frames_number_{T}_split_by_{split_by}"
     assert files_below(tmp_path / folder / name) == files_below(other / name)
     assert files_below(other / name)

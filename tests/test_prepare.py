@@ -14,12 +14,14 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sklearn.datasets
 import torch
 from PIL import Image
+from spikingjelly import configure
 from spikingjelly.datasets import NMNIST, NCaltech101
 from spikingjelly.datasets.utils import load_ATIS_bin
 
@@ -66,6 +68,22 @@ class Terminal(StringIO):
         return True
 
 
+def frames_by_spikingjelly(data_set: type, root: Path, split_by: str, **rest: Any) -> None:
+    """Of the raw events below a root, nothing downloaded.
+
+    By one thread: several may disturb each other in numpy's header (see recordings.read_array).
+    """
+
+    class Local(data_set):
+        @classmethod
+        def resource_url_md5(cls) -> list:
+            return []
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configure, "max_threads_number_for_datasets_preprocess", 1)
+        Local(str(root), data_type="frame", frames_number=T, split_by=split_by, **rest)
+
+
 @pytest.fixture
 def raw(tmp_path) -> Path:
     write_events(tmp_path / "N-Caltech101" / "extract")
@@ -82,18 +100,13 @@ def raw(tmp_path) -> Path:
 def test_frames_are_those_of_spikingjelly_and_its_own_are_used_as_they_are(
     data, theirs, folder, write, tmp_path
 ):
-    class WithoutDownload(theirs):
-        @classmethod
-        def resource_url_md5(cls):
-            return []
-
     found = {}
     for name in ("ours", "other"):
         root = tmp_path / name / folder
         (root / "download").mkdir(parents=True)
         write(root / "extract")
         if name == "other":
-            WithoutDownload(str(root), data_type="frame", frames_number=T, split_by="number")
+            frames_by_spikingjelly(theirs, root, "number")
         command = ["prepare", "--data", data, "--time_window", T, "--data_path", root.parent]
         before = {x: x.stat().st_mtime_ns for x in root.rglob("*.npz")}
         assert prepare(*command) == 0
