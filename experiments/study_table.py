@@ -52,7 +52,7 @@ class Group:
     """Rows that differ in seed and fold alone.
 
     Attributes:
-        about: the first of them, with the teacher's options of all: a seed may be in some.
+        about: the first of them, with all that the rows of its teachers say of them.
         values: of each measure, of the rows that have it, unscaled; with several folds of each the
             mean, since runs of a fold share their test images.
     """
@@ -96,16 +96,19 @@ def of_method() -> frozenset[str]:
 def groups_of(rows: Sequence[Row]) -> list[Group]:
     """The groups, sorted for a reader: teachers first, few bits first, the plain student first."""
     members: dict[tuple, list[Row]] = {}
+    # A student says only what its teacher has of its own: one that has less in common with the same
+    # teacher says more.
+    said_of: dict[tuple, set[str]] = {}
     for row in rows:
         members.setdefault(kind_of(row), []).append(row)
+        said_of.setdefault(teachers_of(row), set()).update(shlex.split(row["teacher_options"]))
     students = [row for row in rows if row["method"] == "student"]
     groups = []
     for of_group in members.values():
         of_rows = [measures_of(row, students) for row in of_group]
         values = {name: _values(of_group, [x.get(name) for x in of_rows]) for name in MEASURES}
-        words = {word for row in of_group for word in shlex.split(row["teacher_options"])}
-        about = of_group[0] | {"teacher_options": " ".join(sorted(words))}
-        groups.append(Group(about, of_group, values))
+        words = " ".join(sorted(said_of[teachers_of(of_group[0])]))
+        groups.append(Group(of_group[0] | {"teacher_options": words}, of_group, values))
     return sorted(groups, key=place_of)
 
 
@@ -356,18 +359,11 @@ def picture(groups: Sequence[Group]) -> Figure:
     axes = varied(groups)
     of_line = [name for name in axes if name in of_method()]
     of_panel = [name for name in axes if name not in of_method()]
-
     students = _students(groups)
-    # A student says only what its teacher has of its own: one that has less in common with the same
-    # teacher says more.
-    teachers: dict[tuple, str] = {}
-    for group in students:
-        said = teachers.get(teachers_of(group.about), ""), group.about["teacher_options"]
-        teachers[teachers_of(group.about)] = max(said, key=len)
 
     def panel_of(row: Row) -> str:
         parts = [row["data"], f"T {row['time_window']}", f"from {row['start']}"]
-        of_teachers = [f"teachers with {x}" for x in [teachers[teachers_of(row)]] if x]
+        of_teachers = [f"teachers with {x}" for x in [row["teacher_options"]] if x]
         return ", ".join([*parts, *words(row, of_panel), *of_teachers])
 
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))

@@ -697,7 +697,7 @@ def test_the_picture_names_only_the_methods_that_were_run_in_their_colours():
         assert same_color(handle[0].get_color(), COLOURS[method])
 
 
-def test_panels_have_one_scale_and_one_teacher_is_named_alike_in_all():
+def test_panels_have_one_scale_and_one_teacher_is_named_alike_everywhere():
     """However much of its recipe a student shares with it."""
     found = []
     for method, not_in_common in (("student", "clip_grad=5 lr=0.3"), ("CLK", "lr=0.3")):
@@ -705,8 +705,11 @@ def test_panels_have_one_scale_and_one_teacher_is_named_alike_in_all():
             of_teacher = {"teacher_settings": "epochs=20 lr=0.3", "teacher_options": said}
             given = {"options": f"width=8 epochs=15 lr={lr}", "given": {"lr": lr}}
             found.append(row(method, 0, accuracy, **given) | of_teacher)
-    figure = study_table.picture(study_table.groups_of(found))
-    panels = figure.axes[:: len(study_table.SHOWN)]
+    groups = study_table.groups_of(found)
+    cells = study_table.cells_of(groups)
+    assert "teacher" not in cells[0]
+    assert "teachers with clip_grad=5 lr=0.3" in study_table.notes_of(groups, cells[0])[0]
+    panels = study_table.picture(groups).axes[:: len(study_table.SHOWN)]
     assert [panel.get_title(loc="left") for panel in panels] == [
         f"digits, T 4, from scratch, lr {lr}, teachers with clip_grad=5 lr=0.3" for lr in (0.1, 0.3)
     ]
