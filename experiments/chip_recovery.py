@@ -62,6 +62,7 @@ class OneChip:
     sigma: float
     adc_bits: int
     draw: int
+    images: int  # of the training set, that calibrate it
     accuracy: float
     calibrated_accuracy: float
     digital_accuracy: float
@@ -116,7 +117,7 @@ def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
     some = with_a_chip(found)
     for one in found:
         list(chips_of(one, args, some))
-    check_told_apart(found, args.results / args.name / CHIPS, about_chip(some))
+    check_told_apart(found, args.results / args.name / CHIPS, about_chip(some), args.images)
     return found
 
 
@@ -134,15 +135,14 @@ def about_chip(planned: Planned) -> str:
     return ", ".join([str(settings.chip.technology), *said])
 
 
-def check_told_apart(planned: Sequence[Planned], path: Path, crossbar: str) -> None:
+def check_told_apart(planned: Sequence[Planned], path: Path, crossbar: str, images: int) -> None:
     """Raise UserError where two runs would be one network in the tables, or the rows that are there
     are those of other chips."""
     runs = {}
     for row in read_chips(path):
-        if row.crossbar != crossbar:
-            raise UserError(
-                f"{path} is of {row.crossbar}, and not {crossbar}: choose another --name"
-            )
+        theirs = f"{row.crossbar}, --images {row.images}"
+        if theirs != (ours := f"{crossbar}, --images {images}"):
+            raise UserError(f"{path} is of {theirs}, and not {ours}: choose another --name")
         trained_at = None if row.trained_sigma is None else row.adc_bits
         runs[*key_of_bar(row), trained_at] = row.run
     for one in planned:
@@ -189,7 +189,7 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
                 trained, data_path = one.checkpoint(runs), one.settings.data_path
                 subject = trace_checkpoint(str(trained), data_path)
                 prepare = calibration_of(load_checkpoint(trained), data_path, args.images)
-            found = on_chips(one, subject, chip, about_chip(some), args.chips, prepare)
+            found = on_chips(one, subject, chip, about_chip(some), args, prepare)
             rows = [x for x in rows if (x.run, x.sigma, x.adc_bits) != key_of(one, chip)] + found
             write_whole(path, csv_of(rows).encode())
             about = f"{one.title}: sigma {chip.sigma:g}, ADCs of {chip.adc_bits} bits"
@@ -202,11 +202,16 @@ def key_of(planned: Planned, chip: Chip) -> tuple[str, float, int]:
 
 
 def on_chips(
-    planned: Planned, subject: Subject, chip: Chip, crossbar: str, draws: int, calibrate: Prepare
+    planned: Planned,
+    subject: Subject,
+    chip: Chip,
+    crossbar: str,
+    args: argparse.Namespace,
+    calibrate: Prepare,
 ) -> list[OneChip]:
-    """A trained network on so many draws of a chip, in whose rows it is called `crossbar`, and what
-    an image costs there."""
-    settings = planned.settings
+    """A trained network on `args.chips` draws of a chip, in whose rows it is called `crossbar`, and
+    what an image costs there; `calibrate` sees `args.images`."""
+    settings, draws = planned.settings, args.chips
     as_made, _ = on_chip(subject, chip, trials=draws)
     calibrated, _ = on_chip(subject, chip, trials=draws, prepare=calibrate)
     times = 1 if chip.is_random else draws  # all are the same
@@ -223,6 +228,7 @@ def on_chips(
             sigma=chip.sigma,
             adc_bits=chip.adc_bits,
             draw=draw,
+            images=args.images,
             accuracy=accuracies[0],
             calibrated_accuracy=accuracies[1],
             digital_accuracy=subject.accuracy,

@@ -28,7 +28,7 @@ from spikesim_eval.chip import Chip
 from spikesim_eval.trace import trace_checkpoint
 
 ROW = OneChip(
-    *("digits", 4, "student", "scratch", 1, "run", None, "spikesim-65nm", 0.1, 4, 0),
+    *("digits", 4, "student", "scratch", 1, "run", None, "spikesim-65nm", 0.1, 4, 0, 64),
     *(0.9, 0.91, 0.95, 2e6, 3e6, 4e6),
 )
 
@@ -93,16 +93,17 @@ def test_the_tables_say_accuracy_yield_and_the_cheapest_adc():
 
 
 def test_a_network_is_tested_on_chips_as_made_and_calibrated(trained, tmp_path):
-    _, (_, student, *_) = planned("--seeds 1", tmp_path)
+    args, (_, student, *_) = planned("--seeds 1 --chips 2 --images 32", tmp_path)
     path, chip = str(trained["student"]), Chip(sigma=0.2, adc_bits=3)
     calibrate = calibration_of(load_checkpoint(path), None, 32)
-    rows = on_chips(student, trace_checkpoint(path), chip, "it", 2, calibrate)
+    rows = on_chips(student, trace_checkpoint(path), chip, "it", args, calibrate)
     expected = calibration_report(path, None, chip, 32, trials=2)
     assert [x.accuracy for x in rows] == expected["accuracies_before"]
     assert [x.calibrated_accuracy for x in rows] == expected["accuracies_after"]
     assert rows[0].calibrated_accuracy != rows[0].accuracy
+    assert {x.images for x in rows} == {32}
     never_random = replace(chip, sigma=0.0)
-    first, second = on_chips(student, trace_checkpoint(path), never_random, "it", 2, calibrate)
+    first, second = on_chips(student, trace_checkpoint(path), never_random, "it", args, calibrate)
     assert replace(second, draw=0) == first  # nothing is random
 
 
@@ -143,8 +144,9 @@ def test_rows_of_other_chips_or_runs_are_not_taken_for_these(tmp_path):
     path.write_text(csv_of([replace(ROW, run=runs[1].name)]))
     planned(words, tmp_path)
     for other, reason in (
-        ("--xbar_size 32", "is of spikesim-65nm, and not spikesim-65nm, xbar_size 32"),
-        ("--crossbar isaac-32nm", "is of spikesim-65nm, and not isaac-32nm"),
+        ("--xbar_size 32", "is of spikesim-65nm, .*, and not spikesim-65nm, xbar_size 32"),
+        ("--crossbar isaac-32nm", "is of spikesim-65nm, .*, and not isaac-32nm"),
+        ("--images 8", "spikesim-65nm, --images 64, and not spikesim-65nm, --images 8:"),
         ("--epochs 3", "would not tell"),
     ):
         with pytest.raises(UserError, match=reason):
