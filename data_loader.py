@@ -223,8 +223,12 @@ def data_of(settings: Settings, data_path: str | Path) -> tuple[ImageSet, ImageS
 def some_images(data_set: Dataset, number: int) -> Tensor:
     """So many images of a data set, or all where it has fewer, (N, ...) as a network reads them:
     always the same, and drawn, since in many data sets the classes lie one behind the other."""
-    drawn = torch.randperm(len(data_set), generator=torch.Generator().manual_seed(0))[:number]
-    return torch.stack([data_set[index][0] for index in drawn.tolist()])
+    return torch.stack([data_set[index][0] for index in drawn(len(data_set), number)])
+
+
+def drawn(length: int, number: int) -> list[int]:
+    """So many of 0 to length - 1, or all where there are fewer: always the same."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:number].tolist()
 
 
 @contextmanager
@@ -274,17 +278,20 @@ def training_loader(
 
 
 def evaluation_loader(
-    data_set: ImageSet, share: Share, device: torch.device = CPU
+    data_set: ImageSet, share: Share, device: torch.device = CPU, number: int | None = None
 ) -> "DeviceLoader | DataLoader":
     """Batches of images rank, rank + world_size, …: each exactly once over all processes, which may
-    get different numbers of batches, even none: sum over processes after the loop."""
-    order = range(share.rank, len(data_set), share.world_size)
-    return _loader(data_set, order, False, share, device)
+    get different numbers of batches, even none: sum over processes after the loop. Of all images,
+    or of `number` that are `drawn`."""
+    order: Sequence[int] = range(len(data_set))
+    if number is not None:
+        order = sorted(drawn(len(data_set), number))
+    return _loader(data_set, order[share.rank :: share.world_size], False, share, device)
 
 
 def _loader(
     data_set: ImageSet,
-    order: "Shuffled | range",
+    order: "Shuffled | Sequence[int]",
     drop_last: bool,
     share: Share,
     device: torch.device,
@@ -337,7 +344,7 @@ class DeviceLoader:
         self,
         data_set: ImageSet,
         batch_size: int,
-        sampler: Shuffled | range,
+        sampler: Shuffled | Sequence[int],
         drop_last: bool,
         device: torch.device,
     ):

@@ -75,6 +75,18 @@ def trained_for(chip: str | None) -> list[str]:
     return [] if chip is None else [f"trained for {chip}; here on the chip that the options say"]
 
 
+def tested_on(test_images: int | None) -> list[str]:
+    """What a reader must know of what was measured on some of the test images: nothing where it was
+    on all."""
+    if test_images is None:
+        return []
+    error = significant(50 / math.sqrt(test_images), 2)
+    return [
+        f"accuracies and spike rates are of {test_images} test images, the same draw for all: the "
+        f"standard error of an accuracy is at most {error} points"
+    ]
+
+
 def percent(share: float, digits: int = 1) -> str:
     """A share as a person reads it: "66.7 %" for 2/3."""
     return f"{100 * share:.{digits}f} %"

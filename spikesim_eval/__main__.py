@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from display import picture_files, short_names, text_table
+from display import picture_files, short_names, tested_on, text_table
 from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
@@ -115,6 +115,12 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         add_option(parser, option.name, default, text, **how)
 
 
+def add_data_options(parser: Parser) -> None:
+    parser.add_argument("--data_path", help="data root: rates and accuracy are measured")
+    text = "test images that are drawn to measure on (default: all), always the same"
+    parser.add_argument("--test_images", type=int, help=text)
+
+
 def simulates(args: argparse.Namespace) -> bool:
     """Whether a chip is simulated; `nonideal` always does it."""
     return getattr(args, "on_chip", True)
@@ -157,7 +163,7 @@ def add_technologies(known: Parser) -> None:
     priced.add_argument("--checkpoint", help="of a network that is priced on each")
     priced.add_argument("--layers", help="layer list of such a network")
     known.add_argument("--on_chip", action="store_true", help="and its accuracy on each chip")
-    known.add_argument("--data_path", help="data root: rates and accuracy are measured")
+    add_data_options(known)
     known.add_argument("--out", help="folder for technologies.csv and .md, with all values")
     known.set_defaults(full_precision_bits=None, preset="default")
 
@@ -231,7 +237,7 @@ def build_parser() -> Parser:
     for command in (report, several, grid, nonideal, calibrated):
         add_option(command, "seed", 0, "of what is random in cells", type=int)
         add_option(command, "trials", 5, "chips that are drawn, where cells are random", type=int)
-        command.add_argument("--data_path", help="data root: rates and accuracy are measured")
+        add_data_options(command)
         command.add_argument("--out", required=True, help="folder for the results")
     return parser
 
@@ -268,7 +274,7 @@ def traced(
         width = MAX_BITS if args.preset == "published" else FULL_PRECISION_BITS
     from .trace import trace_checkpoint  # needs torch, and layer lists do not
 
-    subject = trace_checkpoint(path, args.data_path, time_steps, chip)
+    subject = trace_checkpoint(path, args.data_path, time_steps, chip, args.test_images)
     if subject.network.weight_bits < MAX_BITS:
         return subject
     return replace(subject, network=subject.network.at(width))
@@ -340,10 +346,11 @@ def check_simulation(subjects: Sequence[Subject], args: argparse.Namespace) -> N
 
 
 def check_sources(args: argparse.Namespace, checkpoints: Sequence[str]) -> None:
-    """Raise UserError for --data_path with nothing to measure, and, before any is measured, for a
+    """Raise UserError for data with nothing to measure, and, before any is measured, for a
     checkpoint of other data than the first."""
-    if args.data_path is not None and not checkpoints:
-        raise UserError("--data_path measures spike rates of a checkpoint, and there is none")
+    for name in ("data_path", "test_images"):
+        if getattr(args, name) is not None and not checkpoints:
+            raise UserError(f"--{name} measures spike rates of a checkpoint, and there is none")
     if len(checkpoints) > 1:
         from .trace import check_same_data
 
@@ -461,17 +468,18 @@ def run_technologies(args: argparse.Namespace) -> None:
     if args.on_chip:
         check_simulation([subject] if subject else [], args)
     rows = technology_rows(technologies, subject, args.on_chip)
-    tables = technology_tables(rows)
+    tables, said = technology_tables(rows), tested_on(subject.test_images) if subject else []
     if args.out is not None:
-        titles = ["What they are", *([subject.name] if subject else []), "Values"]
-        shown = zip(titles, [*tables, value_table(technologies)], strict=True)
-        sections = [Section(title, [], *table) for title, table in shown]
+        first, *priced = tables
+        sections = [Section("What they are", [], *first)]
+        sections += [Section(subject.name, said, *table) for table in priced]
+        sections.append(Section("Values", [], *value_table(technologies)))
         contents = {
             "technologies.csv": csv_text(rows[0], (row.values() for row in rows)),
             "technologies.md": markdown("Technologies", sections),
         }
         write_files(args.out, contents)
-    print("\n\n".join("\n".join(text_table(*table)) for table in tables))
+    print("\n\n".join("\n".join(lines) for lines in [*(text_table(*x) for x in tables), said]))
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
@@ -480,7 +488,8 @@ def run_nonideal(args: argparse.Namespace) -> None:
     from .robustness import Draws, bands_of, chips_csv, layers_csv, lines_of, page_of, reports
 
     what = {"each_layer": args.each_layer, "over": args.over, "each_change": args.each_change}
-    found = reports(args.checkpoint, args.data_path, chip, Draws(*draws), args.time_steps, **what)
+    what |= {"time_steps": args.time_steps, "test_images": args.test_images}
+    found = reports(args.checkpoint, args.data_path, chip, Draws(*draws), **what)
     single = found[0] if len(found) == 1 else found
     contents = {
         "nonideal.json": json.dumps(single, indent=2) + "\n",
@@ -502,7 +511,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
     report = calibration_report(
         *(args.checkpoint, args.data_path, Chip(**given(args))),
-        *(args.images, args.seed, args.trials),
+        *(args.images, args.seed, args.trials, args.test_images),
     )
     write_files(args.out, {"calibration.json": json.dumps(report, indent=2) + "\n"})
     print("\n".join(calibration_lines(report)))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from checkpoints import Checkpoint
 from data_loader import data_of, some_images
-from display import percent
+from display import percent, tested_on
 from engine.evaluate import evaluate
 from models.batch_norm import estimate_statistics
 from runtime.errors import UserError
@@ -112,16 +112,23 @@ def calibration_of(checkpoint: Checkpoint, data_path: str | None, images: int) -
 
 
 def calibration_report(
-    path: str, data_path: str | None, chip: Chip, images: int, seed: int = 0, trials: int = 1
+    path: str,
+    data_path: str | None,
+    chip: Chip,
+    images: int,
+    seed: int = 0,
+    trials: int = 1,
+    test_images: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a checkpoint on `trials` chips before and after each is calibrated with so many
-    training images, and the steps of its ADCs by layer.
+    training images, and the steps of its ADCs by layer; with `test_images` it is measured on so
+    many, which are drawn.
 
     Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
     """
     check_draws(seed, trials)
     check_int(images, "images", 10**4)
-    checkpoint, network, batches = load_quantized(path, data_path)
+    checkpoint, network, batches = load_quantized(path, data_path, test_images=test_images)
     description = describe(network)
     check_layers(chip, [description])
     prepare = calibration_of(checkpoint, data_path, images)
@@ -135,6 +142,7 @@ def calibration_report(
         "crossbar": chip.options("simulation"),
         "seed": seed,
         "images": images,
+        "test_images": test_images,
         "digital_accuracy": digital,
         "accuracies_before": before,
         "accuracies_after": after,
@@ -152,4 +160,4 @@ def calibration_lines(report: dict[str, Any]) -> list[str]:
         mean, deviation = mean_and_deviation(found)
         text = f"{100 * mean:.2f} ± {percent(deviation or 0.0, 2)}"
         lines.append(f"on chips, {when}: {text} ({len(found)} chips)")
-    return lines
+    return lines + tested_on(report["test_images"])

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from display import percent, room_for_names, run_at, short_names, significant, trained_for
+from display import (
+    percent,
+    room_for_names,
+    run_at,
+    short_names,
+    significant,
+    tested_on,
+    trained_for,
+)
 from runtime.errors import UserError
 
 from .chip import AS_PUBLISHED, CHOICES, NOTHING, SKIPPED, Chip
@@ -55,6 +63,7 @@ def notes(subjects: Sequence[Subject], on_chip: bool = False) -> list[str]:
     found = [ACCURACY] if any(subject.accuracy is not None for subject in subjects) else []
     if on_chip or any(subject.chip_accuracies for subject in subjects):
         found = [ON_CHIP]
+    found += dict.fromkeys(x for subject in subjects for x in tested_on(subject.test_images))
     for subject in subjects:
         T = subject.network.time_steps
         said = run_at(T, subject.trained_time_steps or [T])

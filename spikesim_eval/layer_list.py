@@ -338,7 +338,8 @@ def _tuple(value: object) -> object:
 class Subject:
     """A network and what else is known of it: what reports, comparisons and sweeps are about.
 
-    `accuracy` is a share of the test images, None where it is not known. `rates` holds, for each
+    `accuracy` is a share of the test images, of so many of them as `test_images` says where it is
+    not None; None where it is not known. `rates` holds, for each
     LIF layer in forward order, its spikes per neuron at every timestep. `kind` says how it was
     trained, where that is known: a key of display.COLOURS; `trained_time_steps` with which T, and
     `trained_for` for which chip, in words.
@@ -357,6 +358,7 @@ class Subject:
     chip_accuracies: Sequence[float] | None = None
     trained_for: str | None = None
     clipped: tuple[float, str] | None = None
+    test_images: int | None = None
 
 
 def stride_and_padding(size: int, outputs: int, kernel: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from checkpoints import Checkpoint, load_checkpoint
-from display import kind_of, percent, run_at, trained_for
+from display import kind_of, percent, run_at, tested_on, trained_for
 from engine.evaluate import evaluate
 from models import SpikingNetwork
 from runtime.errors import UserError
@@ -184,10 +184,13 @@ def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple
 
 
 def load_quantized(
-    path: str, data_path: str | None, time_steps: int | None = None
+    path: str,
+    data_path: str | None,
+    time_steps: int | None = None,
+    test_images: int | None = None,
 ) -> tuple[Checkpoint, SpikingNetwork, DataLoader]:
-    """A checkpoint with its network and its test data in batches; `time_steps` is T, where it is
-    not the trained one.
+    """A checkpoint with its network and its test data, or so many images of them, in batches;
+    `time_steps` is T, where it is not the trained one.
 
     Raises UserError for a full-precision checkpoint and missing data.
     """
@@ -195,22 +198,28 @@ def load_quantized(
     network = network_at(checkpoint, time_steps)
     if checkpoint.settings.bits is None:
         raise UserError(f"{path} is a full-precision network: crossbars hold integers")
-    batches = evaluation_data(checkpoint, data_path, network.time_window)
+    batches = evaluation_data(checkpoint, data_path, network.time_window, test_images)
     if batches is None:
         raise UserError(f"accuracy on {checkpoint.settings.data} is measured: give --data_path")
     return checkpoint, network, batches
 
 
-def load_subject(path: str, data_path: str | None, time_steps: int | None = None) -> Subject:
+def load_subject(
+    path: str,
+    data_path: str | None,
+    time_steps: int | None = None,
+    test_images: int | None = None,
+) -> Subject:
     """What `load_quantized` gives, with its digital accuracy on a CPU and what drives its rows."""
-    checkpoint, network, batches = load_quantized(path, data_path, time_steps)
+    checkpoint, network, batches = load_quantized(path, data_path, time_steps, test_images)
     settings = checkpoint.settings
     with counting_rows(network, describe(network)) as counted:
         accuracy = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
     kind = kind_of(settings.paper_setting, settings.loss)
     description, at = describe(network, counted()), settings.trained_at
     what = accuracy, {}, kind, at, (network, batches)
-    return Subject(str(path), description, *what, trained_for=settings.trained_for)
+    how = {"trained_for": settings.trained_for, "test_images": test_images}
+    return Subject(str(path), description, *what, **how)
 
 
 def nonideal_report(
@@ -221,15 +230,17 @@ def nonideal_report(
     trials: int = 1,
     each_layer: bool = False,
     time_steps: int | None = None,
+    test_images: int | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a checkpoint on such crossbars, over `trials` draws of its cells, and where it is
     lost; with `each_layer` also the accuracy with a single layer on them. `time_steps` is T, where
-    it is not the trained one.
+    it is not the trained one; with `test_images` it is measured on so many, which are drawn.
 
     Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
     """
     check_draws(seed, trials)
-    return report_of(load_subject(path, data_path, time_steps), chip, seed, trials, each_layer)
+    subject = load_subject(path, data_path, time_steps, test_images)
+    return report_of(subject, chip, seed, trials, each_layer)
 
 
 def report_of(
@@ -263,6 +274,7 @@ def report_of(
         "time_steps": network.time_window,
         "trained_time_steps": subject.trained_time_steps,
         "trained_for": subject.trained_for,
+        "test_images": subject.test_images,
         "digital_accuracy": subject.accuracy,
         "accuracy_mean": mean,
         "accuracy_std": deviation or 0.0,
@@ -309,6 +321,7 @@ def nonideal_lines(report: dict[str, Any]) -> list[str]:
         f"({len(report['accuracies'])} trials, {lost:.2f} points lost)",
         *run_at(report["time_steps"], report["trained_time_steps"]),
         *trained_for(report["trained_for"]),
+        *tested_on(report["test_images"]),
         "layers that hurt most (root mean square error, relative to their sums):",
     ]
     by_error = sorted(report["layers"], key=lambda row: -row["relative_error"])

@@ -170,13 +170,14 @@ def reports(
     chip: Chip,
     draws: Draws,
     time_steps: int | None = None,
+    test_images: int | None = None,
     **what: Any,
 ) -> list[dict[str, Any]]:
     """`network_report` of each checkpoint; `what` says what is in it. Raises UserError, before any
     is simulated, for whatever is wrong with one of them."""
     if what.get("over") is not None:
         chips_over(chip, what["over"])
-    subjects = [load_subject(path, data_path, time_steps) for path in paths]
+    subjects = [load_subject(path, data_path, time_steps, test_images) for path in paths]
     check_layers(chip, (subject.network for subject in subjects))
     for subject in subjects:
         for layer in subject.network.layers:

@@ -188,20 +188,27 @@ def check_same_data(checkpoints: Sequence[str]) -> None:
 
 
 def evaluation_data(
-    checkpoint: Checkpoint, data_path: str | None, time_window: int
+    checkpoint: Checkpoint, data_path: str | None, time_window: int, test_images: int | None = None
 ) -> DataLoader | None:
-    """The test set of a checkpoint's data, for this T; None where nobody has said where it lies.
+    """The test set of a checkpoint's data, for this T, or `test_images` that are drawn of it; None
+    where nobody has said where it lies.
 
-    The digits are always at hand. Raises UserError where the data cannot be read.
+    The digits are always at hand. Raises UserError where the data cannot be read, and for more
+    images than there are.
     """
     settings = replace(checkpoint.settings, time_window=time_window)
     if data_path is None and settings.data != "digits":
+        if test_images is not None:
+            raise UserError(f"--test_images {test_images}: give --data_path, where they lie")
         return None
     check_classes(settings, data_path or ".", "the checkpoint")
     train_set, test_set = data_of(settings, data_path or ".")
     refuse_another_fold(checkpoint, "the checkpoint", settings, len(train_set))
+    if test_images is not None and not 1 <= test_images <= len(test_set):
+        raise UserError(f"--test_images must be 1 to {len(test_set)}, got {test_images}")
     workers = min(settings.workers, os.cpu_count() or 1)  # trained elsewhere, perhaps
-    return evaluation_loader(test_set, Share(settings.batch_size, workers=workers))
+    share = Share(settings.batch_size, workers=workers)
+    return evaluation_loader(test_set, share, number=test_images)
 
 
 def network_at(checkpoint: Checkpoint, time_steps: int | None) -> SpikingNetwork:
@@ -224,9 +231,11 @@ def trace_checkpoint(
     data_path: str | None = None,
     time_steps: int | None = None,
     chip: Chip | None = None,
+    test_images: int | None = None,
 ) -> Subject:
     """The network of a checkpoint, with accuracy and, where there are data, measured spike rates
-    and silence, of the tiles that a `chip` or a grid of chips has.
+    and silence, of the tiles that a `chip` or a grid of chips has; of all test images, or of so
+    many that are drawn.
 
     With `time_steps` it is run at so many timesteps instead of those it was trained with, events on
     as many frames, and its accuracy is measured again. Raises UserError where that needs data that
@@ -237,7 +246,7 @@ def trace_checkpoint(
     # that of a network trained for a chip is the one there, and not the digital one
     accuracy = None if settings.crossbar else checkpoint.accuracy
     network = network_at(checkpoint, time_steps)
-    batches = evaluation_data(checkpoint, data_path, network.time_window)
+    batches = evaluation_data(checkpoint, data_path, network.time_window, test_images)
     if batches is None and network.time_window != settings.time_window:
         raise UserError(
             f"--time_steps {time_steps}: accuracy is measured again, so give --data_path"
@@ -256,4 +265,5 @@ def trace_checkpoint(
     described = describe(network, measured)
     tested = None if settings.bits is None or batches is None else (network, batches)
     what = accuracy, by_timestep, kind, trained, tested
-    return Subject(str(path), described, *what, trained_for=settings.trained_for)
+    how = {"trained_for": settings.trained_for, "test_images": test_images}
+    return Subject(str(path), described, *what, **how)

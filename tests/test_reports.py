@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 
 from checkpoints import load_checkpoint
 from conftest import read_csv, refused, reported
+from data_loader import data_of
 from display import percent
+from load_settings import load_network
 from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
-from spikesim_eval.chip import CHOICES, Chip
+from spikesim_eval.chip import CHOICES, Chip, options_of
 from spikesim_eval.compare import cheapest, sensitivity
 from spikesim_eval.estimate import estimate, ratios
 from spikesim_eval.layer_list import LayerList, Subject
@@ -31,6 +33,7 @@ from spikesim_eval.nonideal import nonideal_report
 from spikesim_eval.render import on_chip_text
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
+from spikesim_eval.technology import load_technology
 from spikesim_eval.trace import trace_checkpoint
 from test_chip import chips, fit
 from test_spikesim import (
@@ -419,6 +422,52 @@ def test_a_sweep_simulates_what_nonideal_does(on_chip, trained, tmp_path):
     assert [float(row["chip_accuracy_share"]) for row in rows] == pytest.approx([mean] * 2)
 
 
+OF_60 = (
+    "accuracies and spike rates are of 60 test images, the same draw for all: the standard error "
+    "of an accuracy is at most 6.5 points"
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "key"),
+    [
+        ("report --checkpoint QAMD", "report.json", "accuracy"),
+        ("compare QAMD QAMD", "compare.csv", "digital_accuracy_percent"),
+        ("sweep --checkpoint QAMD", "sweep.csv", "digital_accuracy_share"),
+        ("nonideal --checkpoint QAMD --adc_bits ideal", "nonideal.json", "accuracy_mean"),
+        ("calibrate --checkpoint QAMD --images 8", "calibration.json", "digital_accuracy"),
+    ],
+)
+def test_every_command_measures_on_the_same_draw_of_test_images_and_says_so(
+    line, file, key, trained, tmp_path, capsys
+):
+    checkpoint = load_checkpoint(trained["qamd"])
+    _, test_set = data_of(checkpoint.settings, ".")
+    drawn = torch.randperm(360, generator=torch.Generator().manual_seed(0))[:60]
+    predicted = load_network(checkpoint).predict(test_set.images[drawn]).argmax(1)
+    expected = (predicted == test_set.labels[drawn]).double().mean().item()
+    assert expected != checkpoint.accuracy
+    capsys.readouterr()
+    line = f"{line.replace('QAMD', str(trained['qamd']))} --test_images 60 --out {tmp_path}"
+    assert main(line.split()) == 0
+    assert capsys.readouterr().out.count(OF_60) == 1
+    path = tmp_path / file
+    of_csv = path.suffix == ".csv"
+    found = float((read_csv(path)[0] if of_csv else json.loads(path.read_text()))[key])
+    assert found == pytest.approx(expected * (100 if "percent" in key else 1))
+
+
+def test_technologies_are_simulated_on_so_many_test_images(trained, tmp_path, capsys):
+    line = f"technologies spikesim-65nm --checkpoint {trained['qamd']} --on_chip --out {tmp_path}"
+    assert main([*line.split(), "--test_images", "60"]) == 0
+    subject = trace_checkpoint(str(trained["qamd"]), test_images=60)
+    (accuracy,), _ = nonideal.on_chip(subject, Chip(**options_of(load_technology("spikesim-65nm"))))
+    (row,) = read_csv(tmp_path / "technologies.csv")
+    assert float(row["chip_accuracy_share"]) == accuracy
+    assert OF_60 in capsys.readouterr().out
+    assert OF_60 in (tmp_path / "technologies.md").read_text()
+
+
 # Full precision on a chip.
 
 
@@ -637,9 +686,10 @@ MISTAKES = {  # a command: what makes each a mistake
     "--costs none; --preset old; --xbar_size big; --xbar_size 0; --xbar_size 60; --xbar_size=-64; "
     "--pe_per_tile 0; --cell_bits 0; --adc_bits 17; --adc_bits ideal; --clk_mhz 0; --clk_mhz nan; "
     "--clk_mhz inf; --columns_per_adc 6; --on_chip; --sigma 0.1; --adc_range full; --wire_ohm 1; "
-    "--process fast",
+    "--process fast; --test_images 5",
     "report --checkpoint QAMD --out OUT": "--sigma 0.1; --on_chip --trials 0; --on_chip --seed -1; "
-    "--on_chip --sigma -1; --full_precision_bits 1; --full_precision_bits 33",
+    "--on_chip --sigma -1; --full_precision_bits 1; --full_precision_bits 33; --test_images 0; "
+    "--test_images 361",
     "report --checkpoint FP --out OUT": "--on_chip",
     "compare FP NET --out OUT": "--on_chip",
     "compare QAMD NET --out OUT": "--on_off_ratio 10",
