@@ -479,7 +479,8 @@ def run_technologies(args: argparse.Namespace) -> None:
             "technologies.md": markdown("Technologies", sections),
         }
         write_files(args.out, contents)
-    print("\n\n".join("\n".join(lines) for lines in [*(text_table(*x) for x in tables), said]))
+    parts = [*(text_table(*table) for table in tables), *([said] if said else [])]
+    print("\n\n".join("\n".join(lines) for lines in parts))
 
 
 def run_nonideal(args: argparse.Namespace) -> None:

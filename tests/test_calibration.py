@@ -191,6 +191,7 @@ def test_adcs_stay_where_a_network_was_trained_with_them(trained):
 
 def test_the_command_says_what_calibration_wins(trained, tmp_path, capsys):
     line = f"calibrate --checkpoint {trained['qamd']} --adc_bits 2 --trials 1 --images 32"
+    line += " --test_images 90"
     assert main([*line.split(), "--out", str(tmp_path)]) == 0
     assert "calibrated (32 images)" in capsys.readouterr().out
     found = json.loads((tmp_path / "calibration.json").read_text())

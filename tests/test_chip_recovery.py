@@ -96,14 +96,15 @@ def test_a_network_is_tested_on_chips_as_made_and_calibrated(trained, tmp_path):
     args, (_, student, *_) = planned("--seeds 1 --chips 2 --images 32", tmp_path)
     path, chip = str(trained["student"]), Chip(sigma=0.2, adc_bits=3)
     calibrate = calibration_of(load_checkpoint(path), None, 32)
-    rows = on_chips(student, trace_checkpoint(path), chip, "it", args, calibrate)
-    expected = calibration_report(path, None, chip, 32, trials=2)
+    subject = trace_checkpoint(path, test_images=90)
+    rows = on_chips(student, subject, chip, "it", args, calibrate)
+    expected = calibration_report(path, None, chip, 32, trials=2, test_images=90)
     assert [x.accuracy for x in rows] == expected["accuracies_before"]
     assert [x.calibrated_accuracy for x in rows] == expected["accuracies_after"]
     assert rows[0].calibrated_accuracy != rows[0].accuracy
     assert {x.images for x in rows} == {32}
     never_random = replace(chip, sigma=0.0)
-    first, second = on_chips(student, trace_checkpoint(path), never_random, "it", args, calibrate)
+    first, second = on_chips(student, subject, never_random, "it", args, calibrate)
     assert replace(second, draw=0) == first  # nothing is random
 
 

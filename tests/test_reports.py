@@ -317,6 +317,7 @@ def test_the_sweep_command_writes_every_point_and_a_plot(files, trained, tmp_pat
 # Accuracy on the chip.
 
 ON_CHIP = "--on_chip --adc_bits 3 --xbar_size 32 --adc_range full --sigma 0.2 --trials 2 --seed 3"
+ON_CHIP += " --test_images 90"
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +325,9 @@ def on_chip(trained) -> dict[str, list[float]]:
     """Accuracies that `nonideal` finds on that chip."""
     chip = Chip(adc_bits=3, xbar_size=32, adc_range="full", sigma=0.2)
     return {
-        name: nonideal_report(str(trained[name]), None, chip, seed=3, trials=2)["accuracies"]
+        name: nonideal_report(str(trained[name]), None, chip, seed=3, trials=2, test_images=90)[
+            "accuracies"
+        ]
         for name in ("student", "qamd")
     }
 
@@ -364,10 +367,12 @@ def test_compare_chooses_by_the_accuracy_on_the_chip(on_chip, trained, tmp_path,
 
 def test_adcs_that_are_too_small_are_said_beside_the_accuracy(trained, tmp_path, capsys):
     line = f"report --checkpoint {trained['qamd']} --time_steps 1 --on_chip --out {tmp_path}"
+    line += " --test_images 90"
     assert main([*line.split(), "--adc_bits", "1"]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     lost = 100 * (report["accuracy"] - report["chip_accuracies"][0])
-    rows = nonideal_report(str(trained["qamd"]), None, Chip(adc_bits=1), time_steps=1)["layers"]
+    few = {"time_steps": 1, "test_images": 90}
+    rows = nonideal_report(str(trained["qamd"]), None, Chip(adc_bits=1), **few)["layers"]
     worst = max(rows, key=lambda row: row["clipped_share"])
     assert lost > 1
     said = (
@@ -390,7 +395,8 @@ def test_a_sweep_simulates_only_chips_that_a_simulation_tells_apart(
         return found
 
     monkeypatch.setattr(nonideal, "on_chip", counted)
-    line = f"sweep --checkpoint {trained['qamd']} --layers {files['NET']} --out {tmp_path}"
+    few = f"{trained['qamd']} --test_images 90"
+    line = f"sweep --checkpoint {few} --layers {files['NET']} --out {tmp_path}"
     options = "--on_chip --adc_bits 2,5 --pe_per_tile 4,8 --clk_mhz 100,250 --crossbars_per_pe 9,18"
     assert main(f"{line} {options} --bits 2,4 --columns_per_adc 4,8".split()) == 0
     printed = capsys.readouterr().out
@@ -409,7 +415,7 @@ def test_a_sweep_simulates_only_chips_that_a_simulation_tells_apart(
 
     # Where a PE's sums are converted, its crossbars are part of what is simulated.
     simulated.clear()
-    line = f"sweep --checkpoint {trained['qamd']} --on_chip --adc_of pe --out {tmp_path}"
+    line = f"sweep --checkpoint {few} --on_chip --adc_of pe --out {tmp_path}"
     assert main([*line.split(), "--crossbars_per_pe", "4,9", "--pe_per_tile", "4,8"]) == 0
     assert len(simulated) == 2
 
@@ -629,10 +635,11 @@ def test_accuracy_without_data_is_one_line(line, trained, tmp_path, capsys):
 
 def test_the_offered_adc_clips_nothing(trained):
     path = str(trained["qamd"])
-    broken = nonideal_report(path, None, Chip(adc_bits=1, adc_range="unit"), time_steps=1)
+    few = {"time_steps": 1, "test_images": 90}
+    broken = nonideal_report(path, None, Chip(adc_bits=1, adc_range="unit"), **few)
     assert max(row["clipped_share"] for row in broken["layers"]) > 0
     offered = Chip(adc_bits=broken["unclipped_adc_bits"], adc_range="unit")
-    mended = nonideal_report(path, None, offered, time_steps=1)
+    mended = nonideal_report(path, None, offered, **few)
     assert mended["accuracy_mean"] == mended["digital_accuracy"]
     assert all(row["clipped_share"] == 0 for row in mended["layers"])
 
@@ -650,11 +657,11 @@ def test_a_network_of_another_t_is_on_crossbars_what_its_evaluation_is(trained, 
 
 def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsys):
     line = f"nonideal --checkpoint {trained['qamd']} --out {tmp_path} --adc_bits 5 --sigma 1"
-    assert main(f"{line} --trials 2 --each_layer --time_steps 1".split()) == 0
+    assert main(f"{line} --trials 2 --each_layer --time_steps 1 --test_images 90".split()) == 0
     report = json.loads((tmp_path / "nonideal.json").read_text())
     assert len(report["accuracies"]) == 2
     assert len(report["layers"]) == 21
-    subject = nonideal.load_subject(report["checkpoint"], None, 1)
+    subject = nonideal.load_subject(report["checkpoint"], None, 1, test_images=90)
     row = report["layers"][0]
     alone, _ = nonideal.on_chip(subject, Chip(sigma=1.0), trials=2, only=[row["layer"]])
     assert row["accuracy_alone"] == statistics.mean(alone)
@@ -670,6 +677,7 @@ def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsy
         seed=0,
         trials=2,
         time_steps=1,
+        test_images=90,
     )
     assert again["accuracies"] == report["accuracies"]  # seeded
 

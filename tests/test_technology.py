@@ -263,9 +263,9 @@ def test_a_network_is_simulated_on_the_chip_of_each_technology(tmp_path, capsys)
     checkpoint, out = ROOT / "tests/data/student-last.pth", tmp_path / "out"
     names = ["isaac-32nm", "spikesim-65nm"]
     line = f"technologies {' '.join(names)} --checkpoint {checkpoint} --on_chip --out {out}"
-    assert main(line.split()) == 0
+    assert main(f"{line} --test_images 90".split()) == 0
     rows = read_csv(out / "technologies.csv")
-    subject = trace_checkpoint(str(checkpoint), None)
+    subject = trace_checkpoint(str(checkpoint), test_images=90)
     for name, row in zip(names, rows, strict=True):
         (chip,) = chips(technology=name)
         assert [float(row["chip_accuracy_share"])] == on_chip(subject, chip)[0]
