@@ -30,9 +30,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 import kernels
-from kernels import as_rows, at_least_float32
+from kernels import as_rows, at_least_float32, integer_codes
 from models.network import SpikingNetwork, folded
 from models.neuron import LIF, neuron_of
+from quantization import membrane_steps
 
 # (images, labels) -> (logits, loss, unweighted terms of the loss)
 LossFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, dict[str, Tensor]]]
@@ -103,6 +104,38 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
     if u_teacher.device.type == "cpu":  # there clamp_ between tensors takes ten times as long
         return u_teacher.clamp_min_(low).clamp_max_(high)
     return u_teacher.clamp_(low, high)
+
+
+@torch.no_grad()
+def start_membrane_steps(
+    student: SpikingNetwork, teacher: SpikingNetwork, images: Tensor, loss: str
+) -> None:
+    """Start the membrane step of each of the student's layers where its codes can come nearest to
+    the teacher's potentials on some images: of `quantization.membrane_steps`, the one that has the
+    least L_mem where the student's are the teacher's, rounded. With CL, steps are learned instead.
+
+    The largest code of a plain student's start is 2θ, and where a teacher reads the residual
+    stream, much of what it has is beyond: longer steps reach it, and rounding changes no spike.
+    """
+    membrane_loss = MEMBRANE_LOSSES[loss]
+    if membrane_loss is None:
+        return
+    student_layer = {teacher.get_submodule(name): x for name, x in student.neurons().items()}
+
+    def choose(layer_of_teacher: LIF, u: Tensor) -> None:
+        layer = student_layer[layer_of_teacher]
+        if (quantizer := layer.quantizer) is None:
+            return
+        threshold = layer.neuron.threshold
+
+        def distance(step: float) -> float:
+            codes = integer_codes(u, u.new_tensor(step), quantizer.low, quantizer.high)
+            return membrane_loss(codes * step, u, threshold).item()
+
+        quantizer.step.fill_(min(membrane_steps(quantizer.bits, threshold), key=distance))
+
+    with teacher.running_for(student.time_window):
+        teacher.eval()(images, membranes=choose)
 
 
 # Of --loss: (a layer's membranes of the student, those of the teacher within its reach, both

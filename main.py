@@ -31,9 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from checkpoints import Checkpoint, build_network, load_checkpoint
-from data_loader import set_epoch
+from data_loader import ImageSet, set_epoch, some_images
 from display import percent
-from distiller import Distiller, LossFunction
+from distiller import Distiller, LossFunction, start_membrane_steps
 from engine.compile import Gradients, ReplayedGradients, compile_for
 from engine.data import Batches, DataSets, batches_of, first_images, load_same_data, settings_for
 from engine.dry_run import dry_run
@@ -63,6 +63,7 @@ from spikesim_eval.trace import macs_of_image
 from spikesim_eval.training import draw_cells, put_on_chip
 
 READ_EVERY = 10  # steps: reading a number waits for the GPU
+IMAGES_OF_STEPS = 64  # of the training set, that membrane steps are chosen by
 
 
 def main(argv: Sequence[str] | None = None, data_sets: DataSets | None = None) -> int:
@@ -104,7 +105,7 @@ def train(
     if settings.compile:
         compile_for(settings, device, test_set, train_set, taught_by)
 
-    network, student, teacher = build_networks(settings, taught_by, device)
+    network, student, teacher = build_networks(settings, taught_by, device, train_set)
     optimizer = build_optimizer(network, settings)
     loss_function = build_loss(settings, student, teacher)
     del teacher  # the loss has a faster copy
@@ -141,7 +142,7 @@ def train(
 
 
 def build_networks(
-    settings: Settings, taught_by: Checkpoint | None, device: torch.device
+    settings: Settings, taught_by: Checkpoint | None, device: torch.device, train_set: ImageSet
 ) -> tuple[SpikingNetwork, nn.Module, SpikingNetwork | None]:
     """The network, the same one trained by all processes, and its teacher."""
     network = build_network(settings)
@@ -151,6 +152,9 @@ def build_networks(
     elif settings.init_from is not None:
         start_from_checkpoint(network, settings)
     network.to(device)
+    if settings.paper_setting == "qamd" and settings.init_from is None:
+        images = some_images(train_set, IMAGES_OF_STEPS).to(device)
+        start_membrane_steps(network, teacher, images, settings.loss)
     if settings.chip is not None:
         put_on_chip(network, settings.chip)
     if world_size() == 1:

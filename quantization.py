@@ -150,8 +150,16 @@ class WeightQuantizer(Quantizer):
         self.smallest_step.copy_(self.step / 10)
 
 
+def membrane_steps(bits: int, threshold: float) -> list[float]:
+    """Steps with which rounding a membrane potential of any size changes no spike: the threshold is
+    halfway between two codes, θ / (k + ½). Each is at least twice as long as the one before; the
+    largest code is 2θ with the first, and with the last, of k = 0, 2 (2^(b-1) - 1) θ."""
+    return [threshold / (2**j - 0.5) for j in range(bits - 2, -1, -1)]
+
+
 class MembraneQuantizer(Quantizer):
-    """b bits, two's complement, one step a layer, started so that the largest code is 2·threshold.
+    """b bits, two's complement, one step a layer, started so that the largest code is 2·threshold:
+    the first of `membrane_steps`.
 
     The largest code never falls below 1.25·threshold, so that the layer can always fire. Not
     `learned`, the step stays at its start.
@@ -163,11 +171,12 @@ class MembraneQuantizer(Quantizer):
         high = signed_range(bits)[1]
         super().__init__(
             signed_range(bits),
-            2 * threshold / high,
+            membrane_steps(bits, threshold)[0],
             smallest_step=1.25 * threshold / high,
             step_grid=step_grid,
         )
         self.step.requires_grad_(learned)
+        self.bits = bits
 
 
 class StreamQuantizer(Quantizer):

@@ -1,6 +1,7 @@
 """Quantizers: codes and gradients by hand, and the laws that every quantizer obeys."""
 
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from quantization import (
     StreamQuantizer,
     WeightQuantizer,
     membrane_step_grid,
+    membrane_steps,
     signed_range,
     symmetric_range,
 )
@@ -136,6 +138,19 @@ def test_the_largest_membrane_code_starts_at_twice_the_threshold_and_stays_above
     with torch.no_grad():
         quantizer.step.fill_(0.0)
     assert quantizer.high * quantizer.used_step() >= 1.25 * threshold
+
+
+@given(st.sampled_from(BITS), st.floats(0.1, 4), st.floats(-30, 30))
+def test_rounding_to_one_of_the_membrane_steps_changes_no_spike(bits, threshold, u):
+    steps, (low, high) = membrane_steps(bits, threshold), signed_range(bits)
+    for step in steps:
+        code = max(low, min(high, round(u / step)))
+        if abs(u - threshold) > 1e-9:  # there the threshold is where rounding goes up or down
+            assert (code * step > threshold) == (u > threshold)
+    assert len(steps) == bits - 1
+    assert steps[0] * high == pytest.approx(2 * threshold)
+    assert steps[-1] == pytest.approx(2 * threshold)
+    assert all(longer >= 2 * step for step, longer in pairwise(steps))
 
 
 def test_a_step_below_its_smallest_value_still_learns():
