@@ -30,6 +30,7 @@ from runtime.command import similar_path
 from runtime.errors import UserError
 from runtime.files import digest, must_be_file
 from settings import (
+    GONE,
     TYPES,
     Settings,
     check_settings,
@@ -272,7 +273,8 @@ def _plain(content: Any) -> Any:
 
 def _settings_from(saved: dict, not_ours: str) -> Settings:
     defaults = {x.name: x.default for x in fields(Settings) if x.default is not MISSING}
-    saved = defaults | saved  # of a version that did not have them
+    # of versions that had others
+    saved = defaults | {name: value for name, value in saved.items() if name not in GONE}
     if saved.keys() != TYPES.keys():
         raise UserError(f"{not_ours}: its settings are not this version's")
     settings = Settings(**saved)

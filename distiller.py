@@ -155,19 +155,12 @@ BETA_SCHEDULES = {  # share of the training that is done -> share of beta
     "constant": lambda done: 1.0,
 }
 BETA_SCHEDULE = "cosine"
-TEACHER_LOGITS = "own"
 
 
-def teacher_steps(
-    student: int,
-    teacher: int,
-    loss: str,
-    teacher_logits: str = TEACHER_LOGITS,
-    events: bool = False,
-) -> tuple[int, int]:
+def teacher_steps(student: int, teacher: int, loss: str, events: bool = False) -> tuple[int, int]:
     """(timesteps that a teacher runs for, the first of them that its logits are the mean of), for a
     student and a teacher of so many each."""
-    of_logits = student if events or teacher_logits == "student" else teacher
+    of_logits = student if events else teacher
     return max(of_logits, 0 if MEMBRANE_LOSSES[loss] is None else student), of_logits
 
 
@@ -186,7 +179,6 @@ class Distiller:
         tau: temperature of L_logit.
         beta_schedule: "cosine" or "constant", followed by `set_epoch`.
         label_smoothing: share of CE's target that all classes get alike, as torch's.
-        teacher_logits: "own" or "student": whose timesteps the teacher's logits are the mean of.
     """
 
     def __init__(
@@ -199,7 +191,6 @@ class Distiller:
         tau: float = TAU,
         beta_schedule: str = BETA_SCHEDULE,
         label_smoothing: float = 0.0,
-        teacher_logits: str = TEACHER_LOGITS,
     ):
         self.teacher, self.teacher_time_window = folded(teacher), teacher.time_window
         self.student = student
@@ -209,7 +200,6 @@ class Distiller:
             layer: self.teacher.get_submodule(name)
             for name, layer in self.network.neurons().items()
         }
-        self.teacher_logits = teacher_logits
         self.alpha, self.beta, self.tau = alpha, BETA[loss] if beta is None else beta, tau
         self.beta_schedule = BETA_SCHEDULES[beta_schedule]
         self.label_smoothing = label_smoothing
@@ -226,7 +216,7 @@ class Distiller:
         """(student's logits (B, K), loss, its unweighted terms "ce", "logit" and "membrane")."""
         T, events = self.network.time_window, images.dim() == 5
         self.teacher.time_window, of_logits = teacher_steps(
-            T, self.teacher_time_window, self.loss, self.teacher_logits, events
+            T, self.teacher_time_window, self.loss, events
         )
         u_of_teacher: dict[LIF, Tensor] = {}
         by_layer: list[Tensor] = []

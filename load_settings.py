@@ -483,8 +483,7 @@ def build_loss(
     if settings.paper_setting != "qamd":
         return cross_entropy(student, settings.label_smoothing)
     weights = settings.alpha, settings.beta, settings.tau, settings.beta_schedule
-    how = settings.label_smoothing, settings.teacher_logits
-    return Distiller(teacher, student, settings.loss, *weights, *how)
+    return Distiller(teacher, student, settings.loss, *weights, settings.label_smoothing)
 
 
 def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:

@@ -22,7 +22,6 @@ from distiller import (
     BETA_SCHEDULES,
     MEMBRANE_LOSSES,
     TAU,
-    TEACHER_LOGITS,
 )
 from models import NETWORKS
 from models.MS_ResNet import BLOCKS
@@ -339,12 +338,6 @@ class Settings:
         "`cosine`: β falls to 0 over the epochs; `constant`: it stays", if_distilled(BETA_SCHEDULE),
         shown=BETA_SCHEDULE, choices=BETA_SCHEDULES, where=compares_membranes, name=(16, None)
     )
-    teacher_logits: str = of_distillation(
-        "timesteps of a static image that the teacher's logits are the mean of: its `own` T or the "
-        "`student`'s",
-        TEACHER_LOGITS, "added", choices=("own", "student"),
-        where=lambda values: distilled(values) or static_images(values)
-    )
 
     crossbar: str | None = option(
         "chip",
@@ -550,6 +543,7 @@ class Settings:
         return data_set
 
 
+GONE = {"teacher_logits"}  # options that older checkpoints have
 OPTIONS: dict[str, Option] = {
     x.name: x.metadata["option"] for x in fields(Settings) if "option" in x.metadata
 }

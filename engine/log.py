@@ -138,7 +138,7 @@ def about_teacher(settings: Settings, teacher: Checkpoint) -> str:
     text = f"{settings.teacher_path}: {percent(teacher.accuracy)} (epoch {teacher.epoch}), T {own}"
     if settings.loss is None:
         return text
-    how = settings.loss, settings.teacher_logits, settings.data_set.events
+    how = settings.loss, settings.data_set.events
     longest = [teacher_steps(T, own, *how)[0] for T in settings.trained_at]
     if {*longest} != {own}:
         up_to = "up to " * (longest[0] != longest[-1])

@@ -299,7 +299,7 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "loss": "CL", "batch_size": "32", "accumulate": "2", "epochs": "3", "lr": "1",
         "warmup": "1", "weight_decay": "1", "clip_grad": "3", "label_smoothing": "0.5",
         "augment": "none", "seed": "3", "val_share": "0.5", "bits": "3", "amp": "",
-        "init_from_teacher": "", "teacher_logits": "student",
+        "init_from_teacher": "",
         "time_windows": "1 4", "surrogate": "atan", "surrogate_width": "1",
         "init_from": str(trained["original"]), "crossbar": "spikesim-65nm-pcm",
     }  # fmt: skip

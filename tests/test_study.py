@@ -107,7 +107,7 @@ def test_no_two_runs_share_a_folder_whatever_they_differ_in(tmp_path):
     """Of every option of main.py that a study takes, with a value that is no default."""
     others = dict(word.partition("=")[::2] for word in OTHER_VALUES.split())
     others["data_path"] = str(tmp_path)
-    taken = {x for x in OPTIONS if x not in OWN} - {"data", "image_size", "fold", "teacher_logits"}
+    taken = {x for x in OPTIONS if x not in OWN} - {"data", "image_size", "fold"}
     taken -= {"init_from"}  # a file
     taken -= {"sensor", "split_by"}  # of events
     taken -= ON_CHIP.keys() | OF_CHIP.keys() | {"after"}  # of a technology that drifts

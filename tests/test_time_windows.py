@@ -253,17 +253,10 @@ def test_header_config_resume_and_lists_of_runs_know_the_several_t(several, trai
     assert "time windows 1 2 4" in capfd.readouterr().out
 
 
-EVENT_STUDENT = ["--data", "digits-dvs", "--paper_setting", "qamd", "--bits", "4"]
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
         (["--data", "digits-dvs", "--time_windows", "1", "2"], "frames of one T: leave it out"),
-        (
-            [*EVENT_STUDENT, "--teacher_logits", "student"],
-            "--teacher_logits has no meaning with the events of digits-dvs",
-        ),
         (["--time_windows", "4"], "--time_windows 4: give two T or more, each once"),
         (["--time_windows", "4", "4"], "--time_windows 4 4: give two T or more, each once"),
         (["--time_windows", "0", "4"], "--time_windows must be between 1 and 1024, got 0"),
