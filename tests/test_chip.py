@@ -646,7 +646,7 @@ def test_every_command_says_whose_accuracy_it_prints(trained, tmp_path, capsys):
         f"sweep --checkpoint {student}",
     ):
         capsys.readouterr()
-        assert main([*line.split(), "--out", str(tmp_path)]) == 0
+        assert main([*line.split(), "--test_images", "60", "--out", str(tmp_path)]) == 0
         printed = capsys.readouterr().out
         assert printed.count(DIGITAL) == 1
         assert "--on_chip" in printed

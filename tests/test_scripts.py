@@ -62,7 +62,8 @@ def test_the_training_scripts_lead_from_nothing_to_the_hardware_report(scripts_c
     settings = json.loads((student / "settings.json").read_text())
     assert (settings["world_size"], settings["seed"], settings["beta"]) == (2, 7, 5.0)
     assert settings["teacher_path"] == "checkpoints/digits-teacher-seed7/original-best.pth"
-    printed = run_script("edap_report.sh", str(student), "--xbar_size", "128", folder=scripts_clone)
+    options = ["--xbar_size", "128", "--test_images", "60"]
+    printed = run_script("edap_report.sh", str(student), *options, folder=scripts_clone)
     assert "times better" in printed
     report = json.loads((student / "edap" / "report.json").read_text())
     assert report["chip"]["xbar_size"] == 128
@@ -282,7 +283,8 @@ def test_the_quickstart_prints_its_table_and_writes_it_with_plots(recorder, monk
     (out / "teacher" / "settings.json").write_text("of a quickstart before")
     monkeypatch.chdir(recorder)
     for command in started("quickstart.sh", *QUICK, folder=recorder):
-        assert run_here(command) == 0
+        few = " --test_images 60" * ("spikesim_eval" in command)
+        assert run_here(command + few) == 0
     printed = capfd.readouterr().out
     moved = out.with_name("quickstart.1")
     assert f"what was in {out} is now in {moved}" in printed

@@ -379,7 +379,8 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
 
     # No accuracy of the chip passes for a digital one, and no other chip for that one.
     assert about_of(checkpoint, checkpoint.settings.time_window)["accuracy"] is None
-    subject, other = trace.trace_checkpoint(str(last)), nonideal_report(str(last), None, Chip())
+    subject = trace.trace_checkpoint(str(last), test_images=60)
+    other = nonideal_report(str(last), None, Chip(), test_images=60)
     assert subject.accuracy == other["digital_accuracy"]
     told = f"trained for {told}; here on the chip"
     assert told in "\n".join(nonideal_lines(other))
