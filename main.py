@@ -145,16 +145,15 @@ def build_networks(
     settings: Settings, taught_by: Checkpoint | None, device: torch.device, train_set: ImageSet
 ) -> tuple[SpikingNetwork, nn.Module, SpikingNetwork | None]:
     """The network, the same one trained by all processes, and its teacher."""
-    network = build_network(settings)
+    network = build_network(settings).to(device)
     teacher = None if taught_by is None else load_network(taught_by).to(device)
+    if settings.paper_setting == "qamd":
+        images = some_images(train_set, IMAGES_OF_STEPS).to(device)
+        start_membrane_steps(network, teacher, images, settings.loss)
     if settings.init_from_teacher:
         network.start_from(teacher)
     elif settings.init_from is not None:
         start_from_checkpoint(network, settings)
-    network.to(device)
-    if settings.paper_setting == "qamd" and settings.init_from is None:
-        images = some_images(train_set, IMAGES_OF_STEPS).to(device)
-        start_membrane_steps(network, teacher, images, settings.loss)
     if settings.chip is not None:
         put_on_chip(network, settings.chip)
     if world_size() == 1:

@@ -15,8 +15,10 @@ import torch
 from torchvision.datasets import CIFAR100
 
 import main
-from checkpoints import load_checkpoint
+from checkpoints import build_network, load_checkpoint
 from conftest import DIGITS, REPOSITORY, read_csv, reported
+from data_loader import load_data_sets, some_images
+from distiller import start_membrane_steps
 from load_settings import load_network, parse_settings
 from stand_in_data import (
     cifar_environment,
@@ -194,6 +196,15 @@ def test_a_checkpoint_holds_plain_types_and_the_student_alone(trained):
         assert content["settings"]["paper_setting"] == setting
         assert {"model", "epoch", "accuracy", "optimizer", "random_states"} < set(content)
         assert set(content["model"]) == set(load_network(load_checkpoint(path)).state_dict())
+
+
+def test_membrane_steps_of_a_distilled_network_are_chosen_by_64_drawn_training_images(trained):
+    checkpoint = load_checkpoint(trained["qamd"])
+    student, teacher = build_network(checkpoint.settings), load_network(trained["original"])
+    train_set, _ = load_data_sets(checkpoint.settings)
+    start_membrane_steps(student, teacher, some_images(train_set, 64), "CLK")
+    for name, layer in student.neurons().items():
+        assert torch.equal(checkpoint.model[f"{name}.quantizer.step"], layer.quantizer.step)
 
 
 @pytest.mark.device

@@ -68,6 +68,12 @@ def test_a_student_and_its_fine_tuning_keep_what_was_learned(teacher, tmp_path):
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(x, weights[name]), name  # steps too
             assert name not in taught or torch.equal(x, taught[name]), name
+    distilled = "--paper_setting", "qamd", "--bits", 8, "--teacher_path", teacher
+    third = tmp_path / "third"
+    assert run(*ON_DIGITS, *distilled, "--init_from", path, "--save_path", third) == 0
+    steps = {name: x for name, x in weights.items() if name.endswith("quantizer.step")}
+    ours = load_checkpoint(third / "qamd-last.pth").model
+    assert all(torch.equal(ours[name], x) for name, x in steps.items())
 
 
 def test_other_classes_get_a_classifier_of_their_own(teacher, colours, tmp_path, capsys):
