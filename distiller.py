@@ -107,32 +107,27 @@ def within_reach(u_teacher: Tensor, neuron: LIF) -> Tensor:
 
 
 @torch.no_grad()
-def start_membrane_steps(
-    student: SpikingNetwork, teacher: SpikingNetwork, images: Tensor, loss: str
-) -> None:
+def start_membrane_steps(student: SpikingNetwork, teacher: SpikingNetwork, images: Tensor) -> None:
     """Start the membrane step of each of the student's layers where its codes can come nearest to
-    the teacher's potentials on some images: of `quantization.membrane_steps`, the one that has the
-    least L_mem where the student's are the teacher's, rounded. With CL, steps are learned instead.
+    the teacher's potentials on some images: of `quantization.membrane_steps`, the one that rounds
+    them with the least mean squared error.
 
-    The largest code of a plain student's start is 2θ, and where a teacher reads the residual
-    stream, much of what it has is beyond: longer steps reach it, and rounding changes no spike.
+    The largest code of a plain student's start is 2θ. Where a teacher reads the residual stream,
+    much of what it has is beyond; longer steps reach it, and rounding to them changes no spike.
     """
-    membrane_loss = MEMBRANE_LOSSES[loss]
-    if membrane_loss is None:
-        return
     student_layer = {teacher.get_submodule(name): x for name, x in student.neurons().items()}
 
     def choose(layer_of_teacher: LIF, u: Tensor) -> None:
         layer = student_layer[layer_of_teacher]
         if (quantizer := layer.quantizer) is None:
             return
-        threshold = layer.neuron.threshold
 
-        def distance(step: float) -> float:
+        def error(step: float) -> float:
             codes = integer_codes(u, u.new_tensor(step), quantizer.low, quantizer.high)
-            return membrane_loss(codes * step, u, threshold).item()
+            return membrane_mse(codes * step, u).item()
 
-        quantizer.step.fill_(min(membrane_steps(quantizer.bits, threshold), key=distance))
+        steps = membrane_steps(quantizer.bits, layer.neuron.threshold)
+        quantizer.step.fill_(min(steps, key=error))
 
     with teacher.running_for(student.time_window):
         teacher.eval()(images, membranes=choose)

@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from checkpoints import Checkpoint, build_network, load_checkpoint
 from data_loader import ImageSet, set_epoch, some_images
 from display import percent
-from distiller import Distiller, LossFunction, start_membrane_steps
+from distiller import MEMBRANE_LOSSES, Distiller, LossFunction, start_membrane_steps
 from engine.compile import Gradients, ReplayedGradients, compile_for
 from engine.data import Batches, DataSets, batches_of, first_images, load_same_data, settings_for
 from engine.dry_run import dry_run
@@ -147,9 +147,9 @@ def build_networks(
     """The network, the same one trained by all processes, and its teacher."""
     network = build_network(settings).to(device)
     teacher = None if taught_by is None else load_network(taught_by).to(device)
-    if settings.paper_setting == "qamd":
+    if MEMBRANE_LOSSES.get(settings.loss) is not None:  # else steps are learned
         images = some_images(train_set, IMAGES_OF_STEPS).to(device)
-        start_membrane_steps(network, teacher, images, settings.loss)
+        start_membrane_steps(network, teacher, images)
     if settings.init_from_teacher:
         network.start_from(teacher)
     elif settings.init_from is not None:

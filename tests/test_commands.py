@@ -202,7 +202,7 @@ def test_membrane_steps_of_a_distilled_network_are_chosen_by_64_drawn_training_i
     checkpoint = load_checkpoint(trained["qamd"])
     student, teacher = build_network(checkpoint.settings), load_network(trained["original"])
     train_set, _ = load_data_sets(checkpoint.settings)
-    start_membrane_steps(student, teacher, some_images(train_set, 64), "CLK")
+    start_membrane_steps(student, teacher, some_images(train_set, 64))
     for name, layer in student.neurons().items():
         assert torch.equal(checkpoint.model[f"{name}.quantizer.step"], layer.quantizer.step)
 

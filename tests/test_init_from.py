@@ -8,6 +8,7 @@ from PIL import Image
 import main
 from checkpoints import load_checkpoint
 from conftest import refused
+from load_settings import load_network
 from runtime.errors import UserError
 
 OPTIONS = ["--width", "4", "--time_window", "2", "--workers", "0", "--batch_size", "64"]
@@ -74,6 +75,17 @@ def test_a_student_and_its_fine_tuning_keep_what_was_learned(teacher, tmp_path):
     steps = {name: x for name, x in weights.items() if name.endswith("quantizer.step")}
     ours = load_checkpoint(third / "qamd-last.pth").model
     assert all(torch.equal(ours[name], x) for name, x in steps.items())
+
+
+def test_steps_that_are_learned_start_as_those_of_a_plain_student(teacher, tmp_path):
+    taught = "--paper_setting", "qamd", "--bits", 8, "--teacher_path", teacher, "--loss"
+    steps = {}
+    for loss in ("CL", "CLK"):
+        assert run(*ON_DIGITS, *taught, loss, "--save_path", tmp_path / loss) == 0
+        network = load_network(tmp_path / loss / "qamd-last.pth")
+        steps[loss] = [x.quantizer.step.item() for x in network.neurons().values()]
+    assert steps["CL"] == [pytest.approx(2 * 0.5 / 127)] * len(steps["CL"])
+    assert all(step > 2 * 0.5 / 127 for step in steps["CLK"])
 
 
 def test_other_classes_get_a_classifier_of_their_own(teacher, colours, tmp_path, capsys):
