@@ -6,7 +6,7 @@
 Over the test set of the checkpoints: each student's distance to the teacher's membrane potentials
 per LIF layer and timestep (membrane_report.csv and the first row of membrane_report.png and .pdf),
 and how one layer's membrane potentials are distributed in the three networks (the second row).
-Beside the students stand, for scale, the teacher's own membranes, rounded to as many bits.
+Beside the students stand, for scale, the teacher's own membranes, rounded to MD-SNN's codes.
 """
 
 import argparse
@@ -21,15 +21,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from checkpoints import load_checkpoint
-from data_loader import Share, data_of, evaluation_loader, some_images
+from data_loader import Share, data_of, evaluation_loader
 from display import COLOURS, legend_below, new_figure, save_picture
-from distiller import distance_to_teacher, membrane_kl
+from distiller import distance_to_teacher
 from experiments import as_command
-from kernels import integer_codes
 from load_settings import load_network
 from models import SpikingNetwork
 from models.neuron import neuron_of
-from quantization import signed_range
 from runtime.command import Parser
 from runtime.errors import UserError
 from runtime.files import check_writable
@@ -47,29 +45,20 @@ SAMPLES = 10**7  # most membrane potentials that a distribution is drawn from
 
 
 class RoundedTeacher(nn.Module):
-    """The teacher's membranes rounded to `bits`, each layer with the step that leaves the least
-    membrane KL on the given images: what the width alone costs."""
+    """The teacher with its membranes rounded to a student's codes, which come no nearer."""
 
-    RANGES = tuple(2 * 1.25**i for i in range(-2, 10))  # of the largest code, in thresholds
+    def __init__(self, teacher: SpikingNetwork, student: SpikingNetwork):
+        super().__init__()
+        self.teacher, self.student = teacher, student
 
     @torch.no_grad()
-    def __init__(self, teacher: SpikingNetwork, bits: int, images: Tensor):
-        super().__init__()
-        self.teacher, self.code_range = teacher, signed_range(bits)
-        _, membranes = teacher(images, membranes=True)
-        self.steps = [self._best_step(u) for u in membranes]
-
-    def _best_step(self, u: Tensor) -> Tensor:
-        threshold, high = neuron_of(self.teacher).threshold, self.code_range[1]
-        steps = [torch.tensor(largest * threshold / high) for largest in self.RANGES]
-        return min(steps, key=lambda step: membrane_kl(self._rounded(u, step), u).item())
-
-    def _rounded(self, u: Tensor, step: Tensor) -> Tensor:
-        return integer_codes(u, step, *self.code_range) * step
-
     def forward(self, images: Tensor, membranes: bool = True) -> tuple[Tensor, list[Tensor]]:
         logits, exact = self.teacher(images, membranes=True)
-        return logits, list(map(self._rounded, exact, self.steps))
+        layers, rounded = self.student.neurons().values(), []
+        for layer, u in zip(layers, exact, strict=True):
+            codes, step = layer.quantizer.codes(u)
+            rounded.append(codes * step)
+        return logits, rounded
 
 
 @torch.no_grad()
@@ -186,8 +175,7 @@ def membrane_report(args: argparse.Namespace) -> None:
     batches = evaluation_loader(test_set, Share(settings.batch_size, workers=settings.workers))
 
     with teacher.running_for(settings.time_window):
-        images = some_images(test_set, settings.batch_size)
-        rounded = RoundedTeacher(teacher, settings.bits, images)
+        rounded = RoundedTeacher(teacher, networks["MD-SNN"])
         compared = {x: networks[x] for x in ("student", "MD-SNN")} | {ROUNDED: rounded}
         distances = {x: distance_to_teacher(teacher, y, batches) for x, y in compared.items()}
         membranes = {x: membrane_of(y, names.index(layer), batches) for x, y in networks.items()}
