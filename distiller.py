@@ -8,8 +8,9 @@ the mean over layers and timesteps of
     CLK: KL(softmax(u_T) ‖ softmax(û_S)), softmax over a layer's C·H·W neurons, mean over the batch
     CLM: the mean squared difference
     CL:  nothing.
-u_T is clamped to the range of the student's codes before (`within_reach`), and CLK's softmaxes
-contain the neuron's threshold (`membrane_kl`).
+u_T is clamped to the range of the student's codes before (`within_reach`), which is chosen to suit
+the teacher (`start_membrane_steps`), and CLK's softmaxes contain the neuron's threshold
+(`membrane_kl`).
 
 The two may have other numbers of timesteps T. On a static image a network's first steps are the
 same whatever comes after them: the teacher runs once, for the longer of both, its logits are those
