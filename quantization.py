@@ -151,9 +151,10 @@ class WeightQuantizer(Quantizer):
 
 
 def membrane_steps(bits: int, threshold: float) -> list[float]:
-    """Steps with which rounding a membrane potential of any size changes no spike: the threshold is
-    halfway between two codes, θ / (k + ½). Each is at least twice as long as the one before; the
-    largest code is 2θ with the first, and with the last, of k = 0, 2 (2^(b-1) - 1) θ."""
+    """Steps with which rounding a membrane potential, of whatever size, changes no spike: the
+    threshold is halfway between two codes, θ / (k + ½). Of them those of k = 2^j - 1, each at least
+    twice as long as the one before. With the first the largest code is 2θ, with the last, of k = 0,
+    2 (2^(b-1) - 1) θ."""
     return [threshold / (2**j - 0.5) for j in range(bits - 2, -1, -1)]
 
 
