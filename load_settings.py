@@ -36,6 +36,7 @@ from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
 from runtime.files import check_writable, digest, must_be_file
 from settings import (
+    GONE,
     MS_RESNETS,
     OPTIONS,
     TYPES,
@@ -231,6 +232,8 @@ def read_config(path: str | Path, option: str = "--config ") -> dict[str, Any]:
         raise UserError(f"{expected}, and holds no names with values")
     found = {}
     for name, value in content.items():
+        if name in GONE and value == GONE[name]:
+            continue
         if name not in OPTIONS and name not in RECORDED:
             meant = did_you_mean(name, OPTIONS)
             raise UserError(f"{option}{path}: there is no option {reprlib.repr(name)}{meant}")

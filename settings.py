@@ -543,7 +543,8 @@ class Settings:
         return data_set
 
 
-GONE = {"teacher_logits"}  # options that older checkpoints have
+# Options that older checkpoints and settings.json have, with the value that today's runs have.
+GONE = {"teacher_logits": "own"}
 OPTIONS: dict[str, Option] = {
     x.name: x.metadata["option"] for x in fields(Settings) if "option" in x.metadata
 }

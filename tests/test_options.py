@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import data_loader
 import main
 from checkpoints import load_checkpoint
 from conftest import DIGITS, refused
-from load_settings import parse_settings
+from load_settings import parse_settings, read_settings
 from runtime.errors import UserError
 from settings import DATA_SETS, MAY_CHANGE, OPTIONS, build_parser, is_flag
 from spikesim_eval.__main__ import main as spikesim_eval
@@ -243,6 +243,25 @@ def test_a_config_goes_on_with_its_own_run(tmp_path):
     again = ["--config", str(tmp_path / "settings.json"), *save_path, "--resume", "--epochs", "2"]
     assert main.main(again) == 0
     assert load_checkpoint(tmp_path / "original-last.pth").epoch == 2
+
+
+def test_an_option_that_has_gone_is_read_where_it_says_what_is_so_today(trained, tmp_path):
+    path = tmp_path / "settings.json"
+    content = json.loads((trained["qamd"].parent / "settings.json").read_text())
+    path.write_text(json.dumps(content | {"teacher_logits": "own"}))
+    assert read_settings(path) == replace(
+        read_settings(trained["qamd"].parent / "settings.json"), save_path=str(tmp_path)
+    )
+    path.write_text(json.dumps(content | {"teacher_logits": "student"}))
+    with pytest.raises(UserError, match="there is no option 'teacher_logits'"):
+        read_settings(path)
+    older = torch.load(trained["qamd"], weights_only=True)
+    older["settings"]["teacher_logits"] = "own"
+    torch.save(older, tmp_path / "older.pth")
+    assert (
+        load_checkpoint(tmp_path / "older.pth").settings
+        == load_checkpoint(trained["qamd"]).settings
+    )
 
 
 BROKEN = {
