@@ -145,8 +145,14 @@ def test_rows_of_other_chips_or_runs_are_not_taken_for_these(tmp_path):
     path.write_text(csv_of([replace(ROW, run=runs[1].name)]))
     planned(words, tmp_path)
     for other, reason in (
-        ("--xbar_size 32", "is of spikesim-65nm, .*, and not spikesim-65nm, xbar_size 32"),
-        ("--crossbar isaac-32nm", "is of spikesim-65nm, .*, and not isaac-32nm"),
+        (
+            "--xbar_size 32",
+            "is of spikesim-65nm, --images 64, and not spikesim-65nm, xbar_size 32, --images 64",
+        ),
+        (
+            "--crossbar isaac-32nm",
+            "is of spikesim-65nm, --images 64, and not isaac-32nm, --images 64",
+        ),
         ("--images 8", "spikesim-65nm, --images 64, and not spikesim-65nm, --images 8:"),
         ("--epochs 3", "would not tell"),
     ):
