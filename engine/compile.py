@@ -42,6 +42,7 @@ def compile_regions(work: Callable[[], object], every_size: bool = True) -> str 
     with suppress(AttributeError):  # torch before 2.10
         # Triton's own division is off by the last bit, and membranes lie on ties: halves of a step.
         torch._inductor.config.eager_numerics.division_rounding = True
+    ask_little_of_the_cpu()
     for name, function in kernels.REGIONS.items():
         kernels.fused[name] = torch.compile(function, dynamic=every_size, fullgraph=True)
     try:
@@ -50,6 +51,20 @@ def compile_regions(work: Callable[[], object], every_size: bool = True) -> str 
         kernels.fused.clear()
         return next(line for line in (*str(error).splitlines(), repr(error)) if line.strip())
     return None
+
+
+def ask_little_of_the_cpu() -> None:
+    """Let torch not try at every start, in programs of their own that each import torch, what it
+    knows of a CPU's vectors from the CPU itself, and of its matrix instructions (VNNI, AMX) what no
+    kernel here uses. Where torch has changed, it tries: that takes up to 15 s more."""
+    with suppress(ImportError, AttributeError):
+        from torch._inductor import config, cpu_vec_isa
+
+        of_matrices = "vnni", "amx"
+        known = cpu_vec_isa.supported_vec_isa_list
+        known[:] = [isa for isa in known if not any(x in str(isa) for x in of_matrices)]
+        if config.cpp.vec_isa_ok is None:
+            config.cpp.vec_isa_ok = True
 
 
 def compile_for(

@@ -70,9 +70,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "device: compares numbers that the device computed")
-    # torch.compile starts six programs to learn what /proc/cpuinfo says, and workers.
-    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # torch.compile starts no workers
     if config.getoption("--fast"):
         config.pluginmanager.register(Fast())
     if config.getoption("--device") == "cpu":

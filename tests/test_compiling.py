@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor import cpu_vec_isa
 
 import kernels
 import main
@@ -90,6 +91,15 @@ def test_compiled_kernels_know_every_reset_and_surrogate(device):
     assert len(eager) == len(compiled) == 10
     for one, other in zip(eager, compiled, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_the_widest_vectors_of_the_cpu_are_used_and_its_matrix_instructions_not_tried():
+    compiling.ask_little_of_the_cpu()
+    picked = cpu_vec_isa.pick_vec_isa()
+    widths = {"AVX512": 512, "AVX2": 256}
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert picked.bit_width() == widths.get(capability, picked.bit_width())
+    assert not any(x in str(picked) for x in ("vnni", "amx"))
 
 
 def test_a_failing_compiler_leaves_the_eager_functions_and_says_why():
