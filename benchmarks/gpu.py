@@ -51,16 +51,15 @@ TRAININGS = {  # options of main.py
 }
 QUARTER = "--data folder --data_path data/cifar10_12500 --image_size 32 --width 8 --batch_size 64"
 STUDIES = {  # by --name: the study's module in experiments/, and its options
-    "cifar10_45": ("study", f"{QUARTER} --epochs 45 --bits 4 2 --methods CLK student --seeds 1 2"),
+    "cifar10_45": (
+        "study",
+        f"{QUARTER} --epochs 45 --bits 4 2 --methods CLK student --starts scratch teacher "
+        "--seeds 1 2 3",
+    ),
     "cifar10_timesteps": (
         "timesteps",
         f"{QUARTER} --epochs 15 --teacher_epochs 20 --bits 4 --seeds 1 2 "
         "--teacher_time_window 4 --time_windows 1 2 4",
-    ),
-    "cifar10_methods": (
-        "study",
-        f"{QUARTER} --epochs 15 --teacher_epochs 20 --bits 4 --seeds 1 2 3 "
-        "--methods student CL CLM CLK --starts scratch teacher",
     ),
 }
 OF_DRY_RUN = {  # one study of each module
