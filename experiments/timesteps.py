@@ -11,6 +11,7 @@ All other options are those of experiments.study.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,9 +41,9 @@ PLAIN, ONE, OWN_T, EVERY = (
     "student",
     f"{METHOD}, the one teacher",
     f"{METHOD}, a teacher of its T",
-    f"{METHOD}, one network for every T",
+    f"{METHOD}, one network for T",  # and its list
 )
-KINDS = (TEACHER, PLAIN, ONE, OWN_T, EVERY)
+KINDS = {TEACHER: TEACHER, PLAIN: PLAIN, ONE: METHOD, OWN_T: "CL", EVERY: "CLM"}  # and colours
 COLUMNS = ("accuracy", "gain", "spike_rate", "energy_pj", "delay_ns", "edap")
 
 
@@ -68,12 +69,13 @@ def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
 
 
 def networks_of(group: Group, groups: Sequence[Group]) -> list[str]:
-    """Which of KINDS it is, or two where the one teacher has the student's T."""
+    """What it is: one of KINDS, or two where the one teacher has the student's T."""
     row = group.about
     if row["method"] != METHOD:
         return [row["method"]]
-    if "time_windows" in values_of(row["settings"]):
-        return [EVERY]
+    windows = values_of(row["settings"]).get("time_windows")
+    if windows is not None:
+        return [f"{EVERY} {', '.join(re.findall(r'[0-9]+', windows))}"]
     teachers = teachers_of(row)
     if ("time_window", row["time_window"]) not in teachers:
         return [ONE]
@@ -83,6 +85,12 @@ def networks_of(group: Group, groups: Sequence[Group]) -> list[str]:
         if other.about["method"] == METHOD and teachers_of(other.about) == teachers
     }
     return [ONE, OWN_T] if len(taught) > 1 else [OWN_T]
+
+
+def order_of(network: str) -> tuple[int, str]:
+    """Where a network stands among others, as `networks_of` names them."""
+    kind = next(kind for kind in KINDS if network.startswith(kind))
+    return list(KINDS).index(kind), network
 
 
 def options_of(groups: Sequence[Group]) -> list[str]:
@@ -101,7 +109,7 @@ def cells_of(groups: Sequence[Group]) -> list[list[str]]:
         for name in measures:
             _, _, scale, form = MEASURES[name]
             line.append(cell([scale * x for x in group.values[name]], form, group.n))
-        lines.append((KINDS.index(networks[0]), line))
+        lines.append((order_of(networks[0]), line))
     header = ["data", "bits", "from", *names, "network", "T", "n"]
     ordered = sorted(lines, key=lambda pair: (pair[1][: 3 + len(names)], pair[0]))
     return [header + [MEASURES[name][1] for name in measures], *(line for _, line in ordered)]
@@ -118,7 +126,9 @@ def picture(groups: Sequence[Group]) -> Figure:
 
     students = [group for group in groups if group.about["method"] != TEACHER]
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))
-    looks = dict(zip(KINDS[1:], styles(["student", METHOD, "CL", "CLM"]), strict=True))
+    networks = sorted({x for group in students for x in networks_of(group, groups)}, key=order_of)
+    colours = [list(KINDS.values())[order_of(network)[0]] for network in networks]
+    looks = dict(zip(networks, styles(colours), strict=True))
     height = 0.8 + 3.4 * len(titles)
     figure, panels = new_figure(10, height, len(titles), 2, sharey="row", squeeze=False)
     for title, line in zip(titles, panels, strict=True):
@@ -126,14 +136,14 @@ def picture(groups: Sequence[Group]) -> Figure:
         for measure, panel in zip(("delay_ns", "energy_pj"), line, strict=True):
             _, label, scale, _ = MEASURES[measure]
             highest: dict[str, list[float]] = {}
-            for kind, look in looks.items():
-                shown = [group for group in here if kind in networks_of(group, groups)]
+            for network, look in looks.items():
+                shown = [group for group in here if network in networks_of(group, groups)]
                 shown.sort(key=lambda group: int(group.about["time_window"]))
                 x = [scale * mean_and_error(group.values[measure])[0] for group in shown]
                 points = [mean_and_error([100 * a for a in g.values["accuracy"]]) for g in shown]
                 heights, errors = [y for y, _ in points], [error or 0.0 for _, error in points]
                 if shown:
-                    how = {"marker": "o", "capsize": 2, "label": kind, **look}
+                    how = {"marker": "o", "capsize": 2, "label": network, **look}
                     panel.errorbar(x, heights, errors, **how)
                 for group, *point in zip(shown, x, heights, strict=True):
                     T = group.about["time_window"]

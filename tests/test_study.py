@@ -778,9 +778,17 @@ def test_the_table_and_the_picture_of_timesteps_tell_four_kinds_of_students_apar
         ["CLK, the one teacher", "2", "70.00", "2.000", "4.000", "+10.00"],
         ["CLK, the one teacher", "4", "80.00", "4.000", "8.000", "+10.00"],
         ["CLK, a teacher of its T", "2", "65.00", "2.000", "4.000", "+5.00"],
-        ["CLK, one network for every T", "2", "65.00", "2.000", "4.000", "+5.00"],
-        ["CLK, one network for every T", "4", "75.00", "4.000", "8.000", "+5.00"],
+        ["CLK, one network for T 2, 4", "2", "65.00", "2.000", "4.000", "+5.00"],
+        ["CLK, one network for T 2, 4", "4", "75.00", "4.000", "8.000", "+5.00"],
         ["teacher", "4", "90.00", "4.000", "8.000", "-"],
+    ]
+    three = of("CLK", 2, 4, 0.62, time_windows="'(1, 2, 4)'")
+    _, *more = timesteps.cells_of(study_table.groups_of([three, *found]))
+    found_of = [[line[i] for i in shown[:3]] for line in more if "one network" in str(line)]
+    assert found_of == [
+        ["CLK, one network for T 1, 2, 4", "2", "62.00"],
+        ["CLK, one network for T 2, 4", "2", "65.00"],
+        ["CLK, one network for T 2, 4", "4", "75.00"],
     ]
     second = [x | {k: x[k].replace("seed=0", "seed=1") for k in rows.IDENTITY} for x in found[::-1]]
     _, *both = timesteps.cells_of(study_table.groups_of([*second[:3], *found, *second[3:]]))
