@@ -20,7 +20,7 @@ def test_ctrl_c_while_modules_are_loaded_is_one_line(tmp_path):
     path = tmp_path / "error.json"
     process = subprocess.Popen(
         # Slower than this test, which has to find it while it loads.
-        ["nice", "-n", "19", sys.executable, str(REPOSITORY / "main.py"), "--data", "digits"],
+        ["nice", "-n", "5", sys.executable, str(REPOSITORY / "main.py"), "--data", "digits"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -37,7 +37,7 @@ def test_ctrl_c_while_modules_are_loaded_is_one_line(tmp_path):
 
 
 def test_ctrl_c_that_a_job_ignores_stays_ignored_while_modules_are_loaded():
-    command = f"trap '' INT; exec nice -n 19 {sys.executable} {REPOSITORY / 'main.py'} --epochs 0"
+    command = f"trap '' INT; exec nice -n 5 {sys.executable} {REPOSITORY / 'main.py'} --epochs 0"
     process = subprocess.Popen(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
