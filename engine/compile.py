@@ -56,7 +56,7 @@ def compile_regions(work: Callable[[], object], every_size: bool = True) -> str 
 def ask_little_of_the_cpu() -> None:
     """Let torch not try at every start, in programs of their own that each import torch, what it
     knows of a CPU's vectors from the CPU itself, and of its matrix instructions (VNNI, AMX) what no
-    kernel here uses. Where torch has changed, it tries: that takes up to 15 s more."""
+    kernel here uses. Where torch has changed, it tries: that takes up to half a minute."""
     with suppress(ImportError, AttributeError):
         from torch._inductor import config, cpu_vec_isa
 

@@ -87,10 +87,14 @@ def networks_of(group: Group, groups: Sequence[Group]) -> list[str]:
     return [ONE, OWN_T] if len(taught) > 1 else [OWN_T]
 
 
+def kind_of(network: str) -> str:
+    """Which of KINDS a network is that `networks_of` names so."""
+    return next(kind for kind in KINDS if network.startswith(kind))
+
+
 def order_of(network: str) -> tuple[int, str]:
-    """Where a network stands among others, as `networks_of` names them."""
-    kind = next(kind for kind in KINDS if network.startswith(kind))
-    return list(KINDS).index(kind), network
+    """Where it stands among others."""
+    return list(KINDS).index(kind_of(network)), network
 
 
 def options_of(groups: Sequence[Group]) -> list[str]:
@@ -127,8 +131,7 @@ def picture(groups: Sequence[Group]) -> Figure:
     students = [group for group in groups if group.about["method"] != TEACHER]
     titles = list(dict.fromkeys(panel_of(group.about) for group in students))
     networks = sorted({x for group in students for x in networks_of(group, groups)}, key=order_of)
-    colours = [list(KINDS.values())[order_of(network)[0]] for network in networks]
-    looks = dict(zip(networks, styles(colours), strict=True))
+    looks = dict(zip(networks, styles([KINDS[kind_of(x)] for x in networks]), strict=True))
     height = 0.8 + 3.4 * len(titles)
     figure, panels = new_figure(10, height, len(titles), 2, sharey="row", squeeze=False)
     for title, line in zip(titles, panels, strict=True):

@@ -96,7 +96,7 @@ def cut_off_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.device
-@pytest.mark.parametrize("step", [1, 3, 5, 8])
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 8, 10])
 def test_a_run_cut_off_after_any_step_goes_on_as_if_nothing_had_been(
     step, uninterrupted, tmp_path, monkeypatch
 ):
