@@ -145,6 +145,8 @@ class WeightQuantizer(Quantizer):
     @torch.no_grad()
     def start_from(self, weight: Tensor) -> None:
         """Set the steps to LSQ's 2·mean|w| / √high of each output channel."""
+        if weight.is_meta:  # nothing to see, and torch would load its compiler: a second
+            return
         mean = weight.abs().mean(dim=tuple(range(1, weight.dim())), keepdim=True)
         self.step.copy_((2 * mean / math.sqrt(self.high)).clamp_min(1e-6))
         self.smallest_step.copy_(self.step / 10)

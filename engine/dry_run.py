@@ -94,12 +94,13 @@ def expectation_text(found: dict[str, float]) -> str:
     if "memory_of_gpu" in size:
         of_main = f", main memory {memory}" if memory else ""
         memory = f"{size['memory_of_gpu']} of the GPU's {size['largest_memory_of_gpu']}{of_main}"
+    step = float(f"{1000 * found['seconds_a_step']:.3g}")
     lines = [
         (
             "time",
             f"about {duration(found['seconds'])} for {count(found['epochs'], 'epoch')}, "
             f"{duration(found['seconds_an_epoch'])} each "
-            f"({1000 * found['seconds_a_step']:.3g} ms a step, "
+            f"({step:,g} ms a step, "
             f"{duration(found['seconds_an_evaluation'])} an evaluation)",
         ),
     ]

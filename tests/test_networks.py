@@ -1,5 +1,7 @@
 """The two networks against a naive float64 implementation, and the paper's sizes and starts."""
 
+import subprocess
+import sys
 from functools import partial
 
 import hypothesis
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
+from conftest import REPOSITORY
 from models import MSResNet, QuanMSResNet
 from models.batch_norm import BatchNorm, estimate_statistics
 from models.integer_network import IntegerNetwork, why_not_integers
@@ -221,6 +224,16 @@ def test_the_reported_accumulators_hold_the_worst_case_of_the_integer_network(bi
         assert worst * largest_input > 2 ** (width - 3), (
             layer.name
         )  # and not much wider than needed
+
+
+def test_a_network_without_data_loads_no_compiler():
+    """It takes a second, in every command that reads a checkpoint."""
+    code = (
+        "import sys, torch; from models import QuanMSResNet; torch.set_default_device('meta'); "
+        "QuanMSResNet(18, 5, 3, bits=4); assert 'torch._dynamo' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
 
 
 def test_a_student_that_starts_from_its_teacher_evaluates_like_it():
