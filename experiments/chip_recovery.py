@@ -331,9 +331,9 @@ def cells_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
 
 
 def cheapest_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
-    """What a chip costs at equal accuracy, with a header: at each variation, for each network, the
-    cheapest of the ADCs with which its mean over seeds and chips loses at most `max_drop` points
-    of its method's accuracy, trained without the chip and on none."""
+    """What it costs to lose little on a chip, with a header: at each variation, for each network,
+    the cheapest of the ADCs with which its mean over seeds and chips is at most `max_drop` points
+    below its method's accuracy, trained without the chip and on none."""
     header = ["data", "bits", "sigma", "network"]
     for name in ACCURACIES.values():
         header += [f"ADC bits, {name}", "EDAP, µJ·ms·mm²"]
@@ -402,8 +402,8 @@ def write(folder: Path, max_drop: float) -> None:
         f"network is at most {max_drop:g} points below the same method's of its seed, trained "
         "without the chip and on none."
     ]
-    cost = "What a chip costs at equal accuracy: the smallest of these ADCs with which the mean is "
-    cost += f"within {max_drop:g} points of that."
+    cost = f"What it costs to lose at most {max_drop:g} points of its method's accuracy on a chip: "
+    cost += "the smallest of these ADCs with which a network's mean does."
     tables = [markdown(cells_of(rows, max_drop), notes), cost]
     tables.append(markdown(cheapest_of(rows, max_drop), []))
     text = "\n\n".join(tables)
