@@ -370,7 +370,8 @@ def test_a_dry_run_expects_what_the_run_takes_and_leaves_nothing(tmp_path, monke
     parts = r"about (.*) for 2 epochs, (.*) each \((.*) ms a step, (.*) an evaluation\)"
     whole, epoch, step, evaluation = re.fullmatch(parts, said["time"]).groups()
     epoch, evaluation = seconds_of(epoch), seconds_of(evaluation)
-    assert epoch == pytest.approx(5 * float(step) / 1000 + evaluation, abs=0.15)  # as rounded
+    step = float(step.replace(",", "")) / 1000
+    assert epoch == pytest.approx(5 * step + evaluation, abs=0.15)  # as rounded
     assert seconds_of(whole) == pytest.approx(2 * epoch, abs=0.3)
     told = float(re.match(r"about ([\d.]+) GB, in each process", said["memory"])[1])
     most = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
