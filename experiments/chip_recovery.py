@@ -7,18 +7,20 @@ with and without the chip that it will run on.
 Every network is run on --chips draws of each chip, of every --sigma and --adc_bits, as it is made
 and once more calibrated with --images training images. With the chip it is trained at the same ADC
 and the one variation of --trained_sigma, and is tested where it was trained and beside. A row of
-chips.csv is a network on one drawn chip. The yield is the share of chips on which it is at most
---max_drop points below the same method's network of the same seed that was trained without the chip
-and runs on none. All other options are those of experiments.study.
+chips.csv is a network on one drawn chip; with more --chips only those that lack are computed. The
+yield is the share of chips on which it is at most --max_drop points below the same method's network
+of the same seed that was trained without the chip and runs on none. All other options are those of
+experiments.study.
 """
 
 import argparse
 import csv
 import io
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from statistics import fmean as mean
 
@@ -180,25 +182,24 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
     for one in planned:
         if one.method == TEACHER or not measured(one.folder(runs)):
             continue
-        there = {(x.sigma, x.adc_bits, x.draw) for x in rows if x.run == one.name}
         subject = prepare = None
         for chip in chips_of(one, args, some):
-            if all((chip.sigma, chip.adc_bits, draw) in there for draw in range(args.chips)):
+            key = one.name, chip.sigma, chip.adc_bits
+            its = {x.draw: x for x in rows if (x.run, x.sigma, x.adc_bits) == key}
+            first = next(draw for draw in count() if draw not in its)
+            if first >= args.chips:
                 continue
             if subject is None:
                 trained, data_path = one.checkpoint(runs), one.settings.data_path
                 subject = trace_checkpoint(str(trained), data_path)
                 prepare = calibration_of(load_checkpoint(trained), data_path, args.images)
-            found = on_chips(one, subject, chip, about_chip(some), args, prepare)
-            rows = [x for x in rows if (x.run, x.sigma, x.adc_bits) != key_of(one, chip)] + found
+            found = on_chips(one, subject, chip, about_chip(some), args, prepare, first)
+            kept = [its[draw] for draw in range(first)]
+            rows = [x for x in rows if x not in its.values()] + kept + found
             write_whole(path, csv_of(rows).encode())
             about = f"{one.title}: sigma {chip.sigma:g}, ADCs of {chip.adc_bits} bits"
-            said = [mean(getattr(x, name) for x in found) for name in ACCURACIES]
+            said = [mean(getattr(x, name) for x in kept + found) for name in ACCURACIES]
             say(f"on chips  {about}: {percent(said[0], 2)}, calibrated {percent(said[1], 2)}")
-
-
-def key_of(planned: Planned, chip: Chip) -> tuple[str, float, int]:
-    return planned.name, chip.sigma, chip.adc_bits
 
 
 def on_chips(
@@ -208,13 +209,14 @@ def on_chips(
     crossbar: str,
     args: argparse.Namespace,
     calibrate: Prepare,
+    first: int = 0,
 ) -> list[OneChip]:
-    """A trained network on `args.chips` draws of a chip, in whose rows it is called `crossbar`, and
-    what an image costs there; `calibrate` sees `args.images`."""
-    settings, draws = planned.settings, args.chips
-    as_made, _ = on_chip(subject, chip, trials=draws)
-    calibrated, _ = on_chip(subject, chip, trials=draws, prepare=calibrate)
-    times = 1 if chip.is_random else draws  # all are the same
+    """A trained network on a chip, in whose rows it is called `crossbar`, from the `first` to the
+    last of `args.chips` draws, and what an image costs there; `calibrate` sees `args.images`."""
+    settings, draws = planned.settings, range(first, args.chips)
+    as_made, _ = on_chip(subject, chip, trials=args.chips, first=first)
+    calibrated, _ = on_chip(subject, chip, trials=args.chips, prepare=calibrate, first=first)
+    times = 1 if chip.is_random else len(draws)  # all are the same
     total = estimate(subject.network, chip).total
     about = {name: getattr(settings, name) for name in ("data", "bits", "seed")}
     about |= {name: total[name] for name in ("energy_pj", "delay_ns", "area_um2")}
@@ -234,7 +236,7 @@ def on_chips(
             digital_accuracy=subject.accuracy,
             **about,
         )
-        for draw, accuracies in enumerate(zip(as_made * times, calibrated * times, strict=True))
+        for draw, *accuracies in zip(draws, as_made * times, calibrated * times, strict=True)
     ]
 
 
@@ -396,11 +398,12 @@ def write(folder: Path, max_drop: float) -> None:
             f"{folder / CHIPS} holds {lacking[0]}, and not the same network trained without the "
             "chip, which says how good a chip is: run the study to its end"
         )
-    draws = max(x.draw for x in rows) + 1
+    draws = Counter((x.run, x.sigma, x.adc_bits) for x in rows).values()
+    some = "" if min(draws) == max(draws) else f"{min(draws)} to "
     notes = [
-        f"Mean ± standard error over seeds, of a seed over {draws} chips. Yield: chips on which a "
-        f"network is at most {max_drop:g} points below the same method's of its seed, trained "
-        "without the chip and on none."
+        f"Mean ± standard error over seeds, of a seed over {some}{max(draws)} chips. Yield: chips "
+        f"on which a network is at most {max_drop:g} points below the same method's of its seed, "
+        "trained without the chip and on none."
     ]
     cost = f"What it costs to lose at most {max_drop:g} points of its method's accuracy on a chip: "
     cost += "the smallest of these ADCs with which a network's mean does."

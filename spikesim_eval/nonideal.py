@@ -100,14 +100,15 @@ def on_chip(
     keep: Collection[str] = (),
     prepare: Prepare | None = None,
     only: Collection[str] | None = None,
+    first: int = 0,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
-    """(accuracies, layers) of a trained network on the chip, one for each draw of its cells; on a
-    chip of which nothing is random all are the same, and one is enough. `keep`: what a
-    `CrossbarLayer` is to keep. `prepare` is done to each chip before. With `only` no other layers
-    are on it."""
+    """(accuracies, layers) of a trained network on the chip, one for each draw of its cells, from
+    the `first` to the last of `trials`; on a chip of which nothing is random all are the same, and
+    one is enough. `keep`: what a `CrossbarLayer` is to keep. `prepare` is done to each chip before.
+    With `only` no other layers are on it."""
     network, batches = subject.tested
     accuracies, runs = [], []
-    for trial in range(trials if chip.is_random else 1):
+    for trial in range(first, trials) if chip.is_random else (0,):
         draw = seed * MOST_TRIALS + trial
         placed, layers = on_crossbars(network, subject.network, chip, draw, only, keep)
         if prepare is not None:
