@@ -500,7 +500,7 @@ class Settings:
         if self.crossbar is None:
             return None
         said = {name: getattr(self, name) for name in OF_CHIP}
-        return Chip(technology=load_technology(self.crossbar), **said)
+        return Chip(**options_of(load_technology(self.crossbar)) | said)
 
     @property
     def trained_for(self) -> str | None:

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from checkpoints import load_checkpoint
 from display import legend_below, new_figure, percent, picture_files, styles
-from experiments.plan import NOT_GIVEN, STARTS, TEACHER, Planned, plan
+from experiments.plan import METHODS, NOT_GIVEN, STARTS, TEACHER, Planned, plan
 from experiments.run_plan import measured, say
 from experiments.study import axes_of, base_parser, command, of_teacher
 from experiments.table import cell, markdown
@@ -44,7 +44,6 @@ from spikesim_eval.nonideal import Prepare, on_chip
 from spikesim_eval.render import csv_text
 from spikesim_eval.trace import trace_checkpoint
 
-METHODS = ("student", "CLK")
 ACCURACIES = {"accuracy": "as made", "calibrated_accuracy": "calibrated"}
 CHIPS = "chips.csv"
 
@@ -84,7 +83,7 @@ class OneChip:
 
 
 def recovery_parser() -> Parser:
-    parser = base_parser("chip_recovery", __doc__, methods=[])
+    parser = base_parser("chip_recovery", __doc__, [*METHODS], ["student", "CLK"])
     parser.set_defaults(crossbar=["spikesim-65nm"], sigma=["0.1", "0.2", "0.4"])
     parser.set_defaults(adc_bits=["3", "4"], seed=["1", "2", "3", "4", "5"])
     group = parser.add_argument_group("chips")
@@ -93,6 +92,7 @@ def recovery_parser() -> Parser:
         ("--chips", int, 10, "draws of each chip"),
         ("--images", int, 64, "training images that calibrate a chip"),
         ("--max_drop", float, 5.0, "points that a network may lose on a chip that counts as good"),
+        ("--min_yield", float, 90.0, "good chips, in %%, with which the cheapest ADC does"),
     ):
         text = f"{text} (default {default})"
         group.add_argument(name, type=kind, default=default, help=text)
@@ -105,6 +105,7 @@ def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
     check_draws(0, args.chips)
     check_int(args.images, "images", 10**4)
     check_number(args.max_drop, "max_drop", 0, 100)
+    check_number(args.min_yield, "min_yield", 0, 100)
     for name in OF_CHIP:
         if name not in ("sigma", "adc_bits") and len(getattr(args, name) or ()) > 1:
             raise UserError(f"--{name}: a study is of one chip, but for --sigma and --adc_bits")
@@ -113,9 +114,9 @@ def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
     axes, theirs = axes_of(args), of_teacher(args)
     of_chip = ("crossbar", *OF_CHIP)
     without = axes | dict.fromkeys(of_chip, NOT_GIVEN)
-    found = plan(without, args.bits, METHODS, args.starts, theirs, runs)
+    found = plan(without, args.bits, args.methods, args.starts, theirs, runs)
     trained = axes | {"sigma": [args.trained_sigma]}
-    found = plan(trained, args.bits, METHODS, args.starts, theirs, runs, found)
+    found = plan(trained, args.bits, args.methods, args.starts, theirs, runs, found)
     some = with_a_chip(found)
     for one in found:
         list(chips_of(one, args, some))
@@ -332,25 +333,23 @@ def cells_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
     return [[*header, "EDAP, µJ·ms·mm²"], *lines]
 
 
-def cheapest_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
-    """What it costs to lose little on a chip, with a header: at each variation, for each network,
-    the cheapest of the ADCs with which its mean over seeds and chips is at most `max_drop` points
-    below its method's accuracy, trained without the chip and on none."""
+def cheapest_of(rows: Sequence[OneChip], max_drop: float, min_yield: float) -> list[list[str]]:
+    """What a chip costs at equal yield, with a header: at each variation, for each network, the
+    cheapest of the ADCs with which at least `min_yield` % of all seeds' chips are good."""
     header = ["data", "bits", "sigma", "network"]
     for name in ACCURACIES.values():
         header += [f"ADC bits, {name}", "EDAP, µJ·ms·mm²"]
-    lines, most = [], max_drop + 1e-9
+    good, lines = yields(rows, max_drop), []
     for data, bits, sigma in sorted({(x.data, x.bits, x.sigma) for x in rows}):
         here = [x for x in rows if (x.data, x.bits, x.sigma) == (data, bits, sigma)]
         for network, title in WORDS.items():
             its = [x for x in here if x.network == network]
-            plain = [x.digital_accuracy for x in here if x.network == (*network[:2], False)]
             line = [data, str(bits), f"{sigma:g}", title]
             for name in ACCURACIES:
                 found = []
                 for adc_bits in sorted({x.adc_bits for x in its}):
                     chips = [x for x in its if x.adc_bits == adc_bits]
-                    if 100 * (mean(plain) - mean(getattr(x, name) for x in chips)) <= most:
+                    if 100 * good(chips, name) >= min_yield - 1e-9:
                         found.append((mean(x.edap for x in chips), adc_bits))
                 line += [str(min(found)[1]), f"{min(found)[0]:.4g}"] if found else ["-", "-"]
             if its:
@@ -386,9 +385,10 @@ def picture(rows: Sequence[OneChip]) -> Figure:
     return figure
 
 
-def write(folder: Path, max_drop: float) -> None:
+def write(folder: Path, max_drop: float, min_yield: float) -> None:
     """Write table.md and picture.png, .pdf into the folder of chips.csv, and print the tables."""
     check_number(max_drop, "max_drop", 0, 100)
+    check_number(min_yield, "min_yield", 0, 100)
     rows = read_chips(folder / CHIPS)
     if not rows:
         raise UserError(f"{folder / CHIPS} holds no rows: there is no table yet")
@@ -405,10 +405,12 @@ def write(folder: Path, max_drop: float) -> None:
         f"on which a network is at most {max_drop:g} points below the same method's of its seed, "
         "trained without the chip and on none."
     ]
-    cost = f"What it costs to lose at most {max_drop:g} points of its method's accuracy on a chip: "
-    cost += "the smallest of these ADCs with which a network's mean does."
+    cost = (
+        f"What a chip costs of which at least {min_yield:g} % are good: the smallest of these ADCs "
+    )
+    cost += "with which they are."
     tables = [markdown(cells_of(rows, max_drop), notes), cost]
-    tables.append(markdown(cheapest_of(rows, max_drop), []))
+    tables.append(markdown(cheapest_of(rows, max_drop, min_yield), []))
     text = "\n\n".join(tables)
     contents = {"table.md": text + "\n", **picture_files(picture(rows), "picture")}
     write_files(folder, contents, "--results")
@@ -426,7 +428,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def tables(args: argparse.Namespace, folder: Path) -> None:
         if to_test:
             test_on_chips(args, args.runs / args.name, to_test)
-        write(folder, args.max_drop)
+        write(folder, args.max_drop, args.min_yield)
 
     return command(argv, recovery_parser(), planned, tables)
 

@@ -51,9 +51,12 @@ from settings import DATA_SETS, OPTIONS, is_flag
 OF_TEACHER = "of teacher: "  # main.py has options that begin with teacher_
 
 
-def base_parser(name: str, description: str, methods: Sequence[str]) -> Parser:
+def base_parser(
+    name: str, description: str, methods: Sequence[str], chosen: Sequence[str] = ()
+) -> Parser:
     """What all studies can be told: data, seeds, how to run them, and the options of main.py, which
-    are known though its help does not show them. methods: those that one can choose from."""
+    are known though its help does not show them. methods: those that one can choose from, `chosen`
+    those that are where one does not; all, if it is empty."""
     parser = Parser(
         prog=f"experiments.{name}",
         usage=f"python -m experiments.{name} --data NAME… [options] [options of main.py]",
@@ -62,7 +65,7 @@ def base_parser(name: str, description: str, methods: Sequence[str]) -> Parser:
         allow_abbrev=False,
         add_help=False,
     )
-    add_axes(parser.add_argument_group("what to compare"), methods)
+    add_axes(parser.add_argument_group("what to compare"), methods, chosen)
     how = parser.add_argument_group("how to run them")
     one = how.add_mutually_exclusive_group()
     for option, text in (
@@ -102,12 +105,13 @@ def base_parser(name: str, description: str, methods: Sequence[str]) -> Parser:
     return parser
 
 
-def add_axes(group: Any, methods: Sequence[str]) -> None:
+def add_axes(group: Any, methods: Sequence[str], chosen: Sequence[str]) -> None:
     """The options of which each value is tried."""
+    about_methods = f"of {', '.join(methods)} (default {' '.join(chosen) or 'all'})"
     for names, default, choices, text in (
         (["data"], None, DATA_SETS, f"of {', '.join(DATA_SETS)}"),
         (["bits"], ["4"], None, "widths (default 4)"),
-        (["methods"], [*methods], methods, f"of {', '.join(methods)} (default all)"),
+        (["methods"], [*(chosen or methods)], methods, about_methods),
         (["starts"], ["scratch"], STARTS, "students' weights: scratch, teacher, or both"),
         (["seeds", "seed"], ["1", "2", "3"], None, "of a teacher and its students (default 1 2 3)"),
         (["folds", "fold"], None, None, "each tests on another of five parts of all images"),

@@ -49,10 +49,12 @@ def run_command(
         text = str(error) if isinstance(error, UserError) else explain(error)
         if text is None and cannot_print(error):
             text = f"cannot print ({error.strerror})"
+        if text is None and getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            text = f"{str(error.filename)[:60]}...: {error.strerror}"
         if text is None:
             leave_for_launcher(repr(error), traceback.format_exc())
             raise
-        if isinstance(error, OSError):
+        if getattr(error, "errno", None) in NO_ROOM:
             # What is left to print, Python would try to print when it ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if text and tells_user(error):

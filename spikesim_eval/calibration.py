@@ -107,7 +107,7 @@ def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) 
 def calibration_of(checkpoint: Checkpoint, data_path: str | None, images: int) -> Prepare:
     """What calibrates a chip that computes a checkpoint's network, with so many training images."""
     seen, settings = training_images(checkpoint, data_path, images), checkpoint.settings
-    plain = settings.chip is None
+    plain = settings.crossbar is None
     return lambda network, layers: calibrate(network, layers, seen, settings.trained_at, plain)
 
 

@@ -22,13 +22,14 @@ from .layer_list import Layer, LayerList, check_int, check_number, show
 from .technology import (
     COEFFICIENTS,
     DEFAULT,
-    DEVICE,
     MODELS,
+    MOST_ADC_BITS,
     OF_CELLS,
     Technology,
     check_coefficients,
     coefficients,
     load_technology,
+    presets,
 )
 
 Value = int | float | np.ndarray
@@ -135,7 +136,6 @@ def seconds(text: str) -> float:
 
 TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "y": 365.25 * 86400.0}
 LONGEST_S = 100 * TIMES["y"]
-MOST_ADC_BITS = 16
 MOST_TRIALS = 10**6
 
 
@@ -336,11 +336,12 @@ class Chip:
                 f"{self.stuck_off:g} are more than all"
             )
         if self.after and not self.technology.has("drift"):
-            missing = [x for x in MODELS["drift"] if x not in self.technology.entries]
+            missing = ", ".join(x for x in MODELS["drift"] if x not in self.technology.entries)
+            drifting = [x for x in presets() if load_technology(x).has("drift")]
             raise UserError(
-                f"after: {self.technology} does not say how its cells drift, {missing[0]} "
-                f"({DEVICE[missing[0]][1]}) is missing: take a technology that does "
-                f"(technologies lists them), or --set {missing[0]}=..."
+                f"after: {self.technology} does not say how its cells drift ({missing}): take a "
+                f"technology that does, as {', '.join(drifting)}, or write these into a file with "
+                f'like = "{self.technology}"'
             )
 
     def options(self, part: str) -> dict[str, Any]:
@@ -479,13 +480,19 @@ SKIPPED = OPTIONS["skip"].metadata["several"]
 
 def options_of(technology: Technology) -> dict[str, Any]:
     """A technology with the options of a chip that it has defaults for; raises UserError, in one
-    line with its name, where a chip cannot have them."""
+    line with its name, where no chip has them, alone or together."""
     for name, value in technology.options.items():
         try:
             check_option(OPTIONS[name], value)
         except UserError as error:
-            raise UserError(f"{technology}: chip.{name}: {error}") from None
-    return {"technology": technology} | technology.options
+            key = OF_CELLS.get(name, f"chip.{name}")
+            raise UserError(f"{technology}: {key}: {error}") from None
+    options = {"technology": technology} | technology.options
+    try:
+        Chip(**options)
+    except UserError as error:
+        raise UserError(f"{technology}: {error}") from None
+    return options
 
 
 def chips(**options: Any) -> Iterator[Chip]:

@@ -138,13 +138,15 @@ def smallest_adcs(
         return 100 * (subject.accuracy - statistics.mean(accuracies)) <= max_drop + 1e-9
 
     low, high = OPTIONS["adc_bits"].metadata["limits"]
+    if chip.adc_law == "table":
+        high = chip.technology.most_adc_bits
     bits, chip = low, replace(chip, layer_adc_bits="")
     for subject in subjects:
         while not is_enough(replace(chip, adc_bits=bits), subject, f"ADCs of {bits} bits"):
             if bits == high:
                 raise UserError(
-                    f"--adc_bits auto: with ADCs of any resolution {subject.name} loses more than "
-                    f"{max_drop:g} points: raise --max_drop, or change what else is not ideal"
+                    f"--adc_bits auto: with ADCs of {low} to {high} bits {subject.name} loses more "
+                    f"than {max_drop:g} points: raise --max_drop, or change what else is not ideal"
                 )
             bits += 1
     chip = replace(chip, adc_bits=bits)

@@ -53,7 +53,8 @@ def wilson(good: int, of: int) -> tuple[float, float]:
     share, z = good / of, SURE**2 / of
     middle = (share + z / 2) / (1 + z)
     half = SURE / (1 + z) * math.sqrt(share * (1 - share) / of + z / (4 * of))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # the share itself is within, also after rounding
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def judged(

@@ -11,6 +11,7 @@ rest is charged by `estimate`.
 """
 
 import math
+import os
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ import numpy as np
 from runtime.command import did_you_mean, similar_path
 from runtime.errors import UserError
 
-from .layer_list import show
+from .layer_list import check_int, show
 
 FOLDER = Path(__file__).parent / "technologies"
 CELLS = ("RRAM", "PCM", "SRAM", "FeFET")
@@ -106,6 +107,9 @@ POSITIVE = (
     "dram.bits_per_ns",
 )
 LARGEST = 1e15  # in whatever unit: beyond it nothing is built
+SMALLEST = 1e-15  # but for 0; products of these stay finite
+MOST_ADC_BITS = 16
+LABELS = ("process.node_nm", "process.supply_v")
 CHOICES = {"cell.kind": CELLS, "adc.kind": ADCS}
 CHIP = {  # options of a chip that a technology may have defaults for: their units
     "xbar_size": "cells",
@@ -194,16 +198,19 @@ class Technology:
         """SRAM cells are transistors, and leak as all others do."""
         return self["cell.kind"] == "SRAM"
 
+    @property
+    def most_adc_bits(self) -> int:
+        """Of which its tables say what an ADC costs."""
+        return min(max(map(int, self[key])) for key in BY_BITS if key in self.entries)
+
     def check_adc_bits(self, bits: int) -> None:
         """Raise UserError where it does not say what an ADC of so many bits costs."""
-        tables = [self[key] for key in BY_BITS if key in self.entries]
-        if not tables:
+        if not any(key in self.entries for key in BY_BITS):
             raise UserError(f"{self} has no table of ADCs by bits: --adc_law doubling or linear")
-        most = min(max(map(int, table)) for table in tables)
-        if bits > most:
+        if bits > self.most_adc_bits:
             raise UserError(
-                f"adc_bits {bits}: {self} gives ADCs of at most {most} bits; --adc_law doubling or "
-                "linear says what larger ones cost"
+                f"adc_bits {bits}: {self} gives ADCs of at most {self.most_adc_bits} bits: "
+                "take no more, or adc_law doubling or linear, which say what larger ones cost"
             )
 
     def growth(self, key: str, bits: int | np.ndarray) -> float | np.ndarray:
@@ -220,7 +227,10 @@ class Technology:
     def check_cell_bits(self, bits: int) -> None:
         """Raise UserError where its cells cannot hold so many bits."""
         if self.cells_leak and bits != 1:
-            raise UserError(f"an SRAM cell has 1 bit: cell_bits must be 1, got {show(bits)}")
+            raise UserError(
+                "an SRAM cell has 1 bit: cell_bits (cell.bits in its file) must be 1, got "
+                f"{show(bits)}"
+            )
 
     def with_values(self, said: Mapping[str, Any]) -> "Technology":
         """The same with other values, "section.key" -> number. Raises UserError."""
@@ -228,6 +238,8 @@ class Technology:
         for key, value in said.items():
             check_key(key, VALUES, "--set")
             check_value(key, value, "--set")
+            if key in LABELS:
+                raise UserError(f"--set {key}: it only says what a technology is; nothing is of it")
             changed[key] = Entry(value, "set by hand")
         entries = self.entries | changed
         check_models(entries, "--set")
@@ -263,7 +275,7 @@ def load_technology(name: str) -> Technology:
     """A technology by the name of its preset or the path of its file; raises UserError, in one line
     with file, key and remedy, for every mistake in it."""
     path = FOLDER / f"{name}.toml" if name in presets() else Path(name)
-    if not path.is_file():
+    if not os.path.isfile(path):  # also of a name that is too long
         meant = did_you_mean(name, presets()) or similar_path(path)
         raise UserError(
             f"there is no technology {show(name)}{meant} (presets: {', '.join(presets())})"
@@ -280,8 +292,10 @@ def load_technology(name: str) -> Technology:
                 f"{file}: like must be a preset ({', '.join(presets())}), got {show(like)}"
             )
         said = dict(load_technology(like).entries)
+    sections = dict.fromkeys(key.partition(".")[0] for key in UNITS)
     for section, entries in data.items():
         if not isinstance(entries, dict):
+            check_key(section, sections, file)
             raise UserError(f"{file}: {section} must be a table of values, [{section}]")
         for name_of, entry in entries.items():
             key = f"{section}.{name_of}"
@@ -379,22 +393,34 @@ def check_value(key: str, value: object, file: str) -> None:
         return
     if key not in VALUES:  # an option of a chip, which checks it itself
         return
-    number = type(value) in (int, float) and (key == "cell.on_off_ratio" or value < LARGEST)
-    if not number or not value >= 0 or (value == 0 and key in POSITIVE):
-        least = "above 0" if key in POSITIVE else "of at least 0"
+    if key == "adc.bits":
+        check_int(value, f"{file}: {key}", MOST_ADC_BITS)
+        return
+    if not is_size(value, key not in POSITIVE) and (key, value) != ("cell.on_off_ratio", math.inf):
+        least = "" if key in POSITIVE else "0, or "
         unit = f", in {UNITS[key]}" if UNITS[key] else ""
-        raise UserError(f"{file}: {key} is {show(value)}: give a number {least}{unit}")
+        raise UserError(
+            f"{file}: {key} is {show(value)}: give {least}a number from {SMALLEST:g} to {LARGEST:g}"
+            f"{unit}"
+        )
+
+
+def is_size(value: object, or_none: bool) -> bool:
+    """Whether it is a number that things in a chip can have; with `or_none` also 0."""
+    if type(value) not in (int, float):
+        return False
+    return SMALLEST <= value <= LARGEST or (or_none and value == 0)
 
 
 def check_table(key: str, value: object, file: str) -> None:
     """Raise UserError for what is no table by bits."""
     good = isinstance(value, dict) and len(value) > 1
     good = good and all(x.isdecimal() and 0 < int(x) < 100 for x in value)
-    good = good and all(type(x) in (int, float) and 0 < x < LARGEST for x in value.values())
+    good = good and all(is_size(x, or_none=False) for x in value.values())
     if not good or sorted(map(int, value)) != list(map(int, value)):
         raise UserError(
-            f"{file}: {key} is {show(value)}: give numbers above 0 by two or more numbers of bits, "
-            "the smallest first, as { 4 = 0.8, 8 = 1.7 }"
+            f"{file}: {key} is {show(value)}: give numbers from {SMALLEST:g} to {LARGEST:g} by two "
+            "or more numbers of bits, the smallest first, as { 4 = 0.8, 8 = 1.7 }"
         )
 
 

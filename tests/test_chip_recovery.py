@@ -56,6 +56,8 @@ def test_each_network_is_planned_without_the_chip_and_with_each_of_its_adcs(tmp_
     every = [(sigma, bits) for sigma in (0.1, 0.2, 0.4) for bits in (3, 4)]
     assert tested[:2] == [every, every]  # what knows no chip is tested on all
     assert tested[2] == [x for x in every if x[1] == 3]
+    _, (_, control, *_) = planned("--seeds 1 --methods CL", tmp_path)
+    assert (control.method, control.settings.loss) == ("CL", "CL")
     with pytest.raises(UserError, match="one technology"):
         planned("--crossbar isaac-32nm puma-32nm", tmp_path)
 
@@ -87,9 +89,12 @@ def test_the_tables_say_accuracy_yield_and_the_cheapest_adc():
         "50.00",
         *("95.00", "100", "91.00", "100", "24"),
     ]
-    _, plain, trained = cheapest_of(chips, 5)
-    assert plain[3:] == ["student", "-", "-", "4", "24"]
-    assert trained[3:] == ["student, for the chip", "4", "24", "4", "24"]
+    # half of the chips of one are good, all of the other
+    for min_yield, adc_bits in ((50, "4"), (51, "-")):
+        _, plain, trained = cheapest_of(chips, 5, min_yield)
+        edap = "24" if adc_bits == "4" else "-"
+        assert plain[3:] == ["student", adc_bits, edap, "4", "24"]
+        assert trained[3:] == ["student, for the chip", "4", "24", "4", "24"]
 
 
 def test_a_network_is_tested_on_chips_as_made_and_calibrated(trained, tmp_path):
@@ -138,6 +143,7 @@ def test_what_chips_give_goes_to_chips_csv_and_leaves_checkpoints_as_they_are(tr
         ("--sigma much", "--sigma must be numbers"),
         ("--sigma 0.1 -1", "sigma must be"),
         ("--max_drop -1", "max_drop must be"),
+        ("--min_yield 101", "min_yield must be"),
         ("--xbar_size 32 64", "--xbar_size: a study is of one chip"),
         ("--epochs 1 2", "would not tell"),
         ("--folds 0 1", "would not tell"),

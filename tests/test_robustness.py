@@ -41,6 +41,14 @@ def test_the_ends_of_a_yield_are_shares_that_just_allow_what_was_seen(good, of):
     )
 
 
+def test_what_was_seen_lies_between_the_ends_whatever_rounds():
+    """Else its picture has errors below 0, and nothing is written."""
+    for of in range(1, 1001):
+        for good in (0, of):
+            low, high = wilson(good, of)
+            assert low <= good / of <= high
+
+
 def test_a_chip_is_good_where_no_more_is_lost_than_allowed():
     found = judged([0.9, 0.89, 0.8901, 0.95], 0.9, 1.0)
     assert found["yield_share"] == 1.0  # just one point is no more than one

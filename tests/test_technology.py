@@ -127,15 +127,19 @@ def test_a_file_of_ones_own_changes_what_it_says(tmp_path, capsys):
 
 ADC = '[adc]\nenergy_pj = { value = 1, unit = "pJ", source = "mine" }\n'
 MISTAKES = {
-    ADC.replace("1,", "9" * 400 + ","): ["adc.energy_pj is 9999", "give a number"],
+    ADC.replace("1,", "9" * 400 + ","): ["adc.energy_pj is 9999", "from 1e-15 to 1e+15, in pJ"],
     ADC.replace("1,", "9" * 5000 + ","): ["no TOML file"],
-    ADC.replace("1,", "1e999,"): ["adc.energy_pj is inf", "give a number"],
+    ADC.replace("1,", "1e999,"): [
+        "adc.energy_pj is inf",
+        "give 0, or a number from 1e-15 to 1e+15",
+    ],
+    ADC.replace("1,", "1e-16,"): ["adc.energy_pj is 1e-16", "from 1e-15"],
     ADC.replace("1,", "[" * 5000): ["no TOML file"],
     "yours = 1\n": ["sources must be a table of texts"],
     "[adc.energy_pj.value]\nvalue = 1\n": ["adc.energy_pj has the unit ''"],
-    ADC.replace("1,", "-1,"): ["adc.energy_pj is -1", "at least 0, in pJ"],
-    ADC.replace("1,", "nan,"): ["adc.energy_pj is nan", "at least 0"],
-    ADC.replace("1,", "true,"): ["adc.energy_pj is True", "give a number"],
+    ADC.replace("1,", "-1,"): ["adc.energy_pj is -1", "give 0, or a number from"],
+    ADC.replace("1,", "nan,"): ["adc.energy_pj is nan", "give 0, or"],
+    ADC.replace("1,", "true,"): ["adc.energy_pj is True", "give 0, or"],
     ADC.replace('"pJ"', '"nJ"'): ["adc.energy_pj has the unit 'nJ'", "give it in pJ"],
     ADC.replace("energy_pj", "energie_pj"): ["unknown key 'adc.energie_pj'", "adc.energy_pj?"],
     ADC.replace("[adc]", "[acd]"): ["unknown key 'acd.energy_pj'", "did you mean"],
@@ -145,12 +149,20 @@ MISTAKES = {
     ADC.replace(', source = "mine"', ""): ["adc.energy_pj has no source", "(mine)"],
     "[adc]\nenergy_pj = 1\n": ["adc.energy_pj must be written as", 'unit = "pJ"'],
     '[cell]\nkind = { value = "DRAM", source = "mine" }\n': ["cell.kind must be one of", "FeFET"],
-    '[cell]\nbits = { value = 0, unit = "bit", source = "mine" }\n': ["cell.bits is 0", "above 0"],
+    '[cell]\nbits = { value = 0, unit = "bit", source = "mine" }\n': [
+        "cell.bits is 0",
+        "give a number",
+    ],
+    '[adc]\nbits = { value = 4.5, unit = "bit", source = "mine" }\n': ["adc.bits must be a whole"],
+    '[cell]\nkind = { value = "SRAM", source = "mine" }\n': ["SRAM", "cell.bits"],
+    '[cell]\nbits = { value = 9, unit = "bit", source = "mine" }\n': ["cell.bits: cell_bits", "8"],
+    '[chip]\ncolumns_per_adc = { value = 7, unit = "columns", source = "mine" }\n': ["multiple"],
     '[chip]\nxbar_size = { value = 4, unit = "cells", source = "mine" }\n': ["chip.xbar_size", "8"],
     "[adc\n": ["no TOML file", "line"],
     ADC.replace("pj", "by_bits"): ["adc.energy_by_bits is 1", "as { 4 = 0.8"],
     ADC.replace("pj", "by_bits").replace("1,", "{ 8 = 2, 4 = 1 },"): ["the smallest first"],
-    ADC.replace("pj", "by_bits").replace("1,", "{ 4 = 0, 8 = 1 },"): ["numbers above 0"],
+    ADC.replace("pj", "by_bits").replace("1,", "{ 4 = 0, 8 = 1 },"): ["numbers from 1e-15"],
+    ADC.replace("pj", "by_bits").replace("1,", "{ 4 = 1, 8 = 1e-300 },"): ["numbers from 1e-15"],
 }
 
 
@@ -181,7 +193,10 @@ def test_a_sweep_over_cells_that_sram_has_not_is_refused(tmp_path, capsys):
     line = f"sweep --layers {layers} --technology spikesim-65nm-sram --out {tmp_path / 'out'}"
     for cells in ("1,4", "4"):
         assert main(f"{line} --cell_bits {cells}".split()) == 2
-        assert "an SRAM cell has 1 bit: cell_bits must be 1, got 4" in capsys.readouterr().err
+        assert (
+            "an SRAM cell has 1 bit: cell_bits (cell.bits in its file) must be 1"
+            in capsys.readouterr().err
+        )
 
 
 def test_figures_are_in_proportion_to_what_the_parts_cost():
@@ -200,6 +215,12 @@ def test_figures_are_in_proportion_to_what_the_parts_cost():
     assert leaking["leakage_mw"] == pytest.approx(3 * estimate(NETWORK, chip).total["leakage_mw"])
 
 
+def test_a_word_that_is_no_section_is_an_unknown_key(tmp_path):
+    (tmp_path / "own.toml").write_text('colour = "red"\n' + HEAD)
+    with pytest.raises(UserError, match=r"own.toml: unknown key 'colour' \(sections: process, "):
+        load_technology(str(tmp_path / "own.toml"))
+
+
 def test_what_a_file_does_not_say_is_named(tmp_path):
     text = (FOLDER / "spikesim-65nm.toml").read_text()
     for key in KEYS:
@@ -216,7 +237,9 @@ def test_what_a_file_does_not_say_is_named(tmp_path):
     [
         ("--technology spikesim-66nm", ["no technology 'spikesim-66nm'", "did you mean"]),
         ("--set adc.energie_pj=1", ["unknown key 'adc.energie_pj'", "did you mean adc.energy_pj?"]),
+        (f"--technology {'a' * 5000}", ["there is no technology 'aaa"]),
         ("--set chip.xbar_size=128", ["unknown key 'chip.xbar_size'"]),
+        ("--set process.node_nm=7", ["process.node_nm", "nothing is of it"]),
         ("--set adc.energy_pj=-1", ["adc.energy_pj is -1", "in pJ"]),
         ("--set adc.energy_pj", ["wants a key and a value"]),
         ("--set adc.energy_pj=1 --preset published", ["leave --technology and --set out"]),

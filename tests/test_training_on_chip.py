@@ -23,12 +23,12 @@ from runtime.errors import UserError
 from settings import OF_CHIP, Settings
 from spikesim_eval import crossbar, trace
 from spikesim_eval.chip import OPTIONS as CHIP_OPTIONS
-from spikesim_eval.chip import Chip
+from spikesim_eval.chip import Chip, options_of
 from spikesim_eval.compare import notes
 from spikesim_eval.crossbar import CrossbarLayer
 from spikesim_eval.layer_list import Layer, LayerList
 from spikesim_eval.nonideal import nonideal_lines, nonideal_report, on_crossbars
-from spikesim_eval.technology import load_technology
+from spikesim_eval.technology import load_technology, presets
 from spikesim_eval.trace import describe
 from spikesim_eval.training import (
     draw_cells,
@@ -410,6 +410,16 @@ def test_adcs_of_a_layer_that_is_not_there_are_refused():
             "--columns_per_adc 8",
             "unrecognized",
         ),
+        # no report and no simulation knows these chips
+        (
+            "--paper_setting student --bits 4 --crossbar isaac-32nm --xbar_size 64",
+            "columns_per_adc",
+        ),
+        ("--paper_setting student --bits 4 --crossbar isaac-32nm --adc_bits 12", "at most 10 bits"),
+        (
+            "--paper_setting student --bits 4 --crossbar spikesim-65nm --after 1h",
+            "take a technology that does, as spikesim-65nm-pcm, or write these into a file",
+        ),
     ],
 )
 def test_a_chip_that_cannot_be_trained_for_is_one_line(options, reason, tmp_path, capsys):
@@ -424,12 +434,14 @@ def test_a_chip_that_cannot_be_trained_for_is_one_line(options, reason, tmp_path
 def test_every_option_of_a_simulated_chip_is_one_of_training_but_for_wires():
     simulated = {name for name, x in CHIP_OPTIONS.items() if x.metadata["part"] != "price"}
     assert simulated - set(OF_CHIP) == {"technology", "on_ohm", "wire_ohm"}
-    settings = Settings.of("digits", "student", bits=4, crossbar="neurosim-22nm", sigma=0.3)
-    technology = load_technology("neurosim-22nm")
-    assert technology.options.keys() - CHIP_OPTIONS.keys() == set()
-    for name in OF_CHIP:
-        expected = technology.options.get(name, CHIP_OPTIONS[name].default)
-        assert getattr(settings.chip, name) == (0.3 if name == "sigma" else expected)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_the_chip_of_a_training_is_that_of_a_report_priced_and_simulated(name):
+    settings = Settings.of("digits", "student", bits=4, crossbar=name, sigma=0.3)
+    chip = Chip(**options_of(load_technology(name)) | {"sigma": 0.3})
+    for part in ("price", "simulation"):
+        assert settings.chip.options(part) == chip.options(part)
 
 
 def test_another_law_of_drift_in_the_technologys_file_is_another_run(tmp_path, capsys):
