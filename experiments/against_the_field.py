@@ -20,7 +20,9 @@ from spikesim_eval.render import shown
 from spikesim_eval.technology import presets
 
 CONVERSION = ("adc", "mux")
-KEYS = {"pJ": "energy_pj", "um^2": "area_um2", "TOPS/W": "tops_per_watt", "mW": "leakage_mw"}
+KEYS = {"pJ": "energy_pj", "um^2": "area_um2", "mW": "leakage_mw"}
+KEYS |= {"TOPS/W": "tops_per_watt", "TOPS/mm^2": "tops_per_mm2"}
+POST_LAYOUT = 1.23  # what NeuroSim divides its efficiency by, and no other figure
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,7 @@ def neurosim() -> Published:
     interconnect, buffers = 8.94262e6, 412969.0
     return Published(
         "NeuroSim, VGG-8 of 8 bits, RRAM of 22 nm, on `neurosim-22nm`",
-        "DNN+NeuroSim V1.3, its manual, figure 24, at commit 388f421; its efficiency is divided by "
-        "a post-layout factor of 1.23",
+        "DNN+NeuroSim V1.3, its manual, figure 24, at commit 388f421",
         vgg8(),
         on("neurosim-22nm"),
         (
@@ -120,7 +121,25 @@ def neurosim() -> Published:
                 ("temp_buffer", "tile_buffer", "input_buffer", "subtractor"),
             ),
             Figure("leakage power", 0.628781, "mW", taken=True),
-            Figure("efficiency", 25.7176, "TOPS/W"),
+            Figure("efficiency, without its post-layout factor", 25.7176 * POST_LAYOUT, "TOPS/W"),
+        ),
+    )
+
+
+def peak(title: str, technology: str, source: str, efficiency: float, density: float) -> Published:
+    """A tile all of whose crossbars multiply weights and inputs of 16 bits."""
+    chip = on(technology)
+    rows = chip.xbar_size * chip.crossbars_per_pe
+    columns = chip.xbar_size // int(chip.slices(16)) * chip.pe_per_tile
+    return Published(
+        f"{title}, all crossbars of a tile at work, weights and inputs of 16 bits, on "
+        f"`{technology}`",
+        source,
+        network(16, layer("tile", rows, columns, 1, (1, 1), 16)),
+        chip,
+        (
+            Figure("efficiency", efficiency, "TOPS/W", taken=True),
+            Figure("density", density, "TOPS/mm^2", taken=True),
         ),
     )
 
@@ -214,6 +233,14 @@ def hermes() -> Published:
 def published() -> tuple[Published, ...]:
     return (
         neurosim(),
+        peak(
+            "ISAAC",
+            "isaac-32nm",
+            "ISCA 2016, table I: 41.3 TOPS, 65.8 W and 85.4 mm² of 168 tiles, as Aguirre et al., "
+            "Nature Communications 15, 2024, table 3, have it",
+            *(41.3 / 65.8, 41.3 / 85.4),
+        ),
+        peak("PUMA", "puma-32nm", "ASPLOS 2019, abstract", 0.837, 0.577),
         *(jia(law) for law in ("doubling", "linear", "table")),
         wan(1, 3, 43.07875866, (8.99015248, 10.6186848, 3.446220545)),
         *(
@@ -254,7 +281,10 @@ def lines() -> Iterator[str]:
         f"`{name}` {significant(estimate(vgg8(), on(name)).total['tops_per_watt'])}"
         for name in presets()
     )
-    yield f"VGG-8 on every preset, TOPS/W: {', '.join(efficiencies)}; NeuroSim says 25.7."
+    yield (
+        f"VGG-8 on every preset, TOPS/W: {', '.join(efficiencies)}; NeuroSim, of its own RRAM, "
+        f"25.7, divided by its factor of {POST_LAYOUT:g}."
+    )
     yield ""
     yield adc_growth()
 

@@ -20,6 +20,7 @@ from runtime.errors import UserError
 from .constants import REFERENCE
 from .layer_list import Layer, LayerList, check_int, check_number, show
 from .technology import (
+    CELSIUS,
     COEFFICIENTS,
     DEFAULT,
     MODELS,
@@ -148,7 +149,7 @@ def check_draws(seed: int, trials: int) -> None:
 PRICE, SIMULATION = {"part": "price"}, {"part": "simulation"}
 NOTHING = "nothing"  # is skipped
 # What published costs know nothing of, as it must be with them.
-AS_PUBLISHED = {"skip": NOTHING, "noc": "free", "layer_adc_bits": ""}
+AS_PUBLISHED = {"skip": NOTHING, "noc": "free", "layer_adc_bits": "", "celsius": CELSIUS}
 
 
 @dataclass(frozen=True)
@@ -253,6 +254,12 @@ class Chip:
         *("lstp", "lop", "hp"),
         **PRICE,
     )
+    celsius: float = option(
+        CELSIUS,
+        "temperature, at which transistors leak as the technology's do: warm ones more",
+        *((0.0, 100.0), "no source goes further"),
+        **PRICE,
+    )
     on_ohm: float = option(
         DEFAULT["cell.on_ohm"],
         "resistance of a cell at its lowest level above 0; at level L it is divided by L, so at "
@@ -320,6 +327,8 @@ class Chip:
         if self.adc_law == "table":
             of_layers = bits_by_layer(self.layer_adc_bits).values()
             self.technology.check_adc_bits(max(self.adc_bits or 1, *of_layers, 1))
+        if self.celsius != CELSIUS:
+            self.technology.check_celsius(self.process, self.celsius)
         if self.costs == "published" and self.technology is not DEFAULT:
             raise UserError(
                 f"costs published are those of {DEFAULT} as it is: leave --technology and --set out"
@@ -384,7 +393,7 @@ class Chip:
     def adc_scale(self, what: str) -> Value:
         """Energy or area (`what`) of an ADC relative to the one that the technology's are of."""
         if self.adc_law == "table":
-            return self.technology.growth(what, self.adc_bits)
+            return self.technology.adc_growth(what, self.adc_bits)
         if self.adc_law == "linear":
             return self.adc_bits / self.technology["adc.bits"]
         return 2.0 ** (self.adc_bits - self.technology["adc.bits"])
@@ -394,10 +403,17 @@ class Chip:
         """Of a conversion; successive approximation takes longer for more bits."""
         clocks = self.technology["adc.clocks"]
         if self.adc_law == "table" and "adc.clocks_by_bits" in self.technology.entries:
-            return clocks * self.technology.growth("clocks", self.adc_bits)
+            return clocks * self.technology.adc_growth("clocks", self.adc_bits)
         if self.technology["adc.kind"] == "flash":
             return clocks
         return self.adc_bits * (clocks / self.technology["adc.bits"])
+
+    @property
+    def leakage_mw_per_um2(self) -> float:
+        """Of transistors of its process at its temperature."""
+        technology, process = self.technology, self.process
+        growth = technology.growth(f"leakage.{process}_by_celsius", self.celsius, CELSIUS)
+        return technology[f"leakage.{process}_mw"] * growth
 
     @property
     def planes(self) -> int:

@@ -368,7 +368,7 @@ def leakage(area: Mapping[str, Value], chip: Chip) -> Value:
         return 0.0
     quiet = ("htree",) if chip.technology.cells_leak else ("crossbar", "htree")
     leaking = add(x for name, x in area.items() if name not in quiet)
-    return leaking * chip.technology[f"leakage.{chip.process}_mw"]
+    return leaking * chip.leakage_mw_per_um2
 
 
 def totals(

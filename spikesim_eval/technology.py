@@ -78,6 +78,13 @@ BY_BITS = {  # optional: how an ADC's figures grow, in proportion to those of it
     "adc.area_by_bits": ("um^2", "an ADC, by its bits (--adc_law table)"),
     "adc.clocks_by_bits": ("clocks", "a conversion, by the ADC's bits (--adc_law table)"),
 }
+BY_CELSIUS = {  # optional: how leakage grows, in proportion to that at CELSIUS
+    "leakage.lstp_by_celsius": ("mW", "the same by its temperature (--celsius)"),
+    "leakage.lop_by_celsius": ("mW", "the same by its temperature (--celsius)"),
+    "leakage.hp_by_celsius": ("mW", "the same by its temperature (--celsius)"),
+}
+TABLES = BY_BITS | BY_CELSIUS
+CELSIUS = 27.0  # that a technology's leakage is of
 DEVICE = {  # what single cells do: not of every technology known
     "cell.level_conductances": ("", "evenly written levels from lowest to highest: what they add"),
     "device.programming": ("", "deviation of a written conductance, c0,c1,... of c0 + c1 g + ..."),
@@ -123,7 +130,7 @@ CHIP = {  # options of a chip that a technology may have defaults for: their uni
     "clk_mhz": "MHz",
     "process": "",
 }
-VALUES = KEYS | DEVICE | BY_BITS
+VALUES = KEYS | DEVICE | TABLES
 UNITS = {key: unit for key, (unit, _) in VALUES.items()}
 UNITS |= {f"chip.{x}": y for x, y in CHIP.items()}
 OF_CELLS = {  # options of a chip that cells have defaults for
@@ -213,16 +220,32 @@ class Technology:
                 "take no more, or adc_law doubling or linear, which say what larger ones cost"
             )
 
-    def growth(self, key: str, bits: int | np.ndarray) -> float | np.ndarray:
-        """What an ADC of so many bits has of "energy", "area" or "clocks", relative to that of
-        adc.bits: by the table, in between in proportion in logarithms. Below the table's first it
-        has as much as that one, which can stand for it."""
-        table = self.entries.get(f"adc.{key}_by_bits")
-        if table is None:
+    def growth(self, key: str, at: Any, own: float) -> Any:
+        """What a table of TABLES has `at` so many bits or degrees, relative to what it has at its
+        `own`: in between in proportion in logarithms; below its first as much as there. 1 where
+        there is no such table."""
+        if key not in self.entries:
             return 1.0
-        logs = {int(x): math.log(y) for x, y in table.value.items()}
-        own = np.interp(self["adc.bits"], list(logs), list(logs.values()))
-        return np.exp(np.interp(bits, list(logs), list(logs.values())) - own)[()]
+        logs = {int(x): math.log(y) for x, y in self[key].items()}
+        found, of_own = (np.interp(x, list(logs), list(logs.values())) for x in (at, own))
+        return np.exp(found - of_own)[()]
+
+    def adc_growth(self, what: str, bits: int | np.ndarray) -> float | np.ndarray:
+        """What an ADC of so many bits has of "energy", "area" or "clocks", relative to that of
+        adc.bits; a larger ADC can stand for those below the table's first."""
+        return self.growth(f"adc.{what}_by_bits", bits, self["adc.bits"])
+
+    def check_celsius(self, process: str, celsius: float) -> None:
+        """Raise UserError where it does not say what transistors leak at this temperature."""
+        key = f"leakage.{process}_by_celsius"
+        if key not in self.entries:
+            raise UserError(
+                f"celsius: {self} does not say how leakage grows with temperature, {key} is "
+                "missing: leave it out, or write the table into a file of yours"
+            )
+        first, *_, last = map(int, self[key])
+        if not first <= celsius <= last:
+            raise UserError(f"celsius must be {first} to {last} with {self}, got {show(celsius)}")
 
     def check_cell_bits(self, bits: int) -> None:
         """Raise UserError where its cells cannot hold so many bits."""
@@ -246,10 +269,10 @@ class Technology:
         return replace(self, entries=entries)
 
     def text(self, key: str) -> str:
-        """A value as a person reads it; a table by bits as 4: 0.79, 8: 1.67."""
-        if key not in BY_BITS:
+        """A value as a person reads it; a table as 4: 0.79, 8: 1.67."""
+        if key not in TABLES:
             return str(self[key])
-        return ", ".join(f"{bits}: {value:g}" for bits, value in self[key].items())
+        return ", ".join(f"{at}: {value:g}" for at, value in self[key].items())
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Everything it says, one row a value."""
@@ -259,7 +282,7 @@ class Technology:
             yield {
                 "table": table,
                 "name": name,
-                "value": self.text(key) if value == math.inf or key in BY_BITS else value,
+                "value": self.text(key) if value == math.inf or key in TABLES else value,
                 "unit": UNITS[key],
                 "meaning": meaning,
                 "source": f"{source}; {scaled}" if scaled else source,
@@ -377,7 +400,7 @@ def check_value(key: str, value: object, file: str) -> None:
         if value not in CHOICES[key]:
             raise UserError(f"{file}: {key} must be one of {CHOICES[key]}, got {show(value)}")
         return
-    if key in BY_BITS:
+    if key in TABLES:
         check_table(key, value, file)
         return
     if key in COEFFICIENTS:
@@ -413,14 +436,16 @@ def is_size(value: object, or_none: bool) -> bool:
 
 
 def check_table(key: str, value: object, file: str) -> None:
-    """Raise UserError for what is no table by bits."""
+    """Raise UserError for what is no table by bits, or by degrees Celsius."""
     good = isinstance(value, dict) and len(value) > 1
-    good = good and all(x.isdecimal() and 0 < int(x) < 100 for x in value)
+    good = good and all(x.isdecimal() and (key in BY_CELSIUS or int(x)) for x in value)
+    good = good and all(int(x) <= 100 for x in value)
     good = good and all(is_size(x, or_none=False) for x in value.values())
     if not good or sorted(map(int, value)) != list(map(int, value)):
+        by = "degrees" if key in BY_CELSIUS else "numbers of bits"
         raise UserError(
             f"{file}: {key} is {show(value)}: give numbers from {SMALLEST:g} to {LARGEST:g} by two "
-            "or more numbers of bits, the smallest first, as { 4 = 0.8, 8 = 1.7 }"
+            f"or more whole {by}, the smallest first, as {{ 4 = 0.8, 8 = 1.7 }}"
         )
 
 

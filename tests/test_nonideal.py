@@ -18,10 +18,11 @@ from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
 from spikesim_eval.cells import slices_of
-from spikesim_eval.chip import Chip
+from spikesim_eval.chip import Chip, options_of
 from spikesim_eval.crossbar import KEPT, Counts, CrossbarLayer, convert, ladder, solve_once
 from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.nonideal import nonideal_report, on_crossbars
+from spikesim_eval.technology import load_technology
 from spikesim_eval.trace import describe
 
 COLUMNS = pytest.mark.parametrize("columns", ["differential", "offset"])
@@ -404,6 +405,13 @@ def test_bits_are_taken_one_by_one_and_harmless_ones_first():
     for name in "ab":
         assert [bits for layer, bits in steps if layer == name] == [3, 2, 1]
     assert steps.index(("b", 3)) < steps.index(("a", 2))
+
+
+def test_auto_tries_no_adc_that_the_technology_does_not_know(monkeypatch):
+    chip = Chip(**options_of(load_technology("neurosim-22nm")))
+    monkeypatch.setattr(nonideal, "on_chip", lambda *_, **__: ([0.1], []))
+    with pytest.raises(UserError, match="with ADCs of 1 to 8 bits it loses more than 2 points"):
+        nonideal.smallest_adcs([Subject("it", None, accuracy=0.9)], chip, max_drop=2)
 
 
 def test_auto_leaves_no_room_for_layers_said_by_hand(trained, tmp_path, capsys):
