@@ -171,12 +171,12 @@ class Clipped(NamedTuple):
     columns: Tensor  # their numbers
     crossbars: tuple[int, ...]  # places in line of what they read
     outputs: tuple[slice, slice]  # along both sides of the plane
-    size: torch.Size  # (columns, H', W', input bits · images), of `outputs` alone
+    size: tuple[int, ...]  # (columns, H', W', input bits · images), of `outputs` alone
     bits: np.ndarray  # one of each, packed: they wait for the backward pass
 
     @property
     def where(self) -> Tensor:
-        bits = np.unpackbits(self.bits, count=self.size.numel())
+        bits = np.unpackbits(self.bits, count=math.prod(self.size))
         return torch.from_numpy(bits).view(self.size)
 
 
@@ -508,13 +508,12 @@ class CrossbarLayer:
         step, largest_code = self.adc_step, self.largest_code
         read = read[:, *outputs]
         flat = sums.flatten(1)
-        peaks = flat.amax(dim=1)
         if self.largest_sum is not None:
-            self.largest_sum = max(self.largest_sum, peaks.max().item())
+            self.largest_sum = max(self.largest_sum, flat.max().item())
         if self.sums is not None:
             self._keep_sums(flat)
-        clipped = (peaks > step * largest_code).nonzero()[:, 0]
         if self.only_clips:
+            clipped = (flat.amax(dim=1) > largest_code).nonzero()[:, 0]
             if len(clipped):
                 over = sums.index_select(0, clipped).sub_(largest_code).clamp_min_(0)
                 columns = reader.columns[clipped]
@@ -525,11 +524,8 @@ class CrossbarLayer:
             if step != 1:
                 flat.div_(step)
             flat.round_()
-            if len(clipped):
-                above = sums if 2 * len(clipped) > len(flat) else sums.index_select(0, clipped)
-                columns = torch.arange(len(sums)) if above is sums else clipped
-                self._keep_clipped(above, largest_code, columns, reader, outputs)
-                flat.clamp_(max=largest_code)  # all: faster than to put the clipped ones back
+            if self._keep_clipped(sums, largest_code, torch.arange(len(sums)), reader, outputs):
+                flat.clamp_(max=largest_code)
             if step != 1:
                 flat.mul_(step)
         read += sums
@@ -541,13 +537,19 @@ class CrossbarLayer:
         columns: Tensor,
         reader: Readers,
         outputs: tuple[slice, slice],
-    ) -> None:
-        """Count those of the sums of columns that are larger; keep which, where asked."""
-        self.counts.clipped += _count_above(sums, largest)
-        if self.clipped is not None:
+    ) -> int:
+        """Count those of the sums of columns that are larger, and keep which, where asked; how many
+        there are."""
+        above = sums.detach().numpy() > largest  # NumPy compares and counts faster than torch
+        number = int(np.count_nonzero(above))
+        self.counts.clipped += number
+        if self.clipped is not None and number:
+            some = above.any(axis=(1, 2, 3))
+            above, columns = above[some], columns[torch.from_numpy(some)]
             places = tuple(place for place, _ in reader.crossbars)
-            bits = np.packbits((sums > largest).numpy())
-            self.clipped[-1][1].append(Clipped(columns, places, outputs, sums.shape, bits))
+            clipped = Clipped(columns, places, outputs, above.shape, np.packbits(above))
+            self.clipped[-1][1].append(clipped)
+        return number
 
     def _keep_sums(self, sums: Tensor) -> None:
         self.sums[0] -= sums.numel()  # `_count` took them for zeros
@@ -625,8 +627,3 @@ class CrossbarLayer:
     def unclipped_adc_bits(self) -> int:
         """ADC bits that, a code being one cell step, would have clipped none of these sums."""
         return max(1, math.ceil(self.largest_sum)).bit_length()
-
-
-def _count_above(x: Tensor, value: float) -> int:
-    """How many are larger. Ones of a float tensor are added up faster than true ones of a bool."""
-    return int(torch.gt(x, value, out=torch.empty_like(x)).sum())

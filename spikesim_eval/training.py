@@ -91,8 +91,7 @@ def lost_gradient(layer: CrossbarLayer, x: Tensor, grad: Tensor) -> tuple[Tensor
     A weight of 0 stands between the two kinds of crossbars, and gets the mean of both gradients.
     """
     counts = layer.slice_weights.float() / layer.slice_weights.sum()
-    bits = 2.0 ** torch.arange(layer.input_bits)
-    bits = (bits / bits.sum())[:, None]
+    of_bits = [2**bit / (2**layer.input_bits - 1) for bit in range(layer.input_bits)]
     kinds = zip((1, -1), layer.how.stored(layer.codes), strict=False)
     signed = [sign * kind for sign, kind in kinds]
     signed = torch.stack(signed)[..., None] * counts
@@ -104,7 +103,10 @@ def lost_gradient(layer: CrossbarLayer, x: Tensor, grad: Tensor) -> tuple[Tensor
         of_input = torch.zeros_like(inputs)
         for part in parts:
             columns, places, outputs = part.columns, part.crossbars, part.outputs
-            lost = (part.where.unflatten(-1, (layer.input_bits, -1)) * bits).sum(dim=-2)
+            of_bit = part.where.unflatten(-1, (layer.input_bits, -1)).unbind(dim=-2)
+            lost = of_bit[0] * of_bits[0]
+            for share, where in zip(of_bits[1:], of_bit[1:], strict=True):
+                lost.add_(where, alpha=share)
             of_outputs = grads[columns // layer.slices % len(layer.codes)]
             of_sums = of_outputs[:, *outputs] * lost
             for place in places:

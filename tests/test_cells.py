@@ -268,14 +268,14 @@ def test_times_have_units(unit, value):
 
 
 MISTAKES = {
-    "--after 1h": "spikesim-65nm does not say how its cells drift, device.drift",
+    "--after 1h": "spikesim-65nm does not say how its cells drift (device.drift",
     "--after 1h --set device.drift=0.05 --set device.drift_start_s=1": "device.drift_deviation",
     "--technology spikesim-65nm-pcm --after 1": "a time with its unit (s, min, h, d, y)",
     "--technology spikesim-65nm-pcm --after=-1h": "at most 100y, as 1h, got '-1h'",
     "--technology spikesim-65nm-pcm --after 1000y": "at most 100y",
     "--technology spikesim-65nm-pcm --set device.drift=a": "device.drift must be 1 or 4 numbers",
     "--technology spikesim-65nm-pcm --set device.drift=1,2": "device.drift must be 1 or 4 numbers",
-    "--technology spikesim-65nm-pcm --set device.drift_start_s=0": "a number above 0, in s",
+    "--technology spikesim-65nm-pcm --set device.drift_start_s=0": "number from 1e-15 to 1e+15, in s",
     "--set device.flicker=0.1,0,1": "write it as device.flicker_read_s=...",
     "--set device.drift=0.1,0,0.3,0.2": "c of at least 0 and d of at least c",
     "--set device.drift_deviation=-0.1": "give a number of at least 0",
@@ -314,8 +314,8 @@ IN_FILES = {
     'flicker = { value = "1,2", source = "mine" }': "device.flicker must be 3 numbers",
     'flicker = { value = [1, 2, 3], source = "mine" }': "device.flicker must be 3 numbers",
     'flicker = { value = "0,1,-1", source = "mine" }': "a and c must be at least 0",
-    'stuck_on = { value = 2, source = "mine" }': "chip.stuck_on: stuck_on must be",
-    'stuck_on = { value = -1, source = "mine" }': "device.stuck_on is -1: give a number of at",
+    'stuck_on = { value = 2, source = "mine" }': "device.stuck_on: stuck_on must be",
+    'stuck_on = { value = -1, source = "mine" }': "device.stuck_on is -1: give 0, or a number",
     'read_noise = { value = 0.1, unit = "S", source = "mine" }': "has the unit 'S': it has none",
     'programming = { value = "0,,1", source = "mine" }': "device.programming must be 1 or more",
     'drift_end_s = { value = 1, unit = "s", source = "mine" }': "unknown key 'device.drift_end_s'",
