@@ -95,8 +95,7 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         parser.add_argument("--full_precision_bits", type=int, help=text)
         text = "default: a chip that could be built; published: as the published tool charges"
         add_option(parser, "preset", "default", text, choices=PRESETS)
-    text = "one value of the technology, as adc.energy_pj=1.5; again for another"
-    parser.add_argument("--set", action="append", type=key_and_number, default=[], help=text)
+    add_set(parser)
     for option in fields(Chip):
         default, about = option.default, option.metadata
         if about["part"] not in ("both", *parts):
@@ -113,6 +112,11 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
             text += ", or auto: the fewest within --max_drop" if "price" in parts else ", or ideal"
         how["default"] = argparse.SUPPRESS  # what is not given may be the preset's
         add_option(parser, option.name, default, text, **how)
+
+
+def add_set(parser: Parser) -> None:
+    text = "one value of the technology, as adc.energy_pj=1.5; again for another"
+    parser.add_argument("--set", action="append", type=key_and_number, default=[], help=text)
 
 
 def add_data_options(parser: Parser) -> None:
@@ -159,6 +163,7 @@ def add_sweep(grid: Parser) -> None:
 
 def add_technologies(known: Parser) -> None:
     known.add_argument("technologies", nargs="*", help="presets or files (default: every preset)")
+    add_set(known)
     priced = known.add_mutually_exclusive_group()
     priced.add_argument("--checkpoint", help="of a network that is priced on each")
     priced.add_argument("--layers", help="layer list of such a network")
@@ -460,7 +465,8 @@ def run_sweep(args: argparse.Namespace) -> None:
 
 
 def run_technologies(args: argparse.Namespace) -> None:
-    technologies = [load_technology(name) for name in args.technologies or presets()]
+    named, changed = args.technologies or presets(), dict(args.set)
+    technologies = [load_technology(name).with_values(changed) for name in named]
     check_sources(args, [args.checkpoint] if args.checkpoint else [])
     subject = None
     if args.checkpoint or args.layers:

@@ -275,7 +275,7 @@ MISTAKES = {
     "--technology spikesim-65nm-pcm --after 1000y": "at most 100y",
     "--technology spikesim-65nm-pcm --set device.drift=a": "device.drift must be 1 or 4 numbers",
     "--technology spikesim-65nm-pcm --set device.drift=1,2": "device.drift must be 1 or 4 numbers",
-    "--technology spikesim-65nm-pcm --set device.drift_start_s=0": "number from 1e-15 to 1e+15, in s",
+    "--technology spikesim-65nm-pcm --set device.drift_start_s=0": "from 1e-15 to 1e+15, in s",
     "--set device.flicker=0.1,0,1": "write it as device.flicker_read_s=...",
     "--set device.drift=0.1,0,0.3,0.2": "c of at least 0 and d of at least c",
     "--set device.drift_deviation=-0.1": "give a number of at least 0",

@@ -310,6 +310,11 @@ def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, cap
     assert page.count("isaac-32nm") == 3
     for key, (unit, _) in KEYS.items():
         assert f"| {key} | {unit} | {load_technology(presets()[0])[key]} |" in page
+    assert main(f"technologies --layers {layers} --set adc.energy_pj=2 --out {out}".split()) == 0
+    for row in read_csv(out / "technologies.csv"):
+        technology = load_technology(row["technology"]).with_values({"adc.energy_pj": 2})
+        total = estimate(NETWORK, Chip(**options_of(technology))).total
+        assert float(row["energy_pj"]) == total["energy_pj"]
 
 
 def test_a_network_is_simulated_on_the_chip_of_each_technology(tmp_path, capsys):
