@@ -20,7 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 from statistics import fmean as mean
 
@@ -187,19 +187,20 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
         for chip in chips_of(one, args, some):
             key = one.name, chip.sigma, chip.adc_bits
             its = {x.draw: x for x in rows if (x.run, x.sigma, x.adc_bits) == key}
-            first = next(draw for draw in count() if draw not in its)
-            if first >= args.chips:
+            lacking = [draw for draw in range(args.chips) if draw not in its]
+            if not lacking:
                 continue
             if subject is None:
                 trained, data_path = one.checkpoint(runs), one.settings.data_path
                 subject = trace_checkpoint(str(trained), data_path)
                 prepare = calibration_of(load_checkpoint(trained), data_path, args.images)
-            found = on_chips(one, subject, chip, about_chip(some), args, prepare, first)
-            kept = [its[draw] for draw in range(first)]
-            rows = [x for x in rows if x not in its.values()] + kept + found
+            found = on_chips(one, subject, chip, about_chip(some), args, prepare, lacking)
+            its |= {x.draw: x for x in found}
+            others = [x for x in rows if (x.run, x.sigma, x.adc_bits) != key]
+            rows = others + [its[draw] for draw in sorted(its)]
             write_whole(path, csv_of(rows).encode())
             about = f"{one.title}: sigma {chip.sigma:g}, ADCs of {chip.adc_bits} bits"
-            said = [mean(getattr(x, name) for x in kept + found) for name in ACCURACIES]
+            said = [mean(getattr(x, name) for x in its.values()) for name in ACCURACIES]
             say(f"on chips  {about}: {percent(said[0], 2)}, calibrated {percent(said[1], 2)}")
 
 
@@ -210,13 +211,13 @@ def on_chips(
     crossbar: str,
     args: argparse.Namespace,
     calibrate: Prepare,
-    first: int = 0,
+    draws: Sequence[int],
 ) -> list[OneChip]:
-    """A trained network on a chip, in whose rows it is called `crossbar`, from the `first` to the
-    last of `args.chips` draws, and what an image costs there; `calibrate` sees `args.images`."""
-    settings, draws = planned.settings, range(first, args.chips)
-    as_made, _ = on_chip(subject, chip, trials=args.chips, first=first)
-    calibrated, _ = on_chip(subject, chip, trials=args.chips, prepare=calibrate, first=first)
+    """A trained network on these draws of a chip, in whose rows it is called `crossbar`, and what
+    an image costs there; `calibrate` sees `args.images`."""
+    settings = planned.settings
+    as_made, _ = on_chip(subject, chip, trials=args.chips, draws=draws)
+    calibrated, _ = on_chip(subject, chip, trials=args.chips, prepare=calibrate, draws=draws)
     times = 1 if chip.is_random else len(draws)  # all are the same
     total = estimate(subject.network, chip).total
     about = {name: getattr(settings, name) for name in ("data", "bits", "seed")}
@@ -405,10 +406,8 @@ def write(folder: Path, max_drop: float, min_yield: float) -> None:
         f"on which a network is at most {max_drop:g} points below the same method's of its seed, "
         "trained without the chip and on none."
     ]
-    cost = (
-        f"What a chip costs of which at least {min_yield:g} % are good: the smallest of these ADCs "
-    )
-    cost += "with which they are."
+    cost = f"What a chip costs of which at least {min_yield:g} % are good: the cheapest of these "
+    cost += "ADCs with which they are."
     tables = [markdown(cells_of(rows, max_drop), notes), cost]
     tables.append(markdown(cheapest_of(rows, max_drop, min_yield), []))
     text = "\n\n".join(tables)

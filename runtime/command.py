@@ -49,7 +49,7 @@ def run_command(
         text = str(error) if isinstance(error, UserError) else explain(error)
         if text is None and cannot_print(error):
             text = f"cannot print ({error.strerror})"
-        if text is None and getattr(error, "errno", None) == errno.ENAMETOOLONG:
+        if text is None and is_too_long(error):
             text = f"{str(error.filename)[:60]}...: {error.strerror}"
         if text is None:
             leave_for_launcher(repr(error), traceback.format_exc())
@@ -66,6 +66,11 @@ def run_command(
 
 def cannot_print(error: Exception) -> bool:
     return isinstance(error, OSError) and error.filename is None and error.errno in NO_ROOM
+
+
+def is_too_long(error: Exception) -> bool:
+    """Whether a path that the user gave is none."""
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and error.filename
 
 
 class Parser(argparse.ArgumentParser):

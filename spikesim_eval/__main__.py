@@ -312,6 +312,10 @@ def chip_of(args: argparse.Namespace) -> Chip:
         if not args.on_chip:
             raise UserError("--adc_bits auto simulates the networks: add --on_chip")
         options["adc_bits"] = OPTIONS["adc_bits"].default
+        if options.get("adc_law") == "table":
+            technology = options.get("technology", DEFAULT)
+            technology.check_adc_bits(1)
+            options["adc_bits"] = min(options["adc_bits"], technology.most_adc_bits)
     return Chip(**options)
 
 
@@ -485,6 +489,7 @@ def run_technologies(args: argparse.Namespace) -> None:
             "technologies.md": markdown("Technologies", sections),
         }
         write_files(args.out, contents)
+    said += [f"set by hand: {', '.join(f'{x} = {y}' for x, y in changed.items())}"] * bool(changed)
     parts = [*(text_table(*table) for table in tables), *([said] if said else [])]
     print("\n\n".join("\n".join(lines) for lines in parts))
 

@@ -100,15 +100,16 @@ def on_chip(
     keep: Collection[str] = (),
     prepare: Prepare | None = None,
     only: Collection[str] | None = None,
-    first: int = 0,
+    draws: Iterable[int] | None = None,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
-    """(accuracies, layers) of a trained network on the chip, one for each draw of its cells, from
-    the `first` to the last of `trials`; on a chip of which nothing is random all are the same, and
+    """(accuracies, layers) of a trained network on the chip, one for each of `trials` draws of its
+    cells, or of these `draws` of them; on a chip of which nothing is random all are the same, and
     one is enough. `keep`: what a `CrossbarLayer` is to keep. `prepare` is done to each chip before.
     With `only` no other layers are on it."""
     network, batches = subject.tested
     accuracies, runs = [], []
-    for trial in range(first, trials) if chip.is_random else (0,):
+    chosen = range(trials) if draws is None else draws
+    for trial in chosen if chip.is_random else (0,):
         draw = seed * MOST_TRIALS + trial
         placed, layers = on_crossbars(network, subject.network, chip, draw, only, keep)
         if prepare is not None:
@@ -139,7 +140,7 @@ def smallest_adcs(
 
     low, high = OPTIONS["adc_bits"].metadata["limits"]
     if chip.adc_law == "table":
-        high = chip.technology.most_adc_bits
+        high = min(high, chip.technology.most_adc_bits)
     bits, chip = low, replace(chip, layer_adc_bits="")
     for subject in subjects:
         while not is_enough(replace(chip, adc_bits=bits), subject, f"ADCs of {bits} bits"):

@@ -225,6 +225,8 @@ def assumptions(chip: Chip) -> list[str]:
         *skipping(chip),
         NOC[chip.noc],
         f"{ADC_LAW[chip.adc_law]} Those of a crossbar grow with its cells.",
+        *[f"Transistors ({chip.process}) leak as at {chip.celsius:g} °C."]
+        * (chip.costs == "counted"),
         "Area counts an input buffer per layer and a membrane memory for every LIF neuron, with "
         "their own bit widths (the published tool: 22 bits, membranes of five layers).",
         "A full-precision checkpoint enters as fixed point of --full_precision_bits (weights, "

@@ -116,6 +116,7 @@ POSITIVE = (
 LARGEST = 1e15  # in whatever unit: beyond it nothing is built
 SMALLEST = 1e-15  # but for 0; products of these stay finite
 MOST_ADC_BITS = 16
+# Nothing is computed of them.
 LABELS = ("process.node_nm", "process.supply_v")
 CHOICES = {"cell.kind": CELLS, "adc.kind": ADCS}
 CHIP = {  # options of a chip that a technology may have defaults for: their units
@@ -212,12 +213,20 @@ class Technology:
 
     def check_adc_bits(self, bits: int) -> None:
         """Raise UserError where it does not say what an ADC of so many bits costs."""
-        if not any(key in self.entries for key in BY_BITS):
-            raise UserError(f"{self} has no table of ADCs by bits: --adc_law doubling or linear")
+        tables = [self[key] for key in BY_BITS if key in self.entries]
+        if not tables:
+            raise UserError(f"{self} has no table of ADCs by bits: adc_law must be another")
+        own = self["adc.bits"]
+        if not max(int(min(x, key=int)) for x in tables) <= own <= self.most_adc_bits:
+            raise UserError(
+                f"{self}: adc.bits {own} is none of its tables of ADCs by bits, which are taken "
+                "relative to it: give another table, or adc_law doubling or linear"
+            )
         if bits > self.most_adc_bits:
             raise UserError(
                 f"adc_bits {bits}: {self} gives ADCs of at most {self.most_adc_bits} bits: "
-                "take no more, or adc_law doubling or linear, which say what larger ones cost"
+                "take no more, or adc_law doubling or linear (chip.adc_law in a file), which say "
+                "what larger ones cost"
             )
 
     def growth(self, key: str, at: Any, own: float) -> Any:
@@ -245,13 +254,13 @@ class Technology:
             )
         first, *_, last = map(int, self[key])
         if not first <= celsius <= last:
-            raise UserError(f"celsius must be {first} to {last} with {self}, got {show(celsius)}")
+            raise UserError(f"celsius must be {first} to {last} on {self}, got {show(celsius)}")
 
     def check_cell_bits(self, bits: int) -> None:
         """Raise UserError where its cells cannot hold so many bits."""
         if self.cells_leak and bits != 1:
             raise UserError(
-                "an SRAM cell has 1 bit: cell_bits (cell.bits in its file) must be 1, got "
+                f"{self}: an SRAM cell has 1 bit: cell_bits (cell.bits in a file) must be 1, got "
                 f"{show(bits)}"
             )
 
@@ -260,9 +269,9 @@ class Technology:
         changed = {}
         for key, value in said.items():
             check_key(key, VALUES, "--set")
-            check_value(key, value, "--set")
             if key in LABELS:
                 raise UserError(f"--set {key}: it only says what a technology is; nothing is of it")
+            check_value(key, value, "--set")
             changed[key] = Entry(value, "set by hand")
         entries = self.entries | changed
         check_models(entries, "--set")
@@ -417,7 +426,8 @@ def check_value(key: str, value: object, file: str) -> None:
     if key not in VALUES:  # an option of a chip, which checks it itself
         return
     if key == "adc.bits":
-        check_int(value, f"{file}: {key}", MOST_ADC_BITS)
+        is_whole = isinstance(value, float) and value.is_integer()
+        check_int(int(value) if is_whole else value, f"{file}: {key}", MOST_ADC_BITS)
         return
     if not is_size(value, key not in POSITIVE) and (key, value) != ("cell.on_off_ratio", math.inf):
         least = "" if key in POSITIVE else "0, or "
@@ -438,14 +448,20 @@ def is_size(value: object, or_none: bool) -> bool:
 def check_table(key: str, value: object, file: str) -> None:
     """Raise UserError for what is no table by bits, or by degrees Celsius."""
     good = isinstance(value, dict) and len(value) > 1
-    good = good and all(x.isdecimal() and (key in BY_CELSIUS or int(x)) for x in value)
-    good = good and all(int(x) <= 100 for x in value)
+    good = good and all(len(x) < 4 and x.isdecimal() for x in value)
+    good = good and (key in BY_CELSIUS or all(0 < int(x) < 100 for x in value))
     good = good and all(is_size(x, or_none=False) for x in value.values())
     if not good or sorted(map(int, value)) != list(map(int, value)):
         by = "degrees" if key in BY_CELSIUS else "numbers of bits"
         raise UserError(
             f"{file}: {key} is {show(value)}: give numbers from {SMALLEST:g} to {LARGEST:g} by two "
             f"or more whole {by}, the smallest first, as {{ 4 = 0.8, 8 = 1.7 }}"
+        )
+    first, *_, last = map(int, value)
+    if key in BY_CELSIUS and not first <= CELSIUS <= last:
+        raise UserError(
+            f"{file}: {key} is of {first} to {last} degrees: it must hold {CELSIUS:g}, at which "
+            "the technology's leakage is"
         )
 
 

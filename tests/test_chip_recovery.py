@@ -102,15 +102,15 @@ def test_a_network_is_tested_on_chips_as_made_and_calibrated(trained, tmp_path):
     path, chip = str(trained["student"]), Chip(sigma=0.2, adc_bits=3)
     calibrate = calibration_of(load_checkpoint(path), None, 32)
     subject = trace_checkpoint(path, test_images=90)
-    rows = on_chips(student, subject, chip, "it", args, calibrate)
+    rows = on_chips(student, subject, chip, "it", args, calibrate, [0, 1])
     expected = calibration_report(path, None, chip, 32, trials=2, test_images=90)
     assert [x.accuracy for x in rows] == expected["accuracies_before"]
     assert [x.calibrated_accuracy for x in rows] == expected["accuracies_after"]
     assert rows[0].calibrated_accuracy != rows[0].accuracy
     assert {x.images for x in rows} == {32}
-    assert on_chips(student, subject, chip, "it", args, calibrate, first=1) == rows[1:]
+    assert on_chips(student, subject, chip, "it", args, calibrate, [1]) == rows[1:]
     never_random = replace(chip, sigma=0.0)
-    first, second = on_chips(student, subject, never_random, "it", args, calibrate)
+    first, second = on_chips(student, subject, never_random, "it", args, calibrate, [0, 1])
     assert replace(second, draw=0) == first  # nothing is random
 
 
@@ -128,13 +128,13 @@ def test_what_chips_give_goes_to_chips_csv_and_leaves_checkpoints_as_they_are(tr
     rows = read_chips(path)
     assert [(x.run, x.sigma) for x in rows] == [(student.name, 0.2), (student.name, 0.0)]
     # of more chips those that are there are not computed again
-    marked = replace(rows[0], accuracy=2.0)
-    path.write_text(csv_of([marked]))
+    marked = [replace(rows[0], accuracy=2.0, draw=draw) for draw in (1, 5)]
+    path.write_text(csv_of(marked))
     args.chips = 2
     run_on_chips(args, tmp_path, [student, *others])
     more = read_chips(path)
-    assert more[0] == marked
-    assert [(x.sigma, x.draw) for x in more] == [(0.2, 0), (0.2, 1), (0.0, 0), (0.0, 1)]
+    assert [(x.sigma, x.draw) for x in more] == [(0.2, 0), (0.2, 1), (0.2, 5), (0, 0), (0, 1)]
+    assert more[:3] == [rows[0], *marked]
 
 
 @pytest.mark.parametrize(

@@ -103,30 +103,28 @@ def test_sram_crossbars_leak_by_their_area_and_hold_one_bit_a_cell():
         Chip(technology=sram)
 
 
-# CACTI 7, tech_params/65nm.dat: A/um of leaking transistors at 20, 30 and 90 degrees Celsius, of
-# their gates at any, V, and, of cells alone at 300 K, W/KB.
+# CACTI 7, tech_params/65nm.dat: A/um through transistors that are off at 300, 350 and 400 K (its
+# rows 0, 50 and 100), A/um through their gates at any, V, and, of cells alone at 300 K, W/KB.
 CACTI = {
-    "hp": (2.66e-7, 3.05e-7, 5.94e-7, 4.09e-8, 1.1, 641e-6),
-    "lstp": (2.36e-11, 3.64e-11, 2.62e-10, 1.09e-10, 1.2, 0.35e-6),
-    "lop": (8.45e-9, 1.08e-8, 3.13e-8, 9.61e-9, 0.8, 29e-6),
+    "hp": ((1.96e-7, 3.95e-7, 6.3e-7), 4.09e-8, 1.1, 641e-6),
+    "lstp": ((9.12e-12, 8.05e-11, 3.21e-10), 1.09e-10, 1.2, 0.35e-6),
+    "lop": ((4.9e-9, 1.71e-8, 3.42e-8), 9.61e-9, 0.8, 29e-6),
 }
 
 
 @pytest.mark.parametrize("process", CACTI)
 def test_warm_transistors_leak_as_their_currents_say(process):
-    at_20, at_30, at_90, gates, volt, power = CACTI[process]
-
-    def leaks(current: float) -> float:
-        return volt * (1668 * current + 2138 * gates)
-
-    at_27 = at_20 * (at_30 / at_20) ** 0.7
-    assert leaks(at_27) == pytest.approx(power, rel=0.03)
-    cold, warm = (estimate(NETWORK, Chip(process=process, celsius=x)) for x in (27.0, 90.0))
-    ratio = warm.total["leakage_mw"] / cold.total["leakage_mw"]
-    assert ratio == pytest.approx(leaks(at_90) / leaks(at_27), rel=5e-3)  # interpolated
-    more = (warm.total["leakage_mw"] - cold.total["leakage_mw"]) * cold.total["delay_ns"]
-    assert warm.total["energy_pj"] - cold.total["energy_pj"] == pytest.approx(more)
-    assert warm.area_by_component == cold.area_by_component
+    currents, gates, volt, power = CACTI[process]
+    cold, *warm = (volt * (2463 * current + 2484 * gates) for current in currents)
+    assert cold == pytest.approx(power, rel=0.01)
+    at_27 = estimate(NETWORK, Chip(process=process))
+    for celsius, leaks in zip((77.0, 127.0), warm, strict=True):
+        found = estimate(NETWORK, Chip(process=process, celsius=celsius))
+        leakage, before = found.total["leakage_mw"], at_27.total["leakage_mw"]
+        assert leakage / before == pytest.approx(leaks / cold, rel=1e-3)
+        more = (leakage - before) * found.total["delay_ns"]
+        assert found.total["energy_pj"] - at_27.total["energy_pj"] == pytest.approx(more)
+        assert found.area_by_component == at_27.area_by_component
 
 
 def test_a_file_of_ones_own_changes_what_it_says(tmp_path, capsys):
@@ -151,6 +149,7 @@ def test_a_file_of_ones_own_changes_what_it_says(tmp_path, capsys):
     assert chip.xbar_size == 128
 
 
+HUNDRED = '[chip]\nxbar_size = { value = 100, unit = "cells", source = "mine" }\n'
 ADC = '[adc]\nenergy_pj = { value = 1, unit = "pJ", source = "mine" }\n'
 MISTAKES = {
     ADC.replace("1,", "9" * 400 + ","): ["adc.energy_pj is 9999", "from 1e-15 to 1e+15, in pJ"],
@@ -182,11 +181,15 @@ MISTAKES = {
     '[adc]\nbits = { value = 4.5, unit = "bit", source = "mine" }\n': ["adc.bits must be a whole"],
     '[cell]\nkind = { value = "SRAM", source = "mine" }\n': ["SRAM", "cell.bits"],
     '[cell]\nbits = { value = 9, unit = "bit", source = "mine" }\n': ["cell.bits: cell_bits", "8"],
-    '[chip]\ncolumns_per_adc = { value = 7, unit = "columns", source = "mine" }\n': ["multiple"],
+    '[chip]\ncolumns_per_adc = { value = 7, unit = "columns", source = "mine" }\n': ["is that of"],
     '[chip]\nxbar_size = { value = 4, unit = "cells", source = "mine" }\n': ["chip.xbar_size", "8"],
     "[adc\n": ["no TOML file", "line"],
     ADC.replace("pj", "by_bits"): ["adc.energy_by_bits is 1", "as { 4 = 0.8"],
     '[leakage]\nhp_by_celsius = { value = 2, unit = "mW", source = "mine" }\n': ["whole degrees"],
+    '[leakage]\nhp_by_celsius = { value = {50 = 1, 90 = 2}, unit = "mW", source = "mine" }\n': [
+        "of 50 to 90 degrees: it must hold 27"
+    ],
+    ADC.replace("pj", "by_bits").replace("1,", f"{{ 4 = 1, {'9' * 5000} = 2 }},"): ["numbers of"],
     ADC.replace("pj", "by_bits").replace("1,", "{ 8 = 2, 4 = 1 },"): ["the smallest first"],
     ADC.replace("pj", "by_bits").replace("1,", "{ 4 = 0, 8 = 1 },"): ["numbers from 1e-15"],
     ADC.replace("pj", "by_bits").replace("1,", "{ 4 = 1, 8 = 1e-300 },"): ["numbers from 1e-15"],
@@ -221,7 +224,7 @@ def test_a_sweep_over_cells_that_sram_has_not_is_refused(tmp_path, capsys):
     for cells in ("1,4", "4"):
         assert main(f"{line} --cell_bits {cells}".split()) == 2
         assert (
-            "an SRAM cell has 1 bit: cell_bits (cell.bits in its file) must be 1"
+            "an SRAM cell has 1 bit: cell_bits (cell.bits in a file) must be 1, got 4"
             in capsys.readouterr().err
         )
 
@@ -240,6 +243,17 @@ def test_figures_are_in_proportion_to_what_the_parts_cost():
     said["leakage.lstp_mw"] = DEFAULT["leakage.lstp_mw"]
     leaking = estimate(NETWORK, replace(chip, technology=DEFAULT.with_values(said))).total
     assert leaking["leakage_mw"] == pytest.approx(3 * estimate(NETWORK, chip).total["leakage_mw"])
+
+
+def test_options_of_the_command_mend_what_a_file_alone_cannot_be(tmp_path):
+    layers = tmp_path / "net.json"
+    layers.write_text(LAYERS)
+    for options in (
+        "--set cell.kind=SRAM --cell_bits 1",
+        "--set adc.bits=4.0",
+        f"--technology {written(tmp_path, HUNDRED)} --columns_per_adc 10",
+    ):
+        assert reported(tmp_path / "out", f"--layers {layers} {options}")["total"]["energy_pj"] > 0
 
 
 def test_a_word_that_is_no_section_is_an_unknown_key(tmp_path):
@@ -270,7 +284,9 @@ def test_what_a_file_does_not_say_is_named(tmp_path):
         ("--set adc.energy_pj=-1", ["adc.energy_pj is -1", "in pJ"]),
         ("--set adc.energy_pj", ["wants a key and a value"]),
         ("--technology isaac-32nm --celsius 85", ["leakage.lstp_by_celsius is missing"]),
-        ("--celsius 101", ["celsius must be a number from 0 to 100"]),
+        ("--celsius 151", ["celsius must be a number from 0 to 150"]),
+        ("--celsius 20", ["celsius must be 27 to 127 on spikesim-65nm, got 20"]),
+        ("--technology isaac-32nm --set adc.bits=12", ["adc.bits 12 is none of its tables"]),
         ("--celsius 85 --preset published", ["celsius goes with counted costs"]),
         ("--set adc.energy_pj=1 --preset published", ["leave --technology and --set out"]),
     ],
@@ -311,6 +327,7 @@ def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, cap
     for key, (unit, _) in KEYS.items():
         assert f"| {key} | {unit} | {load_technology(presets()[0])[key]} |" in page
     assert main(f"technologies --layers {layers} --set adc.energy_pj=2 --out {out}".split()) == 0
+    assert "set by hand: adc.energy_pj = 2" in capsys.readouterr().out
     for row in read_csv(out / "technologies.csv"):
         technology = load_technology(row["technology"]).with_values({"adc.energy_pj": 2})
         total = estimate(NETWORK, Chip(**options_of(technology))).total
@@ -380,6 +397,17 @@ def test_an_adc_grows_as_the_technologys_table_has_it():
     assert four == 1
     sar = (3.7506 * 8 + 25.844) * 9 / ((3.7506 * 4 + 25.844) * 5)
     assert eight == pytest.approx(sar, rel=1e-5)
+
+
+def test_auto_starts_within_a_table_that_ends_early(tmp_path):
+    path = written(
+        tmp_path,
+        ADC.replace("pj", "by_bits").replace("1,", "{ 1 = 1, 4 = 2 },")
+        + '[chip]\nadc_law = { value = "table", source = "mine" }\n',
+    )
+    chip = f"--technology {path} --on_chip --adc_bits auto --max_drop 100 --test_images 9"
+    report = reported(tmp_path / "out", f"--checkpoint {ROOT}/tests/data/student-last.pth {chip}")
+    assert report["chip"]["adc_bits"] == 1
 
 
 def test_a_sweep_beyond_the_table_is_refused(tmp_path, capsys):

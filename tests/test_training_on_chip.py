@@ -410,7 +410,7 @@ def test_adcs_of_a_layer_that_is_not_there_are_refused():
             "--columns_per_adc 8",
             "unrecognized",
         ),
-        # no report and no simulation knows these chips
+        # of these options no report makes a chip either
         (
             "--paper_setting student --bits 4 --crossbar isaac-32nm --xbar_size 64",
             "columns_per_adc",
