@@ -20,6 +20,7 @@ from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Layer, LayerList, Subject
 from spikesim_eval.report import build_report
 from spikesim_eval.silence import positions_inside
+from spikesim_eval.technology import DEFAULT
 from test_spikesim import changed, conv, net, networks, residual_block
 
 NUMBERS = [x for x in fields(Chip) if x.metadata["limits"] and x.metadata["part"] != "simulation"]
@@ -554,10 +555,14 @@ def test_an_option_beyond_its_limits_is_refused_with_the_reason(option, command,
         assert f"{name} must be" in error
         assert f"from {low:g} to {high:g}" in error
         assert reason in error
+    table = {"0": 1e-8, "150": 2e-8}
+    beside = {
+        "columns_per_adc": {"xbar_size": 1024},
+        "celsius": {"technology": DEFAULT.with_values({"leakage.lstp_by_celsius": table})},
+    }
     for value in (low, high):
         kind = float if name == "clk_mhz" else int
-        side = {"xbar_size": 1024} if name == "columns_per_adc" else {}
-        chip = Chip(**side | {name: kind(value)})
+        chip = Chip(**beside.get(name, {}) | {name: kind(value)})
         assert estimate(net(conv("a")), chip).total["energy_pj"] > 0
 
 
