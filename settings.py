@@ -30,7 +30,7 @@ from runtime.command import HelpFormatter, Parser, wrong_choice
 from runtime.errors import UserError
 from runtime.processes import usable_cores
 from spikesim_eval.chip import OPTIONS as CHIP_OPTIONS
-from spikesim_eval.chip import Chip, about_option, options_of
+from spikesim_eval.chip import Chip, about_option, chips, options_of
 from spikesim_eval.technology import load_technology
 
 PAPER_SETTINGS = ("original", "student", "qamd")
@@ -500,7 +500,7 @@ class Settings:
         if self.crossbar is None:
             return None
         said = {name: getattr(self, name) for name in OF_CHIP}
-        return Chip(**options_of(load_technology(self.crossbar)) | said)
+        return next(chips(technology=self.crossbar, **said))
 
     @property
     def trained_for(self) -> str | None:

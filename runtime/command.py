@@ -70,7 +70,8 @@ def cannot_print(error: Exception) -> bool:
 
 def is_too_long(error: Exception) -> bool:
     """Whether a path that the user gave is none."""
-    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and error.filename
+    is_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    return is_long and error.filename is not None
 
 
 class Parser(argparse.ArgumentParser):

@@ -439,7 +439,12 @@ def test_every_option_of_a_simulated_chip_is_one_of_training_but_for_wires():
 @pytest.mark.parametrize("name", presets())
 def test_the_chip_of_a_training_is_that_of_a_report_priced_and_simulated(name):
     settings = Settings.of("digits", "student", bits=4, crossbar=name, sigma=0.3)
-    chip = Chip(**options_of(load_technology(name)) | {"sigma": 0.3})
+    technology = load_technology(name)
+    assert technology.options.keys() - CHIP_OPTIONS.keys() == set()
+    for option in OF_CHIP:
+        expected = technology.options.get(option, CHIP_OPTIONS[option].default)
+        assert getattr(settings.chip, option) == (0.3 if option == "sigma" else expected)
+    chip = Chip(**options_of(technology) | {"sigma": 0.3})
     for part in ("price", "simulation"):
         assert settings.chip.options(part) == chip.options(part)
 
