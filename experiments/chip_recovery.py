@@ -37,7 +37,7 @@ from runtime.errors import UserError
 from runtime.files import write_files, write_whole
 from settings import OF_CHIP, chip_defaults
 from spikesim_eval.calibration import calibration_of
-from spikesim_eval.chip import Chip, check_draws
+from spikesim_eval.chip import Chip, Draws
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Subject, check_int, check_number
 from spikesim_eval.nonideal import Prepare, on_chip
@@ -102,7 +102,7 @@ def recovery_parser() -> Parser:
 def planned_runs(args: argparse.Namespace, runs: Path) -> list[Planned]:
     """Those without the chip, and then those with it. Raises UserError for what no chip can have,
     and for networks that the tables would not tell apart, also from those of chips.csv."""
-    check_draws(0, args.chips)
+    Draws(trials=args.chips)
     check_int(args.images, "images", 10**4)
     check_number(args.max_drop, "max_drop", 0, 100)
     check_number(args.min_yield, "min_yield", 0, 100)
@@ -216,8 +216,8 @@ def on_chips(
     """A trained network on these draws of a chip, in whose rows it is called `crossbar`, and what
     an image costs there; `calibrate` sees `args.images`."""
     settings = planned.settings
-    as_made, _ = on_chip(subject, chip, trials=args.chips, draws=draws)
-    calibrated, _ = on_chip(subject, chip, trials=args.chips, prepare=calibrate, draws=draws)
+    as_made, _ = on_chip(subject, chip, draws)
+    calibrated, _ = on_chip(subject, chip, draws, prepare=calibrate)
     times = 1 if chip.is_random else len(draws)  # all are the same
     total = estimate(subject.network, chip).total
     about = {name: getattr(settings, name) for name in ("data", "bits", "seed")}

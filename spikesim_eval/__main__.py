@@ -22,7 +22,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
-from .chip import OPTIONS, PRESETS, Chip, about_option, check_draws, check_layers, options_of
+from .chip import OPTIONS, PRESETS, Chip, Draws, about_option, check_layers, options_of
 from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
 from .estimate import estimate
 from .layer_list import (
@@ -133,7 +133,7 @@ def simulates(args: argparse.Namespace) -> bool:
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The options of a chip that the command line and its preset say. Raises UserError for what is
     wrong with them, or with how a chip is simulated."""
-    check_draws(args.seed, args.trials)
+    Draws(args.seed, args.trials)  # or an error
     if getattr(args, "full_precision_bits", None) is not None:
         check_int(args.full_precision_bits, "full_precision_bits", MAX_BITS, low=2)
     said = {x.name: getattr(args, x.name) for x in fields(Chip) if hasattr(args, x.name)}
@@ -332,14 +332,14 @@ def simulated(
         estimate(subject.network, chip, getattr(args, "area_mm2", None))
     from .nonideal import most_clipped, on_chip, smallest_adcs
 
-    draws = args.seed, args.trials
+    draws = Draws(args.seed, args.trials)
     tested = [subject for subject in subjects if subject.tested is not None]
     if given(args).get("adc_bits") == "auto":
-        chip = smallest_adcs(tested, chip, args.max_drop, *draws)
+        chip = smallest_adcs(tested, chip, args.max_drop, draws)
     found = []
     for subject in subjects:
         if subject.tested is not None:
-            accuracies, runs = on_chip(subject, chip, *draws, subject.name)
+            accuracies, runs = on_chip(subject, chip, draws.numbers, subject.name)
             subject = replace(subject, chip_accuracies=accuracies, clipped=most_clipped(runs))
         found.append(subject)
     return found, chip
@@ -441,7 +441,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     draws = None
     if args.on_chip:
         check_simulation(subjects, args)
-        draws = args.seed, args.trials
+        draws = Draws(args.seed, args.trials)
     try:
         columns = sweep(list(variants(subjects, args.bits, args.time_steps)), chip, axes, draws)
         front = shown_front(columns)
@@ -495,13 +495,13 @@ def run_technologies(args: argparse.Namespace) -> None:
 
 
 def run_nonideal(args: argparse.Namespace) -> None:
-    chip, draws = Chip(**given(args)), (args.seed, args.trials, args.max_drop)
+    chip, draws = Chip(**given(args)), Draws(args.seed, args.trials)
     check_sources(args, args.checkpoint)
-    from .robustness import Draws, bands_of, chips_csv, layers_csv, lines_of, page_of, reports
+    from .robustness import bands_of, chips_csv, layers_csv, lines_of, page_of, reports
 
     what = {"each_layer": args.each_layer, "over": args.over, "each_change": args.each_change}
     what |= {"time_steps": args.time_steps, "test_images": args.test_images}
-    found = reports(args.checkpoint, args.data_path, chip, Draws(*draws), **what)
+    found = reports(args.checkpoint, args.data_path, chip, draws, args.max_drop, **what)
     single = found[0] if len(found) == 1 else found
     contents = {
         "nonideal.json": json.dumps(single, indent=2) + "\n",
@@ -523,7 +523,7 @@ def run_calibrate(args: argparse.Namespace) -> None:
 
     report = calibration_report(
         *(args.checkpoint, args.data_path, Chip(**given(args))),
-        *(args.images, args.seed, args.trials, args.test_images),
+        *(args.images, Draws(args.seed, args.trials), args.test_images),
     )
     write_files(args.out, {"calibration.json": json.dumps(report, indent=2) + "\n"})
     print("\n".join(calibration_lines(report)))

@@ -29,7 +29,7 @@ from engine.evaluate import evaluate
 from models.batch_norm import estimate_statistics
 from runtime.errors import UserError
 
-from .chip import Chip, check_draws, check_layers
+from .chip import Chip, Draws, check_layers
 from .crossbar import CrossbarLayer
 from .layer_list import Subject, check_int
 from .nonideal import Prepare, load_quantized, on_chip
@@ -116,17 +116,15 @@ def calibration_report(
     data_path: str | None,
     chip: Chip,
     images: int,
-    seed: int = 0,
-    trials: int = 1,
+    draws: Draws,
     test_images: int | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of a checkpoint on `trials` chips before and after each is calibrated with so many
+    """Accuracy of a checkpoint on drawn chips before and after each is calibrated with so many
     training images, and the steps of its ADCs by layer; with `test_images` it is measured on so
     many, which are drawn.
 
     Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
     """
-    check_draws(seed, trials)
     check_int(images, "images", 10**4)
     checkpoint, network, batches = load_quantized(path, data_path, test_images=test_images)
     description = describe(network)
@@ -135,12 +133,12 @@ def calibration_report(
     digital = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
     subject = Subject(path, description, tested=(network, batches))
 
-    before, _ = on_chip(subject, chip, seed, trials, "as made")
-    after, runs = on_chip(subject, chip, seed, trials, "calibrated", prepare=prepare)
+    before, _ = on_chip(subject, chip, draws.numbers, "as made")
+    after, runs = on_chip(subject, chip, draws.numbers, "calibrated", prepare=prepare)
     return {
         "checkpoint": str(path),
         "crossbar": chip.options("simulation"),
-        "seed": seed,
+        "seed": draws.seed,
         "images": images,
         "test_images": test_images,
         "digital_accuracy": digital,

@@ -140,10 +140,23 @@ LONGEST_S = 100 * TIMES["y"]
 MOST_TRIALS = 10**6
 
 
-def check_draws(seed: int, trials: int) -> None:
-    """Raises UserError for a seed of the cells' draws, or a number of them, that makes no sense."""
-    check_int(trials, "trials", MOST_TRIALS)
-    check_int(seed, "seed", 10**9, low=0)
+@dataclass(frozen=True)
+class Draws:
+    """Chips of one kind, whose cells are drawn anew for each trial. Raises UserError for numbers
+    that make no sense."""
+
+    seed: int = 0
+    trials: int = 1
+
+    def __post_init__(self) -> None:
+        check_int(self.trials, "trials", MOST_TRIALS)
+        check_int(self.seed, "seed", 10**9, low=0)
+
+    @property
+    def numbers(self) -> range:
+        """Of the chips: what their cells are drawn with."""
+        first = self.seed * MOST_TRIALS
+        return range(first, first + self.trials)
 
 
 PRICE, SIMULATION = {"part": "price"}, {"part": "simulation"}

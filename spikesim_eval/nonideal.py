@@ -17,7 +17,7 @@ from engine.evaluate import evaluate
 from models import SpikingNetwork
 from runtime.errors import UserError
 
-from .chip import MOST_TRIALS, OPTIONS, Chip, check_draws
+from .chip import OPTIONS, Chip, Draws
 from .crossbar import CrossbarLayer, Images
 from .layer_list import Layer, LayerList, Subject
 from .render import mean_and_deviation
@@ -94,36 +94,30 @@ def _place(
 def on_chip(
     subject: Subject,
     chip: Chip,
-    seed: int = 0,
-    trials: int = 1,
+    draws: Sequence[int] = (0,),
     name: str = "on the chip",
     keep: Collection[str] = (),
     prepare: Prepare | None = None,
     only: Collection[str] | None = None,
-    draws: Iterable[int] | None = None,
 ) -> tuple[list[float], list[dict[str, CrossbarLayer]]]:
-    """(accuracies, layers) of a trained network on the chip, one for each of `trials` draws of its
-    cells, or of these `draws` of them; on a chip of which nothing is random all are the same, and
-    one is enough. `keep`: what a `CrossbarLayer` is to keep. `prepare` is done to each chip before.
-    With `only` no other layers are on it."""
+    """(accuracies, layers) of a trained network on the chip, one for each of the `draws` of its
+    cells (`Draws.numbers`); of a chip of which nothing is random all are the same, and the first is
+    enough. `keep`: what a `CrossbarLayer` is to keep. `prepare` is done to each chip before. With
+    `only` no other layers are on it."""
     network, batches = subject.tested
     accuracies, runs = [], []
-    chosen = range(trials) if draws is None else draws
-    for trial in chosen if chip.is_random else (0,):
-        draw = seed * MOST_TRIALS + trial
+    for trial, draw in enumerate(draws if chip.is_random else draws[:1], start=1):
         placed, layers = on_crossbars(network, subject.network, chip, draw, only, keep)
         if prepare is not None:
             prepare(placed, layers.values())
-        what = f"{name}, trial {trial + 1} of {trials}" if chip.is_random else name
+        what = f"{name}, trial {trial} of {len(draws)}" if chip.is_random else name
         tested = evaluate(placed, batches, torch.device("cpu"), name=what)
         accuracies.append(tested.accuracy)
         runs.append(layers)
     return accuracies, runs
 
 
-def smallest_adcs(
-    subjects: Sequence[Subject], chip: Chip, max_drop: float, seed: int = 0, trials: int = 1
-) -> Chip:
+def smallest_adcs(subjects: Sequence[Subject], chip: Chip, max_drop: float, draws: Draws) -> Chip:
     """The chip with the smallest ADCs with which each of the networks loses at most `max_drop`
     points of its own accuracy: first the fewest bits that are the same everywhere, then fewer layer
     by layer.
@@ -135,7 +129,7 @@ def smallest_adcs(
     """
 
     def is_enough(chip: Chip, subject: Subject, name: str) -> bool:
-        accuracies, _ = on_chip(subject, chip, seed, trials, name)
+        accuracies, _ = on_chip(subject, chip, draws.numbers, name)
         return 100 * (subject.accuracy - statistics.mean(accuracies)) <= max_drop + 1e-9
 
     low, high = OPTIONS["adc_bits"].metadata["limits"]
@@ -153,7 +147,7 @@ def smallest_adcs(
     chip = replace(chip, adc_bits=bits)
     if chip.costs == "published":
         return chip
-    steps = fewer_bits(subjects, chip, seed)
+    steps = fewer_bits(subjects, chip, draws.numbers[0])
 
     def after(count: int) -> Chip:
         of_layers = dict(steps[:count])
@@ -169,9 +163,9 @@ def smallest_adcs(
     return after(enough)
 
 
-def fewer_bits(subjects: Sequence[Subject], chip: Chip, seed: int) -> list[tuple[str, int]]:
+def fewer_bits(subjects: Sequence[Subject], chip: Chip, draw: int) -> list[tuple[str, int]]:
     """(layer, its ADCs' bits) in the order in which single bits are taken from single layers."""
-    runs = [on_chip(x, chip, seed, name="sums", keep=["sums"])[1][0] for x in subjects]
+    runs = [on_chip(x, chip, [draw], "sums", keep=["sums"])[1][0] for x in subjects]
     found = []
     for name in dict.fromkeys(name for run in runs for name in run):
         layers = [run[name] for run in runs if name in run]
@@ -226,32 +220,12 @@ def load_subject(
     return Subject(str(path), description, *what, **how)
 
 
-def nonideal_report(
-    path: str,
-    data_path: str | None,
-    chip: Chip,
-    seed: int = 0,
-    trials: int = 1,
-    each_layer: bool = False,
-    time_steps: int | None = None,
-    test_images: int | None = None,
-) -> dict[str, Any]:
-    """Accuracy of a checkpoint on such crossbars, over `trials` draws of its cells, and where it is
-    lost; with `each_layer` also the accuracy with a single layer on them. `time_steps` is T, where
-    it is not the trained one; with `test_images` it is measured on so many, which are drawn.
-
-    Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
-    """
-    check_draws(seed, trials)
-    subject = load_subject(path, data_path, time_steps, test_images)
-    return report_of(subject, chip, seed, trials, each_layer)
-
-
 def report_of(
-    subject: Subject, chip: Chip, seed: int = 0, trials: int = 1, each_layer: bool = False
+    subject: Subject, chip: Chip, draws: Draws, each_layer: bool = False
 ) -> dict[str, Any]:
-    """The same of a network that is loaded; `adc_sums` counts, by layer, how often the digital
-    network's sums are 0, 1, 2 ... cell steps."""
+    """Accuracy of a network on such crossbars, over draws of their cells, and where it is lost;
+    with `each_layer` also the accuracy with a single layer on them. `adc_sums` counts, by layer,
+    how often the digital network's sums are 0, 1, 2 ... cell steps."""
     network, batches = subject.tested
     description = subject.network
 
@@ -260,13 +234,13 @@ def report_of(
 
     # What an ADC must reach to is what the digital network's sums are, not those of a broken one.
     keep = ["largest", "sums"]
-    placed, needed = on_crossbars(network, description, chip.ideal, seed, keep=keep)
+    placed, needed = on_crossbars(network, description, chip.ideal, draws.seed, keep=keep)
     accuracy(placed, "ADC range")
-    accuracies, runs = on_chip(subject, chip, seed, trials, "crossbars", keep=["errors"])
+    accuracies, runs = on_chip(subject, chip, draws.numbers, "crossbars", keep=["errors"])
     rows = [layer_row(name, [layers[name] for layers in runs], needed[name]) for name in needed]
     for row in rows if each_layer else ():
         name = row["layer"]
-        alone, _ = on_chip(subject, chip, seed, trials, name, only=[name])
+        alone, _ = on_chip(subject, chip, draws.numbers, name, only=[name])
         mean, deviation = mean_and_deviation(alone)
         row |= {"accuracy_alone": mean, "accuracy_alone_std": deviation or 0.0}
     mean, deviation = mean_and_deviation(accuracies)
@@ -274,7 +248,7 @@ def report_of(
         "checkpoint": subject.name,
         "crossbar": chip.options("simulation"),
         "variation_bias": chip.variation_bias,
-        "seed": seed,
+        "seed": draws.seed,
         "time_steps": network.time_window,
         "trained_time_steps": subject.trained_time_steps,
         "trained_for": subject.trained_for,

@@ -7,7 +7,7 @@ digital accuracy there, and the yield is the share of good ones.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from display import percent, short_names, text_table
 from runtime.errors import UserError
 
-from .chip import OPTIONS, Chip, bits_by_layer, check_draws, check_layers
+from .chip import OPTIONS, Chip, Draws, bits_by_layer, check_layers
 from .device_plots import adc_plot, bands_plot, layers_plot
 from .estimate import estimate
 from .layer_list import Subject, check_number
@@ -32,19 +32,6 @@ from .render import Section, csv_text, mean_and_deviation, page, shown
 
 SURE = 1.959964  # standard deviations on both sides of which 95 % of normal numbers lie
 OVER = ("sigma", "read_noise", "stuck_on", "stuck_off", "after", "wire_ohm", "on_off_ratio")
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How chips are drawn and judged; raises UserError for what makes no sense."""
-
-    seed: int = 0
-    trials: int = 1
-    max_drop: float = 1.0  # points
-
-    def __post_init__(self) -> None:
-        check_draws(self.seed, self.trials)
-        check_number(self.max_drop, "max_drop", 0, 100)
 
 
 def wilson(good: int, of: int) -> tuple[float, float]:
@@ -131,24 +118,25 @@ def network_report(
     subject: Subject,
     chip: Chip,
     draws: Draws,
+    max_drop: float,
     each_layer: bool = False,
     over: str | None = None,
     each_change: bool = False,
 ) -> dict[str, Any]:
     """`nonideal`'s report of a network with the yield; with `over` also at each value of that
     option, and with `each_change` also on chips changed in one thing, with their energy."""
-    report = report_of(subject, chip, draws.seed, draws.trials, each_layer)
+    report = report_of(subject, chip, draws, each_layer)
 
-    report |= {"kind": subject.kind, "max_drop_points": draws.max_drop}
-    report |= judged(report["accuracies"], subject.accuracy, draws.max_drop, chip.is_random)
+    report |= {"kind": subject.kind, "max_drop_points": max_drop}
+    report |= judged(report["accuracies"], subject.accuracy, max_drop, chip.is_random)
     clipped, worst = max((row["clipped_share"], row["layer"]) for row in report["layers"])
 
     def on(other: Chip, name: str) -> dict[str, Any]:
         accuracies, most = report["accuracies"], (clipped, worst)
         if other != chip:
-            accuracies, runs = on_chip(subject, other, draws.seed, draws.trials, name)
+            accuracies, runs = on_chip(subject, other, draws.numbers, name)
             most = most_clipped(runs)
-        found = judged(accuracies, subject.accuracy, draws.max_drop, other.is_random)
+        found = judged(accuracies, subject.accuracy, max_drop, other.is_random)
         return found | dict(zip(("clipped_share", "clipped_layer"), most, strict=True))
 
     if over is not None:
@@ -170,12 +158,14 @@ def reports(
     data_path: str | None,
     chip: Chip,
     draws: Draws,
+    max_drop: float,
     time_steps: int | None = None,
     test_images: int | None = None,
     **what: Any,
 ) -> list[dict[str, Any]]:
     """`network_report` of each checkpoint; `what` says what is in it. Raises UserError, before any
     is simulated, for whatever is wrong with one of them."""
+    check_number(max_drop, "max_drop", 0, 100)
     if what.get("over") is not None:
         chips_over(chip, what["over"])
     subjects = [load_subject(path, data_path, time_steps, test_images) for path in paths]
@@ -185,7 +175,7 @@ def reports(
             chip.check_fits(
                 f"{subject.name}: layer {layer.name}", subject.network.weight_bits_of(layer)
             )
-    return [network_report(subject, chip, draws, **what) for subject in subjects]
+    return [network_report(subject, chip, draws, max_drop, **what) for subject in subjects]
 
 
 # What a person is told.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from display import percent, room_for_names, short_names
 from runtime.errors import UserError
 
-from .chip import OPTIONS, Chip, ChipGrid, check_option
+from .chip import OPTIONS, Chip, ChipGrid, Draws, check_option
 from .estimate import as_charged, layer_costs, totals
 from .layer_list import MAX_BITS, Subject, check_int
 from .render import QUANTITIES, csv_text, shown
@@ -80,11 +80,11 @@ def sweep(
     subjects: Sequence[Subject],
     chip: Chip,
     axes: Mapping[str, Sequence[float]],
-    draws: tuple[int, int] | None = None,
+    draws: Draws | None = None,
 ) -> dict[str, np.ndarray]:
     """Columns of the results: every candidate on every chip that differs from `chip` in `axes`.
 
-    With `draws`, (seed, trials), each trained network is simulated on each chip, once for those
+    With `draws` each trained network is simulated on each chip, once for those
     that differ in nothing that a simulation knows; the accuracy there is the draws' mean. Points
     where a weight has more cells than a crossbar row are left out. Raises UserError where a value
     makes no chip, and where no point is left.
@@ -128,7 +128,7 @@ def on_chips(
     chip: Chip,
     values: Mapping[str, Sequence[float]],
     fits: np.ndarray,
-    draws: tuple[int, int] | None,
+    draws: Draws | None,
 ) -> np.ndarray | float:
     """Mean accuracy of a network on every chip of the grid; nan where it is not simulated."""
     if draws is None or subject.tested is None:
@@ -150,7 +150,7 @@ def on_chips(
             for (name, axis), i in zip(values.items(), index, strict=True)
             if name in seen
         }
-        accuracies, _ = on_chip(subject, replace(chip, **options), *draws)
+        accuracies, _ = on_chip(subject, replace(chip, **options), draws.numbers)
         found[index] = np.mean(accuracies)
     return found
 

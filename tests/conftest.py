@@ -24,6 +24,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import kernels
 import main
 from spikesim_eval.__main__ import main as spikesim_eval
+from spikesim_eval.chip import Chip, Draws
+from spikesim_eval.nonideal import load_subject, report_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # For scripts, which set the rest: ten steps, for with fewer it warns.
@@ -221,6 +223,13 @@ def reported(out: Path, words: str) -> dict[str, Any]:
     """The report.json that `spikesim_eval report` with these words writes into a folder."""
     assert spikesim_eval(["report", *words.split(), "--out", str(out)]) == 0
     return json.loads((out / "report.json").read_text())
+
+
+def nonideal_report(
+    checkpoint: Path, chip: Chip, draws: Draws | None = None, **how: int
+) -> dict[str, Any]:
+    """`nonideal`'s report; `how` says T and the number of test images."""
+    return report_of(load_subject(str(checkpoint), None, **how), chip, draws or Draws())
 
 
 @pytest.fixture

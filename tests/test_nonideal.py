@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import reported
+from conftest import nonideal_report, reported
 from models import QuanMSResNet
 from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
 from spikesim_eval.cells import slices_of
-from spikesim_eval.chip import Chip, options_of
+from spikesim_eval.chip import Chip, Draws, options_of
 from spikesim_eval.crossbar import KEPT, Counts, CrossbarLayer, convert, ladder, solve_once
 from spikesim_eval.layer_list import Layer, LayerList, Subject
-from spikesim_eval.nonideal import nonideal_report, on_crossbars
+from spikesim_eval.nonideal import on_crossbars
 from spikesim_eval.technology import load_technology
 from spikesim_eval.trace import describe
 
@@ -379,10 +379,10 @@ def test_auto_finds_adcs_layer_by_layer_that_serve_and_cost_less(trained, tmp_pa
     assert min(bits.values()) < uniform
     # One bit less everywhere would not do, and what is said makes the same chip again.
     chip = Chip(adc_bits=uniform, layer_adc_bits=found["chip"]["layer_adc_bits"])
-    again = nonideal_report(str(trained["qamd"]), None, chip)
+    again = nonideal_report(trained["qamd"], chip)
     assert again["accuracies"] == [accuracy]
     if uniform > 1:
-        fewer = nonideal_report(str(trained["qamd"]), None, Chip(adc_bits=uniform - 1))
+        fewer = nonideal_report(trained["qamd"], Chip(adc_bits=uniform - 1))
         assert 100 * (found["accuracy"] - fewer["accuracy_mean"]) > 2
     everywhere = reported(tmp_path, f"--checkpoint {trained['qamd']} --adc_bits {uniform}")
     for key in ("energy_pj", "area_um2", "delay_ns"):
@@ -411,7 +411,7 @@ def test_auto_tries_no_adc_that_the_technology_does_not_know(monkeypatch):
     chip = Chip(**options_of(load_technology("neurosim-22nm")))
     monkeypatch.setattr(nonideal, "on_chip", lambda *_, **__: ([0.1], []))
     with pytest.raises(UserError, match="with ADCs of 1 to 8 bits it loses more than 2 points"):
-        nonideal.smallest_adcs([Subject("it", None, accuracy=0.9)], chip, max_drop=2)
+        nonideal.smallest_adcs([Subject("it", None, accuracy=0.9)], chip, 2, Draws())
 
 
 def test_auto_leaves_no_room_for_layers_said_by_hand(trained, tmp_path, capsys):

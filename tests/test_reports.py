@@ -17,19 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoints import load_checkpoint
-from conftest import read_csv, refused, reported
+from conftest import nonideal_report, read_csv, refused, reported
 from data_loader import data_of
 from display import percent
 from load_settings import load_network
 from runtime.errors import UserError
 from spikesim_eval import nonideal
 from spikesim_eval.__main__ import main
-from spikesim_eval.chip import CHOICES, Chip, options_of
+from spikesim_eval.chip import CHOICES, Chip, Draws, options_of
 from spikesim_eval.compare import cheapest, sensitivity
 from spikesim_eval.estimate import estimate, ratios
 from spikesim_eval.layer_list import LayerList, Subject
 from spikesim_eval.module import trace_module
-from spikesim_eval.nonideal import nonideal_report
 from spikesim_eval.render import on_chip_text
 from spikesim_eval.report import build_report
 from spikesim_eval.sweep import AXES, SHOWN, pareto_front, sweep
@@ -325,9 +324,7 @@ def on_chip(trained) -> dict[str, list[float]]:
     """Accuracies that `nonideal` finds on that chip."""
     chip = Chip(adc_bits=3, xbar_size=32, adc_range="full", sigma=0.2)
     return {
-        name: nonideal_report(str(trained[name]), None, chip, seed=3, trials=2, test_images=90)[
-            "accuracies"
-        ]
+        name: nonideal_report(trained[name], chip, Draws(3, 2), test_images=90)["accuracies"]
         for name in ("student", "qamd")
     }
 
@@ -372,7 +369,7 @@ def test_adcs_that_are_too_small_are_said_beside_the_accuracy(trained, tmp_path,
     report = json.loads((tmp_path / "report.json").read_text())
     lost = 100 * (report["accuracy"] - report["chip_accuracies"][0])
     few = {"time_steps": 1, "test_images": 90}
-    rows = nonideal_report(str(trained["qamd"]), None, Chip(adc_bits=1), **few)["layers"]
+    rows = nonideal_report(trained["qamd"], Chip(adc_bits=1), **few)["layers"]
     worst = max(rows, key=lambda row: row["clipped_share"])
     assert lost > 1
     said = (
@@ -634,12 +631,12 @@ def test_accuracy_without_data_is_one_line(line, trained, tmp_path, capsys):
 
 
 def test_the_offered_adc_clips_nothing(trained):
-    path = str(trained["qamd"])
+    path = trained["qamd"]
     few = {"time_steps": 1, "test_images": 90}
-    broken = nonideal_report(path, None, Chip(adc_bits=1, adc_range="unit"), **few)
+    broken = nonideal_report(path, Chip(adc_bits=1, adc_range="unit"), **few)
     assert max(row["clipped_share"] for row in broken["layers"]) > 0
     offered = Chip(adc_bits=broken["unclipped_adc_bits"], adc_range="unit")
-    mended = nonideal_report(path, None, offered, **few)
+    mended = nonideal_report(path, offered, **few)
     assert mended["accuracy_mean"] == mended["digital_accuracy"]
     assert all(row["clipped_share"] == 0 for row in mended["layers"])
 
@@ -663,22 +660,15 @@ def test_the_nonideal_command_reports_trials_and_layers(trained, tmp_path, capsy
     assert len(report["layers"]) == 21
     subject = nonideal.load_subject(report["checkpoint"], None, 1, test_images=90)
     row = report["layers"][0]
-    alone, _ = nonideal.on_chip(subject, Chip(sigma=1.0), trials=2, only=[row["layer"]])
+    alone, _ = nonideal.on_chip(subject, Chip(sigma=1.0), [0, 1], only=[row["layer"]])
     assert row["accuracy_alone"] == statistics.mean(alone)
     assert row["accuracy_alone_std"] == statistics.stdev(alone)
     assert max(row["relative_error"] for row in report["layers"]) > 0.01
     printed = capsys.readouterr().out
     assert "digital accuracy" in printed
     assert "raises the mean conductance by 8.3 %" in printed
-    again = nonideal_report(
-        str(trained["qamd"]),
-        None,
-        Chip(sigma=1.0),
-        seed=0,
-        trials=2,
-        time_steps=1,
-        test_images=90,
-    )
+    few = {"time_steps": 1, "test_images": 90}
+    again = nonideal_report(trained["qamd"], Chip(sigma=1.0), Draws(trials=2), **few)
     assert again["accuracies"] == report["accuracies"]  # seeded
 
 

@@ -10,14 +10,13 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from conftest import read_csv
+from conftest import nonideal_report, read_csv
 from spikesim_eval import device_plots, robustness
 from spikesim_eval.__main__ import main
-from spikesim_eval.chip import Chip
+from spikesim_eval.chip import Chip, Draws
 from spikesim_eval.estimate import estimate
-from spikesim_eval.nonideal import load_subject, most_clipped, nonideal_report, on_chip
+from spikesim_eval.nonideal import load_subject, most_clipped, on_chip
 from spikesim_eval.robustness import (
-    Draws,
     changed_chips,
     chips_over,
     judged,
@@ -90,7 +89,7 @@ def test_the_report_of_several_networks_has_each_ones_own(found, trained):
     reports = json.loads((out / "nonideal.json").read_text())
     assert [x["checkpoint"] for x in reports] == [str(trained["qamd"]), str(trained["student"])]
     few = {"time_steps": 1, "test_images": 90}
-    alone = nonideal_report(trained["student"], None, Chip(sigma=1.0), trials=2, **few)
+    alone = nonideal_report(trained["student"], Chip(sigma=1.0), Draws(trials=2), **few)
     assert reports[1]["accuracies"] == alone["accuracies"]
     assert reports[1]["layers"] == alone["layers"]
     assert reports[0]["layers"] != alone["layers"]
@@ -117,7 +116,7 @@ def test_what_a_change_buys_back_is_what_that_chip_has(found):
         total = estimate(subject.network, chips[row["change"]]).total
         assert row["energy_pj"] == total["energy_pj"]
     row = report["changes"][-1]
-    accuracies, runs = on_chip(subject, chips[row["change"]], trials=2)
+    accuracies, runs = on_chip(subject, chips[row["change"]], [0, 1])
     assert row["accuracies"] == accuracies
     counts = [layers[row["clipped_layer"]].counts for layers in runs]
     clipped = [x.clipped / x.conversions for x in counts]
@@ -129,7 +128,7 @@ def test_what_a_change_buys_back_is_what_that_chip_has(found):
 
 def test_where_nothing_is_clipped_no_layer_is_said_to_clip_most(trained):
     subject, chip = load_subject(str(trained["student"]), None, 1, 90), Chip(adc_range="full")
-    changes = network_report(subject, chip, Draws(), each_change=True)["changes"]
+    changes = network_report(subject, chip, Draws(), 1.0, each_change=True)["changes"]
     assert [x["clipped_share"] for x in changes] == [0.0] * 5
     assert not any("ADCs of" in x["change"] for x in changes)
 

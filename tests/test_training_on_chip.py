@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import main
 import spikesim_eval.__main__
 from checkpoints import load_checkpoint
-from conftest import evaluated, refused
+from conftest import evaluated, nonideal_report, refused
 from engine.log import next_commands
 from exchange.__main__ import about_of
 from models import QuanMSResNet
@@ -27,7 +27,7 @@ from spikesim_eval.chip import Chip, options_of
 from spikesim_eval.compare import notes
 from spikesim_eval.crossbar import CrossbarLayer
 from spikesim_eval.layer_list import Layer, LayerList
-from spikesim_eval.nonideal import nonideal_lines, nonideal_report, on_crossbars
+from spikesim_eval.nonideal import nonideal_lines, on_crossbars
 from spikesim_eval.technology import load_technology, presets
 from spikesim_eval.trace import describe
 from spikesim_eval.training import (
@@ -366,7 +366,7 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
     checkpoint = load_checkpoint(last)
     chip = Chip(sigma=0.1, adc_bits=4)
     assert checkpoint.settings.chip.options("simulation") == chip.options("simulation")
-    assert nonideal_report(str(last), None, chip)["accuracies"][0] == checkpoint.accuracy
+    assert nonideal_report(last, chip)["accuracies"][0] == checkpoint.accuracy
     card = (whole / "student-best.md").read_text()
     assert "| chip | spikesim-65nm: crossbars of 64 x 64, ADCs of 4 bits, sigma 0.1;" in card
     assert "| `sigma` | 0.1 |" in card
@@ -380,7 +380,7 @@ def test_a_training_for_a_chip_is_resumed_tested_on_it_and_told(tmp_path, monkey
     # No accuracy of the chip passes for a digital one, and no other chip for that one.
     assert about_of(checkpoint, checkpoint.settings.time_window)["accuracy"] is None
     subject = trace.trace_checkpoint(str(last), test_images=60)
-    other = nonideal_report(str(last), None, Chip(), test_images=60)
+    other = nonideal_report(last, Chip(), test_images=60)
     assert subject.accuracy == other["digital_accuracy"]
     told = f"trained for {told}; here on the chip"
     assert told in "\n".join(nonideal_lines(other))
