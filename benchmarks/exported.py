@@ -26,6 +26,7 @@ from models.quantized_layers import QuanConv2d
 from quantization import BatchNormQuantizer, WeightQuantizer
 
 CPU = torch.device("cpu")
+TIME_STEPS = 4
 CALLS = 10  # in a row, of which one time is taken
 PARTS = {
     "neurons": LIF,
@@ -38,7 +39,7 @@ PARTS = {
 
 def network(bits: int | None) -> SpikingNetwork:
     torch.manual_seed(0)
-    shape = 18, 10, 4, 1, 8
+    shape = 18, 10, TIME_STEPS, 1, 8
     made = MSResNet(*shape) if bits is None else QuanMSResNet(*shape, bits=bits)
     made.input_shape = (1, 16, 16)
     made(torch.rand(64, 1, 16, 16))  # running statistics

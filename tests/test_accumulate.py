@@ -10,7 +10,7 @@ from conftest import DIGITS
 from distiller import Distiller, LossFunction, cross_entropy
 from load_settings import parse_settings
 from models import MSResNet, QuanMSResNet
-from models.batch_norm import BatchNorm
+from models.batch_norm import BatchNorm, estimate_statistics
 from settings import Settings
 
 
@@ -27,9 +27,9 @@ def network_and_loss(setting: str, device: torch.device) -> tuple[nn.Module, Los
     if setting != "original":
         network = QuanMSResNet(*shape, bits=4).double()
     network.to(device), teacher.to(device)
-    for _ in range(20):
-        images = torch.rand(16, 1, 16, 16).double().to(device)
-        network(images), teacher(images)
+    images = torch.rand(64, 1, 16, 16).double().to(device)
+    for each in dict.fromkeys((network, teacher)):
+        estimate_statistics(each, [images], (4,))
     if setting == "qamd":
         return network, Distiller(teacher, network)
     return network, cross_entropy(network)

@@ -30,7 +30,7 @@ from stand_in_data import (
 
 RUNS = ("teacher-cifar", "teacher-tiny", "teacher-ncaltech")
 RUNS += ("mdsnn-cifar", "mdsnn-ncaltech", "student-cifar")  # save paths
-TYPED = ("teacher-cifar", "mdsnn-ncaltech")
+TYPED = "mdsnn-ncaltech"
 
 
 def published_commands() -> dict[str, str]:
@@ -54,8 +54,8 @@ def run(command: str, folder: Path, environment: dict[str, str]) -> subprocess.C
 
 @pytest.fixture(scope="module")
 def published_runs(clone, shell_environment) -> dict[str, dict]:
-    """All six commands, one epoch each of narrow networks, two of them as they are typed: the
-    others in this process. The written settings and metrics by save path."""
+    """All six commands, one epoch each of narrow networks, one of them as it is typed: the others
+    in this process. The written settings and metrics by save path."""
     data = clone / "data"
     write_cifar(data, "CIFAR100", train=12, test=5)
     write_tiny_imagenet(data, classes=2, per_class=4, val_per_class=2)
@@ -68,7 +68,7 @@ def published_runs(clone, shell_environment) -> dict[str, dict]:
     written = {}
     for save_path, command in published_commands().items():
         command += f" --epochs 1 --width 4 --workers 0 --save_path {save_path}"
-        if save_path in TYPED:
+        if save_path == TYPED:
             run(command, clone, environment)
         else:
             with pytest.MonkeyPatch.context() as patch:
@@ -90,7 +90,7 @@ def test_all_six_published_commands_train_evaluate_and_write_their_files(publish
         setting = run_["settings"]["paper_setting"]
         assert {f"{setting}-best.pth", f"{setting}-last.pth", "metrics.csv"} < run_["files"]
         assert any(name.startswith("events.out.tfevents") for name in run_["files"])
-        assert run_["settings"]["world_size"] == (2 if save_path in TYPED else 1)
+        assert run_["settings"]["world_size"] == (2 if save_path == TYPED else 1)
         assert run_["settings"]["versions"]["spikingjelly"] == version("spikingjelly")
         (row,) = run_["rows"]
         terms = {"original": ("ce",), "student": ("ce",), "qamd": ("ce", "logit", "membrane")}
@@ -149,14 +149,9 @@ def test_the_report_measures_the_spike_rate_that_the_training_logged(trained, tm
     assert spikes / sum(neurons) == pytest.approx(logged)
 
 
-def test_a_teacher_trains_without_a_launcher_and_is_evaluated_to_the_same_accuracy(
-    clone, shell_environment, capfd
-):
-    save_path = clone / "launched"
-    command = f"python main.py {' '.join(DIGITS)} --paper_setting original --save_path {save_path}"
-    assert "best accuracy" in run(command, clone, shell_environment).stdout
-    accuracy = load_checkpoint(save_path / "original-last.pth").accuracy
-    assert main.main(["--eval_only", str(save_path / "original-last.pth")]) == 0
+def test_a_checkpoint_is_evaluated_to_the_accuracy_of_its_training(trained, capfd):
+    accuracy = load_checkpoint(trained["original"]).accuracy
+    assert main.main(["--eval_only", str(trained["original"])]) == 0
     assert f"({round(accuracy * 360)} of 360 test images)" in capfd.readouterr().out
 
 
@@ -209,10 +204,10 @@ def test_membrane_steps_of_a_distilled_network_are_chosen_by_64_drawn_training_i
 
 @pytest.mark.device
 def test_training_for_some_epochs_on_digits_learns_them(tmp_path):
-    options = [*DIGITS, "--time_window", "2", "--batch_size", "32", "--epochs", "5"]
-    options += ["--paper_setting", "original", "--save_path", str(tmp_path)]
+    options = [*DIGITS, "--width", "4", "--time_window", "2", "--batch_size", "32"]
+    options += ["--epochs", "2", "--paper_setting", "original", "--save_path", str(tmp_path)]
     assert main.main(options) == 0
-    assert load_checkpoint(tmp_path / "original-best.pth").accuracy > 0.8
+    assert load_checkpoint(tmp_path / "original-best.pth").accuracy > 0.5
 
 
 @pytest.mark.device
@@ -260,13 +255,14 @@ def test_bfloat16_autocast_trains_and_the_default_save_path_names_the_run(tmp_pa
 def test_a_trained_student_fires_the_same_spikes_with_integers_alone(
     bits, trained, tmp_path, capfd
 ):
-    options = [*DIGITS, "--width", "4", "--paper_setting", "student", "--bits", bits]
+    options = [*DIGITS, "--width", "4", "--time_window", "2", "--paper_setting", "student"]
+    options += ["--bits", bits]
     assert main.main([*options, "--save_path", str(tmp_path)]) == 0
     capfd.readouterr()
     checkpoint = str(tmp_path / "student-last.pth")
     assert main.main(["--eval_only", checkpoint, "--integer"]) == 0
     network, integers = capfd.readouterr().out.splitlines()
-    # all 360 test images, at 17 layers and 4 timesteps
+    # all 360 test images, at 17 layers and 2 timesteps
     assert network.split("(")[1].split(")")[0] in integers
-    spikes = 360 * 4 * 4 * (5 * 16 * 16 + 4 * 2 * 8 * 8 + 4 * 4 * 4 * 4 + 4 * 8 * 2 * 2)
+    spikes = 360 * 2 * 4 * (5 * 16 * 16 + 4 * 2 * 8 * 8 + 4 * 4 * 4 * 4 + 4 * 8 * 2 * 2)
     assert f" 0 of {spikes} spikes differ" in integers

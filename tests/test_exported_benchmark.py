@@ -15,6 +15,7 @@ def test_the_benchmark_of_exported_networks_prints_and_writes_its_tables(
     from benchmarks import exported
 
     monkeypatch.setattr(exported, "CALLS", 1)
+    monkeypatch.setattr(exported, "TIME_STEPS", 1)
     threads = exported.torch.get_num_threads()
     out = tmp_path / "exported.md"
     exported.main(["--rounds", "1", "--out", str(out)])

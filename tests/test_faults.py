@@ -120,7 +120,7 @@ def test_a_restart_goes_on_with_what_overwrite_has_started_and_refused_it_stays_
     assert {path.name: path.read_bytes() for path in first.iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"run", "run.1"}
 
-    result = launch(2, first, restarts=1)
+    result = launch(1, first, restarts=1)
     assert result.returncode != 0
     lines = lines_of_ours(result)
     assert len(lines) == 2  # one of each attempt
@@ -266,10 +266,10 @@ def test_hostile_arguments_layer_lists_and_checkpoints_are_refused_or_read(tmp_p
     run = [*DIGITS, "--width", "1", "--paper_setting", "student", "--bits", "4"]
     run += ["--batch_size", "240", "--save_path", str(tmp_path)]
     assert main.main(run) == 0
-    hostile_input.try_arguments(100)
-    hostile_input.try_layer_lists(100, tmp_path)
-    hostile_input.try_configs(100, tmp_path)
-    hostile_input.try_checkpoints(50, run, tmp_path / "student-last.pth")
+    hostile_input.try_arguments(50)
+    hostile_input.try_layer_lists(50, tmp_path)
+    hostile_input.try_configs(50, tmp_path)
+    hostile_input.try_checkpoints(25, run, tmp_path / "student-last.pth")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import nonideal_report, reported
+from conftest import REPOSITORY, nonideal_report, reported
 from models import QuanMSResNet
 from runtime.errors import UserError
 from spikesim_eval import nonideal
@@ -367,8 +367,9 @@ def test_negative_conductances_set_to_0_raise_the_mean_as_the_formula_says(sigma
 # The smallest ADCs.
 
 
-def test_auto_finds_adcs_layer_by_layer_that_serve_and_cost_less(trained, tmp_path, capsys):
-    line = f"--checkpoint {trained['qamd']} --on_chip --adc_bits auto --max_drop 2"
+def test_auto_finds_adcs_layer_by_layer_that_serve_and_cost_less(tmp_path, capsys):
+    path = REPOSITORY / "tests" / "data" / "qamd-last.pth"
+    line = f"--checkpoint {path} --on_chip --adc_bits auto --max_drop 2 --test_images 60"
     found = reported(tmp_path / "auto", line)
     assert "ADC bits, by layer" in capsys.readouterr().out
     (accuracy,) = found["chip_accuracies"]
@@ -379,12 +380,13 @@ def test_auto_finds_adcs_layer_by_layer_that_serve_and_cost_less(trained, tmp_pa
     assert min(bits.values()) < uniform
     # One bit less everywhere would not do, and what is said makes the same chip again.
     chip = Chip(adc_bits=uniform, layer_adc_bits=found["chip"]["layer_adc_bits"])
-    again = nonideal_report(trained["qamd"], chip)
+    again = nonideal_report(path, chip, test_images=60)
     assert again["accuracies"] == [accuracy]
     if uniform > 1:
-        fewer = nonideal_report(trained["qamd"], Chip(adc_bits=uniform - 1))
+        fewer = Chip(adc_bits=uniform - 1)
+        fewer = nonideal_report(path, fewer, test_images=60)
         assert 100 * (found["accuracy"] - fewer["accuracy_mean"]) > 2
-    everywhere = reported(tmp_path, f"--checkpoint {trained['qamd']} --adc_bits {uniform}")
+    everywhere = reported(tmp_path, f"--checkpoint {path} --adc_bits {uniform}")
     for key in ("energy_pj", "area_um2", "delay_ns"):
         assert found["total"][key] <= everywhere["total"][key]
     assert found["total"]["energy_pj"] < everywhere["total"]["energy_pj"]

@@ -76,7 +76,7 @@ def found(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("nonideal")
     line = f"nonideal --checkpoint {trained['qamd']} {trained['student']} --time_steps 1 --sigma 1"
     line += f" --trials 2 --max_drop 5 --over sigma=0.1,1 --each_change --out {out}"
-    line += " --test_images 90"
+    line += " --test_images 60"
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda text="", **_: printed.append(text))
@@ -88,7 +88,7 @@ def test_the_report_of_several_networks_has_each_ones_own(found, trained):
     out, printed = found
     reports = json.loads((out / "nonideal.json").read_text())
     assert [x["checkpoint"] for x in reports] == [str(trained["qamd"]), str(trained["student"])]
-    few = {"time_steps": 1, "test_images": 90}
+    few = {"time_steps": 1, "test_images": 60}
     alone = nonideal_report(trained["student"], Chip(sigma=1.0), Draws(trials=2), **few)
     assert reports[1]["accuracies"] == alone["accuracies"]
     assert reports[1]["layers"] == alone["layers"]
@@ -107,7 +107,7 @@ def test_the_report_of_several_networks_has_each_ones_own(found, trained):
 
 def test_what_a_change_buys_back_is_what_that_chip_has(found):
     report = json.loads((found[0] / "nonideal.json").read_text())[0]
-    subject = load_subject(report["checkpoint"], None, 1, 90)
+    subject = load_subject(report["checkpoint"], None, 1, 60)
     layer = max(report["layers"], key=lambda row: row["clipped_share"])["layer"]
     chips = dict(changed_chips(Chip(sigma=1.0), layer))
     assert [x["change"] for x in report["changes"]] == list(chips)
@@ -127,7 +127,7 @@ def test_what_a_change_buys_back_is_what_that_chip_has(found):
 
 
 def test_where_nothing_is_clipped_no_layer_is_said_to_clip_most(trained):
-    subject, chip = load_subject(str(trained["student"]), None, 1, 90), Chip(adc_range="full")
+    subject, chip = load_subject(str(trained["student"]), None, 1, 60), Chip(adc_range="full")
     changes = network_report(subject, chip, Draws(), 1.0, each_change=True)["changes"]
     assert [x["clipped_share"] for x in changes] == [0.0] * 5
     assert not any("ADCs of" in x["change"] for x in changes)

@@ -342,8 +342,9 @@ def test_less_and_less_variation_ends_at_the_integer_network():
 
 # The command.
 
-STUDENT = ["--data", "digits", "--width", "1", "--batch_size", "240", "--workers", "0"]
-STUDENT += ["--paper_setting", "student", "--bits", "4", "--epochs", "2", "--deterministic"]
+STUDENT = ["--data", "digits", "--width", "1", "--time_window", "2", "--workers", "0"]
+STUDENT += ["--batch_size", "240", "--paper_setting", "student", "--bits", "4"]
+STUDENT += ["--epochs", "2", "--deterministic"]
 ON_CHIP = [*STUDENT, "--crossbar", "spikesim-65nm", "--sigma", "0.1", "--adc_bits", "4"]
 
 
