@@ -67,7 +67,8 @@ def calibrate_sums(layer: CrossbarLayer, x: Tensor) -> None:
     # √2 apart. Of steps that lose equally little the largest is taken: it reaches furthest.
     steps = [2 ** (i / 2) for i in range(last, first - 1, -1)]
     ideal = layer.ideal_sums(x)
-    lost = [lost_share(layer.trial(x, step), ideal) for step in steps]
+    # What differs by rounding alone is equal.
+    lost = [round(lost_share(layer.trial(x, step), ideal), 12) for step in steps]
     layer.set_step(steps[int(np.argmin(lost))])
     if layer.linear:
         sums = layer.trial(x, layer.adc_step)

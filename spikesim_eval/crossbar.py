@@ -27,6 +27,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import as_rows
+
 from .cells import Cells
 from .chip import Chip, place_layer
 from .codes import count_silent, driven_rows
@@ -283,6 +285,12 @@ class CrossbarLayer:
             and all(torch.equal(x, x.round()) for x in in_line)
             and largest.max().item() < 2**24  # beyond, float32 rounds
         )
+        # Codes that ADCs give are whole numbers too, but others.
+        most = self.largest_code * math.ceil(self.stack / self.per_reading)
+        most *= self.slice_weights.sum().item() * (2**self.input_bits - 1)
+        self.adds_exactly = self.only_clips or (
+            self.chip.columns == "differential" and most < 2**24
+        )
         self.readers: list[Readers] = []
         for number, (crossbars, most) in enumerate(zip(in_line, largest, strict=True)):
             columns = None
@@ -433,15 +441,17 @@ class CrossbarLayer:
         if self.input_bits > 1:
             codes = x.int()
             fed = torch.cat([codes >> bit & 1 for bit in range(self.input_bits)])
+        fed = fed.float()
         self._count(fed, size)
         if not self.readers:
             return None
-        fed = images_last(fed.float())
+        fed = images_last(fed)
         return self._from_bits(self._from_slices(self._read(fed, size), fed))
 
     def _read(self, fed: Tensor, size: tuple[int, int]) -> Tensor:
-        """What ADCs say of all columns together, or, where that is all that is off, how much less
-        than the sums it is: (columns, H', W', images) of what rows are fed (I, H, W, images)."""
+        """The codes of ADCs of all columns together, or their sums without ADCs, or, where that is
+        all that is off, how much less than the sums it is: (columns, H', W', images) of what rows
+        are fed (I, H, W, images)."""
         images, plane = fed.shape[-1], fed.shape[1:3]
         read = torch.zeros(self.columns, *size, images)
         for reader in self.readers:
@@ -502,8 +512,8 @@ class CrossbarLayer:
     def _convert(
         self, sums: Tensor, reader: Readers, outputs: tuple[slice, slice], read: Tensor
     ) -> None:
-        """Add to these outputs of `read` (all columns, ...) what ADCs make of the sums of a
-        reader's columns, or, where they only clip, how much less it is. See `convert`; `sums` are
+        """Add to these outputs of `read` (all columns, ...) the codes that ADCs make of the sums of
+        a reader's columns, or, where they only clip, how much less it is. See `convert`; `sums` are
         overwritten."""
         step, largest_code = self.adc_step, self.largest_code
         read = read[:, *outputs]
@@ -526,8 +536,6 @@ class CrossbarLayer:
             flat.round_()
             if self._keep_clipped(sums, largest_code, torch.arange(len(sums)), reader, outputs):
                 flat.clamp_(max=largest_code)
-            if step != 1:
-                flat.mul_(step)
         read += sums
 
     def _keep_clipped(
@@ -561,12 +569,14 @@ class CrossbarLayer:
     def _from_slices(self, read: Tensor, fed: Tensor) -> Tensor:
         """Sums (O, H', W', images) of what `_read` gives for what is fed."""
         # beyond 24 bits float32 would round what shift-add keeps
-        dtype = self.codes.dtype if self.only_clips else torch.float64
+        dtype = self.codes.dtype if self.adds_exactly else torch.float64
         read = read.unflatten(0, (len(self.cells), -1, self.slices))
         result = torch.zeros(read.shape[1], *read.shape[3:], dtype=dtype)
         for plane, sign in zip(read, (1, -1), strict=False):
             for i, weight in enumerate(self.slice_weights.tolist()):
                 result.add_(plane[:, i], alpha=sign * weight)
+        if self.adc_step != 1 and self.chip.adc_bits is not None:
+            result = result.double() * self.adc_step
         if self.chip.columns == "offset" and not self.only_clips:
             # every stored weight is Q too large, and every active cell leaks its off-state
             leak = self.off_conductance * self.slice_weights.sum().item()
@@ -591,7 +601,9 @@ class CrossbarLayer:
         """Count what is done where rows are fed (images, I, H, W)."""
         cycles = len(fed) * math.prod(size)
         readings = math.ceil(self.stack / self.per_reading)
-        ones = self._ones(fed.sum(dim=(0, 1), dtype=torch.float64)[None, None])
+        # a product of matrices adds faster than a sum over dimensions
+        by_channel = (torch.ones(1, len(fed)) @ as_rows(fed)).view(*fed.shape[2:], -1)
+        ones = self._ones(by_channel.sum(dim=-1, dtype=torch.float64)[None, None])
         self.counts.cycles += cycles
         self.counts.driven_cells += int(ones.sum()) * self.columns
         self.counts.conversions += (readings * cycles - self._skipped(fed)) * self.columns
