@@ -480,7 +480,7 @@ def test_technologies_are_simulated_on_so_many_test_images(trained, tmp_path, ca
 )
 def test_a_teacher_has_the_width_of_full_precision_on_a_chip(options, bits, trained, tmp_path):
     pair = f"--checkpoint {trained['original']} --baseline {trained['qamd']}"
-    report = reported(tmp_path, f"{pair} {options}")
+    report = reported(tmp_path, f"{pair} --test_images 60 {options}")
     assert report["network"]["weight_bits"] == report["network"]["membrane_bits"] == bits
     assert report["baseline_network"]["weight_bits"] == 4
     rows = {row["name"]: row for row in report["layers"]}
@@ -507,7 +507,8 @@ def test_other_widths_change_weights_membranes_and_streams_but_not_stem_and_clas
 def test_every_rate_of_a_quantized_network_is_measured_and_its_stem_runs_once(trained, tmp_path):
     rows = {}
     for name, preset in (("qamd", "default"), ("qamd", "published"), ("original", "default")):
-        report = reported(tmp_path, f"--checkpoint {trained[name]} --preset {preset}")
+        line = f"--checkpoint {trained[name]} --test_images 60 --preset {preset}"
+        report = reported(tmp_path, line)
         rows[name, preset] = {row["name"]: row for row in report["layers"]}
     ours, published, teacher = rows.values()
     assert all(0 < row["spike_rate"] < 1 for row in ours.values())
