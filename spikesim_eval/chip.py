@@ -423,11 +423,25 @@ class Chip:
         return self.adc_bits * (clocks / self.technology["adc.bits"])
 
     @property
+    def leakage_growth(self) -> float:
+        """Of what leaks at its temperature, relative to CELSIUS."""
+        key = f"leakage.{self.process}_by_celsius"
+        return self.technology.growth(key, self.celsius, CELSIUS)
+
+    @property
     def leakage_mw_per_um2(self) -> float:
         """Of transistors of its process at its temperature."""
-        technology, process = self.technology, self.process
-        growth = technology.growth(f"leakage.{process}_by_celsius", self.celsius, CELSIUS)
-        return technology[f"leakage.{process}_mw"] * growth
+        return self.technology[f"leakage.{self.process}_mw"] * self.leakage_growth
+
+    @property
+    def cell_leakage_mw(self) -> float:
+        """Of a cell at its temperature: what the technology says, else of an SRAM cell what
+        transistors of its area leak, and of others nothing."""
+        said = self.technology.entries.get("cell.leakage_mw")
+        if said is not None:
+            return said.value * self.leakage_growth
+        area = self.technology["cell.area_um2"] if self.technology.is_sram else 0.0
+        return area * self.leakage_mw_per_um2
 
     @property
     def planes(self) -> int:

@@ -362,13 +362,16 @@ def stream_energy(network: LayerList, chip: Chip) -> float:
 
 
 def leakage(area: Mapping[str, Value], chip: Chip) -> Value:
-    """Power of a chip that does nothing, mW: of all its transistors, so neither of the H-tree's
-    wires nor of cells that are none. None is published."""
+    """Power of a chip that does nothing, mW: of all its transistors, so not of the H-tree's wires,
+    and of its cells. None is published."""
     if chip.costs == "published":
         return 0.0
-    quiet = ("htree",) if chip.technology.cells_leak else ("crossbar", "htree")
-    leaking = add(x for name, x in area.items() if name not in quiet)
-    return leaking * chip.leakage_mw_per_um2
+    a, side = chip.technology.area, chip.xbar_size
+    crossbars = area["crossbar"] / (a["cell"] * side**2 + a["driver"] * side)
+    elsewhere = add(x for name, x in area.items() if name not in ("crossbar", "htree"))
+    transistors = elsewhere + crossbars * side * a["driver"]
+    cells = crossbars * side**2 * chip.cell_leakage_mw
+    return transistors * chip.leakage_mw_per_um2 + cells
 
 
 def totals(

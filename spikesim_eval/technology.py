@@ -87,6 +87,7 @@ TABLES = BY_BITS | BY_CELSIUS
 CELSIUS = 27.0  # that a technology's leakage is of
 DEVICE = {  # what single cells do: not of every technology known
     "cell.level_conductances": ("", "evenly written levels from lowest to highest: what they add"),
+    "cell.leakage_mw": ("mW", "a cell; where none is said an SRAM cell leaks by its area"),
     "device.programming": ("", "deviation of a written conductance, c0,c1,... of c0 + c1 g + ..."),
     "device.read_noise": ("", "relative deviation of a conductance from read to read"),
     "device.stuck_on": ("", "share of cells that stay at the highest level"),
@@ -202,8 +203,8 @@ class Technology:
         return {x: self[x] for keys in MODELS.values() for x in keys if x in self.entries}
 
     @property
-    def cells_leak(self) -> bool:
-        """SRAM cells are transistors, and leak as all others do."""
+    def is_sram(self) -> bool:
+        """SRAM cells are transistors."""
         return self["cell.kind"] == "SRAM"
 
     @property
@@ -258,7 +259,7 @@ class Technology:
 
     def check_cell_bits(self, bits: int) -> None:
         """Raise UserError where its cells cannot hold so many bits."""
-        if self.cells_leak and bits != 1:
+        if self.is_sram and bits != 1:
             raise UserError(
                 f"{self}: an SRAM cell has 1 bit: cell_bits (cell.bits in a file) must be 1, got "
                 f"{show(bits)}"

@@ -103,6 +103,23 @@ def test_sram_crossbars_leak_by_their_area_and_hold_one_bit_a_cell():
         Chip(technology=sram)
 
 
+@pytest.mark.parametrize("celsius", [27.0, 77.0])
+def test_drivers_leak_in_every_crossbar_and_cells_as_the_technology_says(celsius):
+    def leakage(**values: float) -> float:
+        said = {f"{x.replace('_', '.', 1)}": y for x, y in values.items()}
+        chip = Chip(technology=DEFAULT.with_values(said), celsius=celsius)
+        return estimate(NETWORK, chip).total["leakage_mw"]
+
+    chip = Chip(celsius=celsius)
+    total = estimate(NETWORK, chip).total
+    crossbars = total["tiles"] * chip.pe_per_tile * chip.crossbars_per_pe
+    of_drivers = crossbars * 64 * 0.5 * chip.leakage_mw_per_um2
+    assert leakage(driver_area_um2=0.5) - total["leakage_mw"] == pytest.approx(of_drivers)
+    of_cells = crossbars * 64 * 64 * 1e-6 * chip.leakage_growth
+    assert leakage(cell_leakage_mw=1e-6) - total["leakage_mw"] == pytest.approx(of_cells)
+    assert (chip.leakage_growth == 1) == (celsius == 27)
+
+
 # CACTI 7, tech_params/65nm.dat: A/um through transistors that are off at 300, 350 and 400 K (its
 # rows 0, 50 and 100), A/um through their gates at any, V, and, of cells alone at 300 K, W/KB.
 CACTI = {
