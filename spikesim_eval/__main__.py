@@ -1,9 +1,9 @@
-"""python -m spikesim_eval report | compare | sweep | nonideal | calibrate | technologies | compat:
-what a network costs on a chip of memristor crossbars.
+"""python -m spikesim_eval report | compare | sweep | nonideal | technologies | compat: what a
+network costs on a chip of memristor crossbars.
 
 report estimates one network, compare several, sweep a grid of chips; nonideal runs a trained
-network on crossbars that are not ideal, calibrate also on calibrated ones; technologies lists what
-chips are made of; compat prints the figures of the published SpikeSim tool.
+network on crossbars that are not ideal, as made and calibrated; technologies lists what chips are
+made of; compat prints the figures of the published SpikeSim tool.
 A mistake of the user gives one line and exit code 2.
 """
 
@@ -189,6 +189,8 @@ def add_nonideal(nonideal: Parser) -> None:
     nonideal.add_argument("--each_change", action="store_true", help=changes)
     good = "points of its own accuracy that a network may lose on a chip that counts as good"
     add_option(nonideal, "max_drop", 1.0, good, type=float)
+    again = "all of it also on chips that are calibrated, each with so many training images (64)"
+    nonideal.add_argument("--calibrate", nargs="?", type=int, const=64, metavar="N", help=again)
 
 
 def build_parser() -> Parser:
@@ -234,12 +236,7 @@ def build_parser() -> Parser:
 
     nonideal = add("nonideal", run_nonideal, "on imperfect crossbars")
     add_nonideal(nonideal)
-    calibrated = add("calibrate", run_calibrate, "what calibrating such chips wins back")
-    calibrated.add_argument("--checkpoint", required=True, help="of a quantized network")
-    text = "training images that each chip is calibrated with"
-    add_option(calibrated, "images", 64, text, type=int)
-    add_chip_options(calibrated, "simulation")
-    for command in (report, several, grid, nonideal, calibrated):
+    for command in (report, several, grid, nonideal):
         add_option(command, "seed", 0, "of what is random in cells", type=int)
         add_option(command, "trials", 5, "chips that are drawn, where cells are random", type=int)
         add_data_options(command)
@@ -497,11 +494,19 @@ def run_technologies(args: argparse.Namespace) -> None:
 def run_nonideal(args: argparse.Namespace) -> None:
     chip, draws = Chip(**given(args)), Draws(args.seed, args.trials)
     check_sources(args, args.checkpoint)
-    from .robustness import bands_of, chips_csv, layers_csv, lines_of, page_of, reports
+    from .robustness import (
+        Question,
+        chips_csv,
+        layers_csv,
+        lines_of,
+        page_of,
+        pictures_of,
+        reports,
+    )
 
-    what = {"each_layer": args.each_layer, "over": args.over, "each_change": args.each_change}
-    what |= {"time_steps": args.time_steps, "test_images": args.test_images}
-    found = reports(args.checkpoint, args.data_path, chip, draws, args.max_drop, **what)
+    asked = Question(args.max_drop, args.each_layer, args.over, args.each_change, args.calibrate)
+    few = args.time_steps, args.test_images
+    found = reports(args.checkpoint, args.data_path, chip, draws, asked, *few)
     single = found[0] if len(found) == 1 else found
     contents = {
         "nonideal.json": json.dumps(single, indent=2) + "\n",
@@ -509,24 +514,13 @@ def run_nonideal(args: argparse.Namespace) -> None:
         "chips.csv": chips_csv(found),
         "nonideal.html": page_of(found),
     }
-    if args.over is not None:
-        contents |= picture_files(bands_of(found), "nonideal")
+    for stem, (_, figure) in pictures_of(found).items():
+        contents |= picture_files(figure, stem)
     write_files(args.out, contents)
     for report in found:
         if len(found) > 1:
             print(("" if report is found[0] else "\n") + f"{report['checkpoint']}:")
         print("\n".join(lines_of(report)))
-
-
-def run_calibrate(args: argparse.Namespace) -> None:
-    from .calibration import calibration_lines, calibration_report
-
-    report = calibration_report(
-        *(args.checkpoint, args.data_path, Chip(**given(args))),
-        *(args.images, Draws(args.seed, args.trials), args.test_images),
-    )
-    write_files(args.out, {"calibration.json": json.dumps(report, indent=2) + "\n"})
-    print("\n".join(calibration_lines(report)))
 
 
 def work(argv: list[str] | None) -> None:

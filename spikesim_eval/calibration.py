@@ -16,7 +16,6 @@ its ADCs clip, and the perfect chip's sums are not what it wants.
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +23,11 @@ from torch import Tensor, nn
 
 from checkpoints import Checkpoint
 from data_loader import data_of, some_images
-from display import percent, tested_on
-from engine.evaluate import evaluate
 from models.batch_norm import estimate_statistics
 from runtime.errors import UserError
 
-from .chip import Chip, Draws, check_layers
 from .crossbar import CrossbarLayer
-from .layer_list import Subject, check_int
-from .nonideal import Prepare, load_quantized, on_chip
-from .render import mean_and_deviation
-from .trace import describe
+from .nonideal import Prepare
 
 # The smallest step of an ADC that is tried, in cell steps: cells that have drifted add up to less.
 SMALLEST_STEP = 0.25
@@ -110,53 +103,3 @@ def calibration_of(checkpoint: Checkpoint, data_path: str | None, images: int) -
     seen, settings = training_images(checkpoint, data_path, images), checkpoint.settings
     plain = settings.crossbar is None
     return lambda network, layers: calibrate(network, layers, seen, settings.trained_at, plain)
-
-
-def calibration_report(
-    path: str,
-    data_path: str | None,
-    chip: Chip,
-    images: int,
-    draws: Draws,
-    test_images: int | None = None,
-) -> dict[str, Any]:
-    """Accuracy of a checkpoint on drawn chips before and after each is calibrated with so many
-    training images, and the steps of its ADCs by layer; with `test_images` it is measured on so
-    many, which are drawn.
-
-    Raises UserError for a full-precision checkpoint, missing data and numbers that make no sense.
-    """
-    check_int(images, "images", 10**4)
-    checkpoint, network, batches = load_quantized(path, data_path, test_images=test_images)
-    description = describe(network)
-    check_layers(chip, [description])
-    prepare = calibration_of(checkpoint, data_path, images)
-    digital = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
-    subject = Subject(path, description, tested=(network, batches))
-
-    before, _ = on_chip(subject, chip, draws.numbers, "as made")
-    after, runs = on_chip(subject, chip, draws.numbers, "calibrated", prepare=prepare)
-    return {
-        "checkpoint": str(path),
-        "crossbar": chip.options("simulation"),
-        "seed": draws.seed,
-        "images": images,
-        "test_images": test_images,
-        "digital_accuracy": digital,
-        "accuracies_before": before,
-        "accuracies_after": after,
-        "adc_steps": {
-            name: [layers[name].adc_step for layers in runs] for name in (runs[0] if runs else ())
-        },
-    }
-
-
-def calibration_lines(report: dict[str, Any]) -> list[str]:
-    """What a person is told."""
-    lines = [f"digital accuracy {percent(report['digital_accuracy'], 2)}"]
-    for name, when in (("before", "as made"), ("after", f"calibrated ({report['images']} images)")):
-        found = report[f"accuracies_{name}"]
-        mean, deviation = mean_and_deviation(found)
-        text = f"{100 * mean:.2f} ± {percent(deviation or 0.0, 2)}"
-        lines.append(f"on chips, {when}: {text} ({len(found)} chips)")
-    return lines + tested_on(report["test_images"])

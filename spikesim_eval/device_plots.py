@@ -1,7 +1,9 @@
-"""Plots of `nonideal`: accuracy and yield over a noise, layers, and what ADCs read."""
+"""Plots of `nonideal`: accuracy and yield over a noise, accuracy over EDAP, layers, and what ADCs
+read."""
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from display import cut, legend_beside, new_figure, percent, plain, styles
 
 from .chip import seconds
 from .plots import BESIDE_IT, CRITICAL, LONGEST_LABEL, WIDTH, label_ticks
+from .render import QUANTITIES, unit_of
 
 MEANING = {
     "sigma": "relative deviation of cells, --sigma",
@@ -24,35 +27,46 @@ MEANING = {
 }
 WIDE = 20  # values further apart than that, as a ratio, stand on a logarithmic axis
 APART = 0.01  # networks' yields at the same value, as a share of the axis
+MARKERS = "osD^vP"  # of chips, as made; calibrated ones are filled
+ASIDE = 0.008  # of calibrated chips from those as made, as a share of the axis
 MOST_HISTOGRAMS = 40
 
 
 def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy over a noise: a line through the mean of the chips, a band of a standard deviation
     on both sides, a dot a chip, and, dashed, the digital network; below it the yield, with what it
-    may be with 95 % confidence."""
-    figure, (above, below) = new_figure(WIDTH, 6.4, rows=2, sharex=True, height_ratios=(2, 1))
-    looks = styles([report["kind"] for report in reports])
+    may be with 95 % confidence. Calibrated chips have lines of their own, in lighter shades."""
     option = reports[0]["over"]["option"]
     texts = [point["value"] for point in reports[0]["over"]["points"]]
     x = np.array([seconds(text) if option == "after" else float(text) for text in texts])
     order = np.argsort(x)
+    lines = []  # label, kind, points in order, digital accuracy
+    for number, (name, report) in enumerate(zip(names, reports, strict=True)):
+        points = [report["over"]["points"][i] for i in order]
+        label, kind = plain(cut(name, LONGEST_LABEL)), report["kind"] or str(number)
+        lines.append((label, kind, points, report["digital_accuracy"]))
+        if "calibrated" in points[0]:
+            again = [point["calibrated"] for point in points]
+            lines.append((f"{label}, calibrated", kind, again, None))
+    looks = styles([kind for _, kind, *_ in lines])
+
+    figure, (above, below) = new_figure(WIDTH, 6.4, rows=2, sharex=True, height_ratios=(2, 1))
     is_wide = x.min() > 0 and x.max() > WIDE * x.min()
     along = np.log(x[order]) if is_wide else x[order]
-    for number, (name, look, report) in enumerate(zip(names, looks, reports, strict=True)):
-        beside = along + APART * np.ptp(along) * (number - (len(names) - 1) / 2)
+    for number, ((label, _, points, digital), look) in enumerate(zip(lines, looks, strict=True)):
+        beside = along + APART * np.ptp(along) * (number - (len(lines) - 1) / 2)
         beside = np.exp(beside) if is_wide else beside
-        points = [report["over"]["points"][i] for i in order]
         mean, spread = (
             100 * np.array([p[f"accuracy_{k}"] for p in points]) for k in ("mean", "std")
         )
-        colour, label = look["color"], plain(cut(name, LONGEST_LABEL))
+        colour = look["color"]
         above.fill_between(x[order], mean - spread, mean + spread, color=colour, alpha=0.18, lw=0)
         above.plot(x[order], mean, label=label, marker="o", markersize=3, **look)
         for at, point in zip(x[order], points, strict=True):
             chips = 100 * np.array(point["accuracies"])
             above.scatter(np.full(len(chips), at), chips, s=7, color=colour, alpha=0.5, lw=0)
-        above.axhline(100 * report["digital_accuracy"], color=colour, linestyle="--", linewidth=0.8)
+        if digital is not None:
+            above.axhline(100 * digital, color=colour, linestyle="--", linewidth=0.8)
         share, low, high = (
             100 * np.array([p[key] for p in points])
             for key in ("yield_share", "yield_low_share", "yield_high_share")
@@ -66,6 +80,51 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
     below.set_xticks(x, texts)
     below.minorticks_off()
     legend_beside(above)
+    return figure
+
+
+def edap_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy over what an image costs, a point a chip: a marker for each change of the chip, as
+    made hollow, calibrated filled; dashed the digital network."""
+    figure, panel = new_figure(WIDTH, 4.6)
+    looks = styles([report["kind"] for report in reports])
+    known = [
+        (look, x)
+        for report, look in zip(reports, looks, strict=True)
+        for x in report["changes"]
+        if x["edap_pj_ns_um2"]
+    ]
+    most = max(x["edap_pj_ns_um2"] for _, x in known)
+    one, unit = unit_of("edap_pj_ns_um2", most)
+    aside = ASIDE * most / one
+    changes = list(dict.fromkeys(x["change"] for report in reports for x in report["changes"]))
+    marks = dict(zip(changes, cycle(MARKERS), strict=False))
+    for look, x in known:
+        how = {"marker": marks[x["change"]], "s": 26, "edgecolors": look["color"], "alpha": 0.7}
+        for filled, way in enumerate((x, x.get("calibrated"))):
+            if way is not None:
+                accuracies = 100 * np.array(way["accuracies"])
+                at = np.full(len(accuracies), x["edap_pj_ns_um2"] / one + (2 * filled - 1) * aside)
+                face = look["color"] if filled else "none"
+                panel.scatter(at, accuracies, facecolors=face, linewidths=1, **how)
+    for name, report, look in zip(names, reports, looks, strict=True):
+        level, label = 100 * report["digital_accuracy"], plain(cut(name, LONGEST_LABEL))
+        panel.axhline(level, color=look["color"], linestyle="--", linewidth=0.8)
+        panel.plot([], [], color=look["color"], linewidth=3, label=label)
+    panel.plot([], [], color="black", linestyle="--", linewidth=0.8, label="digital")
+    hollow = {"color": "black", "linestyle": "none", "markerfacecolor": "none"}
+    for change in dict.fromkeys(x["change"] for _, x in known):
+        panel.plot([], [], marker=marks[change], label=change, **hollow)
+    if any("calibrated" in x for _, x in known):
+        panel.plot(
+            [], [], marker="o", label="filled: calibrated", **hollow | {"markerfacecolor": "black"}
+        )
+    panel.set(
+        xlabel=f"{QUANTITIES['edap_pj_ns_um2'][0]} of an image, {unit}",
+        ylabel="accuracy on a chip, %",
+    )
+    panel.set_xlim(0, 1.06 * most / one)
+    legend_beside(panel)
     return figure
 
 

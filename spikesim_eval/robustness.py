@@ -1,5 +1,5 @@
 """Many chips of one kind, each with cells drawn anew: how many of them are good enough, where noise
-of what strength leaves a network, and what one more bit or other columns buy back.
+of what strength leaves a network, and what calibration, one more bit or other columns buy back.
 
 Simulated by `nonideal`; a chip is good where the network loses at most `max_drop` points of its own
 digital accuracy there, and the yield is the share of good ones.
@@ -7,19 +7,22 @@ digital accuracy there, and the yield is the share of good ones.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from checkpoints import load_checkpoint
 from display import percent, short_names, text_table
 from runtime.errors import UserError
 
+from .calibration import calibration_of
 from .chip import OPTIONS, Chip, Draws, bits_by_layer, check_layers
-from .device_plots import adc_plot, bands_plot, layers_plot
+from .device_plots import adc_plot, bands_plot, edap_plot, layers_plot
 from .estimate import estimate
-from .layer_list import Subject, check_number
+from .layer_list import Subject, check_int, check_number
 from .nonideal import (
+    Prepare,
     load_subject,
     most_clipped,
     nonideal_lines,
@@ -30,6 +33,7 @@ from .nonideal import (
 from .plots import svg
 from .render import Section, csv_text, mean_and_deviation, page, shown
 
+COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2")  # of an image
 SURE = 1.959964  # standard deviations on both sides of which 95 % of normal numbers lie
 OVER = ("sigma", "read_noise", "stuck_on", "stuck_off", "after", "wire_ohm", "on_off_ratio")
 
@@ -114,42 +118,81 @@ def said_by_layer(bits: Mapping[str, int]) -> str:
     return ",".join(f"{name}={x}" for name, x in bits.items())
 
 
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a network on chips of one kind.
+
+    Attributes:
+        max_drop: points of its own accuracy that it may lose on a chip that counts as good.
+        each_layer: also with each layer alone on them.
+        over: also at other values of an option, as `chips_over` reads it.
+        each_change: also on chips changed in one thing, and what an image costs there.
+        images: all of it also on calibrated chips, with so many training images each; None: not.
+
+    Raises UserError for numbers that make no sense.
+    """
+
+    max_drop: float = 1.0
+    each_layer: bool = False
+    over: str | None = None
+    each_change: bool = False
+    images: int | None = None
+
+    def __post_init__(self):
+        check_number(self.max_drop, "max_drop", 0, 100)
+        if self.images is not None:
+            check_int(self.images, "calibrate", 10**4)
+
+
 def network_report(
     subject: Subject,
     chip: Chip,
     draws: Draws,
-    max_drop: float,
-    each_layer: bool = False,
-    over: str | None = None,
-    each_change: bool = False,
+    asked: Question,
+    calibrate: Prepare | None = None,
 ) -> dict[str, Any]:
-    """`nonideal`'s report of a network with the yield; with `over` also at each value of that
-    option, and with `each_change` also on chips changed in one thing, with their energy."""
-    report = report_of(subject, chip, draws, each_layer)
+    """`nonideal`'s report of a network, and what is asked; `calibrate` does so to a chip."""
+    report = report_of(subject, chip, draws, asked.each_layer)
 
-    report |= {"kind": subject.kind, "max_drop_points": max_drop}
-    report |= judged(report["accuracies"], subject.accuracy, max_drop, chip.is_random)
+    def judge(accuracies: Sequence[float], on: Chip) -> dict[str, Any]:
+        return judged(accuracies, subject.accuracy, asked.max_drop, on.is_random)
+
+    def calibrated(on: Chip, name: str) -> tuple[dict[str, Any], Sequence[Mapping]]:
+        """(what to add to what is said of chips as made, layers of the calibrated chips)."""
+        if calibrate is None:
+            return {}, []
+        name = f"{name}, calibrated"
+        accuracies, runs = on_chip(subject, on, draws.numbers, name, prepare=calibrate)
+        return {"calibrated": judge(accuracies, on)}, runs
+
+    again, runs = calibrated(chip, "crossbars")
+    report |= {"kind": subject.kind, "max_drop_points": asked.max_drop}
+    report |= {"calibration_images": asked.images, **judge(report["accuracies"], chip), **again}
+    for row in report["layers"] if runs else ():
+        row["calibrated_adc_steps"] = [layers[row["layer"]].adc_step for layers in runs]
     clipped, worst = max((row["clipped_share"], row["layer"]) for row in report["layers"])
 
     def on(other: Chip, name: str) -> dict[str, Any]:
-        accuracies, most = report["accuracies"], (clipped, worst)
-        if other != chip:
+        if other == chip:
+            found, most = judge(report["accuracies"], chip) | again, (clipped, worst)
+        else:
             accuracies, runs = on_chip(subject, other, draws.numbers, name)
+            found = judge(accuracies, other) | calibrated(other, name)[0]
             most = most_clipped(runs)
-        found = judged(accuracies, subject.accuracy, max_drop, other.is_random)
         return found | dict(zip(("clipped_share", "clipped_layer"), most, strict=True))
 
-    if over is not None:
-        name, chips = chips_over(chip, over)
+    if asked.over is not None:
+        name, chips = chips_over(chip, asked.over)
         points = [{"value": value, **on(x, f"{name} {value}")} for value, x in chips]
         report["over"] = {"option": name, "points": points}
-    if each_change:
+    if asked.each_change:
         report["changes"] = []
         for name, changed in changed_chips(chip, worst if clipped else None):
-            energy = None  # of an ideal ADC nobody knows it
+            costs = dict.fromkeys(COSTS)  # of an ideal ADC nobody knows them
             if changed.adc_bits is not None:
-                energy = estimate(subject.network, changed).total["energy_pj"]
-            report["changes"].append({"change": name, "energy_pj": energy, **on(changed, name)})
+                total = estimate(subject.network, changed).total
+                costs = {key: total[key] for key in COSTS}
+            report["changes"].append({"change": name, **costs, **on(changed, name)})
     return report
 
 
@@ -158,16 +201,14 @@ def reports(
     data_path: str | None,
     chip: Chip,
     draws: Draws,
-    max_drop: float,
+    asked: Question,
     time_steps: int | None = None,
     test_images: int | None = None,
-    **what: Any,
 ) -> list[dict[str, Any]]:
-    """`network_report` of each checkpoint; `what` says what is in it. Raises UserError, before any
-    is simulated, for whatever is wrong with one of them."""
-    check_number(max_drop, "max_drop", 0, 100)
-    if what.get("over") is not None:
-        chips_over(chip, what["over"])
+    """`network_report` of each checkpoint. Raises UserError, before any is simulated, for whatever
+    is wrong with one of them."""
+    if asked.over is not None:
+        chips_over(chip, asked.over)
     subjects = [load_subject(path, data_path, time_steps, test_images) for path in paths]
     check_layers(chip, (subject.network for subject in subjects))
     for subject in subjects:
@@ -175,7 +216,13 @@ def reports(
             chip.check_fits(
                 f"{subject.name}: layer {layer.name}", subject.network.weight_bits_of(layer)
             )
-    return [network_report(subject, chip, draws, max_drop, **what) for subject in subjects]
+    ways: list[Prepare | None] = [None] * len(paths)
+    if asked.images is not None:
+        ways = [calibration_of(load_checkpoint(path), data_path, asked.images) for path in paths]
+    return [
+        network_report(subject, chip, draws, asked, calibrate)
+        for subject, calibrate in zip(subjects, ways, strict=True)
+    ]
 
 
 # What a person is told.
@@ -191,46 +238,78 @@ def accuracy_text(found: dict[str, Any]) -> str:
     return spread_text(found["accuracy_mean"], found["accuracy_std"])
 
 
+def calibrated_columns(found: dict[str, Any]) -> dict[str, str]:
+    """Cells by header of what is said of calibrated chips; none where none are."""
+    if "calibrated" not in found:
+        return {}
+    again = found["calibrated"]
+    return {"calibrated": accuracy_text(again), "yield calibrated": yield_text(again)}
+
+
+def table_of(rows: Sequence[dict[str, str]]) -> tuple[list[str], list[list[str]]]:
+    return [*rows[0]], [[*row.values()] for row in rows]
+
+
 def over_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = [report["over"]["option"], "accuracy", "worst", "yield (95 % sure)"]
-    rows = [
-        [x["value"], accuracy_text(x), percent(min(x["accuracies"]), 2), yield_text(x)]
-        for x in report["over"]["points"]
-    ]
-    return header, rows
+    return table_of(
+        [
+            {
+                report["over"]["option"]: x["value"],
+                "accuracy": accuracy_text(x),
+                "worst": percent(min(x["accuracies"]), 2),
+                "yield (95 % sure)": yield_text(x),
+                **calibrated_columns(x),
+            }
+            for x in report["over"]["points"]
+        ]
+    )
 
 
 def change_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    header = ["chip", "accuracy", "yield (95 % sure)", "clipped, worst layer", "energy", "times"]
     first, rows = report["changes"][0]["energy_pj"], []
     for x in report["changes"]:
-        energy = ["", ""]
+        energy = times = ""
         if first and x["energy_pj"]:
-            energy = [shown("energy_pj", x["energy_pj"]), f"{x['energy_pj'] / first:.3g}"]
-        clipped = percent(x["clipped_share"], 2)
-        rows.append([x["change"], accuracy_text(x), yield_text(x), clipped, *energy])
-    return header, rows
+            energy, times = shown("energy_pj", x["energy_pj"]), f"{x['energy_pj'] / first:.3g}"
+        row = {
+            "chip": x["change"],
+            "accuracy": accuracy_text(x),
+            "yield (95 % sure)": yield_text(x),
+        }
+        row |= {"clipped, worst layer": percent(x["clipped_share"], 2), **calibrated_columns(x)}
+        rows.append(row | {"energy": energy, "times": times})
+    return table_of(rows)
 
 
 def layer_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Layers, that with the largest error of its sums first."""
-    header = [
-        "layer",
-        "error of sums",
-        "clipped",
-        "largest sum",
-        "ADC reaches",
-        "bits that clip none",
-    ]
     rows = []
     for x in sorted(report["layers"], key=lambda row: -row["relative_error"]):
         reach = x["adc_reach_cell_steps"]
-        sums = [f"{x['largest_sum_cell_steps']:g}", "all" if reach is None else f"{reach:g}"]
-        shares = [percent(x["relative_error"], 2), percent(x["clipped_share"], 2)]
-        rows.append([x["layer"], *shares, *sums, str(x["unclipped_adc_bits"])])
+        row = {
+            "layer": x["layer"],
+            "error of sums": percent(x["relative_error"], 2),
+            "clipped": percent(x["clipped_share"], 2),
+            "largest sum": f"{x['largest_sum_cell_steps']:g}",
+            "ADC reaches": "all" if reach is None else f"{reach:g}",
+            "bits that clip none": str(x["unclipped_adc_bits"]),
+        }
         if "accuracy_alone" in x:
-            rows[-1].append(spread_text(x["accuracy_alone"], x["accuracy_alone_std"]))
-    return header + ["accuracy alone"] * (len(rows[0]) - len(header)), rows
+            row["accuracy alone"] = spread_text(x["accuracy_alone"], x["accuracy_alone_std"])
+        if "calibrated_adc_steps" in x:
+            least, most = min(x["calibrated_adc_steps"]), max(x["calibrated_adc_steps"])
+            several = "" if least == most else f" to {most:.3g}"
+            row["ADC step, calibrated"] = f"{least:.3g}{several}"
+        rows.append(row)
+    return table_of(rows)
+
+
+def calibrated_line(report: dict[str, Any]) -> str:
+    again = report["calibrated"]
+    lost = 100 * (report["digital_accuracy"] - again["accuracy_mean"])
+    line = f"calibrated, with {report['calibration_images']} training images: "
+    line += f"{accuracy_text(again)} ({lost:.2f} points lost)"
+    return line + (f", yield {yield_text(again)}" if len(again["accuracies"]) > 1 else "")
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:
@@ -243,6 +322,8 @@ def lines_of(report: dict[str, Any]) -> list[str]:
             f"yield, the share of chips that lose at most {report['max_drop_points']:g} {points}: "
             f"{yield_text(report)} with 95 % confidence"
         )
+    if "calibrated" in report:
+        lines.append(calibrated_line(report))
     lines += others
     for key, table in (("over", over_table), ("changes", change_table)):
         if key in report:
@@ -251,42 +332,52 @@ def lines_of(report: dict[str, Any]) -> list[str]:
 
 
 def chips_csv(found: Sequence[dict[str, Any]]) -> str:
-    """A row a chip that was simulated."""
-    header = ["network", "what", "value", "trial", "seed", "accuracy_share", "lost_points", "good"]
+    """A row a chip that was simulated; 0 training images calibrate a chip as made."""
+    header = ["network", "what", "value", "trial", "seed", "calibration_images", "accuracy_share"]
     rows = []
     for report in found:
-        groups = [("as it is", "", report["accuracies"])]
+        groups = [("as it is", "", report)]
         if "over" in report:
-            name = report["over"]["option"]
-            groups += [(name, x["value"], x["accuracies"]) for x in report["over"]["points"]]
-        groups += [(x["change"], "", x["accuracies"]) for x in report.get("changes", [])[1:]]
-        for what, value, accuracies in groups:
-            for trial, accuracy in enumerate(accuracies):
-                lost = 100 * (report["digital_accuracy"] - accuracy)
-                good = "yes" if lost <= report["max_drop_points"] + 1e-9 else "no"
-                start = [report["checkpoint"], what, value, trial, report["seed"]]
-                rows.append([*start, accuracy, lost, good])
-    return csv_text(header, rows)
+            groups += [(report["over"]["option"], x["value"], x) for x in report["over"]["points"]]
+        groups += [(x["change"], "", x) for x in report.get("changes", [])[1:]]
+        for what, value, chips in groups:
+            ways = {0: chips}
+            if "calibrated" in chips:
+                ways[report["calibration_images"]] = chips["calibrated"]
+            for images, way in ways.items():
+                for trial, accuracy in enumerate(way["accuracies"]):
+                    lost = 100 * (report["digital_accuracy"] - accuracy)
+                    good = "yes" if lost <= report["max_drop_points"] + 1e-9 else "no"
+                    start = [report["checkpoint"], what, value, trial, report["seed"], images]
+                    rows.append([*start, accuracy, lost, good])
+    return csv_text([*header, "lost_points", "good"], rows)
 
 
 def layers_csv(found: Sequence[dict[str, Any]]) -> str:
-    """A row a layer of a network."""
+    """A row a layer of a network; steps of ADCs, of a chip each, stand side by side."""
     rows = [{"network": x["checkpoint"], **row} for x in found for row in x["layers"]]
+    for row in rows:
+        if "calibrated_adc_steps" in row:
+            row["calibrated_adc_steps"] = " ".join(map(str, row["calibrated_adc_steps"]))
     return csv_text(rows[0], (row.values() for row in rows))
 
 
-def bands_of(found: Sequence[dict[str, Any]]) -> Figure:
-    """The picture of `over`."""
-    return bands_plot(short_names([report["checkpoint"] for report in found]), found)
+def pictures_of(found: Sequence[dict[str, Any]]) -> dict[str, tuple[str, Figure]]:
+    """(heading on the page, figure) by the name of its files: of `over`, and, where costs are
+    known, of `each_change`."""
+    names, figures = short_names([report["checkpoint"] for report in found]), {}
+    if "over" in found[0]:
+        heading = f"Accuracy and yield over {found[0]['over']['option']}"
+        figures["nonideal"] = heading, bands_plot(names, found)
+    if any(x["edap_pj_ns_um2"] for report in found for x in report.get("changes", ())):
+        figures["edap"] = "Accuracy over EDAP, a point a chip", edap_plot(names, found)
+    return figures
 
 
 def page_of(found: Sequence[dict[str, Any]]) -> str:
     """All of it, with pictures."""
     names = short_names([report["checkpoint"] for report in found])
-    plots = {}
-    if "over" in found[0]:
-        heading = f"Accuracy and yield over {found[0]['over']['option']}"
-        plots[heading] = svg(bands_of(found))
+    plots = {heading: svg(figure) for heading, figure in pictures_of(found).values()}
     sections = []
     for name, report in zip(names, found, strict=True):
         layers = layers_plot(report["layers"], report["digital_accuracy"])

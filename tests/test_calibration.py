@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from checkpoints import load_checkpoint
 from models import QuanMSResNet
 from models.batch_norm import BatchNorm
 from settings import OF_CHIP, Settings
-from spikesim_eval.__main__ import main
 from spikesim_eval.calibration import (
     calibrate,
     calibrate_sums,
@@ -187,26 +185,3 @@ def test_adcs_stay_where_a_network_was_trained_with_them(trained):
     assert set(steps.values()) == {1.0}
     as_made, _ = on_chip(subject, chip)
     assert accuracies not in (plain, as_made)  # batch norms are
-
-
-def test_the_command_says_what_calibration_wins(trained, tmp_path, capsys):
-    line = f"calibrate --checkpoint {trained['qamd']} --adc_bits 2 --trials 1 --images 32"
-    line += " --test_images 90"
-    assert main([*line.split(), "--out", str(tmp_path)]) == 0
-    assert "calibrated (32 images)" in capsys.readouterr().out
-    found = json.loads((tmp_path / "calibration.json").read_text())
-    (before,), (after,) = found["accuracies_before"], found["accuracies_after"]
-    assert after > before
-    assert max(max(steps) for steps in found["adc_steps"].values()) > 1
-
-
-@pytest.mark.parametrize(
-    ("option", "reason"),
-    [("--images 0", "images must be"), ("--images 9999", "there are 1437 training images")],
-)
-def test_images_that_are_not_there_are_one_line(trained, option, reason, tmp_path, capsys):
-    line = f"calibrate --checkpoint {trained['student']} {option} --out {tmp_path}"
-    assert main(line.split()) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert reason in said[0]

@@ -438,7 +438,6 @@ OF_60 = (
         ("compare QAMD QAMD", "compare.csv", "digital_accuracy_percent"),
         ("sweep --checkpoint QAMD", "sweep.csv", "digital_accuracy_share"),
         ("nonideal --checkpoint QAMD --adc_bits ideal", "nonideal.json", "accuracy_mean"),
-        ("calibrate --checkpoint QAMD --images 8", "calibration.json", "digital_accuracy"),
     ],
 )
 def test_every_command_measures_on_the_same_draw_of_test_images_and_says_so(

@@ -10,13 +10,16 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from checkpoints import load_checkpoint
 from conftest import nonideal_report, read_csv
 from spikesim_eval import device_plots, robustness
 from spikesim_eval.__main__ import main
+from spikesim_eval.calibration import calibration_of
 from spikesim_eval.chip import Chip, Draws
 from spikesim_eval.estimate import estimate
 from spikesim_eval.nonideal import load_subject, most_clipped, on_chip
 from spikesim_eval.robustness import (
+    Question,
     changed_chips,
     chips_over,
     judged,
@@ -76,7 +79,7 @@ def found(trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("nonideal")
     line = f"nonideal --checkpoint {trained['qamd']} {trained['student']} --time_steps 1 --sigma 1"
     line += f" --trials 2 --max_drop 5 --over sigma=0.1,1 --each_change --out {out}"
-    line += " --test_images 60"
+    line += " --test_images 60 --calibrate 16"
     with pytest.MonkeyPatch.context() as patch:
         printed = []
         patch.setattr("builtins.print", lambda text="", **_: printed.append(text))
@@ -91,8 +94,11 @@ def test_the_report_of_several_networks_has_each_ones_own(found, trained):
     few = {"time_steps": 1, "test_images": 60}
     alone = nonideal_report(trained["student"], Chip(sigma=1.0), Draws(trials=2), **few)
     assert reports[1]["accuracies"] == alone["accuracies"]
-    assert reports[1]["layers"] == alone["layers"]
-    assert reports[0]["layers"] != alone["layers"]
+    other, layers = (
+        [{k: row[k] for k in row if k != "calibrated_adc_steps"} for row in report["layers"]]
+        for report in reports
+    )
+    assert other != layers == alone["layers"]
     for report in reports:
         little, same = report["over"]["points"]
         assert (little["value"], same["value"]) == ("0.1", "1")
@@ -114,7 +120,8 @@ def test_what_a_change_buys_back_is_what_that_chip_has(found):
     assert report["changes"][0]["accuracies"] == report["accuracies"]
     for row in report["changes"]:
         total = estimate(subject.network, chips[row["change"]]).total
-        assert row["energy_pj"] == total["energy_pj"]
+        for cost in ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2"):
+            assert row[cost] == total[cost]
     row = report["changes"][-1]
     accuracies, runs = on_chip(subject, chips[row["change"]], [0, 1])
     assert row["accuracies"] == accuracies
@@ -126,9 +133,72 @@ def test_what_a_change_buys_back_is_what_that_chip_has(found):
     assert as_it_is["clipped_share"] > more_in_one["clipped_share"] >= more["clipped_share"]
 
 
+def test_calibrated_chips_are_the_same_chips_and_calibrated_everywhere(found, trained):
+    report = json.loads((found[0] / "nonideal.json").read_text())[0]
+    assert report["calibration_images"] == 16
+    path = report["checkpoint"]
+    subject = load_subject(path, None, 1, 60)
+    calibrate = calibration_of(load_checkpoint(path), None, 16)
+    little, same = report["over"]["points"]
+    half = replace(Chip(sigma=1.0), xbar_size=32, columns_per_adc=8)
+    for row, chip in ((report["changes"][-1], half), (little, Chip(sigma=0.1))):
+        expected, _ = on_chip(subject, chip, [0, 1], prepare=calibrate)
+        assert row["calibrated"] == judged(expected, subject.accuracy, 5.0)
+    accuracies, runs = on_chip(subject, Chip(sigma=1.0), [0, 1], prepare=calibrate)
+    for chips in (report, same, report["changes"][0]):
+        assert chips["calibrated"]["accuracies"] == accuracies != chips["accuracies"]
+    for row in report["layers"]:
+        assert row["calibrated_adc_steps"] == [layers[row["layer"]].adc_step for layers in runs]
+
+
+def test_what_calibration_wins_is_said_and_drawn(found):
+    out, printed = found
+    reports = json.loads((out / "nonideal.json").read_text())
+    for report in reports:
+        mean = f"{100 * report['calibrated']['accuracy_mean']:.2f}"
+        assert f"\ncalibrated, with 16 training images: {mean} ± " in printed
+    assert printed.count("yield calibrated") == 4
+    assert "<td>ADC step, calibrated</td>" in (out / "nonideal.html").read_text().replace(
+        "th>", "td>"
+    )
+    above = device_plots.bands_plot(["a", "b"], reports).axes[0]
+    lines = {line.get_label(): list(line.get_ydata()) for line in above.get_lines()}
+    means = [100 * x["calibrated"]["accuracy_mean"] for x in reports[1]["over"]["points"]]
+    assert lines["b, calibrated"] == pytest.approx(means)
+    points = {}
+    for drawn in device_plots.edap_plot(["a", "b"], reports).axes[0].collections:
+        is_filled = len(drawn.get_facecolors()) > 0
+        points.setdefault(is_filled, []).extend(drawn.get_offsets()[:, 1].tolist())
+    ways = {False: lambda x: x, True: lambda x: x["calibrated"]}
+    for is_filled, way in ways.items():
+        chips = [100 * y for x in reports for z in x["changes"] for y in way(z)["accuracies"]]
+        assert points[is_filled] == pytest.approx(chips)
+
+
+def test_of_chips_whose_cost_nobody_knows_there_is_no_picture_over_it(trained):
+    subject, chip = load_subject(str(trained["student"]), None, 1, 60), Chip(adc_bits=None)
+    report = network_report(subject, chip, Draws(), Question(each_change=True))
+    assert {x["edap_pj_ns_um2"] for x in report["changes"]} == {None}
+    assert robustness.pictures_of([report]) == {}
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--calibrate 0", "calibrate must be"),
+        ("--calibrate 9999", "there are 1437 training images"),
+    ],
+)
+def test_images_that_are_not_there_are_one_line(trained, option, reason, tmp_path, capsys):
+    line = f"nonideal --checkpoint {trained['student']} {option} --out {tmp_path}"
+    assert main(line.split()) == 2
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert reason in said
+
+
 def test_where_nothing_is_clipped_no_layer_is_said_to_clip_most(trained):
     subject, chip = load_subject(str(trained["student"]), None, 1, 60), Chip(adc_range="full")
-    changes = network_report(subject, chip, Draws(), 1.0, each_change=True)["changes"]
+    changes = network_report(subject, chip, Draws(), Question(each_change=True))["changes"]
     assert [x["clipped_share"] for x in changes] == [0.0] * 5
     assert not any("ADCs of" in x["change"] for x in changes)
 
@@ -138,19 +208,22 @@ def test_the_csv_of_chips_gives_the_yield(found):
     rows = read_csv(out / "chips.csv")
     for report in json.loads((out / "nonideal.json").read_text()):
         own = [row for row in rows if row["network"] == report["checkpoint"]]
-        assert len(own) == 2 * (1 + 2 + 5)
-        plain = [row for row in own if row["what"] == "as it is"]
-        assert [float(row["accuracy_share"]) for row in plain] == report["accuracies"]
-        assert sum(row["good"] == "yes" for row in plain) / 2 == report["yield_share"]
+        assert len(own) == 2 * 2 * (1 + 2 + 5)
+        for images, chips in (("0", report), ("16", report["calibrated"])):
+            plain = [row for row in own if row["what"] == "as it is"]
+            plain = [row for row in plain if row["calibration_images"] == images]
+            assert [float(row["accuracy_share"]) for row in plain] == chips["accuracies"]
+            assert sum(row["good"] == "yes" for row in plain) / 2 == chips["yield_share"]
     layers = read_csv(out / "nonideal.csv")
     assert [row["layer"] for row in layers[:21]] == [row["layer"] for row in layers[21:]]
 
 
 def test_the_page_shows_bands_layers_sums_and_tables(found):
     page = (found[0] / "nonideal.html").read_text()
-    assert page.count("<svg") == 5
+    assert page.count("<svg") == 6
     for words in (
         "Accuracy and yield over sigma",
+        "Accuracy over EDAP, a point a chip",
         "layers by what is lost in them",
         "sums that ADCs read",
         "what one change of the chip buys back",
@@ -174,9 +247,10 @@ def test_the_page_is_well_formed_and_every_id_stands_once(found):
     assert [x.text for x in root.iter("h2")][1] == "Accuracy and yield over sigma"
 
 
-def test_the_picture_is_kept_beside_the_page(found):
-    assert (found[0] / "nonideal.png").read_bytes().startswith(b"\x89PNG")
-    assert (found[0] / "nonideal.pdf").read_bytes().startswith(b"%PDF")
+def test_pictures_are_kept_beside_the_page(found):
+    for name in ("nonideal.png", "edap.png"):
+        assert (found[0] / name).read_bytes().startswith(b"\x89PNG")
+        assert (found[0] / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_histograms_are_of_the_digital_networks_sums_and_say_what_is_clipped(found):
@@ -200,9 +274,10 @@ def test_bands_lie_around_the_mean_of_the_chips(found):
     reports = json.loads((found[0] / "nonideal.json").read_text())
     figure = device_plots.bands_plot(["a", "b"], reports)
     above = figure.axes[0]
-    for line, report in zip(above.get_lines()[::2], reports, strict=False):
+    lines = {line.get_label(): list(line.get_ydata()) for line in above.get_lines()}
+    for name, report in zip("ab", reports, strict=True):
         means = [100 * point["accuracy_mean"] for point in report["over"]["points"]]
-        assert line.get_ydata().tolist() == pytest.approx(means)
+        assert lines[name] == pytest.approx(means)
 
 
 def test_where_nothing_is_random_one_chip_says_it_of_all():
