@@ -86,7 +86,7 @@ def base_parser(
     how.add_argument("--name", default=name, help=f"of the study's folders (default {name})")
     for option, default, text in (
         ("runs", "runs", "the runs"),
-        ("results", "experiments/results", "rows.csv, tables and pictures"),
+        ("results", "docs/results", "rows.csv, tables and pictures"),
     ):
         text = f"FOLDER/NAME holds {text} (default {default})"
         how.add_argument(

@@ -133,7 +133,7 @@ def clone(tmp_path_factory) -> Path:
         shutil.copy(path, folder)
     for package in {path.parent for path in REPOSITORY.glob("*/*.py")}:
         if package.name not in ("tests", "benchmarks"):
-            not_its = shutil.ignore_patterns("results", "__pycache__")
+            not_its = shutil.ignore_patterns("__pycache__")
             shutil.copytree(package, folder / package.name, ignore=not_its)
     return folder
 

@@ -33,7 +33,7 @@ def test_every_module_and_file_of_the_program_is_installed():
         data = {x for pattern in patterns for x in (REPOSITORY / name).glob(pattern)}
         others = {x for x in (REPOSITORY / name).rglob("*") if x.is_file()}
         others = {x for x in others if x.suffix != ".py" and "__pycache__" not in x.parts}
-        assert {x for x in others if "results" not in x.parts} == data
+        assert others == data
 
 
 def test_every_command_is_a_function_and_the_page_names_it():

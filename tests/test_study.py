@@ -207,7 +207,7 @@ def both(tmp_path_factory):
 
 def test_all_data_are_run_measured_and_shown_beside_the_paper(both):
     folder, _, out, _ = both
-    results = folder / "experiments" / "results" / "study"
+    results = folder / "docs" / "results" / "study"
     found = read_csv(results / "rows.csv")
     assert [
         (x["data"], x["method"]) for x in sorted(found, key=lambda x: (x["data"], x["bits"]))
@@ -242,13 +242,13 @@ def test_what_has_a_row_is_never_run_again_though_its_folder_is_gone(both, monke
     for name in ("PYTHONPATH", "CIFAR_STAND_IN"):
         monkeypatch.setenv(name, environment[name])
     (folder / "runs").rename(folder / "runs-elsewhere")
-    before = (folder / "experiments/results/study/rows.csv").read_bytes()
-    (folder / "experiments/results/study/table.md").unlink()
+    before = (folder / "docs/results/study/rows.csv").read_bytes()
+    (folder / "docs/results/study/table.md").unlink()
     code, out, err = run(arguments, capfd)
     assert (code, err) == (0, "")
     assert "0 of them to run" in out
-    assert (folder / "experiments/results/study/rows.csv").read_bytes() == before
-    assert (folder / "experiments/results/study/table.md").is_file()
+    assert (folder / "docs/results/study/rows.csv").read_bytes() == before
+    assert (folder / "docs/results/study/table.md").is_file()
     assert run(["--table"], capfd)[0] == 0
 
 
@@ -335,7 +335,7 @@ def test_a_study_that_was_stopped_goes_on_and_one_that_was_killed_leaves_no_proc
     folder, _, said = stopped
     assert [code for code, *_ in said] == [128 + signal.SIGTERM, -signal.SIGKILL, 1]
     assert said[0][2].endswith("stopped by SIGTERM: the same command goes on\n")
-    found = read_csv(folder / "experiments/results/study/rows.csv")
+    found = read_csv(folder / "docs/results/study/rows.csv")
     assert [(x["method"], x["options"]) for x in found] == [
         ("teacher", "image_size=16x16 width=1 epochs=1 batch_size=4 device=cpu"),
         (
@@ -358,7 +358,7 @@ def test_a_run_that_fails_stops_no_other_and_is_listed_with_its_reason(stopped):
 def test_two_studies_in_one_file_are_rows_of_their_own(stopped, monkeypatch):
     folder, arguments, _ = stopped
     monkeypatch.chdir(folder)
-    found = rows.read_rows(Path("experiments/results/study/rows.csv"))
+    found = rows.read_rows(Path("docs/results/study/rows.csv"))
     for more, number in (([], 1), (["--epochs", "2"], 3)):  # the student that fails has no row
         runs = planned([*arguments, *more], Path("runs/study"))
         assert len(study.missing(runs, found, Path("runs/study"))) == number
@@ -388,11 +388,11 @@ def test_slurm_runs_teachers_then_students_and_then_the_table(
         "task 0",
         "sbatch --parsable --dependency=afterany:102 --partition=gpu runs/jobs/slurm/table.sh",
     ]
-    found = read_csv(folder / "experiments/results/jobs/rows.csv")
+    found = read_csv(folder / "docs/results/jobs/rows.csv")
     assert [x["method"] for x in found] == ["teacher", "student"]
     assert (
         "| ncaltech101 | 2 | 3 | student |"
-        in (folder / "experiments/results/jobs/table.md").read_text()
+        in (folder / "docs/results/jobs/table.md").read_text()
     )
 
 
