@@ -22,6 +22,7 @@ from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
 
+from .assumptions import assumptions
 from .chip import OPTIONS, PRESETS, Chip, Draws, about_option, check_layers, options_of
 from .compare import check_same_classes, choice, compare, notes, published_ratios, tables
 from .estimate import estimate
@@ -38,7 +39,7 @@ from .plots import accuracy_plot, compare_plot, svg, sweep_plot
 from .presets import technology_rows, technology_tables, value_table
 from .published import estimate_published
 from .render import Section, csv_text, markdown, page
-from .report import assumptions, build_report, totals_text, write_report
+from .report import build_report, totals_text, write_report
 from .sweep import (
     AXES,
     cheapest_lines,
@@ -189,7 +190,7 @@ def add_nonideal(nonideal: Parser) -> None:
     nonideal.add_argument("--each_change", action="store_true", help=changes)
     good = "points of its own accuracy that a network may lose on a chip that counts as good"
     add_option(nonideal, "max_drop", 1.0, good, type=float)
-    again = "all of it also on chips that are calibrated, each with so many training images (64)"
+    again = "accuracy and yield also of calibrated chips, each with so many training images (64)"
     nonideal.add_argument("--calibrate", nargs="?", type=int, const=64, metavar="N", help=again)
 
 

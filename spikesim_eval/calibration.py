@@ -41,7 +41,7 @@ def calibrate(
     sums: bool = True,
 ) -> None:
     """Calibrate a network whose layers run on crossbars (`on_crossbars`), on a batch of images, for
-    the T that it was trained with: its batch norms, and before them, with `sums`, what is set in
+    these T: its batch norms, and before them, with `sums`, what is set in
     the layers. It is in evaluation mode then."""
     for layer in layers:
         layer.before = calibrate_sums if sums else None
@@ -94,12 +94,18 @@ def training_images(checkpoint: Checkpoint, data_path: str | None, number: int) 
     there are fewer."""
     train_set, _ = data_of(checkpoint.settings, data_path or ".")
     if number > len(train_set):
-        raise UserError(f"--images {number}: there are {len(train_set)} training images")
+        raise UserError(
+            f"{number} images to calibrate chips with: there are {len(train_set)} training images"
+        )
     return some_images(train_set, number)
 
 
-def calibration_of(checkpoint: Checkpoint, data_path: str | None, images: int) -> Prepare:
-    """What calibrates a chip that computes a checkpoint's network, with so many training images."""
+def calibration_of(
+    checkpoint: Checkpoint, data_path: str | None, images: int, time_steps: int | None = None
+) -> Prepare:
+    """What calibrates a chip that computes a checkpoint's network, with so many training images;
+    `time_steps` is T, where it is not the trained one."""
     seen, settings = training_images(checkpoint, data_path, images), checkpoint.settings
+    at = settings.trained_at if time_steps is None else [time_steps]
     plain = settings.crossbar is None
-    return lambda network, layers: calibrate(network, layers, seen, settings.trained_at, plain)
+    return lambda network, layers: calibrate(network, layers, seen, at, plain)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .chip import Chip, seconds
-from .technology import coefficients
+from .technology_keys import numbers_of
 
 SMALLEST = 1e-7  # of g, in its logarithm, as aihwkit has it, and where b below 0 is its power
 
@@ -97,7 +97,7 @@ class Cells:
             noise = torch.randn(cells.shape, generator=generator)
             cells = (cells * (1 + chip.sigma * noise)).clamp_min(0)
         if chip.programming:
-            law, share = coefficients(chip.programming), target / self.highest
+            law, share = numbers_of(chip.programming), target / self.highest
             deviation = self.highest * sum(c * share**power for power, c in enumerate(law))
             noise = torch.randn(cells.shape, generator=generator)
             cells = (cells + deviation * noise).clamp_min(0)
@@ -118,7 +118,7 @@ class Cells:
     def _targets(self, digits: Tensor) -> Tensor:
         if not self.chip.level_conductances:
             return digits.float() + self.off_conductance
-        table = torch.tensor(coefficients(self.chip.level_conductances), dtype=torch.float64)
+        table = torch.tensor(numbers_of(self.chip.level_conductances), dtype=torch.float64)
         place = digits.double() * (len(table) - 1) / self.levels
         low = place.floor().long().clamp_max(len(table) - 2)
         share = table[low] + (table[low + 1] - table[low]) * (place - low)
@@ -130,13 +130,13 @@ class Cells:
         start = technology["device.drift_start_s"]
         time = seconds(self.chip.after) + start
         mean, deviation = (
-            logarithmic(technology.coefficients(key), target / self.highest)
+            logarithmic(technology.numbers(key), target / self.highest)
             for key in ("device.drift", "device.drift_deviation")
         )
         noise = torch.randn(cells.shape, generator=generator)
         aged = cells * (time / start) ** -(mean + deviation * noise).abs()
         if technology.has("flicker"):
-            a, b, most = technology.coefficients("device.flicker")
+            a, b, most = technology.numbers("device.flicker")
             reading = technology["device.flicker_read_s"]
             written = (cells / self.highest).clamp_min(SMALLEST)
             share = (a * written**b).clamp_max(most)

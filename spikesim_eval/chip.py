@@ -19,18 +19,15 @@ from runtime.errors import UserError
 
 from .constants import REFERENCE
 from .layer_list import Layer, LayerList, check_int, check_number, show
-from .technology import (
+from .technology import DEFAULT, Technology, load_technology, presets
+from .technology_keys import (
     CELSIUS,
-    COEFFICIENTS,
-    DEFAULT,
-    MODELS,
+    KEYS,
     MOST_ADC_BITS,
-    OF_CELLS,
-    Technology,
-    check_coefficients,
-    coefficients,
-    load_technology,
-    presets,
+    OF_OPTIONS,
+    check_numbers,
+    keys_of,
+    numbers_of,
 )
 
 Value = int | float | np.ndarray
@@ -80,9 +77,9 @@ def check_option(about: Field, value: object) -> None:
         bits_by_layer(value)
     if about.name == "after" and value != about.default:
         seconds(value)
-    key = OF_CELLS.get(about.name)
-    if key in COEFFICIENTS and value != about.default:
-        found = check_coefficients(about.name, value, COEFFICIENTS[key])
+    key = OF_OPTIONS.get(about.name)
+    if key and KEYS[key].numbers and value != about.default:
+        found = check_numbers(about.name, value, KEYS[key].numbers)
         if key == "cell.level_conductances" and (
             sorted(found) != found or (found[0], found[-1]) != (0, 1)
         ):
@@ -359,7 +356,7 @@ class Chip:
                 f"{self.stuck_off:g} are more than all"
             )
         if self.after and not self.technology.has("drift"):
-            missing = ", ".join(x for x in MODELS["drift"] if x not in self.technology.entries)
+            missing = ", ".join(x for x in keys_of("drift") if x not in self.technology.entries)
             drifting = [x for x in presets() if load_technology(x).has("drift")]
             raise UserError(
                 f"after: {self.technology} does not say how its cells drift ({missing}): take a "
@@ -478,18 +475,18 @@ class Chip:
             return True
         if 1 in (self.stuck_on, self.stuck_off):  # nothing else is left of any cell
             return False
-        written = self.sigma or (self.programming and any(coefficients(self.programming)))
+        written = self.sigma or (self.programming and any(numbers_of(self.programming)))
         return bool(written or self.stuck_on or self.stuck_off or self._ages_at_random)
 
     @property
     def _ages_at_random(self) -> bool:
         if not self.after:
             return False
-        if self.technology.coefficients("device.drift_deviation")[-1] > 0:  # it, or its limit
+        if self.technology.numbers("device.drift_deviation")[-1] > 0:  # it, or its limit
             return True
         if not self.technology.has("flicker"):
             return False
-        factor, _, most = self.technology.coefficients("device.flicker")
+        factor, _, most = self.technology.numbers("device.flicker")
         return factor != 0 and most != 0
 
     @property
@@ -529,8 +526,7 @@ def options_of(technology: Technology) -> dict[str, Any]:
         try:
             check_option(OPTIONS[name], value)
         except UserError as error:
-            key = OF_CELLS.get(name, f"chip.{name}")
-            raise UserError(f"{technology}: {key}: {error}") from None
+            raise UserError(f"{technology}: {OF_OPTIONS[name]}: {error}") from None
     return {"technology": technology} | technology.options
 
 

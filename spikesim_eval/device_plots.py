@@ -27,33 +27,33 @@ MEANING = {
 }
 WIDE = 20  # values further apart than that, as a ratio, stand on a logarithmic axis
 APART = 0.01  # networks' yields at the same value, as a share of the axis
-MARKERS = "osD^vP"  # of chips, as made; calibrated ones are filled
-ASIDE = 0.008  # of calibrated chips from those as made, as a share of the axis
+MARKERS = "osD^vPX*<>ph"  # of changed chips
 MOST_HISTOGRAMS = 40
 
 
 def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy over a noise: a line through the mean of the chips, a band of a standard deviation
     on both sides, a dot a chip, and, dashed, the digital network; below it the yield, with what it
-    may be with 95 % confidence. Calibrated chips have lines of their own, in lighter shades."""
+    may be with 95 % confidence. Calibrated chips have lines of their own, which are dotted."""
     option = reports[0]["over"]["option"]
     texts = [point["value"] for point in reports[0]["over"]["points"]]
     x = np.array([seconds(text) if option == "after" else float(text) for text in texts])
     order = np.argsort(x)
-    lines = []  # label, kind, points in order, digital accuracy
-    for number, (name, report) in enumerate(zip(names, reports, strict=True)):
+    lines = []  # label, how it looks, points in order
+    looks = styles([report["kind"] for report in reports])
+    for name, look, report in zip(names, looks, reports, strict=True):
         points = [report["over"]["points"][i] for i in order]
-        label, kind = plain(cut(name, LONGEST_LABEL)), report["kind"] or str(number)
-        lines.append((label, kind, points, report["digital_accuracy"]))
+        label, colour = plain(cut(name, LONGEST_LABEL)), look["color"]
+        lines.append((label, {"color": colour, "linestyle": "-", "marker": "o"}, points))
         if "calibrated" in points[0]:
             again = [point["calibrated"] for point in points]
-            lines.append((f"{label}, calibrated", kind, again, None))
-    looks = styles([kind for _, kind, *_ in lines])
+            how = {"color": colour, "linestyle": ":", "marker": "s"}
+            lines.append((f"{label}, calibrated", how, again))
 
     figure, (above, below) = new_figure(WIDTH, 6.4, rows=2, sharex=True, height_ratios=(2, 1))
     is_wide = x.min() > 0 and x.max() > WIDE * x.min()
     along = np.log(x[order]) if is_wide else x[order]
-    for number, ((label, _, points, digital), look) in enumerate(zip(lines, looks, strict=True)):
+    for number, (label, look, points) in enumerate(lines):
         beside = along + APART * np.ptp(along) * (number - (len(lines) - 1) / 2)
         beside = np.exp(beside) if is_wide else beside
         mean, spread = (
@@ -61,17 +61,19 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
         )
         colour = look["color"]
         above.fill_between(x[order], mean - spread, mean + spread, color=colour, alpha=0.18, lw=0)
-        above.plot(x[order], mean, label=label, marker="o", markersize=3, **look)
+        above.plot(x[order], mean, label=label, markersize=4, **look)
         for at, point in zip(x[order], points, strict=True):
             chips = 100 * np.array(point["accuracies"])
             above.scatter(np.full(len(chips), at), chips, s=7, color=colour, alpha=0.5, lw=0)
-        if digital is not None:
-            above.axhline(100 * digital, color=colour, linestyle="--", linewidth=0.8)
         share, low, high = (
             100 * np.array([p[key] for p in points])
             for key in ("yield_share", "yield_low_share", "yield_high_share")
         )
-        below.errorbar(beside, share, [share - low, high - share], capsize=3, lw=1, **look)
+        errors = [share - low, high - share]
+        below.errorbar(beside, share, errors, capsize=3, lw=1, markersize=4, **look)
+    for look, report in zip(looks, reports, strict=True):
+        level = 100 * report["digital_accuracy"]
+        above.axhline(level, color=look["color"], linestyle="--", linewidth=0.8)
     above.plot([], [], color="black", linestyle="--", linewidth=0.8, label="digital")
     above.set_ylabel("accuracy on chips, %")
     below.set(ylabel="yield, %", ylim=(-4, 104), xlabel=MEANING[option])
@@ -84,8 +86,8 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
 
 
 def edap_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Figure:
-    """Accuracy over what an image costs, a point a chip: a marker for each change of the chip, as
-    made hollow, calibrated filled; dashed the digital network."""
+    """Accuracy over what an image costs, a point a chip: a marker for each change of the chip,
+    hollow as made, filled where it is calibrated; dashed the digital network."""
     figure, panel = new_figure(WIDTH, 4.6)
     looks = styles([report["kind"] for report in reports])
     known = [
@@ -96,16 +98,14 @@ def edap_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fig
     ]
     most = max(x["edap_pj_ns_um2"] for _, x in known)
     one, unit = unit_of("edap_pj_ns_um2", most)
-    aside = ASIDE * most / one
     changes = list(dict.fromkeys(x["change"] for report in reports for x in report["changes"]))
     marks = dict(zip(changes, cycle(MARKERS), strict=False))
     for look, x in known:
         how = {"marker": marks[x["change"]], "s": 26, "edgecolors": look["color"], "alpha": 0.7}
-        for filled, way in enumerate((x, x.get("calibrated"))):
+        for way, face in ((x, "none"), (x.get("calibrated"), look["color"])):
             if way is not None:
                 accuracies = 100 * np.array(way["accuracies"])
-                at = np.full(len(accuracies), x["edap_pj_ns_um2"] / one + (2 * filled - 1) * aside)
-                face = look["color"] if filled else "none"
+                at = np.full(len(accuracies), x["edap_pj_ns_um2"] / one)
                 panel.scatter(at, accuracies, facecolors=face, linewidths=1, **how)
     for name, report, look in zip(names, reports, looks, strict=True):
         level, label = 100 * report["digital_accuracy"], plain(cut(name, LONGEST_LABEL))

@@ -10,7 +10,8 @@ from .compare import Table
 from .estimate import estimate
 from .layer_list import Subject
 from .render import QUANTITIES, shown
-from .technology import VALUES, Technology
+from .technology import Technology
+from .technology_keys import KEYS, is_of_chip
 
 COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2", "power_mw", "tops_per_watt")
 
@@ -86,8 +87,8 @@ def value_table(technologies: Sequence[Technology]) -> Table:
     """Every value of all of them, side by side."""
     header = ["value", "unit", *short_names([x.name for x in technologies])]
     rows = []
-    for key, (unit, _) in VALUES.items():
-        said = [x.text(key) if key in x.entries else "" for x in technologies]
-        if any(said):
-            rows.append([key, unit, *said])
+    for name, key in KEYS.items():
+        said = [x.text(name) if name in x.entries else "" for x in technologies]
+        if any(said) and not is_of_chip(name):
+            rows.append([name, key.unit, *said])
     return header, rows

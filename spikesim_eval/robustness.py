@@ -127,7 +127,8 @@ class Question:
         each_layer: also with each layer alone on them.
         over: also at other values of an option, as `chips_over` reads it.
         each_change: also on chips changed in one thing, and what an image costs there.
-        images: all of it also on calibrated chips, with so many training images each; None: not.
+        images: accuracies and yields also of calibrated chips, with so many training images each;
+            None: not.
 
     Raises UserError for numbers that make no sense.
     """
@@ -157,28 +158,29 @@ def network_report(
     def judge(accuracies: Sequence[float], on: Chip) -> dict[str, Any]:
         return judged(accuracies, subject.accuracy, asked.max_drop, on.is_random)
 
-    def calibrated(on: Chip, name: str) -> tuple[dict[str, Any], Sequence[Mapping]]:
-        """(what to add to what is said of chips as made, layers of the calibrated chips)."""
+    def calibrated(on: Chip, name: str) -> dict[str, Any]:
+        """What is said beside that of chips as made; nothing where nothing calibrates."""
         if calibrate is None:
-            return {}, []
+            return {}
         name = f"{name}, calibrated"
         accuracies, runs = on_chip(subject, on, draws.numbers, name, prepare=calibrate)
-        return {"calibrated": judge(accuracies, on)}, runs
+        steps = {layer: [layers[layer].adc_step for layers in runs] for layer in runs[0]}
+        return {"calibrated": judge(accuracies, on) | {"adc_steps": steps}}
 
-    again, runs = calibrated(chip, "crossbars")
     report |= {"kind": subject.kind, "max_drop_points": asked.max_drop}
-    report |= {"calibration_images": asked.images, **judge(report["accuracies"], chip), **again}
-    for row in report["layers"] if runs else ():
-        row["calibrated_adc_steps"] = [layers[row["layer"]].adc_step for layers in runs]
+    report |= {"calibration_images": asked.images, **judge(report["accuracies"], chip)}
+    as_it_is = calibrated(chip, "crossbars")
+    report |= as_it_is
     clipped, worst = max((row["clipped_share"], row["layer"]) for row in report["layers"])
 
     def on(other: Chip, name: str) -> dict[str, Any]:
         if other == chip:
-            found, most = judge(report["accuracies"], chip) | again, (clipped, worst)
+            found, most = judge(report["accuracies"], chip) | as_it_is, (clipped, worst)
         else:
             accuracies, runs = on_chip(subject, other, draws.numbers, name)
-            found = judge(accuracies, other) | calibrated(other, name)[0]
-            most = most_clipped(runs)
+            found, most = judge(accuracies, other), most_clipped(runs)
+            del runs  # they are large
+            found |= calibrated(other, name)
         return found | dict(zip(("clipped_share", "clipped_layer"), most, strict=True))
 
     if asked.over is not None:
@@ -218,7 +220,8 @@ def reports(
             )
     ways: list[Prepare | None] = [None] * len(paths)
     if asked.images is not None:
-        ways = [calibration_of(load_checkpoint(path), data_path, asked.images) for path in paths]
+        how = data_path, asked.images, time_steps
+        ways = [calibration_of(load_checkpoint(path), *how) for path in paths]
     return [
         network_report(subject, chip, draws, asked, calibrate)
         for subject, calibrate in zip(subjects, ways, strict=True)
@@ -266,24 +269,28 @@ def over_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def change_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    first, rows = report["changes"][0]["energy_pj"], []
+    first, rows = report["changes"][0], []
     for x in report["changes"]:
-        energy = times = ""
-        if first and x["energy_pj"]:
-            energy, times = shown("energy_pj", x["energy_pj"]), f"{x['energy_pj'] / first:.3g}"
         row = {
             "chip": x["change"],
             "accuracy": accuracy_text(x),
             "yield (95 % sure)": yield_text(x),
         }
         row |= {"clipped, worst layer": percent(x["clipped_share"], 2), **calibrated_columns(x)}
-        rows.append(row | {"energy": energy, "times": times})
+        energy, edap = "energy_pj", "edap_pj_ns_um2"
+        is_known = first[energy] and x[energy]
+        row["energy"] = shown(energy, x[energy]) if is_known else ""
+        for name, key in {"times": energy, "EDAP, times": edap}.items():
+            row[name] = f"{x[key] / first[key]:.3g}" if is_known else ""
+        rows.append(row)
     return table_of(rows)
 
 
 def layer_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Layers, that with the largest error of its sums first."""
-    rows = []
+    steps, rows = {}, []
+    if report["crossbar"]["adc_bits"] is not None:
+        steps = report.get("calibrated", {}).get("adc_steps", {})
     for x in sorted(report["layers"], key=lambda row: -row["relative_error"]):
         reach = x["adc_reach_cell_steps"]
         row = {
@@ -296,10 +303,9 @@ def layer_table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         }
         if "accuracy_alone" in x:
             row["accuracy alone"] = spread_text(x["accuracy_alone"], x["accuracy_alone_std"])
-        if "calibrated_adc_steps" in x:
-            least, most = min(x["calibrated_adc_steps"]), max(x["calibrated_adc_steps"])
-            several = "" if least == most else f" to {most:.3g}"
-            row["ADC step, calibrated"] = f"{least:.3g}{several}"
+        if own := steps.get(x["layer"]):
+            several = "" if min(own) == max(own) else f" to {max(own):.3g}"
+            row["ADC step, calibrated"] = f"{min(own):.3g}{several}"
         rows.append(row)
     return table_of(rows)
 
@@ -332,11 +338,14 @@ def lines_of(report: dict[str, Any]) -> list[str]:
 
 
 def chips_csv(found: Sequence[dict[str, Any]]) -> str:
-    """A row a chip that was simulated; 0 training images calibrate a chip as made."""
+    """A row a chip that was simulated; 0 training images calibrate a chip as made, and EDAP is said
+    where `each_change` is."""
     header = ["network", "what", "value", "trial", "seed", "calibration_images", "accuracy_share"]
+    header += ["lost_points", "good", "edap_pj_ns_um2"]
     rows = []
     for report in found:
-        groups = [("as it is", "", report)]
+        as_it_is = report["changes"][0] if "changes" in report else report
+        groups = [("as it is", "", as_it_is)]
         if "over" in report:
             groups += [(report["over"]["option"], x["value"], x) for x in report["over"]["points"]]
         groups += [(x["change"], "", x) for x in report.get("changes", [])[1:]]
@@ -349,16 +358,13 @@ def chips_csv(found: Sequence[dict[str, Any]]) -> str:
                     lost = 100 * (report["digital_accuracy"] - accuracy)
                     good = "yes" if lost <= report["max_drop_points"] + 1e-9 else "no"
                     start = [report["checkpoint"], what, value, trial, report["seed"], images]
-                    rows.append([*start, accuracy, lost, good])
-    return csv_text([*header, "lost_points", "good"], rows)
+                    rows.append([*start, accuracy, lost, good, chips.get("edap_pj_ns_um2")])
+    return csv_text(header, rows)
 
 
 def layers_csv(found: Sequence[dict[str, Any]]) -> str:
-    """A row a layer of a network; steps of ADCs, of a chip each, stand side by side."""
+    """A row a layer of a network."""
     rows = [{"network": x["checkpoint"], **row} for x in found for row in x["layers"]]
-    for row in rows:
-        if "calibrated_adc_steps" in row:
-            row["calibrated_adc_steps"] = " ".join(map(str, row["calibrated_adc_steps"]))
     return csv_text(rows[0], (row.values() for row in rows))
 
 

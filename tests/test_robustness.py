@@ -94,11 +94,8 @@ def test_the_report_of_several_networks_has_each_ones_own(found, trained):
     few = {"time_steps": 1, "test_images": 60}
     alone = nonideal_report(trained["student"], Chip(sigma=1.0), Draws(trials=2), **few)
     assert reports[1]["accuracies"] == alone["accuracies"]
-    other, layers = (
-        [{k: row[k] for k in row if k != "calibrated_adc_steps"} for row in report["layers"]]
-        for report in reports
-    )
-    assert other != layers == alone["layers"]
+    assert reports[1]["layers"] == alone["layers"]
+    assert reports[0]["layers"] != alone["layers"]
     for report in reports:
         little, same = report["over"]["points"]
         assert (little["value"], same["value"]) == ("0.1", "1")
@@ -138,17 +135,17 @@ def test_calibrated_chips_are_the_same_chips_and_calibrated_everywhere(found, tr
     assert report["calibration_images"] == 16
     path = report["checkpoint"]
     subject = load_subject(path, None, 1, 60)
-    calibrate = calibration_of(load_checkpoint(path), None, 16)
+    calibrate = calibration_of(load_checkpoint(path), None, 16, 1)
     little, same = report["over"]["points"]
     half = replace(Chip(sigma=1.0), xbar_size=32, columns_per_adc=8)
     for row, chip in ((report["changes"][-1], half), (little, Chip(sigma=0.1))):
         expected, _ = on_chip(subject, chip, [0, 1], prepare=calibrate)
-        assert row["calibrated"] == judged(expected, subject.accuracy, 5.0)
+        assert row["calibrated"].items() >= judged(expected, subject.accuracy, 5.0).items()
     accuracies, runs = on_chip(subject, Chip(sigma=1.0), [0, 1], prepare=calibrate)
     for chips in (report, same, report["changes"][0]):
         assert chips["calibrated"]["accuracies"] == accuracies != chips["accuracies"]
-    for row in report["layers"]:
-        assert row["calibrated_adc_steps"] == [layers[row["layer"]].adc_step for layers in runs]
+    for name, steps in report["calibrated"]["adc_steps"].items():
+        assert steps == [layers[name].adc_step for layers in runs]
 
 
 def test_what_calibration_wins_is_said_and_drawn(found):
@@ -186,7 +183,7 @@ def test_of_chips_whose_cost_nobody_knows_there_is_no_picture_over_it(trained):
     ("option", "reason"),
     [
         ("--calibrate 0", "calibrate must be"),
-        ("--calibrate 9999", "there are 1437 training images"),
+        ("--calibrate 9999", "9999 images to calibrate chips with: there are 1437 training images"),
     ],
 )
 def test_images_that_are_not_there_are_one_line(trained, option, reason, tmp_path, capsys):

@@ -391,8 +391,7 @@ def test_slurm_runs_teachers_then_students_and_then_the_table(
     found = read_csv(folder / "docs/results/jobs/rows.csv")
     assert [x["method"] for x in found] == ["teacher", "student"]
     assert (
-        "| ncaltech101 | 2 | 3 | student |"
-        in (folder / "docs/results/jobs/table.md").read_text()
+        "| ncaltech101 | 2 | 3 | student |" in (folder / "docs/results/jobs/table.md").read_text()
     )
 
 

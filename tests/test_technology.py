@@ -18,13 +18,17 @@ from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import LayerList, Subject
 from spikesim_eval.nonideal import on_chip
 from spikesim_eval.sweep import sweep
-from spikesim_eval.technology import DEFAULT, FOLDER, KEYS, UNITS, load_technology, presets
+from spikesim_eval.technology import DEFAULT, FOLDER, load_technology, presets
+from spikesim_eval.technology_keys import KEYS
 from spikesim_eval.trace import trace_checkpoint
 
 ROOT = Path(__file__).parent.parent
 LAYERS = re.findall(r"```json\n(.*?)```", (ROOT / "docs/layer_list.md").read_text(), re.DOTALL)[0]
 NETWORK = LayerList.from_json(json.loads(LAYERS))
 HEAD = 'like = "spikesim-65nm"\n[sources]\nmine = "measured in May"\n'
+
+
+NEEDED = [name for name, key in KEYS.items() if not key.optional]
 
 
 def written(tmp_path: Path, text: str) -> str:
@@ -36,9 +40,9 @@ def written(tmp_path: Path, text: str) -> str:
 @pytest.mark.parametrize("name", presets())
 def test_every_value_of_a_preset_has_its_unit_and_a_source(name):
     technology = load_technology(name)
-    assert set(KEYS) <= set(technology.entries)
+    assert set(NEEDED) <= set(technology.entries)
     for row in technology.rows():
-        assert row["unit"] == UNITS[f"{row['table']}.{row['name']}"]
+        assert row["unit"] == KEYS[f"{row['table']}.{row['name']}"].unit
         assert len(row["source"]) > 10, row
     found = estimate(NETWORK, Chip(**options_of(technology)))
     assert found.total["energy_pj"] > 0
@@ -51,7 +55,7 @@ def test_the_default_technology_says_what_a_chip_is_by_default():
 
 def test_a_value_is_charged_where_it_happens_and_nowhere_else():
     own = estimate(NETWORK, Chip(noc="mesh"))
-    for key in KEYS:
+    for key in NEEDED:
         section, _, name = key.partition(".")
         if name != "energy_pj" or not DEFAULT[key]:
             continue
@@ -250,7 +254,7 @@ def test_figures_are_in_proportion_to_what_the_parts_cost():
     """Ten times every energy and three times every area; leakage is by area."""
     chip = Chip(noc="mesh")
     times = {"energy_pj": 10, "area_um2": 3, "lstp_mw": 0}
-    said = {x: DEFAULT[x] * times[x.split(".")[1]] for x in KEYS if x.split(".")[1] in times}
+    said = {x: DEFAULT[x] * times[x.split(".")[1]] for x in NEEDED if x.split(".")[1] in times}
     still = DEFAULT.with_values({"leakage.lstp_mw": 0})
     one = estimate(NETWORK, replace(chip, technology=still)).total
     many = estimate(NETWORK, replace(chip, technology=DEFAULT.with_values(said))).total
@@ -281,7 +285,7 @@ def test_a_word_that_is_no_section_is_an_unknown_key(tmp_path):
 
 def test_what_a_file_does_not_say_is_named(tmp_path):
     text = (FOLDER / "spikesim-65nm.toml").read_text()
-    for key in KEYS:
+    for key in NEEDED:
         section, name = key.split(".")
         without = re.sub(rf"(\[{section}\]\n(?:.+\n)*?){name} = .*\n", r"\1", text)
         assert without != text, key
@@ -341,8 +345,8 @@ def test_technologies_are_listed_with_what_a_network_costs_on_each(tmp_path, cap
         assert printed.count(f"\n{row['technology']} ") == 2
     page = (out / "technologies.md").read_text()
     assert page.count("isaac-32nm") == 3
-    for key, (unit, _) in KEYS.items():
-        assert f"| {key} | {unit} | {load_technology(presets()[0])[key]} |" in page
+    for key in NEEDED:
+        assert f"| {key} | {KEYS[key].unit} | {load_technology(presets()[0])[key]} |" in page
     assert main(f"technologies --layers {layers} --set adc.energy_pj=2 --out {out}".split()) == 0
     assert "set by hand: adc.energy_pj = 2" in capsys.readouterr().out
     for row in read_csv(out / "technologies.csv"):
