@@ -8,20 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoints import Checkpoint, load_checkpoint
-from display import kind_of, percent, run_at, tested_on, trained_for
+from checkpoints import load_checkpoint
+from display import percent, run_at, tested_on, trained_for
 from engine.evaluate import evaluate
-from models import SpikingNetwork
 from runtime.errors import UserError
 
 from .chip import OPTIONS, Chip, Draws
 from .crossbar import CrossbarLayer, Images
 from .layer_list import Layer, LayerList, Subject
 from .render import mean_and_deviation
-from .trace import counting_rows, describe, evaluation_data, network_at
+from .trace import trace_checkpoint
 
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
 # What is done to a network on a chip, and its layers there, before it is tested.
@@ -181,43 +179,22 @@ def fewer_bits(subjects: Sequence[Subject], chip: Chip, draw: int) -> list[tuple
     return [(name, -bits) for _, bits, name in sorted(found)]
 
 
-def load_quantized(
-    path: str,
-    data_path: str | None,
-    time_steps: int | None = None,
-    test_images: int | None = None,
-) -> tuple[Checkpoint, SpikingNetwork, DataLoader]:
-    """A checkpoint with its network and its test data, or so many images of them, in batches;
-    `time_steps` is T, where it is not the trained one.
-
-    Raises UserError for a full-precision checkpoint and missing data.
-    """
-    checkpoint = load_checkpoint(path)
-    network = network_at(checkpoint, time_steps)
-    if checkpoint.settings.bits is None:
-        raise UserError(f"{path} is a full-precision network: crossbars hold integers")
-    batches = evaluation_data(checkpoint, data_path, network.time_window, test_images)
-    if batches is None:
-        raise UserError(f"accuracy on {checkpoint.settings.data} is measured: give --data_path")
-    return checkpoint, network, batches
-
-
 def load_subject(
     path: str,
     data_path: str | None,
     time_steps: int | None = None,
     test_images: int | None = None,
 ) -> Subject:
-    """What `load_quantized` gives, with its digital accuracy on a CPU and what drives its rows."""
-    checkpoint, network, batches = load_quantized(path, data_path, time_steps, test_images)
-    settings = checkpoint.settings
-    with counting_rows(network, describe(network)) as counted:
-        accuracy = evaluate(network, batches, torch.device("cpu"), name="digital").accuracy
-    kind = kind_of(settings.paper_setting, settings.loss)
-    description, at = describe(network, counted()), settings.trained_at
-    what = accuracy, {}, kind, at, (network, batches)
-    how = {"trained_for": settings.trained_for, "test_images": test_images}
-    return Subject(str(path), description, *what, **how)
+    """A quantized checkpoint that can run on a simulated chip, with its digital accuracy and what
+    drives its rows (`trace_checkpoint`). Raises UserError for a full-precision one, and for missing
+    data."""
+    settings = load_checkpoint(path, weights=False).settings
+    if settings.bits is None:
+        raise UserError(f"{path} is a full-precision network: crossbars hold integers")
+    subject = trace_checkpoint(path, data_path, time_steps, test_images=test_images)
+    if subject.tested is None:
+        raise UserError(f"accuracy on {settings.data} is measured: give --data_path")
+    return subject
 
 
 def report_of(

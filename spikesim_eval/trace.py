@@ -211,13 +211,6 @@ def evaluation_data(
     return evaluation_loader(test_set, share, number=test_images)
 
 
-def network_at(checkpoint: Checkpoint, time_steps: int | None) -> SpikingNetwork:
-    """The trained network, at another T than the trained one where one is given."""
-    if time_steps is not None:
-        check_int(time_steps, "time_steps", 1024)
-    return load_network(checkpoint, time_steps)
-
-
 def macs_of_image(settings: Settings) -> int:
     """Multiplications with accumulation that an image takes over all timesteps, with a stem that
     runs at each."""
@@ -245,7 +238,9 @@ def trace_checkpoint(
     settings = checkpoint.settings
     # that of a network trained for a chip is the one there, and not the digital one
     accuracy = None if settings.crossbar else checkpoint.accuracy
-    network = network_at(checkpoint, time_steps)
+    if time_steps is not None:
+        check_int(time_steps, "time_steps", 1024)
+    network = load_network(checkpoint, time_steps)
     batches = evaluation_data(checkpoint, data_path, network.time_window, test_images)
     if batches is None and network.time_window != settings.time_window:
         raise UserError(
