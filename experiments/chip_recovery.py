@@ -20,7 +20,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from statistics import fmean as mean
 
@@ -200,7 +200,7 @@ def test_on_chips(args: argparse.Namespace, runs: Path, planned: Sequence[Planne
             rows = others + [its[draw] for draw in sorted(its)]
             write_whole(path, csv_of(rows).encode())
             about = f"{one.title}: sigma {chip.sigma:g}, ADCs of {chip.adc_bits} bits"
-            said = [mean(getattr(x, name) for x in its.values()) for name in ACCURACIES]
+            said = [mean_of([*its.values()], name) for name in ACCURACIES]
             say(f"on chips  {about}: {percent(said[0], 2)}, calibrated {percent(said[1], 2)}")
 
 
@@ -324,7 +324,7 @@ def cells_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
                 cell([100 * x[0].digital_accuracy for x in seeds], "{:.2f}".format, len(seeds))
             )
             for name in ACCURACIES:
-                values = [100 * mean(getattr(y, name) for y in x) for x in seeds]
+                values = [100 * mean_of(x, name) for x in seeds]
                 line.append(cell(values, "{:.2f}".format, len(seeds)))
                 line.append(cell([100 * good(x, name) for x in seeds], "{:.0f}".format, len(seeds)))
             lines.append([*line, f"{mean(x.edap for x in chip if x.network == network):.4g}"])
@@ -356,6 +356,38 @@ def cheapest_of(rows: Sequence[OneChip], max_drop: float, min_yield: float) -> l
             if its:
                 lines.append(line)
     return [header, *lines]
+
+
+def leads_of(rows: Sequence[OneChip]) -> list[list[str]]:
+    """By how many points a network is above another one, with a header: of the same chips, paired
+    by seed. Two are compared that differ in their method alone, or in whether they were trained for
+    the chip."""
+    header = ["data", "bits", "sigma", "ADC bits", "network", "over", "seeds"]
+    lines = [[*header, "digital", *ACCURACIES.values()]]
+    for panel in panels_of(rows):
+        chips = [x for x in rows if (x.data, x.bits, x.sigma, x.adc_bits) == panel]
+        there = [network for network in WORDS if any(x.network == network for x in chips)]
+        for other, network in combinations(there, 2):
+            if sum(x != y for x, y in zip(other, network, strict=True)) > 1:
+                continue
+            above, below = (
+                {x[0].seed: x for x in by_seed([x for x in chips if x.network == y])}
+                for y in (network, other)
+            )
+            seeds = sorted(above.keys() & below.keys())
+            line = [*map(str, panel), WORDS[network], WORDS[other], str(len(seeds))]
+            for name in ("digital_accuracy", *ACCURACIES):
+                points = [
+                    100 * (mean_of(above[seed], name) - mean_of(below[seed], name))
+                    for seed in seeds
+                ]
+                line.append(cell(points, "{:+.1f}".format, len(seeds)))
+            lines.append(line)
+    return lines
+
+
+def mean_of(chips: Sequence[OneChip], name: str) -> float:
+    return mean(getattr(x, name) for x in chips)
 
 
 def picture(rows: Sequence[OneChip]) -> Figure:
@@ -408,9 +440,15 @@ def write(folder: Path, max_drop: float, min_yield: float) -> None:
     ]
     cost = f"What a chip costs of which at least {min_yield:g} % are good: the cheapest of these "
     cost += "ADCs with which they are."
-    tables = [markdown(cells_of(rows, max_drop), notes), cost]
-    tables.append(markdown(cheapest_of(rows, max_drop, min_yield), []))
-    text = "\n\n".join(tables)
+    lead = "By how many points a network is above another on the same chips: mean ± standard error "
+    lead += "of the differences, seed by seed."
+    text = "\n\n".join(
+        [
+            *(markdown(cells_of(rows, max_drop), notes), cost),
+            *(markdown(cheapest_of(rows, max_drop, min_yield), []), lead),
+            markdown(leads_of(rows), []),
+        ]
+    )
     contents = {"table.md": text + "\n", **picture_files(picture(rows), "picture")}
     write_files(folder, contents, "--results")
     print(text, flush=True)

@@ -15,6 +15,7 @@ from experiments.chip_recovery import (
     cheapest_of,
     chips_of,
     csv_of,
+    leads_of,
     on_chips,
     planned_runs,
     read_chips,
@@ -96,6 +97,25 @@ def test_the_tables_say_accuracy_yield_and_the_cheapest_adc():
         edap = "24" if adc_bits == "4" else "-"
         assert plain[3:] == ["student", adc_bits, edap, "4", "24"]
         assert trained[3:] == ["student, for the chip", "4", "24", "4", "24"]
+
+
+def test_leads_are_paired_by_seed_and_by_hand():
+    chips = [
+        replace(ROW, seed=seed, draw=draw, method=method, trained_sigma=sigma, accuracy=accuracy)
+        for method, sigma, accuracies in (
+            ("student", None, [(0.5, 0.7), (0.8, 0.8), (0.1, 0.1)]),
+            ("CLK", None, [(0.7, 0.7), (0.8, 0.9)]),
+            ("CLK", 0.2, [(0.8, 0.8)]),
+        )
+        for seed, both in enumerate(accuracies, start=1)
+        for draw, accuracy in enumerate(both)
+    ]
+    header, methods, training = leads_of(chips)
+    assert header[4:] == ["network", "over", "seeds", "digital", "as made", "calibrated"]
+    # 70 - 60 and 85 - 80 points; seed 3 has no partner
+    same = "+0.0 ± 0.0"
+    assert methods[4:] == ["CLK", "student", "2", same, "+7.5 ± 2.5", same]
+    assert training[4:] == ["CLK, for the chip", "CLK", "1", "+0.0", "+10.0", "+0.0"]
 
 
 def test_a_network_is_tested_on_chips_as_made_and_calibrated(trained, tmp_path):
