@@ -116,22 +116,23 @@ def expected_silence(layer: Layer, rows: np.ndarray) -> np.ndarray:
     """Share of the output pixels at which all rows of a part of a patch are silent, if each carries
     a one with the layer's rate. `rows` (parts, k, k) at each position of the kernel; (parts,)."""
     rate = 1.0 if layer.spike_rate is None else layer.spike_rate
-    (inside_y, share_y), (inside_x, share_x) = (positions_inside(layer, side) for side in (0, 1))
+    (inside_y, many_y), (inside_x, many_x) = (positions_inside(layer, side) for side in (0, 1))
     bits = np.einsum("yi,pij,xj->pyx", inside_y, rows, inside_x)
     of_patch = layer.in_channels * np.outer(inside_y.sum(axis=1), inside_x.sum(axis=1))
     bits = np.where(bits > 0, bits, of_patch)
     silent = np.where(bits > 0, (1.0 - rate) ** bits, 0.0)
-    return np.einsum("pyx,y,x->p", silent, share_y, share_x)
+    # Numbers of outputs, not shares: a layer that is always silent is so for exactly 1.
+    return np.einsum("pyx,y,x->p", silent, many_y, many_x) / (many_y.sum() * many_x.sum())
 
 
 def positions_inside(layer: Layer, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which positions of the kernel lie in the plane along a side, and for which share of the
-    outputs: (ways, k) of 0 and 1, (ways,)."""
+    """Which positions of the kernel lie in the plane along a side, and for how many outputs:
+    (ways, k) of 0 and 1, (ways,)."""
     if layer.linear:
-        return np.ones((1, 1)), np.ones(1)
+        return np.ones((1, 1)), np.ones(1, dtype=int)
     stride, padding = layer.stride_and_padding(side)
     outputs = np.arange(layer.out_size[side]) * stride - padding
     at = outputs[:, None] + np.arange(layer.kernel)
     inside = (at >= 0) & (at < layer.in_size[side])
     ways, counts = np.unique(inside, axis=0, return_counts=True)
-    return ways.astype(float), counts / len(outputs)
+    return ways.astype(float), counts

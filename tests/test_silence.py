@@ -7,7 +7,7 @@ from math import ceil
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from conftest import refused
@@ -18,7 +18,7 @@ from spikesim_eval.codes import Rows
 from spikesim_eval.compare import sensitivity
 from spikesim_eval.estimate import estimate
 from spikesim_eval.layer_list import Layer, LayerList, Subject, load_layer_list
-from spikesim_eval.silence import tile_sizes
+from spikesim_eval.silence import expected_tiles, positions_inside, silent_patches, tile_sizes
 from spikesim_eval.sweep import grid_of, sweep
 from spikesim_eval.technology import DEFAULT
 from test_chip import chips, fit
@@ -181,6 +181,17 @@ def test_of_independent_spikes_the_expectation_is_what_is_recorded(layer, chip, 
     # 300 images, whose pixels share inputs: a deviation of at most 1 / (2 √300), five of them
     for key in ("conversions", "busy_ns"):
         assert abs(measured[key] - hoped[key]) / most[key] < 2.5 / 300**0.5
+
+
+@given(st.integers(1, 5), st.tuples(*[st.integers(1, 9)] * 2), st.tuples(*[st.integers(1, 9)] * 2))
+def test_a_layer_that_never_fires_is_silent_for_exactly_one(kernel, in_size, out_size):
+    """Else what is left of all conversions of a large layer by rounding would be charged."""
+    layer = Layer("a", kernel, 70, 8, in_size, out_size, 1, (), spike_rate=0.0)
+    # a patch outside of the plane is no silence
+    assume(all(positions_inside(layer, side)[0].any(axis=1).all() for side in (0, 1)))
+    assert silent_patches(layer) == 1
+    stack = 2 * kernel**2  # crossbars in line, of 64 rows
+    assert expected_tiles(layer, 64, 9, 1) == (stack, ceil(stack / 9))
 
 
 def test_a_layer_by_hand():
