@@ -32,6 +32,7 @@ from runtime.processes import usable_cores
 from spikesim_eval.chip import OPTIONS as CHIP_OPTIONS
 from spikesim_eval.chip import Chip, about_option, chips, options_of
 from spikesim_eval.technology import load_technology
+from spikesim_eval.technology_keys import OF_OPTIONS
 
 PAPER_SETTINGS = ("original", "student", "qamd")
 SHARED_GPU = "cuda-shared"
@@ -175,7 +176,7 @@ def of_chip(name: str) -> Any:
         "added",
         choices=about.metadata["choices"] or None,
         where=for_a_chip,
-        shown=f"{shown}, or the technology's",
+        shown=f"{shown}, or the technology's" if name in OF_OPTIONS else shown,
     )
 
 

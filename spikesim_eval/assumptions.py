@@ -36,13 +36,11 @@ CHARGED = {  # by Chip.costs
     "counted": [
         "Charged is what happens: driven cells that hold weights, conversions of columns that "
         "hold weights, sums that leave a PE, bits read and written, additions and products. "
-        "One conversion, driven cell or moved sum costs what the published tool charges for "
-        "it; arithmetic, memory and leakage are from the sources below, scaled to 65 nm where "
-        "they say so.",
+        "Each costs what the technology says, with the sources below.",
         "Where every timestep reads the same image the stem runs once, and its sums are kept "
         "twice, in 25 bits: it begins with the next image while they are still read.",
-        "A PE cycle takes one clock for currents to settle and one for each bit of each "
-        "column that an ADC reads in turn; all PEs of a layer work at once.",
+        "A PE cycle takes one clock for currents to settle and, for each column that an ADC reads "
+        "in turn, those of a conversion; all PEs of a layer work at once.",
         "Layers are pipelined: a layer starts a row of pixels when the rows that its kernel "
         "reads have arrived, timestep after timestep. The delay is one image's alone; frames a "
         "second and power are of image after image.",
@@ -51,8 +49,8 @@ CHARGED = {  # by Chip.costs
         "25 bits, while a block computes what is added to it, written and read at every "
         "timestep. Not charged: DRAM for inputs and results, the distribution of clocks, the count "
         "of driven rows that offset columns need, and the area of multipliers and LIF logic.",
-        "Transistors leak as an SRAM cell of the same area does; the H-tree's wires do not, nor "
-        "do crossbars, but for SRAM.",
+        "Transistors leak by their area, as the technology says, and so do SRAM cells; the "
+        "H-tree's wires do not, nor do other cells where the technology does not say so.",
     ],
 }
 SKIPPED = {  # by what Chip.skip names

@@ -78,8 +78,8 @@ def check_option(about: Field, value: object) -> None:
     if about.name == "after" and value != about.default:
         seconds(value)
     key = OF_OPTIONS.get(about.name)
-    if key and KEYS[key].numbers and value != about.default:
-        found = check_numbers(about.name, value, KEYS[key].numbers)
+    if key and KEYS[key].lengths and value != about.default:
+        found = check_numbers(about.name, value, KEYS[key].lengths)
         if key == "cell.level_conductances" and (
             sorted(found) != found or (found[0], found[-1]) != (0, 1)
         ):

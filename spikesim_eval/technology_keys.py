@@ -1,7 +1,7 @@
 """What a technology can say: each key, its unit, what it means and which values make sense."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from runtime.command import did_you_mean
@@ -29,7 +29,7 @@ class Key:
         is_label: it only says what a technology is; nothing is computed of it.
         choices: it is one of these words.
         by: it is a table, of figures by whole numbers of "bits" or by "degrees".
-        numbers: it is a text of numbers separated by commas, so many of them.
+        lengths: it is a text of numbers separated by commas, and so many of them.
         wrong: what is wrong with such numbers, or None.
         model: what single cells do that it says only together with the other keys of the model.
         option: of a chip, that it is the default of.
@@ -44,7 +44,7 @@ class Key:
     is_label: bool = False
     choices: tuple[str, ...] = ()
     by: str | None = None
-    numbers: Sequence[int] = ()
+    lengths: Sequence[int] = ()
     wrong: Callable[[Sequence[float]], str | None] | None = None
     model: str | None = None
     option: str | None = None
@@ -56,8 +56,8 @@ class Key:
                 raise UserError(f"{name} must be one of {self.choices}, got {show(value)}")
         elif self.by is not None:
             check_table(value, self.by, name)
-        elif self.numbers:
-            found = check_numbers(name, value, self.numbers)
+        elif self.lengths:
+            found = check_numbers(name, value, self.lengths)
             if self.wrong is not None and (wrong := self.wrong(found)):
                 raise UserError(f"{name} is {show(value)}: {wrong}")
         elif self.largest is not None:
@@ -109,10 +109,10 @@ def of_chip(option: str, unit: str = "") -> Key:
     return Key(unit, f"--{option}", optional=True, option=option)
 
 
-LAW = {"numbers": (1, 4), "wrong": wrong_exponents, "model": "drift"}
+LAW = {"lengths": (1, 4), "wrong": wrong_exponents, "model": "drift"}
 IN_TABLE = "(--adc_law table)"
 WARMER = "the same by its temperature (--celsius)"
-KEYS = {  # section.key; what ends in _pj or _um2 is charged
+KEYS = {  # section.key
     "process.node_nm": Key("nm", "feature size", above_0=True, is_label=True),
     "process.supply_v": Key("V", "supply voltage", is_label=True),
     "cell.kind": one_of("RRAM", "PCM", "SRAM", "FeFET"),
@@ -148,7 +148,7 @@ KEYS = {  # section.key; what ends in _pj or _um2 is charged
     "htree.area_um2": Key("um^2", "H-tree, of a PE"),
     "cell_write.energy_pj": Key("pJ", "a cell programmed"),
     "cell_write.row_ns": Key("ns", "a row of a crossbar programmed"),
-    "dram.energy_pj": Key("pJ", "a bit read from DRAM"),
+    "dram.energy_pj": Key("pJ", "a bit read from DRAM, or written there"),
     "dram.bits_per_ns": Key("bit/ns", "what DRAM gives at once", above_0=True),
     "router.energy_pj": Key("pJ", "a bit moved to a neighbouring tile"),
     "router.area_um2": Key("um^2", "router of a tile"),
@@ -166,7 +166,7 @@ KEYS = {  # section.key; what ends in _pj or _um2 is charged
     "leakage.hp_mw": Key("mW", "1 um^2 of high performance logic"),
     "cell.level_conductances": of_cells(
         "evenly written levels from lowest to highest: what they add",
-        numbers=range(2, 257),
+        lengths=range(2, 257),
         option="level_conductances",
     ),
     "cell.leakage_mw": of_cells(
@@ -174,7 +174,7 @@ KEYS = {  # section.key; what ends in _pj or _um2 is charged
     ),
     "device.programming": of_cells(
         "deviation of a written conductance, c0,c1,... of c0 + c1 g + ...",
-        numbers=range(1, 10),
+        lengths=range(1, 10),
         option="programming",
     ),
     "device.read_noise": of_cells(
@@ -193,7 +193,7 @@ KEYS = {  # section.key; what ends in _pj or _um2 is charged
     ),
     "device.flicker": of_cells(
         "a,b,c of a share a g^b, at most c, of 1/f noise",
-        numbers=(3,),
+        lengths=(3,),
         wrong=wrong_flicker,
         model="flicker",
     ),
@@ -240,12 +240,13 @@ def check_key(name: str, known: Iterable[str], file: str) -> None:
     raise UserError(f"{file}: unknown key {show(name)}{meant}")
 
 
-def check_complete(said: Mapping[str, object], file: str) -> None:
-    """Raise UserError for a part of a model: alone it would do nothing."""
-    for model in ("drift", "flicker"):
-        keys = keys_of(model)
-        missing = [name for name in keys if name not in said]
-        if missing and len(missing) < len(keys):
+def check_complete(said: Container[str], file: str) -> None:
+    """Raise UserError for a part of a model, which alone would do nothing, and for 1/f noise
+    without drift, after which it comes."""
+    drift, flicker = keys_of("drift"), keys_of("flicker")
+    for model, keys, needed in (("drift", drift, drift), ("flicker", flicker, flicker + drift)):
+        missing = [name for name in needed if name not in said]
+        if missing and any(name in said for name in keys):
             first = missing[0]
             how = f"{first}=..." if file == "--set" else KEYS[first].example
             raise UserError(
@@ -271,17 +272,18 @@ def check_numbers(name: str, value: object, lengths: Sequence[int]) -> list[floa
     except (ValueError, OverflowError):
         found = []
     if len(found) not in lengths:
-        many = " or ".join(map(str, lengths)) if len(lengths) < 3 else f"{lengths[0]} or more"
-        number = "number" if list(lengths) == [1] else "numbers"
-        raise UserError(f"{name} must be {many} {number}, as 0.1,0.2, got {show(value)}")
+        many = " or ".join(map(str, lengths))
+        if isinstance(lengths, range):
+            many = f"{lengths[0]} to {lengths[-1]}"
+        raise UserError(f"{name} must be {many} numbers, as 0.1,0.2, got {show(value)}")
     return found
 
 
-def is_size(value: object, or_none: bool) -> bool:
-    """Whether it is a number that things in a chip can have; with `or_none` also 0."""
+def is_size(value: object, or_0: bool) -> bool:
+    """Whether it is a number that things in a chip can have; with `or_0` also 0."""
     if type(value) not in (int, float):
         return False
-    return SMALLEST <= value <= LARGEST or (or_none and value == 0)
+    return SMALLEST <= value <= LARGEST or (or_0 and value == 0)
 
 
 def check_table(value: object, by: str, name: str) -> None:
@@ -290,7 +292,7 @@ def check_table(value: object, by: str, name: str) -> None:
     good = isinstance(value, dict) and len(value) > 1
     good = good and all(len(x) < 4 and x.isdecimal() for x in value)
     good = good and (of_degrees or all(0 < int(x) < 100 for x in value))
-    good = good and all(is_size(x, or_none=False) for x in value.values())
+    good = good and all(is_size(x, or_0=False) for x in value.values())
     if not good or sorted(map(int, value)) != list(map(int, value)):
         what = "degrees" if of_degrees else "numbers of bits"
         raise UserError(

@@ -285,17 +285,18 @@ MISTAKES = {
     "--stuck_on 1.1": "stuck_on",
     "--stuck_off=-0.1": "stuck_off",
     "--read_noise nan": "read_noise",
-    "--programming 0.1,x": "programming must be 1 or more numbers, as 0.1,0.2, got '0.1,x'",
+    "--programming 0.1,x": "programming must be 1 to 9 numbers, as 0.1,0.2, got '0.1,x'",
     "--programming inf": "programming",
     "--level_conductances 0,0.5": "must rise from 0 to 1",
     "--level_conductances 0,0.7,0.5,1": "must rise from 0 to 1",
-    "--level_conductances 1": "level_conductances must be 2 or more numbers",
+    "--level_conductances 1": "level_conductances must be 2 to 256 numbers",
     "--over sigma": "--over must be as sigma=0.05,0.1,0.2, of one of sigma, ",
     "--over adc_bits=4,5": "got 'adc_bits=4,5'",
     "--over sigma=0.1,x": "--over sigma must be numbers, got 'x'",
     "--over sigma=0.1,-1": "sigma must be",
     "--over after=1h": "does not say how its cells drift",
     "--technology spikesim-65nm-pcm --over after=1h,2": "a time with its unit",
+    "--set device.flicker=0.1,0,1 --set device.flicker_read_s=1e-6": "device.drift (mean exponent",
     "--max_drop -1": "max_drop",
 }
 
@@ -317,7 +318,7 @@ IN_FILES = {
     'stuck_on = { value = 2, source = "mine" }': "device.stuck_on: stuck_on must be",
     'stuck_on = { value = -1, source = "mine" }': "device.stuck_on is -1: give 0, or a number",
     'read_noise = { value = 0.1, unit = "S", source = "mine" }': "has the unit 'S': it has none",
-    'programming = { value = "0,,1", source = "mine" }': "device.programming must be 1 or more",
+    'programming = { value = "0,,1", source = "mine" }': "programming must be 1 to 9 numbers",
     'drift_end_s = { value = 1, unit = "s", source = "mine" }': "unknown key 'device.drift_end_s'",
 }
 
