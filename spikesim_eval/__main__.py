@@ -508,14 +508,14 @@ def run_nonideal(args: argparse.Namespace) -> None:
     asked = Question(args.max_drop, args.each_layer, args.over, args.each_change, args.calibrate)
     few = args.time_steps, args.test_images
     found = reports(args.checkpoint, args.data_path, chip, draws, asked, *few)
-    single = found[0] if len(found) == 1 else found
+    single, pictures = found[0] if len(found) == 1 else found, pictures_of(found)
     contents = {
         "nonideal.json": json.dumps(single, indent=2) + "\n",
         "nonideal.csv": layers_csv(found),
         "chips.csv": chips_csv(found),
-        "nonideal.html": page_of(found),
+        "nonideal.html": page_of(found, pictures),
     }
-    for stem, (_, figure) in pictures_of(found).items():
+    for stem, (_, figure) in pictures.items():
         contents |= picture_files(figure, stem)
     write_files(args.out, contents)
     for report in found:

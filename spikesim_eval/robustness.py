@@ -380,10 +380,10 @@ def pictures_of(found: Sequence[dict[str, Any]]) -> dict[str, tuple[str, Figure]
     return figures
 
 
-def page_of(found: Sequence[dict[str, Any]]) -> str:
-    """All of it, with pictures."""
+def page_of(found: Sequence[dict[str, Any]], pictures: Mapping[str, tuple[str, Figure]]) -> str:
+    """All of it, with the pictures of `pictures_of` and those of each network."""
     names = short_names([report["checkpoint"] for report in found])
-    plots = {heading: svg(figure) for heading, figure in pictures_of(found).values()}
+    plots = {heading: svg(figure) for heading, figure in pictures.values()}
     sections = []
     for name, report in zip(names, found, strict=True):
         layers = layers_plot(report["layers"], report["digital_accuracy"])
