@@ -300,21 +300,19 @@ def by_seed(rows: Sequence[OneChip]) -> list[list[OneChip]]:
     return [[x for x in rows if x.seed == seed] for seed in seeds]
 
 
-def panels_of(rows: Sequence[OneChip]) -> list[tuple[str, int, float, int]]:
-    """(data, bits, sigma, ADC bits) of the chips, in order."""
-    return sorted({(x.data, x.bits, x.sigma, x.adc_bits) for x in rows})
+def panels_of(rows: Sequence[OneChip]) -> dict[tuple[str, int, float, int], list[OneChip]]:
+    """The rows by (data, bits, sigma, ADC bits), in order."""
+    found = {}
+    for row in rows:
+        found.setdefault((row.data, row.bits, row.sigma, row.adc_bits), []).append(row)
+    return dict(sorted(found.items()))
 
 
 def cells_of(rows: Sequence[OneChip], max_drop: float) -> list[list[str]]:
     """The table, with its header: means over seeds, of a seed over its chips."""
     good = yields(rows, max_drop)
     lines = []
-    for data, bits, sigma, adc_bits in panels_of(rows):
-        chip = [
-            x
-            for x in rows
-            if (x.data, x.bits, x.sigma, x.adc_bits) == (data, bits, sigma, adc_bits)
-        ]
+    for (data, bits, sigma, adc_bits), chip in panels_of(rows).items():
         for network, name in WORDS.items():
             seeds = by_seed([x for x in chip if x.network == network])
             if not seeds:
@@ -364,8 +362,7 @@ def leads_of(rows: Sequence[OneChip]) -> list[list[str]]:
     the chip."""
     header = ["data", "bits", "sigma", "ADC bits", "network", "over", "seeds"]
     lines = [[*header, "digital", *ACCURACIES.values()]]
-    for panel in panels_of(rows):
-        chips = [x for x in rows if (x.data, x.bits, x.sigma, x.adc_bits) == panel]
+    for panel, chips in panels_of(rows).items():
         there = [network for network in WORDS if any(x.network == network for x in chips)]
         for other, network in combinations(there, 2):
             if sum(x != y for x, y in zip(other, network, strict=True)) > 1:
