@@ -170,6 +170,17 @@ def test_what_calibration_wins_is_said_and_drawn(found):
         assert points[is_filled] == pytest.approx(chips)
 
 
+def test_the_command_says_what_calibration_wins(trained, tmp_path, capsys):
+    line = f"nonideal --checkpoint {trained['qamd']} --adc_bits 2 --trials 1 --calibrate 32"
+    line += " --test_images 90"
+    assert main([*line.split(), "--out", str(tmp_path)]) == 0
+    assert "calibrated, with 32 training images: " in capsys.readouterr().out
+    found = json.loads((tmp_path / "nonideal.json").read_text())
+    (before,), (after,) = found["accuracies"], found["calibrated"]["accuracies"]
+    assert after > before
+    assert max(max(steps) for steps in found["calibrated"]["adc_steps"].values()) > 1
+
+
 def test_of_chips_whose_cost_nobody_knows_there_is_no_picture_over_it(trained):
     subject, chip = load_subject(str(trained["student"]), None, 1, 60), Chip(adc_bits=None)
     report = network_report(subject, chip, Draws(), Question(each_change=True))
