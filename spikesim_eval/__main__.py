@@ -38,7 +38,7 @@ from .layer_list import (
 from .plots import accuracy_plot, compare_plot, svg, sweep_plot
 from .presets import technology_rows, technology_tables, value_table
 from .published import estimate_published
-from .render import Section, csv_text, markdown, page
+from .render import Section, csv_text, markdown, options_section, page
 from .report import build_report, totals_text, write_report
 from .sweep import (
     AXES,
@@ -52,7 +52,8 @@ from .sweep import (
     sweep_csv,
     variants,
 )
-from .technology import DEFAULT, load_technology, presets
+from .technology import BY_HAND, DEFAULT, load_technology, presets
+from .technology_keys import KEYS, OF_OPTIONS
 
 
 def numbers(kind: type) -> Any:
@@ -111,6 +112,8 @@ def add_chip_options(parser: Parser, *parts: str, lists: bool = False) -> None:
         elif option.name == "adc_bits":
             how = {"type": adc_bits}
             text += ", or auto: the fewest within --max_drop" if "price" in parts else ", or ideal"
+        if option.name in OF_OPTIONS:
+            text += ", by default the technology's"
         how["default"] = argparse.SUPPRESS  # what is not given may be the preset's
         add_option(parser, option.name, default, text, **how)
 
@@ -124,6 +127,16 @@ def add_data_options(parser: Parser) -> None:
     parser.add_argument("--data_path", help="data root: rates and accuracy are measured")
     text = "test images that are drawn to measure on (default: all), always the same"
     parser.add_argument("--test_images", type=int, help=text)
+
+
+def set_by_hand(args: argparse.Namespace) -> dict[str, int | float | str]:
+    """What --set says, each value once. Raises UserError."""
+    said = dict(args.set)
+    if len(said) < len(args.set):
+        keys = [key for key, _ in args.set]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"--set says {twice} twice: leave one of them out")
+    return said
 
 
 def simulates(args: argparse.Namespace) -> bool:
@@ -142,8 +155,13 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
         if x.name in said and x.metadata["part"] == "simulation" and not simulates(args):
             raise UserError(f"--{x.name} says how a chip is simulated: add --on_chip")
     technology = said.pop("technology", DEFAULT)
-    if args.set:
-        technology = technology.with_values(dict(args.set))
+    if changed := set_by_hand(args):
+        technology = technology.with_values(changed)
+    for key in changed:
+        option = OPTIONS.get(KEYS[key].option)
+        is_simulated = KEYS[key].model or (option and option.metadata["part"] == "simulation")
+        if is_simulated and not simulates(args):
+            raise UserError(f"--set {key} says how a chip is simulated: add --on_chip")
     defaults = options_of(technology) if technology is not DEFAULT else {}
     return defaults | PRESETS[getattr(args, "preset", "default")] | said
 
@@ -317,6 +335,12 @@ def chip_of(args: argparse.Namespace) -> Chip:
     return Chip(**options)
 
 
+def about_chip(chip: Chip, args: argparse.Namespace) -> dict[str, Any]:
+    """The options of a chip that is priced, and perhaps simulated."""
+    more = chip.options("simulation") | {"seed": args.seed, "trials": args.trials}
+    return chip.options("price") | (more if args.on_chip else {})
+
+
 def simulated(
     subjects: Sequence[Subject], chip: Chip, args: argparse.Namespace
 ) -> tuple[list[Subject], Chip]:
@@ -405,6 +429,7 @@ def run_compare(args: argparse.Namespace) -> None:
     sections = [
         Section(first, [f"{line}." for line in lines], *figures),
         Section("Times better than the baseline", [], *better),
+        options_section("Chip", about_chip(chip, args)),
         Section("Assumptions", assumptions(chip)),
     ]
     names = short_names([subject.name for subject in subjects])
@@ -460,22 +485,24 @@ def run_sweep(args: argparse.Namespace) -> None:
         last.append("spike rates are those of the networks as trained, at every width and T")
     table, names = front_table(columns, front)
     section = Section("Chips", [*first, *names, *last], *table)
-    sections = [section, Section("Assumptions", assumptions(chip))]
+    about = options_section("Options of the chips", about_chip(chip, args) | axes)
+    sections = [section, about, Section("Assumptions", assumptions(chip))]
     contents["sweep.html"] = page("Sweep", sections, plots)
     write_files(args.out, contents)
     print("\n".join([*first, *text_table(*table), *names, *last]))
 
 
 def run_technologies(args: argparse.Namespace) -> None:
-    named, changed = args.technologies or presets(), dict(args.set)
+    named, changed = args.technologies or presets(), set_by_hand(args)
     technologies = [load_technology(name).with_values(changed) for name in named]
+    chips = [Chip(**options_of(technology)) for technology in technologies]
     check_sources(args, [args.checkpoint] if args.checkpoint else [])
     subject = None
     if args.checkpoint or args.layers:
         subject = listed(args.layers) if args.layers else traced(args.checkpoint, args, Chip())
     if args.on_chip:
         check_simulation([subject] if subject else [], args)
-    rows = technology_rows(technologies, subject, args.on_chip)
+    rows = technology_rows(chips, subject, args.on_chip)
     tables, said = technology_tables(rows), tested_on(subject.test_images) if subject else []
     if args.out is not None:
         first, *priced = tables
@@ -487,7 +514,7 @@ def run_technologies(args: argparse.Namespace) -> None:
             "technologies.md": markdown("Technologies", sections),
         }
         write_files(args.out, contents)
-    said += [f"set by hand: {', '.join(f'{x} = {y}' for x, y in changed.items())}"] * bool(changed)
+    said += [f"{BY_HAND}: {', '.join(f'{x} = {y}' for x, y in changed.items())}"] * bool(changed)
     parts = [*(text_table(*table) for table in tables), *([said] if said else [])]
     print("\n\n".join("\n".join(lines) for lines in parts))
 

@@ -36,7 +36,7 @@ CHARGED = {  # by Chip.costs
     "counted": [
         "Charged is what happens: driven cells that hold weights, conversions of columns that "
         "hold weights, sums that leave a PE, bits read and written, additions and products. "
-        "Each costs what the technology says, with the sources below.",
+        "Each costs what the technology says.",
         "Where every timestep reads the same image the stem runs once, and its sums are kept "
         "twice, in 25 bits: it begins with the next image while they are still read.",
         "A PE cycle takes one clock for currents to settle and, for each column that an ADC reads "
@@ -111,8 +111,8 @@ COPIES = [
 def assumptions(chip: Chip) -> list[str]:
     """What the figures rest on, one sentence each."""
     return [
-        f"Component figures are those of {chip.technology} ({chip.technology.title}), with their "
-        "sources below; nothing is measured on a chip.",
+        f"Component figures are those of {chip.technology.label} ({chip.technology.title}), whose "
+        "sources `technologies` and a report list; nothing is measured on a chip.",
         *CHARGED[chip.costs],
         COLUMN_KINDS[chip.columns],
         ADC_OF[chip.adc_of],

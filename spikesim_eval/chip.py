@@ -180,7 +180,7 @@ class Chip:
         DEFAULT, "what its parts cost: the name of a preset, or a TOML file"
     )
     xbar_size: int = option(
-        64, "crossbar side", (8, 1024), "the figures are those of a 64 x 64 crossbar, scaled"
+        64, "crossbar side", (8, 1024), "the figures are those of the technology's crossbars"
     )
     cell_bits: int = option(
         4,
@@ -203,7 +203,9 @@ class Chip:
         **PRICE,
     )
     adc_bits: int | None = option(  # None: an ideal ADC, which neither rounds nor clips
-        5, "bits of an ADC", (1, MOST_ADC_BITS), "the figures are those of a 4-bit ADC, scaled"
+        5,
+        "bits of an ADC",
+        *((1, MOST_ADC_BITS), "the figures are those of the technology's ADC, scaled"),
     )
     layer_adc_bits: str = option(
         "", "bits of the ADCs of single layers, as stem.conv=6,linear=8; adc_bits of all others"
@@ -219,7 +221,7 @@ class Chip:
         **SIMULATION,
     )
     adc_law: str = choice(
-        "an ADC's energy and area double with every bit above the technology's (4) and halve with "
+        "an ADC's energy and area double with every bit above the technology's and halve with "
         "every bit below, are in proportion to the bits, or, with its clocks, as the technology's "
         "table has them",
         *("doubling", "linear", "table"),
@@ -228,7 +230,7 @@ class Chip:
     columns_per_adc: int = option(
         8,
         "columns that take turns at an ADC",
-        *((1, 1024), "the figures are those of an ADC and its multiplexer for 8 columns"),
+        *((1, 1024), "the figures are those of the technology's ADC and its multiplexer"),
         **PRICE,
     )
     clk_mhz: float = option(
@@ -353,15 +355,16 @@ class Chip:
         if self.stuck_on + self.stuck_off > 1:
             raise UserError(
                 f"stuck_on and stuck_off are shares of the same cells: {self.stuck_on:g} and "
-                f"{self.stuck_off:g} are more than all"
+                f"{self.stuck_off:g} are more than all (what is not given is that of "
+                f"{self.technology})"
             )
         if self.after and not self.technology.has("drift"):
             missing = ", ".join(x for x in keys_of("drift") if x not in self.technology.entries)
             drifting = [x for x in presets() if load_technology(x).has("drift")]
             raise UserError(
                 f"after: {self.technology} does not say how its cells drift ({missing}): take a "
-                f"technology that does, as {', '.join(drifting)}, or write these into a file with "
-                f'like = "{self.technology}"'
+                f"technology that does, as {', '.join(drifting)}, or write these into "
+                f"{self.technology.place}"
             )
 
     def options(self, part: str) -> dict[str, Any]:
@@ -371,8 +374,8 @@ class Chip:
             for x in fields(self)
             if x.metadata["part"] in ("both", part)
         }
-        as_text = {name for name, x in said.items() if x is self.technology or x == math.inf}
-        return {name: str(x) if name in as_text else x for name, x in said.items()}
+        said["technology"] = self.technology.label
+        return {name: str(x) if x == math.inf else x for name, x in said.items()}
 
     def of_layer(self, name: str) -> "Chip":
         """The same chip with the ADCs of this layer."""

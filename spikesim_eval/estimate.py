@@ -405,6 +405,11 @@ def totals(
         ]
     )
     energy_pj = dynamic_pj + leakage_mw * delay_ns
+    if np.any(energy_pj == 0):
+        raise UserError(
+            f"{chip.technology}: a network takes no energy there, so there is nothing to compare: "
+            "give one of the *.energy_pj that it uses, or the leakage, a value above 0"
+        )
     ops = sum(network.ops(layer) for layer in network.layers)
     total = {
         "pes": pes,

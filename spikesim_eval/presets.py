@@ -5,7 +5,7 @@ from typing import Any
 
 from display import percent, short_names
 
-from .chip import Chip, options_of
+from .chip import Chip
 from .compare import Table
 from .estimate import estimate
 from .layer_list import Subject
@@ -17,12 +17,13 @@ COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2", "power_mw", "top
 
 
 def technology_rows(
-    technologies: Sequence[Technology], subject: Subject | None = None, simulate: bool = False
+    chips: Sequence[Chip], subject: Subject | None = None, simulate: bool = False
 ) -> list[dict[str, Any]]:
-    """A row a technology: what it and its chip are, what a network, if any, costs there, and with
-    `simulate` its accuracy there."""
-    rows, own_chips = [], [Chip(**options_of(technology)) for technology in technologies]
-    for technology, chip in zip(technologies, own_chips, strict=True):
+    """A row a chip, each of a technology of its own: what they are, what a network, if any, costs
+    there, and with `simulate` its accuracy there."""
+    rows = []
+    for chip in chips:
+        technology = chip.technology
         row = {
             "technology": technology.name,
             "title": technology.title,
@@ -46,8 +47,8 @@ def technology_rows(
     if simulate:
         from .nonideal import on_chip  # torch is needed here, and not for layer lists
 
-        for technology, chip, row in zip(technologies, own_chips, rows, strict=True):
-            (accuracy,), _ = on_chip(subject, chip, name=technology.name)
+        for chip, row in zip(chips, rows, strict=True):
+            (accuracy,), _ = on_chip(subject, chip, name=chip.technology.name)
             row["chip_accuracy_share"] = accuracy
     return rows
 

@@ -72,6 +72,18 @@ class Section:
     rows: Sequence[Sequence[Any]] = ()
 
 
+def options_section(title: str, options: Mapping[str, Any]) -> Section:
+    """What chips are, by their options; of several values all."""
+
+    def text(value: Any) -> Any:
+        if isinstance(value, list):
+            return ", ".join(str(text(x)) for x in value)
+        return "ideal" if value is None else value
+
+    rows = [[name, text(value)] for name, value in options.items() if value != ""]
+    return Section(title, [], ["option", "value"], rows)
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return ""

@@ -166,7 +166,8 @@ def constants(chip: Chip) -> list[dict[str, Any]]:
 
     if chip.costs == "published":
         return rows("energy", ENERGY) + rows("area", AREA) + rows("structure", STRUCTURE)
-    return [*chip.technology.rows(), *rows("structure", STRUCTURE)]
+    used = {"stream_bits": STRUCTURE["stream_bits"]}
+    return [*chip.technology.rows(), *rows("structure", used)]
 
 
 def layers_csv(report: Mapping[str, Any]) -> str:

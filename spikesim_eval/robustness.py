@@ -31,7 +31,7 @@ from .nonideal import (
     spread_text,
 )
 from .plots import svg
-from .render import Section, csv_text, mean_and_deviation, page, shown
+from .render import Section, csv_text, mean_and_deviation, options_section, page, shown
 
 COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2")  # of an image
 SURE = 1.959964  # standard deviations on both sides of which 95 % of normal numbers lie
@@ -398,8 +398,7 @@ def page_of(found: Sequence[dict[str, Any]], pictures: Mapping[str, tuple[str, F
         about = "Sums are in cell steps; the largest is the digital network's."
         sections.append(Section(f"{name}: layers", [about], *layer_table(report)))
     chip = found[0]["crossbar"] | {"seed": found[0]["seed"], "trials": len(found[0]["accuracies"])}
-    options = [[x, "ideal" if y is None else y] for x, y in chip.items() if y != ""]
-    sections.append(Section("Chips", [], ["option", "value"], options))
+    sections.append(options_section("Chips", chip))
     return page("On crossbars", sections, plots)
 
 

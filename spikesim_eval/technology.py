@@ -36,6 +36,7 @@ from .technology_keys import (
 )
 
 FOLDER = Path(__file__).parent / "technologies"
+BY_HAND = "set by hand"  # the source of what --set says
 
 
 class Entry(NamedTuple):
@@ -60,6 +61,17 @@ class Technology:
 
     def __getitem__(self, key: str) -> Any:
         return self.entries[key].value
+
+    @property
+    def label(self) -> str:
+        """Its name, with what was set by hand: "isaac-32nm with adc.energy_pj=0.6"."""
+        said = [f"{x}={self.text(x)}" for x, y in self.entries.items() if y.source == BY_HAND]
+        return f"{self.name} with {', '.join(said)}" if said else self.name
+
+    @property
+    def place(self) -> str:
+        """Where a user writes what it does not say."""
+        return f'a file with like = "{self}"' if self.name in presets() else self.name
 
     def _table(self, end: str) -> dict[str, float]:
         return {x.removesuffix(end): self[x] for x in KEYS if x.endswith(end)}
@@ -145,7 +157,7 @@ class Technology:
         if key not in self.entries:
             raise UserError(
                 f"celsius: {self} does not say how leakage grows with temperature, {key} is "
-                "missing: leave it out, or write the table into a file of yours"
+                f"missing: leave it out, or write the table into {self.place}"
             )
         first, *_, last = map(int, self[key])
         if not first <= celsius <= last:
@@ -164,11 +176,18 @@ class Technology:
         changed = {}
         known = [x for x in KEYS if not is_of_chip(x)]
         for key, value in said.items():
+            if key in KEYS and is_of_chip(key):
+                raise UserError(f"--set {key}: it is an option of its own, --{KEYS[key].option}")
             check_key(key, known, "--set")
             if KEYS[key].is_label:
                 raise UserError(f"--set {key}: it only says what a technology is; nothing is of it")
+            if KEYS[key].by is not None and not isinstance(value, dict):
+                raise UserError(
+                    f"--set {key}: it is a table, and a table stands in a file: write it into "
+                    f"{self.place}"
+                )
             KEYS[key].check(value, f"--set: {key}")
-            changed[key] = Entry(value, "set by hand")
+            changed[key] = Entry(value, BY_HAND)
         entries = self.entries | changed
         check_complete(entries, "--set")
         return replace(self, entries=entries)
@@ -202,7 +221,7 @@ def load_technology(name: str) -> Technology:
     """A technology by the name of its preset or the path of its file; raises UserError, in one line
     with file, key and remedy, for every mistake in it."""
     path = FOLDER / f"{name}.toml" if name in presets() else Path(name)
-    if not os.path.isfile(path):  # also of a name that is too long
+    if not os.path.exists(path):  # also of a name that is too long
         meant = did_you_mean(name, presets()) or similar_path(path)
         raise UserError(
             f"there is no technology {show(name)}{meant} (presets: {', '.join(presets())})"
@@ -211,8 +230,12 @@ def load_technology(name: str) -> Technology:
     file = str(name)
     sources, said = data.pop("sources", {}), {}
     title, like = data.pop("name", path.stem), data.pop("like", None)
-    if not isinstance(sources, dict) or not all(isinstance(x, str) for x in sources.values()):
-        raise UserError(f"{file}: sources must be a table of texts, [sources]")
+    if not isinstance(sources, dict) or not all(map(is_text, sources.values())):
+        raise UserError(
+            f"{file}: sources must be a table of texts that say where values are from, [sources]"
+        )
+    if not is_text(title):
+        raise UserError(f"{file}: name must be a text, got {show(title)}")
     if like is not None:
         if like not in presets():
             raise UserError(
@@ -235,12 +258,21 @@ def load_technology(name: str) -> Technology:
                 'what is missing from another technology with like = "NAME"'
             )
     check_complete(said, file)
-    return Technology(file, str(title), said)
+    return Technology(file, one_line(title), said)
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def one_line(text: str) -> str:
+    """As it stands in a table."""
+    return " ".join(text.split())
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {str(path)!r}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # no TOML, no text, a number of 5000 digits
@@ -262,11 +294,16 @@ def read_entry(name: str, entry: object, sources: Mapping[str, str], file: str) 
         raise UserError(f"{about} has the unit {show(unit)}: {wanted}, {key.example}")
     if not is_of_chip(name):
         key.check(entry["value"], about)
-    source = entry.get("source")
+    source, scaled = entry.get("source"), entry.get("scaled", "")
     if not isinstance(source, str) or source not in sources:
         said = "no source" if source is None else f"the source {show(source)}"
-        raise UserError(f"{about} has {said}: name one of [sources] ({', '.join(sources)})")
-    return Entry(entry["value"], sources[source], str(entry.get("scaled", "")))
+        there = f"name one of [sources] ({', '.join(sources)})"
+        raise UserError(
+            f"{about} has {said}: {there if sources else 'write where it is from in [sources]'}"
+        )
+    if not isinstance(scaled, str):
+        raise UserError(f"{about}: scaled must say what was done to it, got {show(scaled)}")
+    return Entry(entry["value"], one_line(sources[source]), one_line(scaled))
 
 
 DEFAULT = load_technology("spikesim-65nm")

@@ -295,8 +295,11 @@ def check_table(value: object, by: str, name: str) -> None:
     good = good and all(is_size(x, or_0=False) for x in value.values())
     if not good or sorted(map(int, value)) != list(map(int, value)):
         what = "degrees" if of_degrees else "numbers of bits"
+        said = show(value)
+        if isinstance(value, dict):  # in its own order, which may be what is wrong
+            said = f"of {show(', '.join(value))}"
         raise UserError(
-            f"{name} is {show(value)}: give numbers from {SMALLEST:g} to {LARGEST:g} by two "
+            f"{name} is {said}: give numbers from {SMALLEST:g} to {LARGEST:g} by two "
             f"or more whole {what}, the smallest first, as {{ 4 = 0.8, 8 = 1.7 }}"
         )
     first, *_, last = map(int, value)

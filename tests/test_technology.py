@@ -158,7 +158,7 @@ def test_a_file_of_ones_own_changes_what_it_says(tmp_path, capsys):
     layers.write_text(LAYERS)
     out = tmp_path / "out"
     report = reported(out, f"--layers {layers} --technology {path} --set cell.energy_pj=0")
-    assert report["chip"]["technology"] == path
+    assert report["chip"]["technology"] == f"{path} with cell.energy_pj=0"
     assert report["chip"]["xbar_size"] == 128
     values = {f"{x['table']}.{x['name']}": x for x in report["constants"]}
     assert values["adc.energy_pj"]["source"] == "measured in May; by two"
@@ -182,6 +182,12 @@ MISTAKES = {
     ADC.replace("1,", "1e-16,"): ["adc.energy_pj is 1e-16", "from 1e-15"],
     ADC.replace("1,", "[" * 5000): ["no TOML file"],
     "yours = 1\n": ["sources must be a table of texts"],
+    'yours = " "\n': ["sources must be a table of texts that say where values are from"],
+    ADC.replace("source", "scaled = 3, source"): ["adc.energy_pj: scaled must say", "got 3"],
+    "[device]\n"
+    + "".join(f'stuck_{x} = {{ value = 0.6, source = "mine" }}\n' for x in ("on", "off")): [
+        "0.6 and 0.6 are more than all (what is not given is that of"
+    ],
     "[adc.energy_pj.value]\nvalue = 1\n": ["adc.energy_pj has the unit ''"],
     ADC.replace("1,", "-1,"): ["adc.energy_pj is -1", "give 0, or a number from"],
     ADC.replace("1,", "nan,"): ["adc.energy_pj is nan", "give 0, or"],
@@ -211,7 +217,10 @@ MISTAKES = {
         "of 50 to 90 degrees: it must hold 27"
     ],
     ADC.replace("pj", "by_bits").replace("1,", f"{{ 4 = 1, {'9' * 5000} = 2 }},"): ["numbers of"],
-    ADC.replace("pj", "by_bits").replace("1,", "{ 8 = 2, 4 = 1 },"): ["the smallest first"],
+    ADC.replace("pj", "by_bits").replace("1,", "{ 8 = 2, 4 = 1 },"): [
+        "adc.energy_by_bits is of '8, 4'",
+        "the smallest first",
+    ],
     ADC.replace("pj", "by_bits").replace("1,", "{ 4 = 0, 8 = 1 },"): ["numbers from 1e-15"],
     ADC.replace("pj", "by_bits").replace("1,", "{ 4 = 1, 8 = 1e-300 },"): ["numbers from 1e-15"],
 }
@@ -300,7 +309,19 @@ def test_what_a_file_does_not_say_is_named(tmp_path):
         ("--technology spikesim-66nm", ["no technology 'spikesim-66nm'", "did you mean"]),
         ("--set adc.energie_pj=1", ["unknown key 'adc.energie_pj'", "did you mean adc.energy_pj?"]),
         (f"--technology {'a' * 5000}", ["there is no technology 'aaa"]),
-        ("--set chip.xbar_size=128", ["unknown key 'chip.xbar_size'"]),
+        ("--set chip.xbar_size=128", ["--set chip.xbar_size", "an option of its own, --xbar_size"]),
+        ("--set chip.xbar_sise=128", ["unknown key 'chip.xbar_sise'"]),
+        ("--set adc.energy_by_bits={4=1}", ['a file with like = "spikesim-65nm"']),
+        ("--set adc.energy_pj=1 --set adc.energy_pj=2", ["says adc.energy_pj twice"]),
+        (
+            "--set cell.on_ohm=1e9",
+            ["--set cell.on_ohm says how a chip is simulated: add --on_chip"],
+        ),
+        (
+            "--set device.drift=1 --set device.drift_start_s=1 --set device.drift_deviation=0",
+            ["add"],
+        ),
+        (f"--technology {FOLDER}", ["cannot read", "technologies'"]),
         ("--set process.node_nm=7", ["process.node_nm", "nothing is of it"]),
         ("--set adc.energy_pj=-1", ["adc.energy_pj is -1", "in pJ"]),
         ("--set adc.energy_pj", ["wants a key and a value"]),
@@ -318,6 +339,61 @@ def test_a_mistake_in_the_options_is_one_line(options, words, tmp_path, capsys):
     line = f"report --layers {layers} {options} --out {tmp_path / 'out'}"
     error = refused(capsys, main, line.split())
     assert all(word in error for word in words), error
+
+
+def test_where_nothing_takes_energy_there_is_nothing_to_compare(tmp_path, capsys):
+    layers, out = tmp_path / "net.json", tmp_path / "out"
+    layers.write_text(LAYERS)
+    none = " ".join(f"--set {x}=0" for x in NEEDED if x.endswith(("energy_pj", "lstp_mw")))
+    for line in (
+        f"report --layers {layers} --out {out}",
+        f"compare {layers} {layers} --out {out}",
+        f"sweep --layers {layers} --adc_bits 4,5 --out {out}",
+        f"technologies --layers {layers}",
+    ):
+        error = refused(capsys, main, f"{line} {none}".split())
+        assert "a network takes no energy there" in error
+        assert "the leakage, a value above 0" in error
+
+
+def test_pages_say_what_was_set_by_hand(tmp_path, capsys):
+    layers, out = tmp_path / "net.json", tmp_path / "out"
+    layers.write_text(LAYERS)
+    by_hand = "spikesim-65nm with cell.kind=RRAM, adc.energy_pj=0.6"
+    options = "--set adc.energy_pj=0.6 --set cell.kind=RRAM"
+    report = reported(out, f"--layers {layers} {options}")
+    assert report["chip"]["technology"] == by_hand
+    assert main(f"compare {layers} {layers} {options} --out {out}".split()) == 0
+    assert main(f"sweep --layers {layers} --adc_bits 4,5 {options} --out {out}".split()) == 0
+    for page in ("compare.md", "compare.html", "sweep.html"):
+        text = (out / page).read_text()
+        assert f"Component figures are those of {by_hand} (SpikeSim, RRAM, 65 nm)" in text
+        assert text.count(by_hand) == 2
+    assert "<td>adc_bits</td><td>4, 5</td>" in (out / "sweep.html").read_text()
+
+
+def test_a_file_may_be_of_windows_and_of_several_lines(tmp_path):
+    """A byte order mark, and texts that would break a table."""
+    path, source = tmp_path / "own.toml", '"""measured\nin May"""'
+    text = HEAD.replace('"measured in May"', source) + ADC.replace(
+        "source", 'scaled = """by\nhand""", source'
+    )
+    path.write_text('name = """of\nours"""\n' + text, encoding="utf-8-sig", newline="\r\n")
+    technology = load_technology(str(path))
+    assert technology.title == "of ours"
+    (row,) = [x for x in technology.rows() if (x["table"], x["name"]) == ("adc", "energy_pj")]
+    assert row["source"] == "measured in May; by hand"
+    path.write_text("name = 5\n" + HEAD)
+    with pytest.raises(UserError, match="name must be a text, got 5"):
+        load_technology(str(path))
+
+
+def test_a_chip_that_cannot_be_is_refused_before_a_network_is_measured(tmp_path, capsys):
+    path = written(
+        tmp_path, '[chip]\nxbar_size = { value = 63, unit = "cells", source = "mine" }\n'
+    )
+    line = f"technologies {path} --checkpoint {tmp_path / 'none.pth'}"
+    assert "xbar_size must be a multiple" in refused(capsys, main, line.split())
 
 
 def test_the_file_of_the_documentation_is_one(tmp_path):
