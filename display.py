@@ -224,7 +224,7 @@ def styles(kinds: Sequence[str | None]) -> list[dict[str, str]]:
     found = []
     for i, colour in enumerate(colours):
         turn, total = colours[:i].count(colour), colours.count(colour)
-        lighter = min(0.5 * turn, 0.7 * turn / (total - 1)) if turn else 0.0
+        lighter = min(0.5 * turn, 0.55 * turn / (total - 1)) if turn else 0.0
         found.append({"color": _lighter(colour, lighter), "linestyle": LINES[turn % len(LINES)]})
     return found
 
@@ -284,10 +284,13 @@ def legend_below(figure: "Figure", panels: Iterable["Axes"], **options: Any) -> 
     figure.legend(handles.values(), handles, loc="outside lower center", **options)
 
 
+PICTURES = {"png": {"Software": None}, "pdf": {"CreationDate": None}}  # endings: metadata left out
+
+
 def picture_files(figure: "Figure", stem: str) -> dict[str, bytes]:
     """The figure as contents of `stem`.png and `stem`.pdf; the same figure gives the same bytes."""
     contents = {}
-    for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+    for ending, metadata in PICTURES.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format=ending, metadata=metadata)
         contents[f"{stem}.{ending}"] = buffer.getvalue()

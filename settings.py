@@ -363,6 +363,7 @@ class Settings:
     stuck_on: float | None = of_chip("stuck_on")
     stuck_off: float | None = of_chip("stuck_off")
     read_noise: float | None = of_chip("read_noise")
+    read_floor: float | None = of_chip("read_floor")
 
     epochs: int = of_recipe(
         "passes over the training images", 100, "resume", limits=(1, 10**6), name=(21, None)

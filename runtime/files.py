@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -72,12 +72,16 @@ def check_writable(folder: str | Path, option: str = "--save_path") -> None:
 
 
 def write_files(
-    folder: str | Path, contents: Mapping[str, str | bytes], option: str = "--out"
+    folder: str | Path,
+    contents: Mapping[str, str | bytes],
+    option: str = "--out",
+    instead_of: Iterable[str] = (),
 ) -> None:
     """Write files into `folder`, all of them or none.
 
-    Each is written beside its target and moved there once all are complete. Raises UserError
-    where the folder cannot be made or written to.
+    Each is written beside its target and moved there once all are complete. What of `instead_of` is
+    not among them is of an earlier run, and goes. Raises UserError where the folder cannot be made
+    or written to.
     """
     if not str(folder):
         raise UserError(f"{option} names no folder")
@@ -96,6 +100,8 @@ def write_files(
             temporary.write_bytes(content)
         for temporary, target in complete.items():
             os.replace(temporary, target)
+        for name in set(instead_of) - set(contents):
+            (folder / name).unlink(missing_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a name with a null byte
         for temporary in complete:
             temporary.unlink(missing_ok=True)

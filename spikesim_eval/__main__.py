@@ -17,7 +17,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from display import picture_files, short_names, tested_on, text_table
+from display import PICTURES, picture_files, short_names, tested_on, text_table
 from runtime.command import Parser, run_command
 from runtime.errors import UserError
 from runtime.files import check_writable, write_files
@@ -208,6 +208,8 @@ def add_nonideal(nonideal: Parser) -> None:
     nonideal.add_argument("--each_change", action="store_true", help=changes)
     good = "points of its own accuracy that a network may lose on a chip that counts as good"
     add_option(nonideal, "max_drop", 1.0, good, type=float)
+    same = "accuracy in % that it needs there instead, the same bar for all networks"
+    nonideal.add_argument("--at_least", type=float, metavar="PERCENT", help=same)
     again = "accuracy and yield also of calibrated chips, each with so many training images (64)"
     nonideal.add_argument("--calibrate", nargs="?", type=int, const=64, metavar="N", help=again)
 
@@ -261,6 +263,11 @@ def build_parser() -> Parser:
         add_data_options(command)
         command.add_argument("--out", required=True, help="folder for the results")
     return parser
+
+
+def files_of_pictures(*stems: str) -> list[str]:
+    """Files of pictures that not every run of a command draws."""
+    return [f"{stem}.{ending}" for stem in stems for ending in PICTURES]
 
 
 def as_list(value: Any) -> list[Any]:
@@ -488,7 +495,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     about = options_section("Options of the chips", about_chip(chip, args) | axes)
     sections = [section, about, Section("Assumptions", assumptions(chip))]
     contents["sweep.html"] = page("Sweep", sections, plots)
-    write_files(args.out, contents)
+    write_files(args.out, contents, instead_of=files_of_pictures("accuracy"))
     print("\n".join([*first, *text_table(*table), *names, *last]))
 
 
@@ -532,7 +539,14 @@ def run_nonideal(args: argparse.Namespace) -> None:
         reports,
     )
 
-    asked = Question(args.max_drop, args.each_layer, args.over, args.each_change, args.calibrate)
+    asked = Question(
+        max_drop=args.max_drop,
+        each_layer=args.each_layer,
+        over=args.over,
+        each_change=args.each_change,
+        images=args.calibrate,
+        at_least=args.at_least,
+    )
     few = args.time_steps, args.test_images
     found = reports(args.checkpoint, args.data_path, chip, draws, asked, *few)
     single, pictures = found[0] if len(found) == 1 else found, pictures_of(found)
@@ -544,7 +558,7 @@ def run_nonideal(args: argparse.Namespace) -> None:
     }
     for stem, (_, figure) in pictures.items():
         contents |= picture_files(figure, stem)
-    write_files(args.out, contents)
+    write_files(args.out, contents, instead_of=files_of_pictures("nonideal", "edap"))
     for report in found:
         if len(found) > 1:
             print(("" if report is found[0] else "\n") + f"{report['checkpoint']}:")

@@ -84,6 +84,11 @@ def check_option(about: Field, value: object) -> None:
             sorted(found) != found or (found[0], found[-1]) != (0, 1)
         ):
             raise UserError(f"{about.name} must rise from 0 to 1, got {show(value)}")
+        if key == "device.programming" and min(np.polyval(found[::-1], EVERY_TARGET)) < 0:
+            raise UserError(
+                f"{about.name} is a deviation, and must be at least 0 for all g from 0 to 1, got "
+                f"{show(value)}"
+            )
     if choices and value not in choices:
         raise UserError(f"{about.name} must be one of {choices}, got {show(value)}")
     is_ideal = about.name == "adc_bits" and value is None
@@ -124,7 +129,7 @@ def seconds(text: str) -> float:
     """What a time such as 90s, 2.5h or 1y means. Raises UserError."""
     found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?) *(s|min|h|d|y)", str(text))
     value = float(found[1]) * TIMES[found[2]] if found else math.nan
-    if not 0 < value <= LONGEST_S:
+    if not 0 <= value <= LONGEST_S:
         units = ", ".join(TIMES)
         raise UserError(
             f"after must be a time with its unit ({units}) of at most 100y, as 1h, got {show(text)}"
@@ -134,6 +139,7 @@ def seconds(text: str) -> float:
 
 TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "y": 365.25 * 86400.0}
 LONGEST_S = 100 * TIMES["y"]
+EVERY_TARGET = np.linspace(0, 1, 257)  # of the conductances that cells are written to
 MOST_TRIALS = 10**6
 
 
@@ -322,6 +328,13 @@ class Chip:
         (0.0, 10.0),
         **SIMULATION,
     )
+    read_floor: float = option(
+        0.0,
+        "deviation of every cell's conductance from read to read, whatever its level, as a share "
+        "of the highest level's",
+        (0.0, 10.0),
+        **SIMULATION,
+    )
     wire_ohm: float = option(  # less than 1e-6 is lost in rounding
         0.0, "resistance of a wire from cell to cell", (1e-6, 1e6), **SIMULATION
     )
@@ -474,12 +487,17 @@ class Chip:
     @property
     def is_random(self) -> bool:
         """Whether two chips of this kind differ, or two reads of one."""
-        if self.read_noise:
+        if self.is_read_anew:
             return True
         if 1 in (self.stuck_on, self.stuck_off):  # nothing else is left of any cell
             return False
         written = self.sigma or (self.programming and any(numbers_of(self.programming)))
         return bool(written or self.stuck_on or self.stuck_off or self._ages_at_random)
+
+    @property
+    def is_read_anew(self) -> bool:
+        """Whether two reads of one chip differ."""
+        return bool(self.read_noise or self.read_floor)
 
     @property
     def _ages_at_random(self) -> bool:
@@ -495,8 +513,9 @@ class Chip:
     @property
     def ideal(self) -> "Chip":
         """The same but for all that varies, ages or rounds: its cells as meant, its ADCs ideal."""
-        off = ("sigma", "programming", "after", "stuck_on", "stuck_off", "read_noise", "wire_ohm")
-        said = {name: OPTIONS[name].default for name in (*off, "level_conductances")}
+        off = ["sigma", "programming", "after", "stuck_on", "stuck_off", "read_noise", "read_floor"]
+        off += ["wire_ohm", "level_conductances"]
+        said = {name: OPTIONS[name].default for name in off}
         return replace(self, **said, adc_bits=None, layer_adc_bits="")
 
     @property

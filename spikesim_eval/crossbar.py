@@ -253,7 +253,7 @@ class CrossbarLayer:
 
         self.images = images
         self.noise_seed = 0
-        if chip.read_noise:
+        if chip.is_read_anew:
             self.noise_seed = torch.randint(2**62, (1,), generator=generator).item()
         self.reading: list[torch.Generator] = []  # of the noise in what is computed right now
         self.positions = network.time_steps * math.prod(layer.in_size)
@@ -280,7 +280,7 @@ class CrossbarLayer:
         self.only_clips = (
             (self.sums is None and self.largest_sum is None)
             and self.adc_step == 1
-            and not self.chip.read_noise
+            and not self.chip.is_read_anew
             and self.as_meant
             and all(torch.equal(x, x.round()) for x in in_line)
             and largest.max().item() < 2**24  # beyond, float32 rounds
@@ -408,7 +408,7 @@ class CrossbarLayer:
             here = slice(start, start + chunk)
             if self.clipped is not None:
                 self.clipped.append((here, []))
-            if self.chip.read_noise:
+            if self.chip.is_read_anew:
                 self.reading = [self._noise_of(row, x) for row in range(len(x))[here]]
             sums = self._sums(x[here], size)
             if sums is None:
@@ -487,9 +487,10 @@ class CrossbarLayer:
         bits drawn anew, and independent; a sum of normal numbers is one of their summed variance,
         and is drawn as one. No current flows backwards."""
         sums = cells @ rows
-        if self.chip.read_noise:
-            deviation = (cells.square() @ rows).sqrt_().mul_(self.chip.read_noise)
-            sums = sums.add_(deviation.mul_(self._noise(*sums.shape))).clamp_min_(0)
+        if self.chip.is_read_anew:
+            floor = self.chip.read_floor * (self.levels + self.off_conductance)
+            variance = (self.chip.read_noise * cells).square_().add_(floor**2) @ rows
+            sums = sums.add_(variance.sqrt_().mul_(self._noise(*sums.shape))).clamp_min_(0)
         return sums
 
     def _noise_of(self, row: int, x: Tensor) -> torch.Generator:

@@ -19,14 +19,14 @@ from .render import QUANTITIES, unit_of
 MEANING = {
     "sigma": "relative deviation of cells, --sigma",
     "read_noise": "relative deviation of cells from read to read, --read_noise",
+    "read_floor": "deviation of every cell from read to read, --read_floor",
     "stuck_on": "share of cells that stay on, --stuck_on",
     "stuck_off": "share of cells that stay off, --stuck_off",
     "after": "time since cells were written, --after",
     "wire_ohm": "wire from cell to cell, Ω, --wire_ohm",
     "on_off_ratio": "highest over lowest conductance, --on_off_ratio",
 }
-WIDE = 20  # values further apart than that, as a ratio, stand on a logarithmic axis
-APART = 0.01  # networks' yields at the same value, as a share of the axis
+APART = 0.05  # networks' yields at the same value, of what values are apart
 MARKERS = "osD^vPX*<>ph"  # of changed chips
 MOST_HISTOGRAMS = 40
 
@@ -34,11 +34,13 @@ MOST_HISTOGRAMS = 40
 def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy over a noise: a line through the mean of the chips, a band of a standard deviation
     on both sides, a dot a chip, and, dashed, the digital network; below it the yield, with what it
-    may be with 95 % confidence. Calibrated chips have lines of their own, which are dotted."""
+    may be with 95 % confidence. Calibrated chips have lines of their own, which are dotted. Values
+    stand in their order, as far apart as any others: they may be 0 or infinite."""
     option = reports[0]["over"]["option"]
     texts = [point["value"] for point in reports[0]["over"]["points"]]
-    x = np.array([seconds(text) if option == "after" else float(text) for text in texts])
-    order = np.argsort(x)
+    values = [seconds(text) if option == "after" else float(text) for text in texts]
+    order = np.argsort(values)
+    x = np.arange(len(order))
     lines = []  # label, how it looks, points in order
     looks = styles([report["kind"] for report in reports])
     for name, look, report in zip(names, looks, reports, strict=True):
@@ -51,18 +53,14 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
             lines.append((f"{label}, calibrated", how, again))
 
     figure, (above, below) = new_figure(WIDTH, 6.4, rows=2, sharex=True, height_ratios=(2, 1))
-    is_wide = x.min() > 0 and x.max() > WIDE * x.min()
-    along = np.log(x[order]) if is_wide else x[order]
     for number, (label, look, points) in enumerate(lines):
-        beside = along + APART * np.ptp(along) * (number - (len(lines) - 1) / 2)
-        beside = np.exp(beside) if is_wide else beside
-        mean, spread = (
-            100 * np.array([p[f"accuracy_{k}"] for p in points]) for k in ("mean", "std")
-        )
+        beside = x + APART * (number - (len(lines) - 1) / 2)
+        mean = 100 * np.array([p["accuracy_mean"] for p in points])
+        spread = 100 * np.array([p["accuracy_std"] or 0.0 for p in points])
         colour = look["color"]
-        above.fill_between(x[order], mean - spread, mean + spread, color=colour, alpha=0.18, lw=0)
-        above.plot(x[order], mean, label=label, markersize=4, **look)
-        for at, point in zip(x[order], points, strict=True):
+        above.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.18, lw=0)
+        above.plot(x, mean, label=label, markersize=4, **look)
+        for at, point in zip(x, points, strict=True):
             chips = 100 * np.array(point["accuracies"])
             above.scatter(np.full(len(chips), at), chips, s=7, color=colour, alpha=0.5, lw=0)
         share, low, high = (
@@ -77,10 +75,7 @@ def bands_plot(names: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> Fi
     above.plot([], [], color="black", linestyle="--", linewidth=0.8, label="digital")
     above.set_ylabel("accuracy on chips, %")
     below.set(ylabel="yield, %", ylim=(-4, 104), xlabel=MEANING[option])
-    if is_wide:
-        below.set_xscale("log")
-    below.set_xticks(x, texts)
-    below.minorticks_off()
+    below.set_xticks(x, [texts[i] for i in order])
     legend_beside(above)
     return figure
 
@@ -141,7 +136,7 @@ def layers_plot(rows: Sequence[Mapping[str, Any]], digital: float) -> Figure:
     for panel, (what, key) in zip(drawn, panels.items(), strict=True):
         values, places = [100 * row[key] for row in rows], range(len(rows))
         if key == "accuracy_alone":
-            spread = [100 * row["accuracy_alone_std"] for row in rows]
+            spread = [100 * (row["accuracy_alone_std"] or 0.0) for row in rows]
             panel.errorbar(values, places, xerr=spread, fmt="o", markersize=4, color="black", lw=1)
             panel.axvline(100 * digital, color="black", linestyle="--", linewidth=0.8)
         else:

@@ -18,7 +18,7 @@ from runtime.errors import UserError
 from .chip import OPTIONS, Chip, Draws
 from .crossbar import CrossbarLayer, Images
 from .layer_list import Layer, LayerList, Subject
-from .render import mean_and_deviation
+from .render import mean_and_deviation, spread_text
 from .trace import trace_checkpoint
 
 SMALL_BIAS = 1e-3  # of the mean conductance, not worth a word
@@ -39,7 +39,7 @@ def on_crossbars(
     what a `CrossbarLayer` is to keep.
     """
     network = copy.deepcopy(network).eval()
-    images = Images(network) if chip.read_noise else None
+    images = Images(network) if chip.is_read_anew else None
     layers: dict[str, CrossbarLayer] = {}
     bar = tqdm(description.layers, "wires", leave=False, disable=not chip.wire_ohm or None)
     for index, layer in enumerate(bar):
@@ -219,7 +219,7 @@ def report_of(
         name = row["layer"]
         alone, _ = on_chip(subject, chip, draws.numbers, name, only=[name])
         mean, deviation = mean_and_deviation(alone)
-        row |= {"accuracy_alone": mean, "accuracy_alone_std": deviation or 0.0}
+        row |= {"accuracy_alone": mean, "accuracy_alone_std": deviation}
     mean, deviation = mean_and_deviation(accuracies)
     return {
         "checkpoint": subject.name,
@@ -232,7 +232,7 @@ def report_of(
         "test_images": subject.test_images,
         "digital_accuracy": subject.accuracy,
         "accuracy_mean": mean,
-        "accuracy_std": deviation or 0.0,
+        "accuracy_std": deviation,
         "accuracies": accuracies,
         "unclipped_adc_bits": max(row["unclipped_adc_bits"] for row in rows),
         "layers": rows,
@@ -262,18 +262,14 @@ def layer_row(name: str, runs: Sequence[CrossbarLayer], needed: CrossbarLayer) -
     }
 
 
-def spread_text(mean: float, deviation: float) -> str:
-    """ "95.28 ± 0.83 %": of accuracies of several chips."""
-    return f"{100 * mean:.2f} ± {percent(deviation, 2)}"
-
-
 def nonideal_lines(report: dict[str, Any]) -> list[str]:
     """What a person is told."""
     lost = 100 * (report["digital_accuracy"] - report["accuracy_mean"])
+    trials = len(report["accuracies"])
     lines = [
         f"digital accuracy {percent(report['digital_accuracy'], 2)}; on crossbars "
         f"{spread_text(report['accuracy_mean'], report['accuracy_std'])} "
-        f"({len(report['accuracies'])} trials, {lost:.2f} points lost)",
+        f"({trials} {'trial' if trials == 1 else 'trials'}, {lost:.2f} points lost)",
         *run_at(report["time_steps"], report["trained_time_steps"]),
         *trained_for(report["trained_for"]),
         *tested_on(report["test_images"]),

@@ -2,7 +2,7 @@
 of what strength leaves a network, and what calibration, one more bit or other columns buy back.
 
 Simulated by `nonideal`; a chip is good where the network loses at most `max_drop` points of its own
-digital accuracy there, and the yield is the share of good ones.
+digital accuracy there, or has an accuracy of `at_least`, and the yield is the share of good ones.
 """
 
 import math
@@ -28,14 +28,22 @@ from .nonideal import (
     nonideal_lines,
     on_chip,
     report_of,
-    spread_text,
 )
 from .plots import svg
-from .render import Section, csv_text, mean_and_deviation, options_section, page, shown
+from .render import (
+    Section,
+    csv_text,
+    mean_and_deviation,
+    options_section,
+    page,
+    shown,
+    spread_text,
+)
 
 COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2")  # of an image
 SURE = 1.959964  # standard deviations on both sides of which 95 % of normal numbers lie
-OVER = ("sigma", "read_noise", "stuck_on", "stuck_off", "after", "wire_ohm", "on_off_ratio")
+OVER = ("sigma", "read_noise", "read_floor", "stuck_on", "stuck_off", "after", "wire_ohm")
+OVER += ("on_off_ratio",)
 
 
 def wilson(good: int, of: int) -> tuple[float, float]:
@@ -48,19 +56,23 @@ def wilson(good: int, of: int) -> tuple[float, float]:
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
-def judged(
-    accuracies: Sequence[float], digital: float, max_drop: float, is_random: bool = True
-) -> dict[str, Any]:
-    """Mean, deviation and yield of chips on which a network has these accuracies; where nothing is
-    random one says it of all."""
-    good = sum(100 * (digital - x) <= max_drop + 1e-9 for x in accuracies)
+def is_good(accuracy: float, needed: float) -> bool:
+    """Whether a chip is, whose network has this accuracy there; rounding does not decide it."""
+    return accuracy >= needed - 1e-11
+
+
+def judged(accuracies: Sequence[float], needed: float, is_random: bool = True) -> dict[str, Any]:
+    """Mean, deviation and yield of chips on which a network has these accuracies, a good one at
+    least what is `needed`; where nothing is random one says it of all. One chip has no deviation.
+    """
+    good = sum(is_good(x, needed) for x in accuracies)
     share = good / len(accuracies)
     low, high = wilson(good, len(accuracies)) if is_random else (share, share)
     mean, deviation = mean_and_deviation(accuracies)
     return {
         "accuracies": list(accuracies),
         "accuracy_mean": mean,
-        "accuracy_std": deviation or 0.0,
+        "accuracy_std": deviation,
         "yield_share": share,
         "yield_low_share": low,
         "yield_high_share": high,
@@ -124,6 +136,7 @@ class Question:
 
     Attributes:
         max_drop: points of its own accuracy that it may lose on a chip that counts as good.
+        at_least: or, where given, the accuracy in % that it needs there, the same of all networks.
         each_layer: also with each layer alone on them.
         over: also at other values of an option, as `chips_over` reads it.
         each_change: also on chips changed in one thing, and what an image costs there.
@@ -138,11 +151,26 @@ class Question:
     over: str | None = None
     each_change: bool = False
     images: int | None = None
+    at_least: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number(self.max_drop, "max_drop", 0, 100)
+        if self.at_least is not None:
+            check_number(self.at_least, "at_least", 0, 100)
         if self.images is not None:
             check_int(self.images, "calibrate", 10**4)
+
+    def needed(self, digital: float) -> float:
+        """The accuracy that a network of this digital one needs on a good chip."""
+        least = 100 * digital - self.max_drop if self.at_least is None else self.at_least
+        return least / 100
+
+    @property
+    def good(self) -> str:
+        """What good chips do."""
+        if self.at_least is not None:
+            return f"have at least {self.at_least:g} %"
+        return f"lose at most {self.max_drop:g} {'point' if self.max_drop == 1 else 'points'}"
 
 
 def network_report(
@@ -156,7 +184,7 @@ def network_report(
     report = report_of(subject, chip, draws, asked.each_layer)
 
     def judge(accuracies: Sequence[float], on: Chip) -> dict[str, Any]:
-        return judged(accuracies, subject.accuracy, asked.max_drop, on.is_random)
+        return judged(accuracies, asked.needed(subject.accuracy), on.is_random)
 
     def calibrated(on: Chip, name: str) -> dict[str, Any]:
         """What is said beside that of chips as made; nothing where nothing calibrates."""
@@ -167,7 +195,8 @@ def network_report(
         steps = {layer: [layers[layer].adc_step for layers in runs] for layer in runs[0]}
         return {"calibrated": judge(accuracies, on) | {"adc_steps": steps}}
 
-    report |= {"kind": subject.kind, "max_drop_points": asked.max_drop}
+    report |= {"kind": subject.kind, "good_chips": asked.good}
+    report["needed_accuracy"] = asked.needed(subject.accuracy)
     report |= {"calibration_images": asked.images, **judge(report["accuracies"], chip)}
     as_it_is = calibrated(chip, "crossbars")
     report |= as_it_is
@@ -323,10 +352,9 @@ def lines_of(report: dict[str, Any]) -> list[str]:
     first, *others = nonideal_lines(report)
     lines = [first]
     if len(report["accuracies"]) > 1:
-        points = "point" if report["max_drop_points"] == 1 else "points"
         lines.append(
-            f"yield, the share of chips that lose at most {report['max_drop_points']:g} {points}: "
-            f"{yield_text(report)} with 95 % confidence"
+            f"yield, the share of chips that {report['good_chips']}: {yield_text(report)} with "
+            "95 % confidence"
         )
     if "calibrated" in report:
         lines.append(calibrated_line(report))
@@ -356,7 +384,7 @@ def chips_csv(found: Sequence[dict[str, Any]]) -> str:
             for images, way in ways.items():
                 for trial, accuracy in enumerate(way["accuracies"]):
                     lost = 100 * (report["digital_accuracy"] - accuracy)
-                    good = "yes" if lost <= report["max_drop_points"] + 1e-9 else "no"
+                    good = "yes" if is_good(accuracy, report["needed_accuracy"]) else "no"
                     start = [report["checkpoint"], what, value, trial, report["seed"], images]
                     rows.append([*start, accuracy, lost, good, chips.get("edap_pj_ns_um2")])
     return csv_text(header, rows)

@@ -180,6 +180,9 @@ KEYS = {  # section.key
     "device.read_noise": of_cells(
         "relative deviation of a conductance from read to read", option="read_noise"
     ),
+    "device.read_floor": of_cells(
+        "the same of every cell, a share of the highest level's", option="read_floor"
+    ),
     "device.stuck_on": of_cells("share of cells that stay at the highest level", option="stuck_on"),
     "device.stuck_off": of_cells(
         "share of cells that stay at the lowest level", option="stuck_off"

@@ -150,7 +150,7 @@ def put_on_chip(network: SpikingNetwork, chip: Chip) -> None:
         raise UserError("--crossbar: crossbars are simulated on a CPU: add --device cpu")
     generator, description = torch.Generator(), describe(network)
     check_layers(chip, [description])
-    images = Images(network) if chip.read_noise else None
+    images = Images(network) if chip.is_read_anew else None
     for index, layer in enumerate(description.layers):
         chip.check_fits(f"layer {layer.name}", description.weight_bits_of(layer))
         module = network.get_submodule(layer.name)

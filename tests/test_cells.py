@@ -49,7 +49,12 @@ def check_moments(cells: torch.Tensor, mean: float, deviation: float) -> None:
 
 
 NOTHING = {
-    "written and read": {"programming": "0", "read_noise": 1e-9, "level_conductances": "0,1"},
+    "written and read": {
+        "programming": "0",
+        "read_noise": 1e-9,
+        "read_floor": 1e-9,
+        "level_conductances": "0,1",
+    },
     "aged": {"technology": drifting(0.0), "after": "100y"},
     "many levels": {"level_conductances": ",".join(str(i / 15) for i in range(16))},
 }
@@ -149,6 +154,8 @@ def test_drift_has_the_mean_of_a_folded_normal_exponent(after, mean, deviation):
 def test_drift_begins_with_what_was_written_and_only_goes_on():
     chips = [Chip(technology=drifting(0.05, 0.02, 20.0), after=x) for x in ("1e-6s", "1h", "1y")]
     first, hour, year = (written(9, chip, many=1000) for chip in chips)
+    at_once = written(9, Chip(technology=drifting(0.05, 0.02, 20.0), after="0s"), many=1000)
+    assert torch.equal(at_once, torch.full_like(at_once, 9))
     assert first.numpy() == pytest.approx(9, rel=1e-6)
     assert (first > hour).all()
     assert (hour > year).all()
@@ -243,6 +250,37 @@ def test_read_noise_is_that_of_cells_drawn_one_by_one():
     torch.testing.assert_close(sums.quantile(at), drawn.quantile(at), rtol=0.003, atol=0)
 
 
+def test_a_floor_of_read_noise_is_that_of_cells_drawn_one_by_one():
+    """Also those that are off have it, here all of the negative columns, whose sums the ADC does
+    not read below 0."""
+    codes, share, relative, many = torch.tensor([15.0, 8, 3, 1]).double(), 0.01, 0.02, 50_000
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, many, 4, generator=generator, dtype=torch.float64)
+    deviation = ((relative * codes).square() + (15 * share) ** 2).sqrt()
+    negative = (15 * share * noise[1]).sum(dim=1).clamp_min(0)
+    drawn = (codes + deviation * noise[0]).sum(dim=1) - negative
+    chip = Chip(read_noise=relative, read_floor=share, adc_bits=None)
+    sums = one_column(chip, [15, 8, 3, 1])(torch.ones(many, 4, 1, 1)).double().flatten()
+    # of 2 columns of 4 cells: the mean of what is positive of n is 1 / sqrt(2 pi)
+    floor = 15 * share * 2
+    mean = 27 - floor / math.sqrt(2 * math.pi)
+    squares = (relative * codes).square().sum().item() + floor**2
+    deviation = math.sqrt(squares + floor**2 * (1 / 2 - 1 / (2 * math.pi)))
+    check_moments(drawn, mean, deviation)
+    check_moments(sums, mean, deviation)
+    at = torch.tensor([0.05, 0.5, 0.95]).double()
+    torch.testing.assert_close(sums.quantile(at), drawn.quantile(at), rtol=0.003, atol=0)
+
+
+def test_a_floor_of_read_noise_grows_with_the_rows_that_are_driven():
+    layer = one_column(Chip(read_floor=0.01, adc_bits=None, columns="offset"), [15, 8, 3, 1])
+    x = torch.ones(50_000, 4, 1, 1)
+    x[:, 1:] = 0
+    one = layer(x).std().item()
+    assert layer(torch.ones_like(x)).std().item() == pytest.approx(2 * one, rel=0.02)
+    assert not layer(torch.zeros_like(x)).any()
+
+
 def test_read_noise_of_an_image_is_new_at_every_timestep_and_the_same_whenever_it_is_read():
     layer = one_column(Chip(read_noise=0.1, adc_bits=None), [15, 8, 3, 1])
     network = nn.Identity()
@@ -268,6 +306,9 @@ def test_times_have_units(unit, value):
 
 
 MISTAKES = {
+    "--programming=-0.1": "programming is a deviation, and must be at least 0",
+    "--programming 0.1,-0.2": "for all g from 0 to 1, got '0.1,-0.2'",
+    "--read_floor=-0.1": "read_floor must be a number from 0 to 10",
     "--after 1h": "spikesim-65nm does not say how its cells drift (device.drift",
     "--after 1h --set device.drift=0.05 --set device.drift_start_s=1": "device.drift_deviation",
     "--technology spikesim-65nm-pcm --after 1": "a time with its unit (s, min, h, d, y)",
@@ -389,6 +430,16 @@ def test_chips_that_differ_are_random(case):
     assert not torch.equal(written(9, chip, many=1000), written(9, chip, seed=1, many=1000))
     assert chip.is_random
     assert Chip(**DRAWN[case] | {"read_noise": 0.1}).is_random
+    assert Chip(**DRAWN[case] | {"read_floor": 0.1}).is_random
 
 
-NOISES = ("sigma", "programming", "after", "stuck_on", "stuck_off", "read_noise", "wire_ohm")
+NOISES = (
+    "sigma",
+    "programming",
+    "after",
+    "stuck_on",
+    "stuck_off",
+    "read_noise",
+    "read_floor",
+    "wire_ohm",
+)

@@ -21,7 +21,7 @@ from spikesim_eval.cells import slices_of
 from spikesim_eval.chip import Chip, Draws, options_of
 from spikesim_eval.crossbar import KEPT, Counts, CrossbarLayer, convert, ladder, solve_once
 from spikesim_eval.layer_list import Layer, LayerList, Subject
-from spikesim_eval.nonideal import on_crossbars
+from spikesim_eval.nonideal import generator_of, on_crossbars
 from spikesim_eval.technology import load_technology
 from spikesim_eval.trace import describe
 
@@ -222,6 +222,19 @@ def test_no_spikes_in_gives_zero_out_whatever_the_crossbar(columns):
     )
     layer, _, x = random_layer(crossbar)
     assert torch.equal(layer(torch.zeros_like(x)), torch.zeros(3, 5, 7, 7, dtype=x.dtype))
+
+
+def test_no_two_chips_share_what_a_layer_is_drawn_with():
+    """Nor do two layers, of one chip or of two."""
+    layers = tuple(Layer(f"layer {i}", 1, 4, 4, (1, 1), (1, 1), 1, ()) for i in range(21))
+    description = LayerList(1, 4, 4, layers, ())
+    seeds = [
+        generator_of(index, description, draw).initial_seed()
+        for numbers in (Draws(0, 20).numbers, Draws(1, 20).numbers)
+        for draw in numbers
+        for index in range(len(description.layers))
+    ]
+    assert len(set(seeds)) == len(seeds) == 40 * len(description.layers)
 
 
 def test_variation_has_the_right_mean_and_deviation_and_a_seed():

@@ -327,7 +327,7 @@ def test_every_option_that_makes_another_run_makes_another_name_of_it(trained):
         "adc_bits": "6", "layer_adc_bits": "linear=8", "adc_of": "pe", "adc_range": "full",
         "on_off_ratio": "7", "sigma": "0.1", "level_conductances": "0,0.2,1",
         "programming": "0.1", "after": "1h", "stuck_on": "0.1", "stuck_off": "0.1",
-        "read_noise": "0.1",
+        "read_noise": "0.1", "read_floor": "0.1",
     }  # fmt: skip
     of_teacher = {"data", "paper_setting", "model_depth", "width", "time_window", "image_size"}
     of_teacher |= {"fold", "arch", "leak", "threshold", "reset", "sensor", "split_by"}

@@ -52,11 +52,14 @@ def test_what_was_seen_lies_between_the_ends_whatever_rounds():
 
 
 def test_a_chip_is_good_where_no_more_is_lost_than_allowed():
-    found = judged([0.9, 0.89, 0.8901, 0.95], 0.9, 1.0)
+    a_point, none = (Question(max_drop=x).needed(0.9) for x in (1.0, 0.0))
+    found = judged([0.9, 0.89, 0.8901, 0.95], a_point)
     assert found["yield_share"] == 1.0  # just one point is no more than one
-    assert judged([0.9, 0.889], 0.9, 1.0)["yield_share"] == 0.5
-    assert judged([0.9, 0.8999], 0.9, 0.0)["yield_share"] == 0.5
-    assert judged([0.7, 0.9], 0.9, 0)["accuracy_std"] == pytest.approx(0.2 / np.sqrt(2))
+    assert judged([0.9, 0.889], a_point)["yield_share"] == 0.5
+    assert judged([0.9, 0.8999], none)["yield_share"] == 0.5
+    same = Question(max_drop=1.0, at_least=80).needed
+    assert same(0.9) == same(0.3) == 0.8
+    assert judged([0.7, 0.9], 0.9)["accuracy_std"] == pytest.approx(0.2 / np.sqrt(2))
 
 
 def test_changes_are_of_one_thing_and_only_those_that_can_be_built():
@@ -140,7 +143,7 @@ def test_calibrated_chips_are_the_same_chips_and_calibrated_everywhere(found, tr
     half = replace(Chip(sigma=1.0), xbar_size=32, columns_per_adc=8)
     for row, chip in ((report["changes"][-1], half), (little, Chip(sigma=0.1))):
         expected, _ = on_chip(subject, chip, [0, 1], prepare=calibrate)
-        assert row["calibrated"].items() >= judged(expected, subject.accuracy, 5.0).items()
+        assert row["calibrated"].items() >= judged(expected, subject.accuracy - 0.05).items()
     accuracies, runs = on_chip(subject, Chip(sigma=1.0), [0, 1], prepare=calibrate)
     for chips in (report, same, report["changes"][0]):
         assert chips["calibrated"]["accuracies"] == accuracies != chips["accuracies"]
@@ -172,12 +175,20 @@ def test_what_calibration_wins_is_said_and_drawn(found):
 
 def test_the_command_says_what_calibration_wins(trained, tmp_path, capsys):
     line = f"nonideal --checkpoint {trained['qamd']} --adc_bits 2 --trials 1 --calibrate 32"
-    line += " --test_images 90"
+    line += " --test_images 90 --at_least 15"
+    for name in ("edap.png", "nonideal.pdf", "mine.png"):  # of a run that drew more, and another's
+        (tmp_path / name).write_text("")
     assert main([*line.split(), "--out", str(tmp_path)]) == 0
-    assert "calibrated, with 32 training images: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "calibrated, with 32 training images: " in printed
     found = json.loads((tmp_path / "nonideal.json").read_text())
     (before,), (after,) = found["accuracies"], found["calibrated"]["accuracies"]
     assert after > before
+    assert f"on crossbars {100 * before:.2f} % (1 trial, " in printed  # one chip does not deviate
+    assert found["accuracy_std"] is found["calibrated"]["accuracy_std"] is None
+    rows = read_csv(tmp_path / "chips.csv")
+    assert [row["good"] == "yes" for row in rows] == [before >= 0.15, after >= 0.15]
+    assert [x.name for x in tmp_path.glob("*.p[nd][gf]")] == ["mine.png"]
     assert max(max(steps) for steps in found["calibrated"]["adc_steps"].values()) > 1
 
 
@@ -288,16 +299,31 @@ def test_bands_lie_around_the_mean_of_the_chips(found):
 
 def test_where_nothing_is_random_one_chip_says_it_of_all():
     for accuracy, share in ((0.9, 1.0), (0.8, 0.0)):
-        found = judged([accuracy], 0.9, 1, is_random=False)
+        found = judged([accuracy], 0.89, is_random=False)
         assert {found[f"yield_{x}share"] for x in ("", "low_", "high_")} == {share}
 
 
-def test_times_are_drawn_in_seconds():
-    points = [{"value": x, **judged([0.9, 0.8], 0.9, 1)} for x in ("1y", "1h", "1d")]
+def test_values_are_drawn_in_their_order_and_times_by_how_long_they_are():
+    points = [{"value": x, **judged([0.9, 0.8], 0.89)} for x in ("1y", "1h", "1d")]
     report = {"kind": None, "digital_accuracy": 0.9, "over": {"option": "after", "points": points}}
     figure = device_plots.bands_plot(["a"], [report])
-    assert figure.axes[0].get_lines()[0].get_xdata().tolist() == [3600, 86400, 365.25 * 86400]
-    assert figure.axes[1].get_xscale() == "log"
+    assert figure.axes[0].get_lines()[0].get_xdata().tolist() == [0, 1, 2]
+    assert [x.get_text() for x in figure.axes[1].get_xticklabels()] == ["1h", "1d", "1y"]
+
+
+def test_a_value_may_be_0_or_infinite():
+    points = [
+        {"value": x, **judged([y], 0.8, is_random=False)}
+        for x, y in {"inf": 0.9, "10": 0.7, "100": 0.8}.items()
+    ]
+    report = {"kind": None, "digital_accuracy": 0.9}
+    figure = device_plots.bands_plot(
+        ["a"], [report | {"over": {"option": "on_off_ratio", "points": points}}]
+    )
+    above, below = figure.axes
+    assert above.get_lines()[0].get_ydata().tolist() == pytest.approx([70, 80, 90])
+    assert [x.get_text() for x in below.get_xticklabels()] == ["10", "100", "inf"]
+    assert below.get_lines()[0].get_ydata().tolist() == [0, 100, 100]
 
 
 def test_values_of_an_option_make_chips_with_them():

@@ -69,6 +69,7 @@ OF_CHIP = {  # beside it
     **{"adc_bits": "6", "layer_adc_bits": "linear=7", "adc_of": "pe", "adc_range": "full"},
     **{"on_off_ratio": "10", "sigma": "0.1", "level_conductances": "0,0.4,1"},
     **{"programming": "0.1", "stuck_on": "0.01", "stuck_off": "0.01", "read_noise": "0.1"},
+    **{"read_floor": "0.01"},
 }
 
 # The plan.

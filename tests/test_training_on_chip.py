@@ -75,6 +75,7 @@ def gradients(network: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tens
         on_off_ratio=st.sampled_from([10.0, math.inf]),
         sigma=st.sampled_from([0.0, 0.1]),
         read_noise=st.sampled_from([0.0, 0.1]),
+        read_floor=st.sampled_from([0.0, 0.05]),
         layer_adc_bits=st.sampled_from(["", "stem.conv=3,blocks.2.conv1=2"]),
     ),
 )
@@ -90,7 +91,9 @@ def test_a_trained_network_is_evaluated_as_nonideal_simulates_it(bits, chip):
 
 
 @pytest.mark.parametrize("static", [True, False], ids=["image", "frames"])
-@pytest.mark.parametrize(("bits", "options"), [(4, {}), (8, {"adc_of": "pe", "sigma": 0.1})])
+@pytest.mark.parametrize(
+    ("bits", "options"), [(4, {}), (8, {"adc_of": "pe", "sigma": 0.1, "read_floor": 0.02})]
+)
 def test_an_image_meets_the_same_noise_in_any_batch_however_a_layer_divides_it(
     bits, options, static, monkeypatch
 ):
