@@ -66,6 +66,7 @@ CHIPS = {
     "cells that vary": {"sigma": 0.1, "on_off_ratio": 10},
     "the same, offset columns": {"sigma": 0.1, "on_off_ratio": 10, "columns": "offset"},
     "the same, an ADC a PE": {"sigma": 0.1, "on_off_ratio": 10, "adc_of": "pe"},
+    "cells that vary from read to read": {"read_noise": 0.05},
 }
 WIRES = Chip(wire_ohm=2.0)
 
