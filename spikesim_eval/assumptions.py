@@ -112,7 +112,7 @@ def assumptions(chip: Chip) -> list[str]:
     """What the figures rest on, one sentence each."""
     return [
         f"Component figures are those of {chip.technology.label} ({chip.technology.title}), whose "
-        "sources `technologies` and a report list; nothing is measured on a chip.",
+        "sources its file and a report give; nothing is measured on a chip.",
         *CHARGED[chip.costs],
         COLUMN_KINDS[chip.columns],
         ADC_OF[chip.adc_of],

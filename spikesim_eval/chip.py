@@ -84,7 +84,7 @@ def check_option(about: Field, value: object) -> None:
             sorted(found) != found or (found[0], found[-1]) != (0, 1)
         ):
             raise UserError(f"{about.name} must rise from 0 to 1, got {show(value)}")
-        if key == "device.programming" and min(np.polyval(found[::-1], EVERY_TARGET)) < 0:
+        if key == "device.programming" and min(np.polyval(found[::-1], EVERY_TARGET)) < -1e-12:
             raise UserError(
                 f"{about.name} is a deviation, and must be at least 0 for all g from 0 to 1, got "
                 f"{show(value)}"
