@@ -14,7 +14,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ from settings import (
     GONE,
     TYPES,
     Settings,
+    before_it,
     check_settings,
     describes_a_network,
     input_step_of,
@@ -272,9 +273,8 @@ def _plain(content: Any) -> Any:
 
 
 def _settings_from(saved: dict, not_ours: str) -> Settings:
-    defaults = {x.name: x.default for x in fields(Settings) if x.default is not MISSING}
     # of versions that had others
-    saved = defaults | {name: value for name, value in saved.items() if name not in GONE}
+    saved = before_it(saved) | {name: value for name, value in saved.items() if name not in GONE}
     if saved.keys() != TYPES.keys():
         raise UserError(f"{not_ours}: its settings are not this version's")
     settings = Settings(**saved)

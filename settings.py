@@ -9,7 +9,7 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from typing import Any, NamedTuple, get_args
 
@@ -110,7 +110,8 @@ class Option(NamedTuple):
     traits: words. "resume": --resume may change it. "alone": of one run alone, --config does not
     take it over. With --eval_only it must "fit" the checkpoint, or it is the command's "own", or
     "only" there has it a meaning; others have none there. "added": there are checkpoints from
-    before it, which have its default.
+    before it, which have its default. "later": also of networks trained for a chip, which had what
+    is a chip's default (`before_it`).
     name: its place in the name of a run, and its form there; None: "NAMEvalue" where it is no
     default. Runs of older versions are found by their names: both stay. What is new comes after,
     where --resume may not change it, without a word.
@@ -164,7 +165,7 @@ def option(group: str, text: str, default: Any = None, traits: str = "", **rest:
     return field(metadata={"option": about}, **how)
 
 
-def of_chip(name: str) -> Any:
+def of_chip(name: str, traits: str = "added") -> Any:
     """An option of the chip that a network is trained for, as `Chip` declares it; by default the
     technology's. Chip checks its values."""
     about = CHIP_OPTIONS[name]
@@ -173,7 +174,7 @@ def of_chip(name: str) -> Any:
         "chip",
         about_option(about).replace("%%", "%"),
         lambda values: None if for_a_chip(values) else chip_defaults(values["crossbar"])[name],
-        "added",
+        traits,
         choices=about.metadata["choices"] or None,
         where=for_a_chip,
         shown=f"{shown}, or the technology's" if name in OF_OPTIONS else shown,
@@ -363,7 +364,7 @@ class Settings:
     stuck_on: float | None = of_chip("stuck_on")
     stuck_off: float | None = of_chip("stuck_off")
     read_noise: float | None = of_chip("read_noise")
-    read_floor: float | None = of_chip("read_floor")
+    read_floor: float | None = of_chip("read_floor", "added later")
 
     epochs: int = of_recipe(
         "passes over the training images", 100, "resume", limits=(1, 10**6), name=(21, None)
@@ -554,6 +555,17 @@ TYPES: dict[str, tuple[type, ...]] = {  # get_args of a plain type is empty
     x.name: get_args(x.type) or (x.type,) for x in fields(Settings)
 }
 OF_CHIP = tuple(name for name in OPTIONS if name in CHIP_OPTIONS)
+
+
+def before_it(values: Values) -> dict[str, Any]:
+    """What a run of these settings had of options that are newer than it."""
+    found = {x.name: x.default for x in fields(Settings) if x.default is not MISSING}
+    if values.get("crossbar") is not None:
+        later = (name for name in OF_CHIP if OPTIONS[name].has("later"))
+        found |= {name: CHIP_OPTIONS[name].default for name in later}
+    return found
+
+
 # What may differ between a run and the one that goes on with it: how it runs, how long, and where
 # its files are.
 MAY_CHANGE = {name for name, x in OPTIONS.items() if x.has("resume")}

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from distiller import MEMBRANE_LOSSES
 from engine.run_folder import checkpoints_of
 from load_settings import parse_settings
 from runtime.errors import UserError
-from settings import OPTIONS, TYPES, Settings, build_parser, complete, is_flag
+from settings import OPTIONS, TYPES, Settings, before_it, build_parser, complete, is_flag
 
 METHODS = {  # a run's name in a study: options of main.py
     "student": ("--paper_setting", "student"),
@@ -114,7 +114,7 @@ def telling(settings: Settings) -> str:
     """All settings that its numbers depend on, as name=value words of a shell. An option that an
     older version has not is left out where it has the value that older runs are taken to have."""
     words = []
-    before = {x.name: x.default for x in fields(Settings) if x.default is not MISSING}
+    before = before_it(vars(settings))
     for name, value in sorted(told(settings).items()):
         if value is not None and (name not in before or value != before[name]):
             words.append(f"{name}={shlex.quote(str(value))}")

@@ -15,9 +15,10 @@ import data_loader
 import main
 from checkpoints import load_checkpoint
 from conftest import DIGITS, refused
+from experiments.plan import telling
 from load_settings import parse_settings, read_settings
 from runtime.errors import UserError
-from settings import DATA_SETS, MAY_CHANGE, OPTIONS, build_parser, is_flag
+from settings import DATA_SETS, MAY_CHANGE, OF_CHIP, OPTIONS, build_parser, chip_defaults, is_flag
 from spikesim_eval.__main__ import main as spikesim_eval
 from test_bad_input import ORIGINAL, STUDENT
 
@@ -355,6 +356,25 @@ def test_an_older_version_s_default_save_path_is_found_again():
     expected = "digits-student-3bit-depth18-width2-T4-bn-bits6-clip-grad3.0-batch-size32"
     expected += "-accumulate2-augmentnone-epochs2-lr1.0-weight-decay0.1-seed0"
     assert parse_settings(options.split()).save_path == f"./checkpoints/{expected}"
+
+
+def test_a_network_trained_for_a_chip_before_a_newer_law_was_trained_without_it(trained, tmp_path):
+    path, content = tmp_path / "old.pth", torch.load(trained["qamd"], weights_only=True)
+    later = [name for name in OF_CHIP if OPTIONS[name].has("later")]
+    assert "read_floor" in later
+    own = {name: chip_defaults("spikesim-65nm")[name] for name in OF_CHIP}
+    content["settings"] |= {"crossbar": "spikesim-65nm"} | own
+    torch.save(content, path)
+    today = load_checkpoint(path).settings
+    assert today.read_floor == 0
+    for name in later:
+        del content["settings"][name]
+    torch.save(content, path)
+    assert load_checkpoint(path).settings == today
+    # nor is a run of a study then another one
+    assert "read_noise=0.0" in telling(today)
+    assert "read_floor" not in telling(today)
+    assert "read_floor=0.1" in telling(replace(today, read_floor=0.1))
 
 
 def test_a_checkpoint_from_before_the_newer_options_is_read_and_none_without_the_first(
