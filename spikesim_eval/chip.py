@@ -84,7 +84,8 @@ def check_option(about: Field, value: object) -> None:
             sorted(found) != found or (found[0], found[-1]) != (0, 1)
         ):
             raise UserError(f"{about.name} must rise from 0 to 1, got {show(value)}")
-        if key == "device.programming" and min(np.polyval(found[::-1], EVERY_TARGET)) < -1e-12:
+        targets = np.linspace(0, 1, 257)
+        if key == "device.programming" and min(np.polyval(found[::-1], targets)) < -1e-12:
             raise UserError(
                 f"{about.name} is a deviation, and must be at least 0 for all g from 0 to 1, got "
                 f"{show(value)}"
@@ -139,7 +140,6 @@ def seconds(text: str) -> float:
 
 TIMES = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "y": 365.25 * 86400.0}
 LONGEST_S = 100 * TIMES["y"]
-EVERY_TARGET = np.linspace(0, 1, 257)  # of the conductances that cells are written to
 MOST_TRIALS = 10**6
 
 

@@ -18,7 +18,7 @@ from runtime.errors import UserError
 
 from .calibration import calibration_of
 from .chip import OPTIONS, Chip, Draws, bits_by_layer, check_layers
-from .device_plots import adc_plot, bands_plot, edap_plot, layers_plot
+from .device_plots import MEANING, adc_plot, bands_plot, edap_plot, layers_plot
 from .estimate import estimate
 from .layer_list import Subject, check_int, check_number
 from .nonideal import (
@@ -42,8 +42,7 @@ from .render import (
 
 COSTS = ("energy_pj", "delay_ns", "area_um2", "edap_pj_ns_um2")  # of an image
 SURE = 1.959964  # standard deviations on both sides of which 95 % of normal numbers lie
-OVER = ("sigma", "read_noise", "read_floor", "stuck_on", "stuck_off", "after", "wire_ohm")
-OVER += ("on_off_ratio",)
+OVER = tuple(MEANING)  # options that have an axis
 
 
 def wilson(good: int, of: int) -> tuple[float, float]:
